@@ -1,0 +1,1 @@
+"""The paper and nothing else: pure functions over arrays; no files, meshes, jit or models."""

@@ -1,0 +1,243 @@
+"""One training iteration of Exploratory Iteration (ExIt, Algorithm 1), from parts that come in as arguments."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from exit_jax.algorithm import buffer as buffers
+from exit_jax.algorithm import grpo
+from exit_jax.algorithm.diversity import diversity
+from exit_jax.algorithm.learnability import learnability, reward
+from exit_jax.algorithm.selection import stream
+from exit_jax.algorithm.types import MODES, Array, ExItConfig, Grades, History, Instances, Metrics, Params
+from exit_jax.algorithm.types import Rollouts, State, TaskBuffer
+
+Select = Callable[[State], Instances]
+Rollout = Callable[[Params, Instances, Array], Rollouts]
+Grade = Callable[[Instances, Rollouts], Grades]
+Learn = Callable[[State, Instances, Rollouts, Grades], tuple[State, Metrics]]
+
+
+def iterate(select: Select, rollout: Rollout, grade: Grade, learn: Learn, state: State) -> tuple[State, Metrics]:
+    """Run one training iteration: select instances, expand them into rollouts, grade these, learn from them."""
+    instances = select(state)
+    rollouts = rollout(state.params, instances, stream(state.key, "sample", state.step))
+    grades = grade(instances, rollouts)
+    return learn(state, instances, rollouts, grades)
+
+
+def learn(
+    config: ExItConfig,
+    logprobs: grpo.Logprobs,
+    optimizer: optax.GradientTransformation,
+    state: State,
+    instances: Instances,
+    rollouts: Rollouts,
+    grades: Grades,
+) -> tuple[State, Metrics]:
+    """Score the instances, update the policy by GRPO and the buffer by Algorithm 1."""
+    before = instances.history.quality
+    reward_BG = reward(config.reward, grades.quality, grades.valid, before, instances.mode)
+    score_B = learnability(grades.quality if config.learnability_of == "quality" else reward_BG)
+
+    advantage_BG = grpo.advantages(reward_BG, config.advantage_norm, config.advantage_eps)
+    diversity_BG = diversity(grades.embedding, config.diversity_cap)
+    if config.diversity_bonus:
+        advantage_BG = advantage_BG * diversity_BG
+    params, opt_state, metrics = grpo.update(
+        config,
+        logprobs,
+        optimizer,
+        state.params,
+        state.reference,
+        state.opt_state,
+        instances,
+        rollouts,
+        advantage_BG,
+    )
+    step = state.step + 1
+    reference = grpo.mix_reference(state.reference, params, step, config.reference_every, config.reference_mix)
+
+    key = stream(state.key, "expand", state.step)
+    buffer, first_B, expansion = expand(config, state.buffer, instances, rollouts, grades, score_B, step, key)
+    state = dataclasses.replace(
+        state,
+        params=params,
+        reference=reference,
+        opt_state=opt_state,
+        buffer=buffer,
+        step=step,
+        cursor=state.cursor + (~instances.from_buffer).sum(dtype=jnp.int32),
+        num_distinct=state.num_distinct + (instances.fresh & first_B).sum(dtype=jnp.int32),
+    )
+    metrics |= expansion | batch_metrics(instances, rollouts, grades, reward_BG, score_B, step)
+    metrics |= buffer_metrics(buffer, step) | {
+        "distinct_instances": state.num_distinct,
+        "diversity_max": diversity_BG.max(),
+    }
+    return state, metrics
+
+
+def expand(
+    config: ExItConfig,
+    buffer: TaskBuffer,
+    instances: Instances,
+    rollouts: Rollouts,
+    grades: Grades,
+    score_B: Array,
+    step: Array,
+    key: Array,
+) -> tuple[TaskBuffer, Array, Metrics]:
+    """Write S to the instances and insert their children with the same S (ExIt Algorithm 1, "Buffer update").
+
+    Where a batch drew one history several times, each draw is an estimate of the same variance: the history and all
+    its children get their mean, and a base task among them is inserted once.
+
+    Returns:
+      The buffer; bool [B], True for the first of the instances that hold the same history; metrics.
+    """
+    history = instances.history
+    same_BB = same_history(history)
+    score_B = jnp.where(same_BB, score_B, 0.0).sum(1) / same_BB.sum(1)
+    first_B = jnp.argmax(same_BB, axis=1) == jnp.arange(score_B.size)
+    slot_B, found_B = buffers.locate(buffer, history)
+    buffer = buffers.rescore(buffer, slot_B, found_B, score_B)
+
+    enters_B = first_B & ~found_B & buffers.is_base_task(history)
+    buffer, new_id_B = buffers.assign_ids(buffer, enters_B)
+    parent_id_B = jnp.where(found_B, buffer.history.id[slot_B], new_id_B[jnp.argmax(same_BB, axis=1)])
+    base = dataclasses.replace(history, id=new_id_B, born=jnp.full_like(history.born, step))
+
+    children, wanted_BGU, counts = make_children(config, instances, rollouts, grades, step, key)
+    buffer, child_id = buffers.assign_ids(buffer, wanted_BGU.reshape(-1))
+    children = dataclasses.replace(
+        children,
+        id=child_id.reshape(wanted_BGU.shape),
+        parent=jnp.broadcast_to(parent_id_B[:, None, None], wanted_BGU.shape),
+    )
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), children)
+    newcomers = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), base, flat)
+    child_score = jnp.broadcast_to(score_B[:, None, None], wanted_BGU.shape).reshape(-1)
+    num_draws = jnp.concatenate([same_BB.sum(1), jnp.zeros_like(child_id)])
+    buffer, inserted = buffers.insert(buffer, newcomers, jnp.concatenate([score_B, child_score]), num_draws)
+    counts["buffer/inserted"] = inserted.sum()
+    counts["buffer/rescored"] = (found_B & first_B).sum()
+    return buffer, first_B, counts
+
+
+def same_history(history: History) -> Array:
+    """Return bool [B, B], which instances hold the same history: the same base task, or the same buffer entry."""
+    is_base = buffers.is_base_task(history)
+    value = jnp.where(is_base, history.task, history.id)
+    return (is_base[:, None] == is_base) & (value[:, None] == value)
+
+
+def make_children(
+    config: ExItConfig, instances: Instances, rollouts: Rollouts, grades: Grades, step: Array, key: Array
+) -> tuple[History, Array, Metrics]:
+    """Choose the histories that enter the buffer: children [B, G, U], wanted bool [B, G, U], and what was left out.
+
+    Unfinished rollouts and answers that equal their parent's are left out and counted. Without self-iteration a child
+    keeps its turn prefix but drops its response, and one that would be a base task again is left out.
+    """
+    children, parent = grades.children, instances.history
+    children = dataclasses.replace(children, born=jnp.full_like(children.born, step))
+    usable_BGU = grades.insertable & rollouts.finished[..., None]
+    unchanged_BGU = usable_BGU & same_answer(children, parent)
+    wanted_BGU = usable_BGU & ~unchanged_BGU
+    if config.max_depth:
+        wanted_BGU = wanted_BGU & (children.step + 1 <= config.max_depth)
+    if config.children != "all":
+        preference = grades.quality if config.children == "best" else jax.random.uniform(key, grades.quality.shape)
+        chosen = jnp.argmax(jnp.where(wanted_BGU.any(-1), preference, -1.0), axis=1)
+        wanted_BGU = wanted_BGU & (jnp.arange(preference.shape[1]) == chosen[:, None])[..., None]
+    if not config.self_iteration:
+        no_answer = jnp.array([1, 1, 0, 0])  # keep context and request, drop solution and feedback
+        children = dataclasses.replace(
+            children,
+            lengths=children.lengths * no_answer.reshape((1,) * (children.lengths.ndim - 1) + (4,)),
+            step=jnp.full_like(children.step, -1),
+            quality=jnp.zeros_like(children.quality),
+        )
+        wanted_BGU = wanted_BGU & (children.turn > 0)
+    return children, wanted_BGU, {"children_unchanged": unchanged_BGU.sum(), "children_unusable": (~usable_BGU).sum()}
+
+
+def same_answer(children: History, parent: History) -> Array:
+    """Return bool [B, G, U]: does a child hold the very context, request and solution of its parent [B]?"""
+    parent_lengths, parent_tokens = parent.lengths[:, None, None], parent.tokens[:, None, None]
+    equal_lengths = (children.lengths[..., :3] == parent_lengths[..., :3]).all(-1)
+    position = jnp.arange(children.tokens.shape[-1]).reshape((1,) * (children.tokens.ndim - 1) + (-1,))
+    beyond = position >= parent_lengths[..., :3].sum(-1, keepdims=True)
+    return equal_lengths & (beyond | (children.tokens == parent_tokens)).all(-1)
+
+
+def batch_metrics(instances, rollouts, grades, reward_BG, score_B, step) -> Metrics:
+    """Return what is worth knowing of one batch; a mean over nothing is NaN."""
+    history, drawn = instances.history, instances.from_buffer
+
+    def mean_where(value, keep):
+        count = keep.sum()
+        return jnp.where(count > 0, jnp.where(keep, value, 0.0).sum() / jnp.maximum(count, 1), jnp.nan)
+
+    metrics = {
+        "reward": reward_BG.mean(),
+        "quality": grades.quality.mean(),
+        "exact": (grades.quality >= 1.0).mean(),
+        "invalid": 1.0 - grades.valid.mean(),
+        "unfinished": 1.0 - rollouts.finished.mean(),
+        "response_length": rollouts.mask.sum(-1).mean(),
+        "learnability": score_B.mean(),
+        "zero_variance_groups": (reward_BG.max(1) == reward_BG.min(1)).mean(),
+        "from_buffer": drawn.mean(),
+        "start_depth": (history.step + 2).mean(),  # ordinal of the response that is made, 1 for the first
+        "start_turn": (history.turn + 1).mean(),
+        "sampled_from_iteration": mean_where(history.born, drawn),
+        "sampled_age": mean_where(step - history.born, drawn),
+        "prompt_truncated": (instances.prompt_length > instances.prompt.shape[1]).sum(),
+    }
+    for index, mode in enumerate(MODES):
+        chosen = instances.mode == index
+        metrics[f"quality/{mode}"] = mean_where(grades.quality.mean(1), chosen)
+        metrics[f"learnability/{mode}"] = mean_where(score_B, chosen)
+        metrics[f"share/{mode}"] = chosen.mean()
+    return metrics
+
+
+def buffer_metrics(buffer: TaskBuffer, step: Array) -> Metrics:
+    """Return fill, score quantiles, age and depth of the buffer; NaN while it is empty."""
+    held = buffers.filled(buffer)
+    score = jnp.where(held, buffer.score, jnp.nan)
+    quantiles = jnp.nanquantile(score, jnp.array([0.0, 0.5, 1.0]))
+
+    def mean(value):
+        return jnp.nanmean(jnp.where(held, value, jnp.nan))
+
+    return {
+        "buffer/fill": held.mean(),
+        "buffer/score_min": quantiles[0],
+        "buffer/score_median": quantiles[1],
+        "buffer/score_max": quantiles[2],
+        "buffer/age": mean(step - buffer.history.born),
+        "buffer/depth": mean(buffer.history.step + 1),
+        "buffer/never_drawn": mean(buffer.num_draws == 0),
+    }
+
+
+def init_state(config: ExItConfig, params: Params, opt_state, key: Array, history_width: int) -> State:
+    """Return the state before the first iteration: an empty buffer, the reference at the initial parameters."""
+    return State(
+        params=params,
+        reference=jax.tree.map(jnp.copy, params) if config.kl_coef else None,
+        opt_state=opt_state,
+        buffer=buffers.create(config.buffer_size, history_width),
+        key=key,
+        step=jnp.int32(0),
+        cursor=jnp.int32(0),
+        num_distinct=jnp.int32(0),
+    )
+
+

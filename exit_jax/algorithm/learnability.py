@@ -1,0 +1,39 @@
+"""Rewards of a response, and the learnability score S that orders the buffer (ExIt §4, §4.1, App. A)."""
+
+import jax.numpy as jnp
+
+from exit_jax.algorithm.types import IMPROVE, Array
+
+
+def improvement(quality: Array, before: Array) -> Array:
+    """Return the share of the possible gain that was made: max(0, (q - q₀) / (1 - q₀)), and 0 where q₀ = 1 (ExIt App. A)."""
+    headroom = 1.0 - before
+    return jnp.where(headroom > 0, jnp.maximum(quality - before, 0.0) / jnp.where(headroom > 0, headroom, 1.0), 0.0)
+
+
+def reward(kind: str, quality: Array, valid: Array, before: Array, mode: Array) -> Array:
+    """Pay rollouts of B prompts: float32 [B, G] in [0, 1].
+
+    Base and diverge steps are paid the plain quality. Improve steps are paid by ``kind``: "quality"; "improvement", which
+    stops paying an answer for staying right; "improve_or_keep", which is the improvement while the answer is wrong
+    and the plain quality once it is right, so that a wrong try costs no more than no try, but breaking a right answer
+    costs all. A response that is not valid is paid 0.
+
+    Args:
+      quality, valid: [B, G], after the response.
+      before: [B], the quality of what the instance held.
+      mode: [B].
+    """
+    before_B1, improve_B1 = before[:, None], (mode == IMPROVE)[:, None]
+    gain = improvement(quality, before_B1)
+    paid = {
+        "quality": quality,
+        "improvement": gain,
+        "improve_or_keep": jnp.where(before_B1 < 1.0, gain, quality),
+    }[kind]
+    return jnp.where(valid, jnp.where(improve_B1, paid, quality), 0.0)
+
+
+def learnability(outcome: Array) -> Array:
+    """Return S [B], the (population) variance of outcomes [B, G] in [0, 1] within each group; at most 1/4."""
+    return jnp.var(outcome, axis=1)

@@ -1,0 +1,167 @@
+"""The pytrees and settings that one ExIt iteration passes around.
+
+Dimension letters, used as suffixes of array names everywhere in exit_jax:
+
+    B  prompts an iteration        M  base tasks of a split
+    G  rollouts a prompt           N  slots of the task buffer
+    P  prompt tokens               W  tokens of a packed history
+    T  completion tokens           U  histories that one rollout yields
+    V  vocabulary                  E  embedding of a response
+    L  layers   D  model   H  heads   K  key/value heads
+
+Words are the paper's (ExIt §2.1): a *turn* is one response within an episode, a *step* k is a self-iteration
+on one turn's response. ``step`` names the response that is held: -1 none yet, 0 the first response.
+"""
+
+import dataclasses
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+
+Array = jax.Array
+Params = Any  # a nested dict of arrays
+Metrics = dict[str, Array]
+
+PIECES = ("context", "request", "solution", "feedback")
+MODES = ("base", "improve", "diverge")
+BASE, IMPROVE, DIVERGE = range(3)
+NO_ID = -1
+
+_T = TypeVar("_T")
+
+
+@dataclass_transform(frozen_default=True)
+def pytree(cls: type[_T]) -> type[_T]:
+    """Make ``cls`` a frozen dataclass that JAX sees as a pytree of its fields."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+@pytree
+class History:
+    """Partial histories (ExIt §2.1) as ragged token pieces, packed end to end in one row each.
+
+    Leading dimensions are free: ``[N]`` in the buffer, ``[M]`` in the table of base tasks, ``[B, G, U]`` for children.
+    """
+
+    tokens: Array  # int32 [..., W]: the pieces in the order of PIECES, then zeros
+    lengths: Array  # int32 [..., 4]: tokens of each piece
+    id: Array  # int32 [...]: number of its insertion, NO_ID outside the buffer
+    task: Array  # int32 [...]: row of the base task it stems from
+    turn: Array  # int32 [...]: turn whose response is held or due, from 0
+    step: Array  # int32 [...]: self-iteration step of the response that is held, -1 if none
+    quality: Array  # float32 [...]: quality in [0, 1] of what is held
+    born: Array  # int32 [...]: training iteration that made it
+    parent: Array  # int32 [...]: id of the history it was improved from, NO_ID for base tasks
+
+
+@pytree
+class Instances:
+    """The self-improvement task instances that one iteration trains on."""
+
+    history: History  # [B]
+    mode: Array  # int32 [B]: BASE, IMPROVE or DIVERGE
+    from_buffer: Array  # bool [B]
+    fresh: Array  # bool [B]: never trained on before
+    prompt: Array  # int32 [B, P], padded on the right
+    prompt_length: Array  # int32 [B]
+
+
+@pytree
+class Rollouts:
+    """Responses exactly as they were sampled; gradients are taken on nothing else."""
+
+    tokens: Array  # int32 [B, G, T]
+    mask: Array  # bool [B, G, T], True for tokens that the policy sampled
+    logp: Array  # float32 [B, G, T], nats a token under the distribution sampled from, 0 where masked
+    finished: Array  # bool [B, G], False where the response ran out of room
+
+
+@pytree
+class Grades:
+    """What a domain says of rollouts."""
+
+    quality: Array  # float32 [B, G] in [0, 1]: quality of the history that results
+    valid: Array  # bool [B, G], False for a response that could not be used; it is paid 0
+    embedding: Array  # float32 [B, G, E]: of the response, for the diversity bonus
+    children: History  # [B, G, U]: pieces, task, turn, step and quality are set
+    insertable: Array  # bool [B, G, U]: may enter the buffer
+
+
+@pytree
+class TaskBuffer:
+    """The bootstrapped task space B (ExIt §4.1): top N partial histories by learnability."""
+
+    history: History  # [N], id NO_ID in an empty slot
+    score: Array  # float32 [N]: learnability S, -inf in an empty slot
+    num_draws: Array  # int32 [N]: how often the entry was trained on
+    next_id: Array  # int32 []: ids count insertions, so a smaller id is an older entry
+
+
+@pytree
+class State:
+    """All state of a run; restoring it resumes the run exactly."""
+
+    params: Params
+    reference: Params  # None without a KL term
+    opt_state: Any
+    buffer: TaskBuffer
+    key: Array  # root PRNG key, constant over the run
+    step: Array  # int32 []: training iterations done
+    cursor: Array  # int32 []: base tasks drawn, the position in the shuffled epochs
+    num_distinct: Array  # int32 []: distinct instances trained on
+
+
+@dataclasses.dataclass(frozen=True)
+class ExItConfig:
+    """Settings of Algorithm 1. The config files give every one of them; ``choice`` lists the words allowed."""
+
+    num_prompts: int  # B
+    group_size: int  # G
+    # Selection (ExIt §4.1)
+    buffer_size: int  # N
+    min_buffer_size: int  # B_min: select from the buffer once it holds this many
+    selection_prob: float  # p
+    selection: str  # "softmax": P(i) ∝ exp(κ S_i); "uniform"
+    score_temperature: float  # κ
+    self_iteration: bool  # False: the buffer holds base tasks and turn prefixes only (curriculum ablation)
+    divergence_prob: float  # p_div (ExIt §4.2)
+    max_depth: int  # histories that hold more responses than this stay out; 0 for no limit
+    children: str  # which rollouts of a group enter the buffer: "all", "best", "one"
+    learnability_of: str  # S is the variance of "quality" or of "reward"
+    # Reward (ExIt §4, App. A)
+    reward: str  # of improve steps: "quality", "improvement" or "improve_or_keep"
+    diversity_bonus: bool  # ExIt eq. 6
+    diversity_cap: float  # upper bound on d; inf for none
+    # GRPO (ExIt §2.2, App. A)
+    advantage_norm: str  # divide by the standard deviation of the "group", the "batch", or "none"
+    advantage_eps: float
+    zero_variance: str  # groups of equal rewards: "keep" (they still get KL and entropy) or "drop"
+    clip_low: float
+    clip_high: float
+    ratio_level: str  # "token", or "sequence" (GSPO)
+    aggregation: str  # "sequence_mean", "token_mean" or "dr_grpo"
+    mask_overlong: bool  # no gradient for responses that ran out of room
+    kl_coef: float  # β; 0 keeps no reference policy
+    kl_estimator: str  # "k1", "k2" or "k3"
+    entropy_coef: float
+    num_epochs: int  # updates a batch
+    reference_every: int  # M
+    reference_mix: float  # α
+    temperature: float  # of sampling, and of the log-probs
+
+    CHOICES = {
+        "selection": ("softmax", "uniform"),
+        "children": ("all", "best", "one"),
+        "learnability_of": ("quality", "reward"),
+        "reward": ("quality", "improvement", "improve_or_keep"),
+        "advantage_norm": ("group", "batch", "none"),
+        "zero_variance": ("keep", "drop"),
+        "ratio_level": ("token", "sequence"),
+        "aggregation": ("sequence_mean", "token_mean", "dr_grpo"),
+        "kl_estimator": ("k1", "k2", "k3"),
+    }
+
+    def __post_init__(self):
+        for field, choices in self.CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(f"algorithm.{field} = {getattr(self, field)!r} is not one of {choices}")

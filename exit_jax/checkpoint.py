@@ -1,0 +1,54 @@
+"""Save and restore all state of a run with orbax; a damaged checkpoint costs the steps since the one before."""
+
+import logging
+import pathlib
+from typing import TypeVar
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class Checkpoints:
+    """The checkpoints of one folder, newest ``keep`` kept, written in the background."""
+
+    def __init__(self, folder: pathlib.Path, keep: int):
+        self._folder = folder
+        policy = ocp.training.preservation_policies.LatestN(keep)
+        always = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+        self._open = lambda: ocp.training.Checkpointer(
+            folder, preservation_policy=policy, save_decision_policy=always, cleanup_tmp_directories=True
+        )
+        self._checkpointer = self._open()
+
+    def steps(self) -> list[int]:
+        """Return the steps that can be restored, oldest first."""
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+    def save(self, step: int, state) -> None:
+        """Start to save a pytree as the checkpoint of ``step``, unless there is one; returns once the arrays are copied."""
+        if step not in self.steps():
+            self._checkpointer.save_async(step, state)
+
+    def restore_latest(self, like: _T) -> _T | None:
+        """Return the newest checkpoint that can be read, with the structure and shardings of ``like``; None without any.
+
+        One that cannot be read is renamed to ``<step>.damaged`` and reported, and the one before it is tried.
+        """
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        for step in reversed(self.steps()):
+            try:
+                return self._checkpointer.load(step, abstract)
+            except Exception as error:  # orbax and tensorstore raise many kinds on damaged files
+                damaged = self._folder / str(step)
+                log.warning("checkpoint %s cannot be read and is set aside: %s", damaged, str(error).splitlines()[0])
+                self._checkpointer.close()
+                damaged.rename(damaged.with_suffix(".damaged"))
+                self._checkpointer = self._open()
+        return None
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        self._checkpointer.close()

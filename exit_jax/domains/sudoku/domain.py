@@ -1,0 +1,316 @@
+"""The sudoku domain: a response is an edit script on the grid that is held, graded in jnp on the device.
+
+A prompt is the mode, the grid cell by cell (clues and the policy's own digits are different tokens) and one feedback
+token. A response is up to ``max_edits`` pairs (cell, digit), then the end token; so an empty puzzle of 9 and more
+blanks cannot be solved by one response.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from exit_jax.algorithm.prompts import pack, piece
+from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, NO_ID, Array, Grades, History, Instances, Rollouts
+from exit_jax.domains.domain import Domain
+from exit_jax.domains.sudoku import puzzles
+
+OPEN, STUCK, CLASH, DONE = range(4)  # what the feedback token says of a grid; all can be read off the grid itself
+
+
+@dataclasses.dataclass(frozen=True)
+class SudokuConfig:
+    """The family of puzzles and of the warm start's demonstrations."""
+
+    box: int  # 2 for 4x4, 3 for 9x9
+    num_clues: tuple[int, int]  # of training tasks, inclusive
+    num_train: int
+    eval_clues: tuple[int, int]  # of validation and test tasks, inclusive
+    num_eval: int
+    max_edits: int  # (cell, digit) pairs a response
+    data_seed: int
+    feedback: bool  # False: the feedback token always says "open"
+    demo_clues: tuple[int, int]  # of the puzzles that the warm start is shown, inclusive
+    demo_noise: float  # share of demonstrated digits that are random
+    demo_wrong: float  # share of the own digits in a demonstration's grid that are random
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Token ids: pad, modes, feedback, end, answer digits, answer cells, then 2n + 1 tokens for each cell of the grid.
+
+    A grid token names its cell and what stands there (blank, clue d, own digit d). The cell is part of the token because
+    with one token a content and RoPE alone, telling cells apart took most of the warm start (docs/results.md).
+    """
+
+    box: int
+
+    mode = (1, 2, 3)
+    feedback = 4  # + OPEN .. DONE
+    end = 8
+
+    @property
+    def digits(self) -> int:
+        return self.box**2
+
+    @property
+    def cells(self) -> int:
+        return self.box**4
+
+    @property
+    def digit(self) -> int:  # answer digit d is digit + d
+        return self.end
+
+    @property
+    def cell(self) -> int:  # answer cell c is cell + c
+        return self.digit + self.digits + 1
+
+    @property
+    def grid(self) -> Array:  # [C]: the token of cell c blank; + d with clue d, + n + d with own digit d
+        return self.cell + self.cells + jnp.arange(self.cells) * (2 * self.digits + 1)
+
+    @property
+    def size(self) -> int:
+        return self.cell + self.cells + self.cells * (2 * self.digits + 1)
+
+
+def grid_tokens(vocabulary: Vocabulary, given: Array, grid: Array) -> Array:
+    """Return the tokens [..., C] of a grid whose non-zero cells of ``given`` are clues."""
+    content = jnp.where((given == 0) & (grid > 0), vocabulary.digits + grid, grid)
+    return content + vocabulary.grid.reshape((1,) * (grid.ndim - 1) + (-1,))
+
+
+def clashes(box: int, grid: Array) -> Array:
+    """Return which filled cells share a row, column or box with an equal digit, bool [..., C]."""
+    is_peer = np.zeros((box**4, box**4), bool)
+    for cell, neighbours in enumerate(puzzles.peers(box)):
+        is_peer[cell, list(neighbours)] = True
+    equal = (grid[..., :, None] == grid[..., None, :]) & (grid[..., :, None] > 0)
+    return (equal & jnp.broadcast_to(is_peer, equal.shape)).any(-1)
+
+
+def quality(box: int, given: Array, grid: Array) -> Array:
+    """Return the share of non-given cells that are filled without a clash, float32 [...]; 1 means solved."""
+    right = (grid > 0) & ~clashes(box, grid) & (given == 0)
+    return right.sum(-1) / jnp.maximum((given == 0).sum(-1), 1)
+
+
+def feedback(box: int, grid: Array) -> Array:
+    """Return what can be read off a grid [..., C]: CLASH, else DONE, else STUCK (a blank without a digit), else OPEN."""
+    n = box * box
+    is_peer = np.zeros((box**4, box**4), np.float32)
+    for cell, neighbours in enumerate(puzzles.peers(box)):
+        is_peer[cell, list(neighbours)] = 1.0
+    seen = jnp.einsum("...cd,ec->...ed", jax.nn.one_hot(grid - 1, n), jnp.asarray(is_peer))
+    blank = grid == 0
+    stuck = (blank & (seen > 0).all(-1)).any(-1)
+    state = jnp.where(stuck, STUCK, jnp.where(blank.any(-1), OPEN, DONE))
+    return jnp.where(clashes(box, grid).any(-1), CLASH, state)
+
+
+def apply_script(vocabulary: Vocabulary, max_edits: int, given: Array, grid: Array, tokens: Array) -> tuple[Array, Array]:
+    """Apply edit scripts tokens [..., T] to grids [..., C].
+
+    A script is up to ``max_edits`` pairs (cell, digit), then the end token; what stands behind it is ignored. Edits apply in
+    order, so the last one of a cell counts. Any other sequence, and any edit of a given cell, is invalid and changes nothing.
+
+    Returns:
+      The grids after the scripts, and valid bool [...].
+    """
+    v = vocabulary
+    ended = tokens == v.end
+    length = jnp.where(ended.any(-1), jnp.argmax(ended, -1), tokens.shape[-1] + 1)
+    valid = (length % 2 == 0) & (length <= 2 * max_edits)
+    edited = grid
+    for edit in range(max_edits):
+        used = 2 * edit < length
+        cell, digit = tokens[..., 2 * edit] - v.cell, tokens[..., 2 * edit + 1] - v.digit
+        target = jnp.arange(v.cells) == cell[..., None]
+        legal = (cell >= 0) & (digit >= 1) & (digit <= v.digits) & ~(target & (given > 0)).any(-1)
+        valid &= legal | ~used
+        edited = jnp.where(target & used[..., None], digit[..., None], edited)
+    return jnp.where(valid[..., None], edited, grid), valid
+
+
+def unpack(vocabulary: Vocabulary, history: History) -> tuple[Array, Array]:
+    """Return the clues and the current grid of histories, digits [..., C] each; without a solution they are equal."""
+    v = vocabulary
+    blank = v.grid.reshape((1,) * history.step.ndim + (-1,))
+    given = piece(history, "request", v.cells)[0] - blank
+    solution, length = piece(history, "solution", v.cells)
+    content = jnp.where((length > 0)[..., None], solution - blank, given)
+    return given, jnp.where(content > v.digits, content - v.digits, content)
+
+
+def make_history(config: SudokuConfig, given: Array, grid: Array, **fields: Array) -> History:
+    """Pack clues and grids [..., C] as histories; those at step -1 hold a request only."""
+    v = Vocabulary(config.box)
+    shape = given.shape[:-1]
+    held = fields["step"] >= 0
+    state = feedback(config.box, grid) if config.feedback else jnp.zeros(shape, jnp.int32)
+    tokens, lengths = pack(
+        {
+            "request": (grid_tokens(v, given, given), jnp.full(shape, v.cells)),
+            "solution": (grid_tokens(v, given, grid), jnp.where(held, v.cells, 0)),
+            "feedback": ((v.feedback + state)[..., None], held.astype(jnp.int32)),
+        },
+        width=2 * v.cells + 1,
+    )
+    return History(tokens=tokens, lengths=lengths, **fields)
+
+
+def grade(config: SudokuConfig, instances: Instances, rollouts: Rollouts) -> Grades:
+    """Run every script on the grid of its instance. The embedding is the grid that results, one-hot."""
+    v = Vocabulary(config.box)
+    parent = instances.history
+    group = rollouts.tokens.shape[:2]
+    given, grid = (jnp.broadcast_to(x[:, None], (*group, v.cells)) for x in unpack(v, parent))
+    tokens = jnp.where(rollouts.mask, rollouts.tokens, 0)
+    edited, valid = apply_script(v, config.max_edits, given, grid, tokens)
+
+    def spread(value):
+        return jnp.broadcast_to(value[:, None, None], (*group, 1))
+
+    result = quality(config.box, given, edited)
+    # an invalid script leaves the stored quality as it is, too: 0 for a base task, not the clue grid's own
+    result = jnp.where(valid, result, parent.quality[:, None])
+    children = make_history(
+        config,
+        given[:, :, None],
+        edited[:, :, None],
+        id=jnp.full((*group, 1), NO_ID),
+        task=spread(parent.task),
+        turn=spread(parent.turn),
+        step=spread(parent.step + 1),
+        quality=result[..., None],
+        born=jnp.zeros((*group, 1), jnp.int32),
+        parent=jnp.full((*group, 1), NO_ID),
+    )
+    embedding = jax.nn.one_hot(edited - 1, v.digits).reshape(*group, -1)
+    return Grades(quality=result, valid=valid, embedding=embedding, children=children, insertable=valid[..., None])
+
+
+def demonstrate(config: SudokuConfig, solved: Array, clued: Array, key: Array, count: int, group_size: int):
+    """Make noisy demonstrations: from any state towards the solution, never without need for an edit.
+
+    A puzzle gets a random share of its blanks filled, a share ``demo_wrong`` of them at random. Each script edits up to
+    ``max_edits`` cells that are blank or wrong, in the order of cells; each digit is random with ``demo_noise``. A solved
+    grid is answered by the end token alone.
+
+    Args:
+      solved, clued: digits [M, C] of the puzzles to draw from.
+
+    Returns:
+      Histories [K], their modes [K], and their scripts: tokens [K, G, T], mask [K, G, T]; K = count, G = group_size.
+    """
+    v = Vocabulary(config.box)
+    keys = iter(jax.random.split(key, 8))
+    row = jax.random.randint(next(keys), (count,), 0, solved.shape[0])
+    solution, given = solved[row], clued[row]
+    share = jax.random.uniform(next(keys), (count, 1)) * 1.25 - 0.1  # some grids stay blank, some become full
+    fill = (jax.random.uniform(next(keys), given.shape) < share) & (given == 0)
+    slips = jax.random.randint(next(keys), given.shape, 1, v.digits + 1)
+    slipped = jax.random.uniform(next(keys), given.shape) < config.demo_wrong
+    grid = jnp.where(given > 0, given, jnp.where(fill, jnp.where(slipped, slips, solution), 0))
+    started = fill.any(-1)
+    mode = jnp.where(jax.random.bernoulli(next(keys), shape=(count,)), IMPROVE, DIVERGE)
+    zeros = jnp.zeros(count, jnp.int32)
+    step = jnp.where(started, 0, -1)
+    fields = {"id": zeros, "task": zeros, "turn": zeros, "step": step, "born": zeros, "parent": zeros}
+    history = make_history(config, given, grid, quality=quality(config.box, given, grid), **fields)
+
+    cell_key, noise_key = next(keys), next(keys)
+    shape = (count, group_size, v.cells)
+    due = jnp.broadcast_to((grid != solution)[:, None], shape)
+    best, cells = jax.lax.top_k(jnp.where(due, jax.random.uniform(cell_key, shape), -1.0), config.max_edits)
+    cells = jnp.sort(jnp.where(best > 0, cells, v.cells), axis=-1)  # unneeded edits last
+    noisy = jax.random.randint(noise_key, shape, 1, v.digits + 1)
+    is_noisy = jax.random.uniform(jax.random.fold_in(noise_key, 1), shape) < config.demo_noise
+    digits = jnp.where(is_noisy, noisy, solution[:, None])
+    digits = jnp.take_along_axis(digits, jnp.minimum(cells, v.cells - 1), axis=-1)
+    pairs = jnp.stack([v.cell + cells, v.digit + digits], axis=-1).reshape(count, group_size, -1)
+    num_tokens = 2 * (cells < v.cells).sum(-1, keepdims=True)
+    position = jnp.arange(2 * config.max_edits + 1).reshape(1, 1, -1)
+    padded = jnp.pad(pairs, ((0, 0), (0, 0), (0, 1)))
+    tokens = jnp.where(position < num_tokens, padded, jnp.where(position == num_tokens, v.end, 0))
+    return history, jnp.where(started, mode, BASE), tokens, position <= num_tokens
+
+
+def describe(vocabulary: Vocabulary, history: History) -> list[str]:
+    """Draw each grid [K]: clues as digits, own digits in brackets, blanks as dots."""
+    given, grid = (np.asarray(x) for x in unpack(vocabulary, history))
+    n, box = vocabulary.digits, vocabulary.box
+
+    def cell(clue, digit):
+        return f" {clue} " if clue else f"({digit})" if digit else " . "
+
+    def draw(clues, digits):
+        rows = [[cell(c, d) for c, d in zip(clues[i : i + n], digits[i : i + n])] for i in range(0, n * n, n)]
+        bars = ["|".join("".join(row[i : i + box]) for i in range(0, n, box)) for row in rows]
+        rule = "+".join("-" * 3 * box for _ in range(box))
+        return f"\n{rule}\n".join("\n".join(bars[i : i + box]) for i in range(0, n, box))
+
+    return [draw(clues, digits) for clues, digits in zip(given, grid)]
+
+
+def make_domain(config: SudokuConfig) -> Domain:
+    """Build the sudoku domain; puzzles of a split are generated when first asked for."""
+    v = Vocabulary(config.box)
+
+    def generate(split):
+        train = split == "train"
+        clues, count = (config.num_clues, config.num_train) if train else (config.eval_clues, config.num_eval)
+        return puzzles.generate(split, config.box, tuple(clues), count, config.data_seed)
+
+    @functools.lru_cache
+    def tasks(split: str) -> History:
+        given = jnp.asarray(generate(split)[0])
+        row = jnp.arange(len(given))
+        constant = functools.partial(jnp.full_like, row)
+        return make_history(
+            config,
+            given,
+            given,
+            id=constant(NO_ID),
+            task=row,
+            turn=constant(0),
+            step=constant(-1),
+            quality=jnp.zeros(len(given)),
+            born=constant(0),
+            parent=constant(NO_ID),
+        )
+
+    def demonstrations(key, count, group_size):
+        clued, solved = puzzles.generate(
+            "train", config.box, tuple(config.demo_clues), config.num_train, config.data_seed
+        )
+        return demonstrate(config, jnp.asarray(solved), jnp.asarray(clued), key, count, group_size)
+
+    def complete(history: History) -> Array:
+        _, grid = unpack(v, history)
+        return (grid > 0).all(-1)
+
+    modes = [(v.mode[mode],) for mode in (BASE, IMPROVE, DIVERGE)]
+    demo = dataclasses.replace(config, num_clues=(0, 0), eval_clues=(0, 0), num_eval=0)
+    return Domain(
+        name=f"sudoku{v.digits}",
+        vocab_size=v.size,
+        history_width=2 * v.cells + 1,
+        prompt_width=v.cells + 2,
+        max_tokens=2 * config.max_edits + 1,
+        stop_token=v.end,
+        templates={
+            "base": (modes[0], "request"),
+            "improve": (modes[1], "solution", "feedback"),
+            "diverge": (modes[2], "solution", "feedback"),
+        },
+        tasks=tasks,
+        difficulty=lambda split: {"clues": (generate(split)[0] > 0).sum(-1)},
+        grade=functools.partial(grade, config),
+        complete=complete,
+        demonstrations=demonstrations,
+        demonstrations_id=repr(demo),
+        describe=functools.partial(describe, v),
+    )

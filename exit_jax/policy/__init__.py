@@ -1,0 +1,1 @@
+"""A language model as pure functions over a plain dict of parameters."""
