@@ -4,8 +4,8 @@
     python -m exit_jax.main --config configs/sudoku.py:variant=grpo,seed=1,setting=control
 
 Arguments:
-  variant: grpo | curriculum | improve | diverge | exit, the ablations of the paper (ExIt §5); all use the same
-    number of rollouts.
+  variant: grpo | curriculum | improve | diverge | exit, the ablations of the paper (ExIt §5), or exit-<change> with a
+    name of CHANGES. All use the same number of rollouts.
   seed: of parameters, demonstrations, selection and sampling. The puzzles are the same for all seeds.
   setting: paper, where training tasks have 4-7 clues like the held-out ones; or control, where they have 4-14, so that
     GRPO too is shown the states that ExIt finds by itself.
@@ -13,7 +13,21 @@ Arguments:
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("grpo", "curriculum", "improve", "diverge", "exit")
+VARIANTS = {
+    "grpo": {"selection_prob": 0.0, "self_iteration": False, "divergence_prob": 0.0, "diversity_bonus": False},
+    "curriculum": {"selection_prob": 0.5, "self_iteration": False, "divergence_prob": 0.0, "diversity_bonus": False},
+    "improve": {"selection_prob": 0.5, "self_iteration": True, "divergence_prob": 0.0, "diversity_bonus": False},
+    "diverge": {"selection_prob": 0.5, "self_iteration": True, "divergence_prob": 0.2, "diversity_bonus": False},
+    "exit": {"selection_prob": 0.5, "self_iteration": True, "divergence_prob": 0.2, "diversity_bonus": True},
+}
+CHANGES = {
+    "uniform": {"selection": "uniform"},
+    "sharp": {"score_temperature": 100.0},
+    "shallow": {"max_depth": 4},
+    "best": {"children": "best"},
+    "one": {"children": "one"},
+    "plain": {"reward": "quality", "learnability_of": "quality"},
+}
 SETTINGS = {"paper": (4, 7), "control": (4, 14)}
 
 
@@ -32,8 +46,11 @@ def get_config(arg: str = "") -> ConfigDict:
     """Return the experiment for "variant=...,seed=...,setting=..."."""
     given = parse(arg, variant="exit", seed=0, setting="paper")
     variant, setting = given["variant"], given["setting"]
-    if variant not in VARIANTS or setting not in SETTINGS:
-        raise ValueError(f"variant={variant} is not one of {VARIANTS}, or setting={setting} not of {tuple(SETTINGS)}")
+    base, _, change = variant.partition("-")
+    if base not in VARIANTS or (change and change not in CHANGES):
+        raise ValueError(f"variant={variant} is not one of {tuple(VARIANTS)}, or exit- and one of {tuple(CHANGES)}")
+    if setting not in SETTINGS:
+        raise ValueError(f"setting={setting} is not one of {tuple(SETTINGS)}")
 
     c = ConfigDict()
     c.name = f"sudoku-{setting}"
@@ -61,7 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.policy.num_kv_heads = 2
     c.policy.head_dim = 16
     c.policy.mlp_dim = 192
-    c.policy.rope_theta = 100.0  # positions end at 25
+    c.policy.rope_theta = 100.0  # positions end at 41
     c.policy.norm_eps = 1e-6
     c.policy.tie_embeddings = True
     c.policy.qkv_bias = False
@@ -88,16 +105,12 @@ def get_config(arg: str = "") -> ConfigDict:
     c.algorithm.group_size = 8
     c.algorithm.buffer_size = 1024
     c.algorithm.min_buffer_size = 128
-    c.algorithm.selection_prob = 0.0 if variant == "grpo" else 0.5
     c.algorithm.selection = "softmax"
     c.algorithm.score_temperature = 20.0
-    c.algorithm.self_iteration = variant not in ("grpo", "curriculum")
-    c.algorithm.divergence_prob = 0.2 if variant in ("diverge", "exit") else 0.0
     c.algorithm.max_depth = 0
     c.algorithm.children = "all"
     c.algorithm.learnability_of = "quality"
     c.algorithm.reward = "quality"
-    c.algorithm.diversity_bonus = variant == "exit"
     c.algorithm.diversity_cap = float("inf")
     c.algorithm.advantage_norm = "group"
     c.algorithm.advantage_eps = 1e-6
@@ -114,6 +127,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.algorithm.reference_every = 100
     c.algorithm.reference_mix = 1.0
     c.algorithm.temperature = 1.0
+
+    c.algorithm.update({**VARIANTS[base], **CHANGES.get(change, {})})
 
     c.optimizer = ConfigDict()
     c.optimizer.learning_rate = 3e-4
@@ -146,6 +161,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.run.profile = False
 
     c.study = ConfigDict()
-    c.study.variants = VARIANTS
+    c.study.variants = tuple(VARIANTS)
     c.study.seeds = (0, 1, 2)
     return c

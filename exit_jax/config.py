@@ -1,8 +1,7 @@
 """The schema of a config, its validation, and the workdir that it belongs to.
 
 Config files are ml_collections; ``validate`` turns one into the frozen dataclasses below, which is all that the other
-modules see, and reports every fault at once. Fields of ``Config.run`` and ``Config.eval`` are operational: they may
-differ when a run resumes. All others are scientific: they are fixed for a workdir.
+modules see, and reports every fault at once. The groups in OPERATIONAL may differ when a run resumes; all other fields are scientific and fixed for a workdir.
 """
 
 import dataclasses
@@ -77,6 +76,14 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """The runs of --mode study."""
+
+    variants: tuple[str, ...]  # values of the config file's argument "variant"
+    seeds: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One experiment."""
 
@@ -91,9 +98,10 @@ class Config:
     warm_start: WarmStartConfig
     eval: EvalConfig
     run: RunConfig
+    study: StudyConfig
 
 
-OPERATIONAL = ("run", "eval")
+OPERATIONAL = ("run", "eval", "study")
 
 
 class ConfigError(ValueError):

@@ -34,7 +34,7 @@ class Chains:
 
 @functools.lru_cache
 def chain_program(domain_name, fields, policy, settings: configs.EvalConfig, num_devices: int, restarts: bool):
-    """Jit (params, base tasks [R], first row int32 [], key) -> Chains; restarting chains begin anew every R responses."""
+    """Jit (params, base tasks [R], number of the batch) -> Chains; restarting chains begin anew every R responses."""
     domain: Domain = make_domain(domain_name, fields)
     mesh = meshes.make_mesh(num_devices)
     sampling = sampler.SamplingConfig(
@@ -62,7 +62,8 @@ def chain_program(domain_name, fields, policy, settings: configs.EvalConfig, num
         )
         return child, chains
 
-    def run(params, tasks, key):
+    def run(params, tasks, index):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), int(restarts)), index)
         tasks = meshes.shard_batch(mesh, tasks)
         body = functools.partial(respond, params, tasks, key)
         return jax.lax.scan(body, tasks, jnp.arange(max(settings.steps) + 1))[1]
@@ -76,15 +77,14 @@ def run_chains(config: Config, params: Params, split: str, restarts: bool) -> Ch
     program = chain_program(
         config.domain_name, config.domain, decoder_config(config), settings, config.run.num_devices, restarts
     )
-    tasks = make_domain(config.domain_name, config.domain).tasks(split)
+    tasks = jax.device_get(make_domain(config.domain_name, config.domain).tasks(split))
     num_tasks = tasks.task.shape[0]
-    key = jax.random.fold_in(jax.random.key(settings.seed), int(restarts))
     row_of = np.tile(np.arange(num_tasks), settings.samples_per_task)
     batches = []
     for index, start in enumerate(range(0, row_of.size, settings.batch_size)):
         rows = np.resize(row_of[start : start + settings.batch_size], settings.batch_size)  # the last batch repeats rows
         batch = jax.tree.map(lambda leaf: leaf[rows], tasks)
-        batches.append(jax.device_get(program(params, batch, jax.random.fold_in(key, index))))
+        batches.append(jax.device_get(program(params, batch, index)))
     chains = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[:, : row_of.size], *batches)
     return dataclasses.replace(chains, history=batches[0].history)
 

@@ -7,11 +7,16 @@ Any field of the config can be set on the command line: --config.algorithm.group
 
 import logging
 import pathlib
+import runpy
 import sys
 
 from absl import app, flags
 from ml_collections import config_flags
 
+from exit_jax.config import Config, ConfigError, open_workdir, validate, write_json
+from exit_jax.metrics import Timing
+
+FLAGS = flags.FLAGS
 MODES = ("train", "evaluate", "study", "report")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment to run, as <file>[:name=value,...].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<name>-<variant>-seed<seed>.")
@@ -20,26 +25,81 @@ _MODE = flags.DEFINE_enum(
     "train",
     MODES,
     "train: warm start, RL, evaluation and report, going on where the workdir stands; evaluate: the workdir's newest "
-    "policy; study: all variants and seeds of config.study; report: plots and tables of finished runs.",
+    "policy; study: all variants and seeds of config.study; report: plots and tables of the workdir, or of --runs.",
 )
-_RUNS = flags.DEFINE_list("runs", [], "With --mode report: folders of runs to compare.")
+_RUNS = flags.DEFINE_list("runs", [], "With --mode report: folders of finished runs to compare in one report.")
+
+
+def run_experiment(config: Config, workdir: pathlib.Path) -> dict:
+    """Train, or go on training, and evaluate; returns the evaluation."""
+    from exit_jax.evaluate import evaluate
+    from exit_jax.train import record_buffer, train
+
+    workdir = open_workdir(workdir, config)
+    timing = Timing()
+    with timing.phase("train"):
+        state = train(config, workdir)
+        record_buffer(state, workdir)
+    with timing.phase("evaluate"):
+        results = evaluate(config, state.params, workdir)
+    write_json(workdir / "timing.json", timing.summary())
+    return results
+
+
+def evaluate_workdir(config: Config, workdir: pathlib.Path) -> dict:
+    """Evaluate the newest policy of a workdir."""
+    from exit_jax.evaluate import evaluate
+    from exit_jax.train import restore
+
+    if not (workdir / "config.json").exists():
+        raise ConfigError(f"{workdir} holds no run; train first, or name the right --workdir")
+    workdir = open_workdir(workdir, config)
+    state = restore(config, workdir)
+    if state is None:
+        raise ConfigError(f"{workdir} holds no checkpoint; train first, or name the right --workdir")
+    return evaluate(config, state.params, workdir)
+
+
+def make_study_config(variant: str, seed: int) -> Config:
+    """Return the config file's experiment for another variant and seed, under the same command-line overrides."""
+    import jax
+
+    path, _, arg = config_flags.get_config_filename(FLAGS["config"]).partition(":")
+    kept = [item for item in arg.split(",") if item and item.partition("=")[0] not in ("variant", "seed")]
+    arg = ",".join([*kept, f"variant={variant}", f"seed={seed}"])
+    content = runpy.run_path(path)["get_config"](arg)
+    content.update_from_flattened_dict(config_flags.get_override_values(FLAGS["config"]))
+    return validate(content, jax.device_count())
 
 
 def main(_) -> int:
-    import jax  # imported here, so that --help and a wrong flag answer at once
+    """Carry out --mode; a fault of the user's making is one clear error and exit status 2."""
+    import jax
 
-    from exit_jax import commands
-    from exit_jax.config import ConfigError, validate
+    from exit_jax.report import report
+    from exit_jax.study import study
     from exit_jax.train import Interrupted
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        content = _CONFIG.value.copy_and_resolve_references()
-        study = content.pop("study", None)
-        config = validate(content, jax.device_count())
-        default = f"runs/{config.name}" + ("" if _MODE.value == "study" else f"-{config.variant}-seed{config.seed}")
-        workdir = pathlib.Path(_WORKDIR.value or default)
-        commands.run(_MODE.value, config, study, workdir, _RUNS.value)
+        config = validate(_CONFIG.value, jax.device_count())
+        suffix = "-study" if _MODE.value == "study" else f"-{config.variant}-seed{config.seed}"
+        workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.name}{suffix}").expanduser().absolute()
+        if _MODE.value == "train":
+            results = run_experiment(config, workdir)
+            show(results)
+            print(f"report: {report(workdir, [workdir])}")
+        elif _MODE.value == "evaluate":
+            show(evaluate_workdir(config, workdir))
+        elif _MODE.value == "study":
+            variants, seeds = config.study.variants, config.study.seeds
+            study(make_study_config, variants, seeds, workdir, run_experiment)
+            print((workdir / "study.md").read_text())
+            runs = [workdir / variant / f"seed{seed}" for variant in variants for seed in seeds]
+            print(f"report: {report(workdir, runs)}")
+        else:
+            runs = [pathlib.Path(run) for run in _RUNS.value] or [workdir]
+            print(f"report: {report(workdir, runs)}")
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -47,6 +107,13 @@ def main(_) -> int:
         print(f"\n{stop}", file=sys.stderr)
         return 128 + stop.signum
     return 0
+
+
+def show(results: dict) -> None:
+    """Print accuracy by k of every split."""
+    for split, figures in results.items():
+        row = "  ".join(f"k={k} {accuracy:.3f}" for k, accuracy in zip(figures["k"], figures["accuracy"]))
+        print(f"{split} accuracy: {row}")
 
 
 def entry() -> None:

@@ -1,5 +1,6 @@
 """Figures of a run, for tools: metrics.jsonl and TensorBoard events; and a progress line, for people."""
 
+import contextlib
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
@@ -84,3 +86,34 @@ def _clock(secs: float) -> str:
     minutes, secs = divmod(round(secs), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+
+
+class Timing:
+    """Seconds of each phase of a process, and what XLA compiled in it."""
+
+    _COMPILED = "/jax/core/compile/backend_compile_duration"
+
+    def __init__(self):
+        self._phases: dict[str, dict] = {}
+        self._compile_secs: list[float] = []
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, secs: float, **_) -> None:
+        if event == self._COMPILED:
+            self._compile_secs.append(secs)
+
+    @contextlib.contextmanager
+    def phase(self, name: str):
+        """Time what runs inside."""
+        started, compiled = time.monotonic(), len(self._compile_secs)
+        yield
+        fresh = self._compile_secs[compiled:]
+        self._phases[name] = {
+            "secs": time.monotonic() - started,
+            "compile_secs": sum(fresh),
+            "num_compilations": len(fresh),
+        }
+
+    def summary(self) -> dict:
+        """Return phase -> secs, compile_secs, num_compilations; compilation is part of the phase's seconds."""
+        return self._phases

@@ -20,7 +20,7 @@ from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.selection import select
 from exit_jax.algorithm.types import Array, History, Metrics, Params, State, pytree
 from exit_jax.checkpoint import Checkpoints
-from exit_jax.config import Config, OptimizerConfig
+from exit_jax.config import Config, OptimizerConfig, RunConfig, StudyConfig
 from exit_jax.domains.domain import Domain
 from exit_jax.metrics import MetricsWriter, Progress
 from exit_jax.parallel import mesh as meshes
@@ -99,18 +99,18 @@ def make_parts(config: Config, domain: Domain, mesh: jax.sharding.Mesh) -> Parts
 class Program:
     """What a run executes on the devices; one XLA program a field."""
 
-    init_params: Callable[[Array], Params]
-    init_warm: Callable[[Params, Array], WarmState]
+    init_params: Callable[[int], Params]  # of a seed
+    init_warm: Callable[[Params, int], WarmState]
     warm: Callable[[WarmState], tuple[WarmState, Metrics]]
-    init: Callable[[Params, Array], State]
+    init: Callable[[Params, int], State]
     train: Callable[[History, State], tuple[State, Metrics]]
 
 
 def make_program(config: Config) -> Program:
-    """Jit the programs of a run; runs that differ in name, seed or run length share them within a process."""
-    run = dataclasses.replace(config.run, num_iterations=0, checkpoint_every=1, keep_checkpoints=1, profile=False)
-    run = dataclasses.replace(run, warm_start_dir="")
-    return _make_program(dataclasses.replace(config, name="", variant="", seed=0, run=run))
+    """Jit the programs of a run; within a process, runs share them that differ in nothing that is compiled."""
+    run = RunConfig(0, config.run.num_devices, config.run.steps_per_call, 1, 1, "", False)
+    unnamed = dataclasses.replace(config, name="", variant="", seed=0, run=run, study=StudyConfig((), ()))
+    return _make_program(unnamed)
 
 
 @functools.lru_cache
@@ -138,13 +138,19 @@ def _make_program(config: Config) -> Program:
         params = optax.apply_updates(state.params, updates)
         return WarmState(params, opt_state, state.key, state.step + 1), {"warm_start/loss": value}
 
-    def init(params, key):
-        return init_state(config.algorithm, params, optimizer.init(params), key, domain.history_width)
+    def key_of(seed, use: int):  # parameters, demonstrations and RL draw from keys of their own
+        return jax.random.fold_in(jax.random.key(seed), use)
+
+    def init_warm(params, seed):
+        return WarmState(params, warm_optimizer.init(params), key_of(seed, 1), jnp.int32(0))
+
+    def init(params, seed):
+        return init_state(config.algorithm, params, optimizer.init(params), key_of(seed, 2), domain.history_width)
 
     num_steps = config.run.steps_per_call
     return Program(
-        init_params=jit(functools.partial(decoder.init, policy)),
-        init_warm=jit(lambda params, key: WarmState(params, warm_optimizer.init(params), key, jnp.int32(0))),
+        init_params=jit(lambda seed: decoder.init(policy, key_of(seed, 0))),
+        init_warm=jit(init_warm),
         warm=jit(lambda state: jax.lax.scan(warm_step, state, length=num_steps), donate_argnums=0),
         init=jit(init),
         train=jit(
@@ -242,8 +248,7 @@ def warm_start(config: Config, workdir: pathlib.Path) -> Params:
     that shares ``run.warm_start_dir``.
     """
     program = make_program(config)
-    params_key, data_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
-    params = program.init_params(params_key)
+    params = program.init_params(config.seed)
     if not config.warm_start.num_steps:
         return params
     recipe = configs.to_dict(config)
@@ -255,7 +260,7 @@ def warm_start(config: Config, workdir: pathlib.Path) -> Params:
     state = run_loop(
         "warm_start",
         program.warm,
-        program.init_warm(params, data_key),
+        program.init_warm(params, config.seed),
         config.warm_start.num_steps,
         config,
         folder / "checkpoints",
@@ -273,14 +278,14 @@ def base_tasks(config: Config, split: str) -> History:
 
 def initial_state(config: Config, params: Params) -> State:
     """Return the state before the first iteration of RL."""
-    return make_program(config).init(params, jax.random.fold_in(jax.random.key(config.seed), 2))
+    return make_program(config).init(params, config.seed)
 
 
 def restore(config: Config, workdir: pathlib.Path) -> State | None:
     """Return the newest state that training left in the workdir, or None."""
     with contextlib.closing(Checkpoints(workdir / "checkpoints", config.run.keep_checkpoints)) as checkpoints:
         program = make_program(config)
-        return checkpoints.restore_latest(initial_state(config, program.init_params(jax.random.key(0))))
+        return checkpoints.restore_latest(initial_state(config, program.init_params(config.seed)))
 
 
 def train(config: Config, workdir: pathlib.Path) -> State:
@@ -296,4 +301,14 @@ def train(config: Config, workdir: pathlib.Path) -> State:
         workdir / "checkpoints",
         workdir,
         lambda row: f"quality {row['quality']:.3f}  depth {row['start_depth']:.1f}",
+    )
+
+
+def record_buffer(state: State, workdir: pathlib.Path) -> None:
+    """Write scores and depths of the buffer's entries to ``buffer_scores.json``, for the report's histogram."""
+    held = jax.device_get(state.buffer)
+    full = held.history.id >= 0
+    depth = held.history.step[full] + 1
+    configs.write_json(
+        workdir / "buffer_scores.json", {"score": held.score[full].tolist(), "depth": depth.tolist()}
     )

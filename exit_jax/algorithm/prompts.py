@@ -24,7 +24,7 @@ def concatenate(segments: Sequence[tuple[Array, Array]], width: int) -> tuple[Ar
       means that the row's end was cut off.
     """
     shape = jnp.broadcast_shapes(*(length.shape for _, length in segments))
-    position = jnp.arange(width)
+    position = jnp.broadcast_to(jnp.arange(width), (*shape, width))
     joined = jnp.zeros((*shape, width), jnp.int32)
     offset = jnp.zeros(shape, jnp.int32)
     for tokens, length in segments:
@@ -52,7 +52,8 @@ def piece(history: History, name: str, width: int | None = None) -> tuple[Array,
     index = PIECES.index(name)
     start = history.lengths[..., :index].sum(-1)
     length = history.lengths[..., index]
-    position = jnp.arange(width or history.tokens.shape[-1])
+    width = width or history.tokens.shape[-1]
+    position = jnp.broadcast_to(jnp.arange(width), (*start.shape, width))
     source = jnp.clip(start[..., None] + position, 0, history.tokens.shape[-1] - 1)
     tokens = jnp.take_along_axis(history.tokens, source, axis=-1)
     return jnp.where(position < length[..., None], tokens, 0), length

@@ -70,7 +70,7 @@ class LayerCache:
         With 2 slots used after writing 2 of 3: token 0 sees slot 0, token 1 sees slots 0 and 1, slot 2 is unseen.
         """
         written = self.used - count + jnp.arange(count)
-        causal = jnp.arange(self.mask.shape[-1]) <= written[:, None]
+        causal = jnp.arange(self.mask.shape[-1])[None] <= written[:, None]
         return self.mask[:, :, None] & causal[None, None]
 
 

@@ -143,7 +143,7 @@ def logprobs(
     batch, group_size, width = tokens.shape
     last, prompt_cache = prefill(config, params, prompt, prompt_length)
     first = jnp.broadcast_to(last[:, None, None], (batch, group_size, 1, last.shape[-1]))
-    position = jnp.broadcast_to(prompt_length[:, None, None] + jnp.arange(width - 1), (batch, group_size, width - 1))
+    position = prompt_length[:, None, None] + jnp.broadcast_to(jnp.arange(width - 1), (batch, group_size, width - 1))
     cache = caches.share_prompt(prompt_cache, group_size, width - 1)
     rest, _ = decoder.apply(config, params, tokens[..., :-1], position, cache)
     logits = decoder.logits(config, params, jnp.concatenate([first, rest], axis=2)) / temperature

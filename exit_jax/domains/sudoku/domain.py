@@ -33,16 +33,17 @@ class SudokuConfig:
     data_seed: int
     feedback: bool  # False: the feedback token always says "open"
     demo_clues: tuple[int, int]  # of the puzzles that the warm start is shown, inclusive
-    demo_noise: float  # share of demonstrated digits that are random
+    demo_noise: float  # share of demonstrated digits that are random instead of legal
     demo_wrong: float  # share of the own digits in a demonstration's grid that are random
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """Token ids: pad, modes, feedback, end, answer digits, answer cells, then 2n + 1 tokens for each cell of the grid.
+    """Token ids: pad, modes, feedback, end, blank, clues 1..n, own digits 1..n, cells.
 
-    A grid token names its cell and what stands there (blank, clue d, own digit d). The cell is part of the token because
-    with one token a content and RoPE alone, telling cells apart took most of the warm start (docs/results.md).
+    A grid is written as a script is, in pairs (cell, content): cells and digits then mean the same in prompt and response.
+    One token a cell, whether with content alone or with cell and content in one, learned less from the same
+    demonstrations (docs/results.md).
     """
 
     box: int
@@ -50,6 +51,7 @@ class Vocabulary:
     mode = (1, 2, 3)
     feedback = 4  # + OPEN .. DONE
     end = 8
+    blank = 9  # clue d is blank + d
 
     @property
     def digits(self) -> int:
@@ -60,35 +62,37 @@ class Vocabulary:
         return self.box**4
 
     @property
-    def digit(self) -> int:  # answer digit d is digit + d
-        return self.end
+    def own(self) -> int:  # own digit d is own + d
+        return self.blank + self.digits
 
     @property
-    def cell(self) -> int:  # answer cell c is cell + c
-        return self.digit + self.digits + 1
-
-    @property
-    def grid(self) -> Array:  # [C]: the token of cell c blank; + d with clue d, + n + d with own digit d
-        return self.cell + self.cells + jnp.arange(self.cells) * (2 * self.digits + 1)
+    def cell(self) -> int:  # cell c is cell + c
+        return self.own + self.digits + 1
 
     @property
     def size(self) -> int:
-        return self.cell + self.cells + self.cells * (2 * self.digits + 1)
+        return self.cell + self.cells
 
 
 def grid_tokens(vocabulary: Vocabulary, given: Array, grid: Array) -> Array:
-    """Return the tokens [..., C] of a grid whose non-zero cells of ``given`` are clues."""
-    content = jnp.where((given == 0) & (grid > 0), vocabulary.digits + grid, grid)
-    return content + vocabulary.grid.reshape((1,) * (grid.ndim - 1) + (-1,))
+    """Return the tokens [..., 2C] of grids [..., C] whose non-zero cells of ``given`` are clues."""
+    v = vocabulary
+    content = v.blank + grid + jnp.where((given == 0) & (grid > 0), v.digits, 0)
+    cell = jnp.broadcast_to(v.cell + jnp.arange(v.cells), grid.shape)
+    return jnp.stack([cell, content], axis=-1).reshape(*grid.shape[:-1], 2 * v.cells)
+
+
+def seen_digits(box: int, grid: Array) -> Array:
+    """Return which digits stand in the row, column or box of each cell, the cell itself aside: bool [..., C, n]."""
+    is_peer = np.zeros((box**4, box**4), np.float32)
+    for cell, neighbours in enumerate(puzzles.peers(box)):
+        is_peer[cell, list(neighbours)] = 1.0
+    return jnp.einsum("...cd,ec->...ed", jax.nn.one_hot(grid - 1, box * box), jnp.asarray(is_peer)) > 0
 
 
 def clashes(box: int, grid: Array) -> Array:
     """Return which filled cells share a row, column or box with an equal digit, bool [..., C]."""
-    is_peer = np.zeros((box**4, box**4), bool)
-    for cell, neighbours in enumerate(puzzles.peers(box)):
-        is_peer[cell, list(neighbours)] = True
-    equal = (grid[..., :, None] == grid[..., None, :]) & (grid[..., :, None] > 0)
-    return (equal & jnp.broadcast_to(is_peer, equal.shape)).any(-1)
+    return (seen_digits(box, grid) & jax.nn.one_hot(grid - 1, box * box, dtype=bool)).any(-1)
 
 
 def quality(box: int, given: Array, grid: Array) -> Array:
@@ -99,13 +103,8 @@ def quality(box: int, given: Array, grid: Array) -> Array:
 
 def feedback(box: int, grid: Array) -> Array:
     """Return what can be read off a grid [..., C]: CLASH, else DONE, else STUCK (a blank without a digit), else OPEN."""
-    n = box * box
-    is_peer = np.zeros((box**4, box**4), np.float32)
-    for cell, neighbours in enumerate(puzzles.peers(box)):
-        is_peer[cell, list(neighbours)] = 1.0
-    seen = jnp.einsum("...cd,ec->...ed", jax.nn.one_hot(grid - 1, n), jnp.asarray(is_peer))
     blank = grid == 0
-    stuck = (blank & (seen > 0).all(-1)).any(-1)
+    stuck = (blank & seen_digits(box, grid).all(-1)).any(-1)
     state = jnp.where(stuck, STUCK, jnp.where(blank.any(-1), OPEN, DONE))
     return jnp.where(clashes(box, grid).any(-1), CLASH, state)
 
@@ -126,9 +125,9 @@ def apply_script(vocabulary: Vocabulary, max_edits: int, given: Array, grid: Arr
     edited = grid
     for edit in range(max_edits):
         used = 2 * edit < length
-        cell, digit = tokens[..., 2 * edit] - v.cell, tokens[..., 2 * edit + 1] - v.digit
-        target = jnp.arange(v.cells) == cell[..., None]
-        legal = (cell >= 0) & (digit >= 1) & (digit <= v.digits) & ~(target & (given > 0)).any(-1)
+        cell, digit = tokens[..., 2 * edit] - v.cell, tokens[..., 2 * edit + 1] - v.own
+        target = jax.nn.one_hot(cell, v.cells, dtype=bool)
+        legal = target.any(-1) & (digit >= 1) & (digit <= v.digits) & ~(target & (given > 0)).any(-1)
         valid &= legal | ~used
         edited = jnp.where(target & used[..., None], digit[..., None], edited)
     return jnp.where(valid[..., None], edited, grid), valid
@@ -137,10 +136,9 @@ def apply_script(vocabulary: Vocabulary, max_edits: int, given: Array, grid: Arr
 def unpack(vocabulary: Vocabulary, history: History) -> tuple[Array, Array]:
     """Return the clues and the current grid of histories, digits [..., C] each; without a solution they are equal."""
     v = vocabulary
-    blank = v.grid.reshape((1,) * history.step.ndim + (-1,))
-    given = piece(history, "request", v.cells)[0] - blank
-    solution, length = piece(history, "solution", v.cells)
-    content = jnp.where((length > 0)[..., None], solution - blank, given)
+    given = piece(history, "request", 2 * v.cells)[0][..., 1::2] - v.blank
+    solution, length = piece(history, "solution", 2 * v.cells)
+    content = jnp.where((length > 0)[..., None], solution[..., 1::2] - v.blank, given)
     return given, jnp.where(content > v.digits, content - v.digits, content)
 
 
@@ -152,11 +150,11 @@ def make_history(config: SudokuConfig, given: Array, grid: Array, **fields: Arra
     state = feedback(config.box, grid) if config.feedback else jnp.zeros(shape, jnp.int32)
     tokens, lengths = pack(
         {
-            "request": (grid_tokens(v, given, given), jnp.full(shape, v.cells)),
-            "solution": (grid_tokens(v, given, grid), jnp.where(held, v.cells, 0)),
+            "request": (grid_tokens(v, given, given), jnp.full(shape, 2 * v.cells)),
+            "solution": (grid_tokens(v, given, grid), jnp.where(held, 2 * v.cells, 0)),
             "feedback": ((v.feedback + state)[..., None], held.astype(jnp.int32)),
         },
-        width=2 * v.cells + 1,
+        width=4 * v.cells + 1,
     )
     return History(tokens=tokens, lengths=lengths, **fields)
 
@@ -193,11 +191,13 @@ def grade(config: SudokuConfig, instances: Instances, rollouts: Rollouts) -> Gra
 
 
 def demonstrate(config: SudokuConfig, solved: Array, clued: Array, key: Array, count: int, group_size: int):
-    """Make noisy demonstrations: from any state towards the solution, never without need for an edit.
+    """Make demonstrations by a teacher that knows the rules of sudoku, but neither the solution nor any strategy.
 
-    A puzzle gets a random share of its blanks filled, a share ``demo_wrong`` of them at random. Each script edits up to
-    ``max_edits`` cells that are blank or wrong, in the order of cells; each digit is random with ``demo_noise``. A solved
-    grid is answered by the end token alone.
+    A puzzle gets a random share of its blanks filled, a share ``demo_wrong`` of them at random, the others from the solution.
+    Each script edits up to ``max_edits`` random cells that are blank or clash, in the order of cells, never without need.
+    A digit is random among those that no peer holds, or among all where there is none or with probability
+    ``demo_noise``. A solved grid is answered by the end token alone. Teaching the solution's digits instead makes the policy
+    learn the training solutions by heart (docs/results.md).
 
     Args:
       solved, clued: digits [M, C] of the puzzles to draw from.
@@ -206,7 +206,7 @@ def demonstrate(config: SudokuConfig, solved: Array, clued: Array, key: Array, c
       Histories [K], their modes [K], and their scripts: tokens [K, G, T], mask [K, G, T]; K = count, G = group_size.
     """
     v = Vocabulary(config.box)
-    keys = iter(jax.random.split(key, 8))
+    keys = iter(jax.random.split(key, 9))
     row = jax.random.randint(next(keys), (count,), 0, solved.shape[0])
     solution, given = solved[row], clued[row]
     share = jax.random.uniform(next(keys), (count, 1)) * 1.25 - 0.1  # some grids stay blank, some become full
@@ -221,16 +221,19 @@ def demonstrate(config: SudokuConfig, solved: Array, clued: Array, key: Array, c
     fields = {"id": zeros, "task": zeros, "turn": zeros, "step": step, "born": zeros, "parent": zeros}
     history = make_history(config, given, grid, quality=quality(config.box, given, grid), **fields)
 
-    cell_key, noise_key = next(keys), next(keys)
+    cell_key, digit_key, noise_key = next(keys), next(keys), next(keys)
     shape = (count, group_size, v.cells)
-    due = jnp.broadcast_to((grid != solution)[:, None], shape)
+    due = (given == 0) & ((grid == 0) | clashes(config.box, grid))
+    due = jnp.broadcast_to(due[:, None], shape)
     best, cells = jax.lax.top_k(jnp.where(due, jax.random.uniform(cell_key, shape), -1.0), config.max_edits)
     cells = jnp.sort(jnp.where(best > 0, cells, v.cells), axis=-1)  # unneeded edits last
-    noisy = jax.random.randint(noise_key, shape, 1, v.digits + 1)
-    is_noisy = jax.random.uniform(jax.random.fold_in(noise_key, 1), shape) < config.demo_noise
-    digits = jnp.where(is_noisy, noisy, solution[:, None])
+    seen = seen_digits(config.box, grid)
+    any_digit = jnp.broadcast_to((seen.all(-1, keepdims=True))[:, None], (*shape, 1))
+    any_digit |= jax.random.bernoulli(noise_key, config.demo_noise, (*shape, 1))
+    allowed = any_digit | jnp.broadcast_to(~seen[:, None], (*shape, v.digits))
+    digits = 1 + jax.random.categorical(digit_key, jnp.where(allowed, 0.0, -jnp.inf))
     digits = jnp.take_along_axis(digits, jnp.minimum(cells, v.cells - 1), axis=-1)
-    pairs = jnp.stack([v.cell + cells, v.digit + digits], axis=-1).reshape(count, group_size, -1)
+    pairs = jnp.stack([v.cell + cells, v.own + digits], axis=-1).reshape(count, group_size, -1)
     num_tokens = 2 * (cells < v.cells).sum(-1, keepdims=True)
     position = jnp.arange(2 * config.max_edits + 1).reshape(1, 1, -1)
     padded = jnp.pad(pairs, ((0, 0), (0, 0), (0, 1)))
@@ -240,7 +243,7 @@ def demonstrate(config: SudokuConfig, solved: Array, clued: Array, key: Array, c
 
 def describe(vocabulary: Vocabulary, history: History) -> list[str]:
     """Draw each grid [K]: clues as digits, own digits in brackets, blanks as dots."""
-    given, grid = (np.asarray(x) for x in unpack(vocabulary, history))
+    given, grid = jax.device_get(jax.jit(unpack, static_argnums=0)(vocabulary, history))
     n, box = vocabulary.digits, vocabulary.box
 
     def cell(clue, digit):
@@ -264,23 +267,16 @@ def make_domain(config: SudokuConfig) -> Domain:
         clues, count = (config.num_clues, config.num_train) if train else (config.eval_clues, config.num_eval)
         return puzzles.generate(split, config.box, tuple(clues), count, config.data_seed)
 
+    @jax.jit
+    def make_tasks(given: Array) -> History:
+        row = jnp.arange(given.shape[0])
+        none, zero = jnp.full_like(row, NO_ID), jnp.zeros_like(row)
+        fields = {"id": none, "task": row, "turn": zero, "step": zero - 1, "born": zero, "parent": none}
+        return make_history(config, given, given, quality=jnp.zeros(row.shape), **fields)
+
     @functools.lru_cache
     def tasks(split: str) -> History:
-        given = jnp.asarray(generate(split)[0])
-        row = jnp.arange(len(given))
-        constant = functools.partial(jnp.full_like, row)
-        return make_history(
-            config,
-            given,
-            given,
-            id=constant(NO_ID),
-            task=row,
-            turn=constant(0),
-            step=constant(-1),
-            quality=jnp.zeros(len(given)),
-            born=constant(0),
-            parent=constant(NO_ID),
-        )
+        return make_tasks(generate(split)[0])
 
     def demonstrations(key, count, group_size):
         clued, solved = puzzles.generate(
@@ -297,8 +293,8 @@ def make_domain(config: SudokuConfig) -> Domain:
     return Domain(
         name=f"sudoku{v.digits}",
         vocab_size=v.size,
-        history_width=2 * v.cells + 1,
-        prompt_width=v.cells + 2,
+        history_width=4 * v.cells + 1,
+        prompt_width=2 * v.cells + 2,
         max_tokens=2 * config.max_edits + 1,
         stop_token=v.end,
         templates={

@@ -1,0 +1,39 @@
+"""Packaging of exit_jax."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "exit_jax/__init__.py").read_text())
+
+setup(
+    name="exit_jax",
+    version=VERSION.group(1) if VERSION else "0",
+    description="Exploratory Iteration (ExIt) in JAX: policies that improve their own answers",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["exit_jax", "exit_jax.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "flax>=0.12",
+        "jax>=0.10",
+        "matplotlib>=3.9",
+        "ml-collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "scipy>=1.14",
+        "tensorboardX>=2.6",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10"],
+        "test": ["ipykernel", "nbclient", "nbformat", "pytest>=8"],
+        "lint": ["pyright==1.1.414", "ruff==0.17.5"],
+        "parity": ["transformers==5.23.0", "trl==1.16.0", "torch==2.13.0"],
+        "benchmark": ["jaxued==0.0.1", "six"],
+    },
+)

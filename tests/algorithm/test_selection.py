@@ -1,0 +1,148 @@
+"""Selection: epochs of base tasks, draws from the buffer, and the instances made of them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from exit_jax.algorithm import buffer as buffers
+from exit_jax.algorithm.iteration import init_state
+from exit_jax.algorithm.selection import draw_base, draw_buffer, select
+from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, NO_ID
+
+draw_base = jax.jit(draw_base, static_argnums=(2, 3))
+draw_buffer = jax.jit(draw_buffer, static_argnums=(0, 3))
+
+
+def make_buffer(make_history, score_N, **fields):
+    """Return a buffer with these scores, NaN for an empty slot; entries hold the first response of task 0."""
+    score_N = np.float32(score_N)
+    held_N = np.isfinite(score_N)
+    fields = {"step": 0, "id": np.arange(score_N.size)} | fields
+    history = make_history(score_N.size, **fields | {"id": np.where(held_N, fields["id"], NO_ID)})
+    buffer = buffers.create(score_N.size, 4)
+    return dataclasses.replace(buffer, history=history, score=jnp.asarray(np.where(held_N, score_N, -np.inf)))
+
+
+@pytest.mark.parametrize(("num_tasks", "count"), [(7, 3), (7, 7), (5, 17)])
+def test_base_draws_visit_each_task_once_an_epoch(num_tasks, count):
+    num_batches = 2 * num_tasks  # whole epochs, whose ends fall inside batches
+    drawn = np.concatenate([draw_base(jax.random.key(0), n * count, count, num_tasks) for n in range(num_batches)])
+    epochs = drawn.reshape(-1, num_tasks)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(num_tasks), (len(epochs), 1)))
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) > 1  # shuffled anew
+    np.testing.assert_array_equal(drawn[:12], draw_base(jax.random.key(0), 0, 12, num_tasks))  # batches do not matter
+    assert (drawn[:12] != draw_base(jax.random.key(1), 0, 12, num_tasks)).any()
+
+
+@pytest.mark.parametrize("selection", ["softmax", "uniform"])
+def test_buffer_draws_follow_the_scores(exit_config, make_history, selection):
+    score_N = np.array([np.nan, 0.25, 0.0, np.nan, 0.1, 0.2, 0.2, np.nan])
+    config = exit_config(selection=selection, score_temperature=10.0)
+    slot = draw_buffer(config, make_buffer(make_history, score_N), jax.random.key(0), 20_000)
+    observed_N = np.bincount(slot, minlength=8)
+    held_N = np.isfinite(score_N)
+    assert not observed_N[~held_N].any()
+    weight = np.exp(10.0 * score_N[held_N]) if selection == "softmax" else np.ones(held_N.sum())
+    expected = 20_000 * weight / weight.sum()
+    assert ((observed_N[held_N] - expected) ** 2 / expected).sum() < stats.chi2.ppf(0.9999, held_N.sum() - 1)
+
+
+def test_buffer_draws_at_the_ends_of_the_unit_interval_hit_filled_slots(exit_config, make_history, monkeypatch):
+    # A parallel cumulative sum may still grow by an ulp over slots of zero weight; the largest u is 1 - 2^-23.
+    extremes = jnp.array([0.0, 1.0 - 2**-23])
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: extremes)
+    config, rng, key = exit_config(), np.random.default_rng(0), jax.random.key(0)
+    draw = jax.jit(lambda buffer: buffers.filled(buffer)[draw_buffer.__wrapped__(config, buffer, key, 2)])
+    for fill in range(1, 1024, 7):
+        score_N = np.where(np.arange(1024) < fill, rng.choice([0.0, 0.1, 0.1875, 0.2, 0.25], 1024), np.nan)
+        assert draw(make_buffer(make_history, score_N)).all(), f"with {fill} slots filled"
+
+
+# ``select`` on 6 base tasks with the request 10 + m, and a buffer of entries with the request 20 + n.
+
+TEMPLATES = {"base": ("request",), "improve": ((1,), "request"), "diverge": ((2,), "request")}
+
+
+def make_state(exit_config, make_history, buffer, **fields):
+    """Return a state around a buffer, before the first iteration but for the fields given."""
+    state = init_state(exit_config(), {}, (), jax.random.key(0), 4)
+    tokens_NW = jnp.zeros_like(buffer.history.tokens).at[:, 0].set(20 + jnp.arange(buffer.score.size))
+    lengths_N4 = jnp.zeros_like(buffer.history.lengths).at[:, 1].set(1)
+    history = dataclasses.replace(buffer.history, tokens=tokens_NW, lengths=lengths_N4)
+    return dataclasses.replace(state, buffer=dataclasses.replace(buffer, history=history), **fields)
+
+
+def run_select(config, make_history, state):
+    """Return, as NumPy arrays, what ``select`` compiled makes of the six base tasks."""
+    tokens_MW = [[10 + m, 0, 0, 0] for m in range(6)]
+    tasks = make_history(6, task=np.arange(6), tokens=tokens_MW, lengths=[0, 1, 0, 0])
+    return jax.tree.map(np.asarray, compiled_select(config, tasks, state))
+
+
+compiled_select = jax.jit(lambda config, *parts: select(config, TEMPLATES, 3, *parts), static_argnums=0)
+
+
+@pytest.mark.parametrize(("prob", "fill", "from_buffer"), [(0.0, 8, False), (1.0, 3, False), (1.0, 4, True)])
+def test_the_buffer_is_used_with_probability_p_once_it_holds_enough(exit_config, make_history, prob, fill, from_buffer):
+    config = exit_config(num_prompts=16, selection_prob=prob, min_buffer_size=4)
+    buffer = make_buffer(make_history, [0.1] * fill + [np.nan] * (8 - fill), task=5)
+    instances = run_select(config, make_history, make_state(exit_config, make_history, buffer, cursor=jnp.int32(4)))
+    assert instances.from_buffer.tolist() == [from_buffer] * 16
+    assert instances.prompt_length.tolist() == [1 + from_buffer] * 16
+    if from_buffer:
+        assert set(instances.history.id.tolist()) <= set(range(fill))
+        assert instances.prompt.tolist() == [[1, 20 + id, 0] for id in instances.history.id.tolist()]
+    else:
+        np.testing.assert_array_equal(instances.history.task, draw_base(jax.random.key(0), 4, 16, 6))
+        assert instances.prompt.tolist() == [[10 + task, 0, 0] for task in instances.history.task.tolist()]
+        assert set(instances.history.id.tolist()) == {NO_ID}
+
+
+def test_base_draws_of_a_mixed_batch_take_the_next_tasks_in_turn(exit_config, make_history):
+    config = exit_config(num_prompts=1000, selection_prob=0.3)
+    state = make_state(exit_config, make_history, make_buffer(make_history, [0.1] * 8), cursor=jnp.int32(2))
+    instances = run_select(config, make_history, state)
+    num_base = int((~instances.from_buffer).sum())
+    assert abs(num_base - 700) < 5 * (1000 * 0.3 * 0.7) ** 0.5
+    task_of_base = instances.history.task[~instances.from_buffer]
+    np.testing.assert_array_equal(task_of_base, draw_base(jax.random.key(0), 2, 1000, 6)[:num_base])
+    # Fresh are the four base draws left of the first epoch, and entries never drawn.
+    assert instances.fresh[~instances.from_buffer].tolist() == [True] * 4 + [False] * (num_base - 4)
+    assert instances.fresh[instances.from_buffer].all()
+
+
+def test_only_held_responses_drawn_from_the_buffer_diverge(exit_config, make_history):
+    # Half of the slots hold a response; the others are base tasks and turn prefixes, which get the plain prompt.
+    buffer = make_buffer(make_history, [0.1] * 8, step=[0, 3, 0, 0, -1, -1, -1, -1], turn=[0] * 6 + [1] * 2)
+    buffer = dataclasses.replace(buffer, num_draws=jnp.array([0, 2, 0, 1, 0, 1, 0, 1]))
+    config = exit_config(num_prompts=4000, selection_prob=0.75, divergence_prob=0.2)
+    state = make_state(exit_config, make_history, buffer, cursor=jnp.int32(6))
+    instances = run_select(config, make_history, state)
+    holds_B = instances.history.step >= 0
+    assert (instances.from_buffer | ~holds_B).all()
+    np.testing.assert_array_equal(instances.mode == BASE, ~holds_B)
+    num_held, num_diverge = int(holds_B.sum()), int((instances.mode == DIVERGE).sum())
+    assert abs(num_held - 1500) < 5 * (4000 * 0.375 * 0.625) ** 0.5
+    assert abs(num_diverge - 0.2 * num_held) < 5 * (0.2 * 0.8 * num_held) ** 0.5
+    assert set(zip(instances.mode[holds_B], instances.prompt[holds_B, 0])) == {(IMPROVE, 1), (DIVERGE, 2)}
+    # In the second epoch no base task is fresh, nor is one that the buffer holds; of the rest, those never drawn.
+    fresh_of = dict(zip(instances.history.id.tolist(), instances.fresh.tolist()))
+    assert fresh_of == {NO_ID: False, 0: True, 1: False, 2: True, 3: False, 4: False, 5: False, 6: True, 7: False}
+
+
+def test_selection_depends_on_key_and_step_alone(exit_config, make_history):
+    config = exit_config(num_prompts=64, selection_prob=0.5, divergence_prob=0.5)
+    state = make_state(exit_config, make_history, make_buffer(make_history, [0.1] * 8))
+
+    def draw(**changes):
+        instances = run_select(config, make_history, dataclasses.replace(state, **changes))
+        return np.array([instances.from_buffer, instances.mode, instances.history.id])
+
+    drawn = draw()
+    np.testing.assert_array_equal(drawn, draw())
+    for change in ({"step": jnp.int32(1)}, {"key": jax.random.key(1)}):
+        assert (drawn != draw(**change)).any(axis=1).all()

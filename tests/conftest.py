@@ -1,0 +1,83 @@
+"""What all tests share: 8 virtual CPU devices, no implicit rank promotion, the peers' packages, small builders."""
+
+import importlib
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+import jax
+import numpy as np
+import pytest
+
+from exit_jax.algorithm.types import NO_ID, ExItConfig, History
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def require_parity():
+    """Return a function that imports a peer's modules; it skips without them, or fails if EXIT_JAX_REQUIRE_PARITY=1."""
+
+    def require(*names):
+        try:
+            return [importlib.import_module(name) for name in names]
+        except ImportError as error:
+            if os.environ.get("EXIT_JAX_REQUIRE_PARITY") == "1":
+                raise
+            pytest.skip(f"parity: {error}")
+
+    return require
+
+
+@pytest.fixture(scope="session")
+def exit_config():
+    """Return a function that makes an ExItConfig: plain GRPO on a tiny batch but for the settings given."""
+    plain = {
+        "num_prompts": 4,
+        "group_size": 2,
+        "buffer_size": 8,
+        "min_buffer_size": 4,
+        "selection_prob": 0.5,
+        "selection": "softmax",
+        "score_temperature": 20.0,
+        "self_iteration": True,
+        "divergence_prob": 0.0,
+        "max_depth": 0,
+        "children": "all",
+        "learnability_of": "quality",
+        "reward": "quality",
+        "diversity_bonus": False,
+        "diversity_cap": float("inf"),
+        "advantage_norm": "group",
+        "advantage_eps": 1e-6,
+        "zero_variance": "keep",
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "ratio_level": "token",
+        "aggregation": "sequence_mean",
+        "mask_overlong": False,
+        "kl_coef": 0.0,
+        "kl_estimator": "k3",
+        "entropy_coef": 0.0,
+        "num_epochs": 1,
+        "reference_every": 100,
+        "reference_mix": 1.0,
+        "temperature": 1.0,
+    }
+    return lambda **settings: ExItConfig(**(plain | settings))
+
+
+@pytest.fixture(scope="session")
+def make_history():
+    """Return a function that makes a History of the given leading shape, blank but for the fields given."""
+
+    def make(*shape, width=4, **fields):
+        fill = {"id": NO_ID, "task": 0, "turn": 0, "step": -1, "quality": 0.0, "born": 0, "parent": NO_ID}
+        blank = {name: np.full(shape, value) for name, value in fill.items()}
+        blank |= {"tokens": np.zeros((*shape, width)), "lengths": np.zeros((*shape, 4))}
+        given = {name: np.broadcast_to(value, blank[name].shape) for name, value in fields.items()}
+        dtype = lambda name: np.float32 if name == "quality" else np.int32
+        return History(**{name: jax.numpy.asarray(value, dtype(name)) for name, value in (blank | given).items()})
+
+    return make

@@ -1,0 +1,397 @@
+"""Test the sudoku domain against its rules written a second time, in plain Python over sets and lists."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import pathlib
+import random
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from exit_jax import config as configs
+from exit_jax.algorithm.learnability import reward
+from exit_jax.algorithm.prompts import render_by_mode
+from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, MODES, Instances, Rollouts
+from exit_jax.domains.sudoku import domain as sudoku
+from exit_jax.domains.sudoku import puzzles
+from exit_jax.domains.sudoku.domain import CLASH, DONE, OPEN, STUCK, SudokuConfig, Vocabulary
+
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "sudoku.py"
+END, BLANK = 8, 9  # then n clues, n own digits and n² cells
+
+
+def settings(box=2, clues=(4, 7), **changes):
+    plain = SudokuConfig(
+        box=box,
+        num_clues=clues,
+        num_train=64,
+        eval_clues=clues,
+        num_eval=16,
+        max_edits=3,
+        data_seed=0,
+        feedback=True,
+        demo_clues=clues,
+        demo_noise=0.3,
+        demo_wrong=0.3,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def parse(text):
+    """Return the cells of "12.. 34.. ...."."""
+    return [int(cell) for cell in text.replace(".", "0").replace(" ", "")]
+
+
+def one_history(given, grid, step, c=None):
+    fields = {name: jnp.zeros(1, jnp.int32) for name in ("id", "task", "turn", "born", "parent")}
+    given, grid = jnp.array([parse(given)]), jnp.array([parse(grid)])
+    return sudoku.make_history(c or settings(), given, grid, step=jnp.array([step]), quality=jnp.zeros(1), **fields)
+
+
+# The rules, again
+
+
+@functools.cache
+def units(box):
+    """Return the cells of each row, column and box."""
+    n = box * box
+    cells = [(row, column) for row in range(n) for column in range(n)]
+    keys = (lambda r, c: ("row", r), lambda r, c: ("column", c), lambda r, c: ("box", r // box, c // box))
+    names = sorted({key(*cell) for key in keys for cell in cells})
+    return [{r * n + c for r, c in cells if name in {key(r, c) for key in keys}} for name in names]
+
+
+def clashing(box, grid):
+    """Return the filled cells whose digit stands in one of their units twice."""
+    clash = lambda unit, cell: [grid[other] for other in unit].count(grid[cell]) > 1
+    return {cell for unit in units(box) for cell in unit if grid[cell] and clash(unit, cell)}
+
+
+def quality(box, given, grid):
+    own = {cell for cell, digit in enumerate(given) if not digit}
+    return len({cell for cell in own if grid[cell]} - clashing(box, grid)) / len(own)
+
+
+def feedback(box, grid):
+    if clashing(box, grid):
+        return CLASH
+    blanks = [cell for cell, digit in enumerate(grid) if not digit]
+    for blank in blanks:
+        if len({grid[cell] for unit in units(box) if blank in unit for cell in unit} - {0}) == box * box:
+            return STUCK
+    return OPEN if blanks else DONE
+
+
+def run_script(box, max_edits, given, grid, tokens):
+    """Return the grid after a script, and whether the script is valid."""
+    n = box * box
+    if END not in tokens:
+        return grid, False
+    words = tokens[: tokens.index(END)]
+    if len(words) % 2 or len(words) > 2 * max_edits:
+        return grid, False
+    after = list(grid)
+    for word, answer in zip(words[::2], words[1::2]):
+        cell, digit = word - (BLANK + 2 * n + 1), answer - (BLANK + n)
+        if cell not in range(n * n) or digit not in range(1, n + 1) or given[cell]:
+            return grid, False
+        after[cell] = digit
+    return after, True
+
+
+@functools.cache
+def all_solutions():
+    """Return the 288 solved 4x4 grids: all stacks of four permutations that satisfy every unit."""
+    rows = list(itertools.permutations(range(1, 5)))
+    bands = [a + b for a, b in itertools.product(rows, rows) if not set(a[:2]) & set(b[:2])]  # so right boxes fit, too
+    return [a + b for a, b in itertools.product(bands, bands) if all(len(set((a + b)[i::4])) == 4 for i in range(4))]
+
+
+def completions(puzzle):
+    return {grid for grid in all_solutions() if all(clue in (0, digit) for clue, digit in zip(puzzle, grid))}
+
+
+# Puzzles
+
+
+def test_there_are_288_small_grids():
+    assert len(all_solutions()) == 288
+    assert not any(clashing(2, grid) for grid in all_solutions())
+
+
+def test_search_finds_all_completions():
+    rng = random.Random(0)
+    sizes = set()
+    for _ in range(60):
+        grid = [digit if rng.random() < 0.3 else 0 for digit in rng.choice(all_solutions())]
+        grid[rng.randrange(16)] = rng.randrange(5)  # some have none
+        found = puzzles.solutions(grid, 2, limit=1000)
+        assert sorted(map(tuple, found)) == sorted(completions(grid))
+        assert puzzles.solutions(grid, 2, limit=2) == found[:2]
+        sizes.add(min(len(found), 2))
+    assert sizes == {0, 1, 2}
+
+
+@pytest.mark.parametrize("split", puzzles.SPLIT_SHARE)
+def test_small_puzzles_are_unique_distinct_and_of_all_difficulties(split):
+    puzzle_MC, solution_MC = puzzles.generate(split, 2, (4, 7), 40, 0)
+    for puzzle, solution in zip(puzzle_MC.tolist(), solution_MC.tolist()):
+        assert completions(puzzle) == {tuple(solution)}
+    assert len(set(map(tuple, puzzle_MC.tolist()))) == 40
+    assert collections.Counter((puzzle_MC > 0).sum(1).tolist()) == {4: 10, 5: 10, 6: 10, 7: 10}
+
+
+def test_large_puzzles_follow_the_rules():
+    puzzle_MC, solution_MC = puzzles.generate("train", 3, (30, 33), 8, 0)
+    assert not any(clashing(3, grid) for grid in solution_MC.tolist())
+    assert solution_MC.min() == 1
+    assert (puzzle_MC[puzzle_MC > 0] == solution_MC[puzzle_MC > 0]).all()
+    assert sorted((puzzle_MC > 0).sum(1)) == [30, 30, 31, 31, 32, 32, 33, 33]
+
+
+def test_splits_share_no_solution():
+    owner = {grid: puzzles.split_of(grid) for grid in all_solutions()}
+    for split in puzzles.SPLIT_SHARE:
+        solution_MC = puzzles.generate(split, 2, (4, 7), 40, 0)[1]
+        assert {owner[tuple(solution)] for solution in solution_MC.tolist()} == {split}
+
+
+def test_puzzles_depend_on_the_seed_alone():
+    generate = puzzles.generate.__wrapped__
+    one, same, other = (generate("test", 2, (4, 7), 8, seed)[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+
+
+def test_impossible_request_raises():
+    """The only sudoku of one cell is a single puzzle."""
+    split = puzzles.split_of([1])
+    assert puzzles.generate(split, 1, (1, 1), 1, 0)[0].tolist() == [[1]]
+    with pytest.raises(ValueError, match="found only 1 of 2 distinct"):
+        puzzles.generate(split, 1, (1, 1), 2, 0)
+
+
+# Grades
+
+
+def random_script(rng, v, given, length):
+    """Return a script that is often valid, often nearly so, and at times noise."""
+    noise = range(v.size + 2)  # a policy may pad its vocabulary
+    digits, cells = range(v.own + 1, v.own + v.digits + 1), range(v.cell, v.cell + v.cells)
+    free, clues = ([cell for cell, digit in zip(cells, given) if bool(digit) == clue] for clue in (False, True))
+    pairs = rng.choice([0, 1, 2, 2, 3, 3, 3, 4, 5])
+    words = [word for _ in range(pairs) for word in (rng.choice(free), rng.choice(digits))]
+    flaw = rng.choice([*6 * ["none"], "repeat", "clue", "swap", "drop", "any", "endless", "noise"])
+    if pairs and flaw == "repeat":
+        words[-2] = words[0]  # an edit of the same cell
+    elif pairs and flaw == "clue":
+        words[2 * rng.randrange(pairs)] = rng.choice(clues)
+    elif pairs and flaw == "swap":
+        words[:2] = words[1::-1]  # a digit where a cell belongs
+    elif pairs and flaw == "drop":
+        words.pop(rng.randrange(len(words)))
+    elif pairs and flaw == "any":
+        words[rng.randrange(len(words))] = rng.choice(noise)
+    elif flaw == "noise":
+        words = rng.choices(noise, k=length)
+    end = [] if flaw == "endless" else [v.end]
+    return (words + end + rng.choices(noise, k=length))[:length]
+
+
+def train_puzzles(c):
+    return puzzles.generate("train", c.box, c.num_clues, c.num_train, c.data_seed)
+
+
+def random_histories(c, rng, count):
+    """Return clues, grids and histories of puzzles in all states; a third of them are base tasks."""
+    given_BC, solved_BC = (x[:count] for x in train_puzzles(c))
+    grid_BC = given_BC.copy()
+    for grid, solution in zip(grid_BC[count // 3 :], solved_BC[count // 3 :]):
+        share, slip = rng.choice([0.3, 0.9, 1.0]), rng.choice([0.0, 0.0, 0.1])
+        for cell in np.flatnonzero(grid == 0):
+            if rng.random() < share:
+                grid[cell] = rng.randint(1, c.box**2) if rng.random() < slip else solution[cell]
+    step_B = jnp.where(jnp.arange(count) < count // 3, -1, jnp.arange(count))
+    stored_B = jnp.where(step_B < 0, 0.0, 0.123)  # told from any quality computed
+    fields = {name: jnp.arange(count) + 10 * i for i, name in enumerate(("id", "task", "turn", "born", "parent"))}
+    history = sudoku.make_history(c, jnp.array(given_BC), jnp.array(grid_BC), step=step_B, quality=stored_B, **fields)
+    return given_BC.tolist(), grid_BC.tolist(), history
+
+
+@pytest.mark.parametrize(("box", "clues"), [(2, (4, 7)), (3, (34, 40))])
+def test_grades_are_those_of_plain_python(box, clues):
+    c, v, rng = settings(box, clues), Vocabulary(box), random.Random(0)
+    B, G, T = 18, 48, 11  # room for five pairs, two more than allowed
+    given, grid, history = random_histories(c, rng, B)
+    scripts = [[random_script(rng, v, given[b], T) for _ in range(G)] for b in range(B)]
+    lengths = [[rng.choice([T, T, rng.randint(0, T)]) for _ in range(G)] for _ in range(B)]  # tokens behind are masked
+    mask_BGT = np.arange(T) < np.array(lengths)[..., None]
+    rollouts = Rollouts(jnp.array(scripts), jnp.array(mask_BGT), jnp.zeros((B, G, T)), jnp.ones((B, G), bool))
+    mode_B = jnp.full(B, IMPROVE)
+    grades = jax.jit(functools.partial(sudoku.grade, c))(Instances(history, mode_B, *4 * [None]), rollouts)
+    children = grades.children
+    paid = reward("quality", grades.quality, grades.valid, history.quality, mode_B)
+    told = sudoku.piece(children, "feedback", 1)[0] - v.feedback
+    same_given, after = sudoku.unpack(v, children)
+    ours = jax.device_get((grades.valid, grades.quality, paid, told[..., 0, 0], after[:, :, 0]))
+
+    kinds = collections.Counter()
+    for b, g in itertools.product(range(B), range(G)):
+        valid, value, pay, says, result = (array[b, g].tolist() for array in ours)
+        expected, is_valid = run_script(box, 3, given[b], grid[b], scripts[b][g][: lengths[b][g]])
+        assert (valid, result) == (is_valid, expected)
+        assert value == pytest.approx(quality(box, given[b], expected) if is_valid else history.quality[b].item())
+        assert pay == (value if is_valid else 0)
+        assert says == feedback(box, expected)
+        kinds[valid, says] += 1
+    assert len(kinds) == 8, kinds
+    assert min(kinds.values()) > 5, kinds
+
+    np.testing.assert_array_equal(same_given, np.broadcast_to(np.array(given)[:, None, None], same_given.shape))
+    np.testing.assert_array_equal(children.step, np.broadcast_to(history.step[:, None, None] + 1, (B, G, 1)))
+    np.testing.assert_array_equal(children.task, np.broadcast_to(history.task[:, None, None], (B, G, 1)))
+    np.testing.assert_array_equal(children.quality[..., 0], grades.quality)
+    np.testing.assert_array_equal(grades.insertable[..., 0], grades.valid)
+    np.testing.assert_array_equal(grades.embedding.reshape(B, G, v.cells, -1).argmax(-1) + 1, np.maximum(ours[4], 1))
+    np.testing.assert_array_equal(grades.embedding.sum(-1), (ours[4] > 0).sum(-1))
+
+
+@pytest.mark.parametrize(
+    ("grid", "expected"),
+    [
+        ("12.. 3412 2143 4321", OPEN),
+        (".12. .4.. 3... ....", STUCK),
+        (".12. .4.. 3... 1..1", CLASH),
+        ("1233 3412 2143 4321", CLASH),
+        ("1234 3412 2143 4321", DONE),
+    ],
+)
+def test_feedback(grid, expected):
+    assert sudoku.feedback(2, jnp.array(parse(grid))) == expected
+    assert feedback(2, parse(grid)) == expected
+
+
+def test_feedback_can_be_switched_off():
+    history = one_history(GIVEN, GRID, 0, settings(feedback=False))
+    assert sudoku.piece(history, "feedback", 1)[0] == Vocabulary.feedback + OPEN
+
+
+def test_no_response_solves_an_evaluation_puzzle():
+    c = configs.validate(runpy.run_path(str(CONFIG))["get_config"](), num_devices=1).domain
+    for split in ("validation", "test"):
+        puzzle_MC, _ = puzzles.generate(split, c.box, c.eval_clues, c.num_eval, c.data_seed)
+        assert (puzzle_MC == 0).sum(1).min() == 9
+    assert c.max_edits < 9
+    assert sudoku.make_domain(c).max_tokens == 2 * c.max_edits + 1
+
+
+# Demonstrations
+
+
+def test_demonstrations_are_short_noisy_scripts_where_something_is_due():
+    c, v, K, G = settings(), Vocabulary(2), 256, 4
+    demonstrations = jax.jit(sudoku.make_domain(c).demonstrations, static_argnums=(1, 2))
+    history, mode_K, tokens_KGT, mask_KGT = jax.device_get(demonstrations(jax.random.key(0), K, G))
+    given_KC, grid_KC = (x.tolist() for x in sudoku.unpack(v, history))
+    solved = {tuple(clued): solution for clued, solution in zip(*(x.tolist() for x in train_puzzles(c)))}
+
+    own, slips, illegal, lengths = 0, 0, [], collections.Counter()
+    for k, (given, grid, mode) in enumerate(zip(given_KC, grid_KC, mode_K)):
+        solution = solved[tuple(given)]
+        assert all(clue in (0, digit) for clue, digit in zip(given, grid))
+        assert history.step[k] == (-1 if grid == given else 0)
+        assert (mode == BASE) == (grid == given)
+        assert history.quality[k] == pytest.approx(quality(2, given, grid))
+        own += sum(not clue and digit > 0 for clue, digit in zip(given, grid))
+        slips += sum(digit not in (0, right) for digit, right in zip(grid, solution))
+        due = {cell for cell, digit in enumerate(grid) if not digit} | clashing(2, grid)
+        due -= {cell for cell, clue in enumerate(given) if clue}
+        assert (not due) == (grid == solution)
+        for tokens_T, mask_T in zip(tokens_KGT[k], mask_KGT[k]):
+            assert not tokens_T[~mask_T].any()
+            script = tokens_T[mask_T].tolist()
+            assert run_script(2, 3, given, grid, script)[1]
+            assert script.index(END) == len(script) - 1
+            cells = [token - v.cell for token in script[:-1:2]]
+            assert cells == sorted(set(cells) & due)
+            assert len(cells) == min(3, len(due))
+            lengths[len(cells)] += 1
+            for cell, digit in zip(cells, script[1::2]):
+                seen = {grid[c] for unit in units(2) if cell in unit for c in unit - {cell}} - {0}
+                if len(seen) < 4:
+                    illegal.append((digit - v.own in seen, c.demo_noise * len(seen) / 4))
+    assert set(lengths) == {0, 1, 2, 3}
+    assert set(mode_K) == {BASE, IMPROVE, DIVERGE}
+    assert abs(slips - own * c.demo_wrong * 3 / 4) < 4 * (own * 0.225 * 0.775) ** 0.5
+    is_illegal, probability = np.array(illegal).T
+    assert abs(is_illegal.sum() - probability.sum()) < 4 * (probability * (1 - probability)).sum() ** 0.5
+
+
+def test_demonstrations_use_no_key_twice():
+    with jax.debug_key_reuse(True):
+        jax.jit(lambda key: sudoku.make_domain(settings()).demonstrations(key, 4, 2))(jax.random.key(1))
+
+
+# Text
+
+# a puzzle by hand, and a state of it: the own 1 in the last row clashes with a clue
+GIVEN = "1... ..3. .1.. ...2"
+GRID = "13.. .23. .1.. 1.42"
+
+
+def test_pack_and_unpack_are_inverse():
+    given, grid = parse(GIVEN), parse(GRID)
+    assert [x[0].tolist() for x in sudoku.unpack(Vocabulary(2), one_history(GIVEN, GRID, 0))] == [given, grid]
+    assert [x[0].tolist() for x in sudoku.unpack(Vocabulary(2), one_history(GIVEN, GRID, -1))] == [given, given]
+
+
+def test_describe_draws_clues_own_digits_and_blanks():
+    assert sudoku.describe(Vocabulary(2), one_history(GIVEN, GRID, 0)) == [
+        " 1 (3)| .  . \n"
+        " . (2)| 3  . \n"
+        "------+------\n"
+        " .  1 | .  . \n"
+        "(1) . |(4) 2 "
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mode", "step", "expected"),
+    [
+        (BASE, -1, "1 18 10 19 9 20 9 21 9 22 9 23 9 24 12 25 9 26 9 27 10 28 9 29 9 30 9 31 9 32 9 33 11 0"),
+        (IMPROVE, 0, "2 18 10 19 16 20 9 21 9 22 9 23 15 24 12 25 9 26 9 27 10 28 9 29 9 30 14 31 9 32 17 33 11 6"),
+        (DIVERGE, 0, "3 18 10 19 16 20 9 21 9 22 9 23 15 24 12 25 9 26 9 27 10 28 9 29 9 30 14 31 9 32 17 33 11 6"),
+    ],
+    ids=MODES,
+)
+def test_prompts(mode, step, expected):
+    """Clue 1 is 10, own digit 1 is 14, cell 0 is 18, a clash is 6."""
+    domain = sudoku.make_domain(settings())
+    history = one_history(GIVEN, GRID, step)
+    prompt, length = render_by_mode(domain.templates, history, jnp.array([mode]), domain.prompt_width)
+    assert " ".join(map(str, prompt[0])) == expected
+    assert length == (33 if mode == BASE else 34)
+    assert domain.vocab_size == 34
+    assert history.tokens.shape == (1, domain.history_width)
+
+
+@pytest.mark.parametrize(("grid", "expected"), [(GRID, False), ("1111 1131 1111 1112", True)])
+def test_complete_means_full_whether_right_or_wrong(grid, expected):
+    assert sudoku.make_domain(settings()).complete(one_history(GIVEN, grid, 0)) == expected
+
+
+def test_base_tasks_are_the_puzzles():
+    c = settings()
+    domain = sudoku.make_domain(c)
+    tasks = domain.tasks("train")
+    given_MC, grid_MC = sudoku.unpack(Vocabulary(2), tasks)
+    np.testing.assert_array_equal(given_MC, train_puzzles(c)[0])
+    np.testing.assert_array_equal(grid_MC, given_MC)
+    np.testing.assert_array_equal(domain.difficulty("train")["clues"], (given_MC > 0).sum(-1))
+    np.testing.assert_array_equal(tasks.task, np.arange(64))
+    assert {(int(step), float(q)) for step, q in zip(tasks.step, tasks.quality)} == {(-1, 0.0)}

@@ -1,0 +1,125 @@
+"""Test the decoder against transformers: logits and greedy responses of the Llama, Qwen2 and Qwen3 families."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from exit_jax.policy import decoder, sampler
+from exit_jax.policy.decoder import DecoderConfig
+from exit_jax.policy.sampler import SamplingConfig
+
+pytestmark = pytest.mark.parity
+
+FAMILIES = {
+    "Llama": {"tie_embeddings": False, "head_dim": 10},  # not embed_dim / num_heads
+    "Qwen2": {"tie_embeddings": True, "head_dim": 8, "qkv_bias": True},
+    "Qwen3": {"tie_embeddings": True, "head_dim": 10, "qk_norm": True},
+}
+MODULES = {
+    "embedding": "model.embed_tokens",
+    "final_norm": "model.norm",
+    "head": "lm_head",
+    "attention_norm": "input_layernorm",
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "out": "self_attn.o_proj",
+    "query_norm": "self_attn.q_norm",
+    "key_norm": "self_attn.k_norm",
+    "mlp_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+LENGTH_B = np.array([7, 1, 4])
+PROMPT_BP = np.random.default_rng(0).integers(31, size=(3, 7))
+
+
+def policy(**family):
+    shape = {"vocab_size": 31, "num_layers": 3, "embed_dim": 32, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 40}
+    variant = {"rope_theta": 1000.0, "norm_eps": 1e-5, "qkv_bias": False, "qk_norm": False}
+    return DecoderConfig(**{**shape, **variant, **family}, dtype="float32", remat=False, unroll_layers=False)
+
+
+def random_model(torch, transformers, name, c):
+    """Return their model of our config, with random numbers also where norms start at 1 and biases at 0."""
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=c.vocab_size,
+        num_hidden_layers=c.num_layers,
+        hidden_size=c.embed_dim,
+        num_attention_heads=c.num_heads,
+        num_key_value_heads=c.num_kv_heads,
+        head_dim=c.head_dim,
+        intermediate_size=c.mlp_dim,
+        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
+        rms_norm_eps=c.norm_eps,
+        tie_word_embeddings=c.tie_embeddings,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
+    rng = np.random.default_rng(1)
+    for weight in model.parameters():
+        weight.requires_grad_(False).copy_(torch.tensor(rng.normal(0.2, 0.5, weight.shape)))
+    return model
+
+
+def convert(c, theirs):
+    """Return our parameters from the arrays of their state dict, each of which must be used."""
+    theirs = dict(theirs)
+
+    def find(path, leaf):
+        *modules, kind = (key.key for key in path)
+        if not modules:  # the embedding has no kinds
+            modules = [kind]
+        name = f"{MODULES[modules[-1]]}.{'bias' if kind == 'bias' else 'weight'}"
+        layers = [f"model.layers.{i}.{name}" for i in range(c.num_layers)]
+        array = np.stack([theirs.pop(layer) for layer in layers]) if modules[0] == "blocks" else theirs.pop(name)
+        array = array.swapaxes(-1, -2) if kind == "kernel" else array
+        assert array.shape == leaf.shape
+        return jnp.asarray(array)
+
+    params = jax.tree_util.tree_map_with_path(find, jax.eval_shape(lambda: decoder.init(c, jax.random.key(0))))
+    assert set(theirs) == ({"lm_head.weight"} if c.tie_embeddings else set())
+    return params
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, require_parity):
+    """Return their model, our config and our parameters, which are the model's."""
+    c = policy(**FAMILIES[request.param])
+    model = random_model(*require_parity("torch", "transformers"), request.param, c)
+    return model, c, convert(c, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
+
+
+def test_logits_are_theirs(family, require_parity):
+    (torch,) = require_parity("torch")
+    model, c, params = family
+    theirs_BPV = model(torch.tensor(PROMPT_BP)).logits.numpy()
+    read = jax.jit(lambda *args: decoder.logits(c, params, sampler.prefill(c, params, *args)[0]))
+    for length in range(1, 8):
+        ours_BV = read(PROMPT_BP, np.full(3, length))
+        np.testing.assert_allclose(ours_BV, theirs_BPV[:, length - 1], rtol=0, atol=1e-4)
+    assert theirs_BPV.std() > 1  # so that 1e-4 is small
+
+
+def test_greedy_responses_are_theirs(family, require_parity):
+    (torch,) = require_parity("torch")
+    model, c, params = family
+
+    def generate(row, **settings):
+        prompt = torch.tensor(PROMPT_BP[row : row + 1, : LENGTH_B[row]])
+        mask = torch.ones_like(prompt)
+        whole = model.generate(prompt, attention_mask=mask, do_sample=False, max_new_tokens=12, **settings)
+        return whole[0, LENGTH_B[row] :].numpy()
+
+    stop = int(generate(0)[5])
+    sample = jax.jit(functools.partial(sampler.sample, c, SamplingConfig(12, stop, temperature=0.0), 1))
+    rollouts = sample(params, PROMPT_BP, LENGTH_B, jax.random.key(0))
+    for row in range(3):
+        theirs = generate(row, eos_token_id=stop, pad_token_id=0)
+        np.testing.assert_array_equal(rollouts.tokens[row, 0][rollouts.mask[row, 0]], theirs)
+    assert rollouts.finished[0, 0]

@@ -1,0 +1,220 @@
+"""Test the sampler: against the learner, NumPy and greedy search, and that a row depends on nothing but itself."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from exit_jax.parallel import mesh as meshes
+from exit_jax.policy import decoder, sampler
+from exit_jax.policy.decoder import DecoderConfig
+from exit_jax.policy.sampler import SamplingConfig
+
+POLICY = DecoderConfig(
+    vocab_size=11,
+    num_layers=2,
+    embed_dim=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_dim=24,
+    rope_theta=100.0,
+    norm_eps=1e-6,
+    tie_embeddings=False,
+    qkv_bias=False,
+    qk_norm=False,
+    dtype="float32",
+    remat=False,
+    unroll_layers=False,
+)
+STOP = 7
+PLAIN = SamplingConfig(max_tokens=6, stop_token=STOP, temperature=0.7)
+LONG = dataclasses.replace(PLAIN, max_tokens=12)
+LENGTH_B = np.array([5, 1, 3, 2, 4, 5, 2, 3])
+PROMPT_BP = np.random.default_rng(0).integers(11, size=(8, 5))
+
+
+@functools.cache
+def params():
+    shapes = jax.eval_shape(lambda: decoder.init(POLICY, jax.random.key(0)))
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.1, 0.4, leaf.shape), jnp.float32), shapes)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sample(sampling, group_size, params, prompt_BP, length_B, key):
+    return sampler.sample(POLICY, sampling, group_size, params, prompt_BP, length_B, key)
+
+
+def sample(sampling=PLAIN, group_size=4, seed=0, rows=slice(8), tree=None):
+    return _sample(sampling, group_size, tree or params(), PROMPT_BP[rows], LENGTH_B[rows], jax.random.key(seed))
+
+
+_logprobs = jax.jit(sampler.logprobs, static_argnums=0)
+
+
+def logprobs(tokens_BGT, temperature=PLAIN.temperature):
+    return _logprobs(POLICY, temperature, params(), PROMPT_BP, LENGTH_B, tokens_BGT)
+
+
+def logprobs_of_all(prefix_BT, temperature=PLAIN.temperature):
+    """Return the learner's log-probs [B, V] of every token behind each prefix of fewer than 6 tokens."""
+    B, T = prefix_BT.shape
+    tokens_BVT = np.zeros((B, 11, 6), int)
+    tokens_BVT[..., :T] = prefix_BT[:, None]
+    tokens_BVT[..., T] = np.arange(11)
+    return np.asarray(logprobs(tokens_BVT, temperature)[0][..., T], np.float64)
+
+
+def test_logp_is_the_learners():
+    """The two run matmuls of other shapes (one token a step, or all at once), so float32 sums round differently."""
+    gaps = []
+    for seed in range(20):
+        rollouts = sample(seed=seed)
+        logp_BGT, _ = logprobs(rollouts.tokens)
+        gaps.append(np.abs(np.where(rollouts.mask, logp_BGT - rollouts.logp, 0.0)).max())
+    assert max(gaps) < 5e-6  # 7e-7 measured
+
+
+def test_entropy_is_that_of_the_distribution():
+    tokens_BGT = np.asarray(sample().tokens)
+    _, entropy_BGT = logprobs(tokens_BGT)
+    for t in range(6):
+        logp_BV = logprobs_of_all(tokens_BGT[:, 0, :t])
+        np.testing.assert_allclose(np.exp(logp_BV).sum(1), 1.0, rtol=1e-5)
+        np.testing.assert_allclose(entropy_BGT[:, 0, t], -(np.exp(logp_BV) * logp_BV).sum(1), rtol=1e-5)
+
+
+def test_zero_temperature_and_top_1_are_the_argmax_chain():
+    greedy = sample(dataclasses.replace(PLAIN, temperature=0.0))
+    top_1 = sample(dataclasses.replace(PLAIN, top_k=1), seed=1)
+    np.testing.assert_array_equal(greedy.tokens, top_1.tokens)
+    np.testing.assert_array_equal(top_1.logp, 0.0)
+    np.testing.assert_array_equal(greedy.logp, 0.0)
+    chain_BT = np.zeros((8, 0), int)
+    for _ in range(6):
+        ended_B = (chain_BT == STOP).any(1)
+        best_B = np.where(ended_B, 0, logprobs_of_all(chain_BT).argmax(1))
+        chain_BT = np.concatenate([chain_BT, best_B[:, None]], axis=1)
+    np.testing.assert_array_equal(greedy.tokens, chain_BT[:, None].repeat(4, 1))
+    assert len(np.unique(chain_BT)) > 3
+
+
+def test_truncation_keeps_the_support_of_a_numpy_oracle():
+    def kept(logits_V, top_k, top_p):
+        """Keep a token if fewer than k are likelier, and of those if the likelier ones hold less than p; ties stay."""
+        likelier_VV = logits_V[None] > logits_V[:, None]
+        inside_V = (likelier_VV.sum(1) < top_k) | (top_k == 0)
+        probability_V = np.where(inside_V, np.exp(logits_V - logits_V.max()), 0.0)
+        return inside_V & (likelier_VV @ probability_V < top_p * probability_V.sum())
+
+    rng = np.random.default_rng(2)
+    logits_NV = np.float32([*rng.normal(0, 2, (50, 11)), *rng.integers(0, 4, (50, 11))])  # the latter: ties
+    for top_k in (0, 1, 3, 10, 11, 99):
+        for top_p in (1.0, 0.93, 0.5, 0.01):
+            kept_NV = np.array([kept(logits_V, top_k, top_p) for logits_V in logits_NV])
+            truncated_NV = sampler.truncate(jnp.asarray(logits_NV), top_k, top_p)
+            np.testing.assert_array_equal(truncated_NV, np.where(kept_NV, logits_NV, -np.inf), f"{top_k=} {top_p=}")
+
+
+def test_logp_is_that_of_the_truncated_distribution():
+    rollouts = sample(dataclasses.replace(PLAIN, top_k=3))
+    logp_BGT, _ = logprobs(rollouts.tokens)
+    gain_BGT = np.asarray(rollouts.logp - logp_BGT)[rollouts.mask]  # -log of the mass of the three
+    assert (gain_BGT > 0).all()
+    assert np.exp(rollouts.logp[:, :, 0]).max() < 1
+    assert all(len(np.unique(tokens_G)) <= 3 for tokens_G in rollouts.tokens[:, :, 0])
+
+
+def test_first_tokens_are_as_frequent_as_their_probabilities():
+    count, rows = 20_000, slice(1)
+    tokens = sample(dataclasses.replace(PLAIN, max_tokens=2), group_size=count, rows=rows).tokens[0, :, 0]
+    frequency_V = np.bincount(tokens, minlength=11) / count
+
+    logp_V = logprobs_of_all(np.zeros((8, 0), int), temperature=1.0)[0]
+
+    def deviation(temperature):
+        """Return the largest distance from a token's probability, in standard deviations of its frequency."""
+        p_V = np.exp(logp_V / temperature) / np.exp(logp_V / temperature).sum()
+        return (np.abs(frequency_V - p_V) / np.sqrt(p_V * (1 - p_V) / count)).max()
+
+    assert deviation(0.7) < 4  # a right sampler exceeds it with one seed in 1,400
+    assert deviation(0.8) > 8
+
+
+def test_finished_rows_hold_the_stop_token_and_nothing_behind_it():
+    rollouts = sample(LONG, group_size=4)
+    lengths = set()
+    for tokens_T, mask_T, logp_T, finished in zip(
+        *(np.asarray(x).reshape(32, -1) for x in (rollouts.tokens, rollouts.mask, rollouts.logp, rollouts.finished))
+    ):
+        length = tokens_T.tolist().index(STOP) + 1 if finished else 12
+        assert (STOP in tokens_T) == finished
+        np.testing.assert_array_equal(mask_T, np.arange(12) < length)
+        assert not tokens_T[length:].any()
+        assert not logp_T[length:].any()
+        assert (logp_T[:length] < 0).all()
+        lengths.add(length)
+    assert {1, 12} < lengths
+    assert rollouts.tokens.dtype == jnp.int32
+
+
+@pytest.mark.parametrize(("stops", "passes"), [(True, 1), (False, 6)])
+def test_decoding_ends_with_the_last_row(monkeypatch, stops, passes):
+    """Once all rows have stopped, no further pass is made: here after the prompt's own."""
+    tree = jax.tree.map(lambda leaf: leaf, params())
+    tree["embedding"] = tree["embedding"].at[:, 0].set(1e3)  # so the final norm gives 4 in the first place, always
+    tree["final_norm"]["scale"] = jnp.ones(16)
+    tree["head"]["kernel"] = jnp.zeros((16, 11)).at[0, STOP if stops else 3].set(100.0)
+    calls, apply = [], decoder.apply
+
+    def counted(*args):
+        jax.debug.callback(lambda: calls.append(1))
+        return apply(*args)
+
+    monkeypatch.setattr(decoder, "apply", counted)
+    run = jax.jit(functools.partial(sampler.sample, POLICY, PLAIN, 4))
+    rollouts = run(tree, PROMPT_BP, LENGTH_B, jax.random.key(0))
+    jax.effects_barrier()
+    assert len(calls) == passes
+    first, rest = (STOP, 0) if stops else (3, 3)
+    np.testing.assert_array_equal(rollouts.tokens, np.broadcast_to([first] + 5 * [rest], (8, 4, 6)))
+    np.testing.assert_array_equal(rollouts.mask.sum(-1), 1 if stops else 6)
+    np.testing.assert_array_equal(rollouts.finished, stops)
+
+
+def test_a_row_is_the_same_with_and_without_others():
+    eight, four = sample(), sample(rows=slice(4))
+    np.testing.assert_array_equal(eight.tokens[:4], four.tokens)
+    np.testing.assert_allclose(eight.logp[:4], four.logp, atol=1e-5)
+    assert (eight.tokens[:, 0] != eight.tokens[:, 1]).any()  # but rollouts of a group differ
+    assert (eight.tokens != sample(seed=1).tokens).any()
+    np.testing.assert_array_equal(eight.tokens, sample(LONG).tokens[..., :6])
+
+
+def test_equal_prompts_get_different_responses():
+    rollouts = _sample(PLAIN, 1, params(), PROMPT_BP[:1].repeat(8, 0), LENGTH_B[:1].repeat(8), jax.random.key(0))
+    assert len(np.unique(rollouts.tokens[:, 0], axis=0)) > 4
+
+
+def test_number_of_devices_does_not_matter():
+    def on(num_devices):
+        shard = functools.partial(meshes.shard_batch, meshes.make_mesh(num_devices))
+        run = lambda *args: shard(sampler.sample(POLICY, PLAIN, 4, params(), *shard((PROMPT_BP, LENGTH_B)), *args))
+        return jax.jit(run)(jax.random.key(0))
+
+    one, eight = on(1), on(8)
+    assert len(eight.tokens.sharding.device_set) == 8
+    for name in ("tokens", "mask", "finished"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(eight, name), name)
+    np.testing.assert_allclose(one.logp, eight.logp, atol=1e-5)
+
+
+def test_no_key_is_used_twice():
+    with jax.debug_key_reuse(True):
+        jax.jit(functools.partial(sampler.sample, POLICY, PLAIN, 4))(params(), PROMPT_BP, LENGTH_B, jax.random.key(0))
+        with pytest.raises(jax.errors.KeyReuseError):
+            jax.jit(lambda key: jax.random.uniform(key) + jax.random.uniform(key))(jax.random.key(0))

@@ -1,0 +1,144 @@
+"""Every fault of a config is found before anything compiles, all of them at once."""
+
+import dataclasses
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+from exit_jax.config import ConfigError, open_workdir, validate
+from exit_jax.study import half_width, study, summarise, table
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def content(arg: str = ""):
+    return runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"](arg)
+
+
+@pytest.mark.parametrize("name", ["sudoku", "sudoku9", "smoke"])
+@pytest.mark.parametrize("variant", ["grpo", "curriculum", "improve", "diverge", "exit"])
+def test_configs_are_valid(name, variant):
+    config = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"](f"variant={variant},seed=3")
+    assert validate(config, 1).seed == 3
+
+
+def test_variants_use_the_same_rollouts():
+    configs = [validate(content(f"variant={v}"), 1) for v in ("grpo", "curriculum", "improve", "diverge", "exit")]
+    assert len({(c.algorithm.num_prompts, c.algorithm.group_size, c.run.num_iterations) for c in configs}) == 1
+    assert len({c.algorithm for c in configs}) == len(configs)
+
+
+def test_unknown_argument_of_a_config():
+    with pytest.raises(ValueError, match="seeed=1"):
+        content("seeed=1")
+    with pytest.raises(ValueError, match="variant=expo"):
+        content("variant=expo")
+
+
+def test_all_faults_are_reported_together():
+    config = content()
+    config.algorithm.gruop_size = 3
+    config.algorithm.clip_low = "small"
+    config.policy.unlock()
+    del config.policy.mlp_dim
+    with pytest.raises(ConfigError) as caught:
+        validate(config, 1)
+    for part in ("gruop_size is unknown; did you mean group_size", "clip_low = 'small' is a str", "mlp_dim is missing"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("algorithm.min_buffer_size", 65, "above algorithm.buffer_size = 64"),
+        ("algorithm.num_prompts", 15, "data axis = 8"),
+        ("algorithm.selection_prob", 1.5, r"not in \[0, 1\]"),
+        ("algorithm.group_size", 1, "below 2"),
+        ("algorithm.reward", "gold", "is not one of"),
+        ("algorithm.temperature", 0.0, "must sample"),
+        ("policy.num_kv_heads", 3, "not a multiple"),
+        ("policy.head_dim", 7, "odd"),
+        ("run.checkpoint_every", 7, "not a multiple of run.steps_per_call"),
+        ("run.num_devices", 9, "JAX sees 8"),
+        ("eval.splits", ("tset",), "not train, validation or test"),
+        ("domain_name", "chess", "not one of"),
+    ],
+)
+def test_contradictions(field, value, words):
+    config = content()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ConfigError, match=words):
+        validate(config, 8)
+
+
+def test_unwritable_workdir(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="choose another --workdir"):
+        open_workdir(tmp_path / "file" / "run", validate(content(), 1))
+
+
+def test_damaged_config_json(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="is damaged"):
+        open_workdir(tmp_path, validate(content(), 1))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.algorithm.gruop_size=3"], "group_size"),
+        (["--config.algorithm.min_buffer_size=10000"], "lower the first"),
+        (["--mode", "evaluate"], "train first"),
+        (["--mode", "dance"], "should be one of"),
+    ],
+)
+def test_command_line_answers_with_one_error(flags, words, tmp_path):
+    command = [sys.executable, "-m", "exit_jax.main", "--config", "configs/smoke.py", "--workdir", str(tmp_path / "run")]
+    done = subprocess.run([*command, *flags], cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert "compil" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def fake_evaluation(accuracy):
+    row = {name: [0.0, accuracy] for name in ("accuracy", "best_so_far", "stopped", "quality")}
+    return {"test": {"k": [0, 4], "num_tasks": 8, **row}}
+
+
+def test_study_skips_what_is_done_and_pairs_seeds(tmp_path):
+    ran = []
+
+    def run(config, folder):
+        ran.append((config.variant, config.seed))
+        folder.mkdir(parents=True)
+        result = fake_evaluation({"base": 0.0, "grpo": 0.1, "exit": 0.4}[config.variant] + config.seed / 10)
+        (folder / "evaluation.json").write_text(__import__("json").dumps(result))
+        return result
+
+    def make(variant, seed):
+        return dataclasses.replace(validate(content(f"variant={variant}"), 1), seed=seed)
+
+    for _ in range(2):
+        summary = study(make, ("grpo", "exit"), (0, 1, 2), tmp_path, run)
+    assert len(ran) == len(set(ran)) == 9
+    exit_row = summary["test"]["variants"]["exit"]["accuracy"]
+    assert exit_row["mean"][-1] == pytest.approx(0.5)
+    assert exit_row["std"][-1] == pytest.approx(0.1)
+    assert exit_row["minus_grpo"][-1] == pytest.approx(0.3)
+    assert exit_row["minus_grpo_ci95"][-1] == pytest.approx(0.0, abs=1e-6)
+    assert "| exit | 0.000 ± 0.000 | 0.500 ± 0.100 |" in (tmp_path / "study.md").read_text()
+
+
+def test_interval_is_students():
+    """For differences 1, 2, 3: s = 1, t(2 df) = 4.303, so the half width is 4.303 / sqrt(3) = 2.484."""
+    assert half_width(__import__("numpy").array([[1.0], [2.0], [3.0]]))[0] == pytest.approx(2.484, abs=1e-3)
+
+
+def test_a_single_seed_has_no_spread():
+    summary = summarise({"grpo": {0: fake_evaluation(0.1)}, "exit": {0: fake_evaluation(0.2)}})
+    assert "nan" in table(summary)

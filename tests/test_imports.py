@@ -1,0 +1,58 @@
+"""Imports go strictly downward through the rooms of the house, and the algorithm knows jax and optax only."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "exit_jax"
+# floors from the top; a module may import from its own room or from floors below, never from its neighbours' rooms above
+FLOORS = (
+    ("main",),
+    ("study", "report", "evaluate", "train"),
+    ("config", "checkpoint", "metrics"),
+    ("domains",),
+    ("policy",),
+    ("parallel",),
+    ("algorithm",),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def modules():
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE) != pathlib.Path("__init__.py"))
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(path: pathlib.Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    here = FLOOR_OF[room(path)]
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "exit_jax" and parts[1] in FLOOR_OF and parts[1] != room(path):
+            assert FLOOR_OF[parts[1]] >= here, f"{path.name} imports {name}, which is above it"
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if room(p) == "algorithm"], ids=lambda path: path.name)
+def test_algorithm_knows_jax_and_optax_only(path):
+    allowed = {"jax", "optax", "numpy", "exit_jax", "dataclasses", "collections", "typing"}
+    assert {name.split(".")[0] for name in imported(path)} <= allowed
+    assert not {name for name in imported(path) if name.startswith("exit_jax") and ".algorithm" not in name}
+
+
+def test_every_module_has_a_floor():
+    assert {room(path) for path in modules()} <= set(FLOOR_OF)

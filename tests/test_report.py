@@ -1,0 +1,300 @@
+"""Reports of tiny synthetic runs: the numbers in the tables, the averages behind the lines, the ink in the pictures."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from exit_jax import report
+from exit_jax.config import ConfigError
+
+KS = [0, 1, 4]
+SOLVED = [
+    "a . | . b\n. . | . .",
+    "a 1 | . b\n. . | . .",
+    "a 1 | . b\n. . | . .",
+    "a 1 | 2 b\n3 4 | 1 2",
+    "a 1 | 2 b\n3 4 | 1 2",
+]
+
+
+def evaluation(shift=0.0):
+    """Return a split's results: accuracy 10, 30, 50 % plus a shift in points."""
+    rises = [0.1 + shift, 0.3 + shift, 0.5 + shift]
+    return {
+        "k": KS,
+        "accuracy": rises,
+        "quality": [0.4, 0.5, 0.625],
+        "delta": [0.0, 0.2, 0.4],
+        "net_corrections": [0.0, 8.0, 16.0],
+        "corrected": [0.0, 9.0, 19.0],
+        "broken": [0.0, 1.0, 3.0],
+        "best_so_far": [value + 0.02 for value in rises],
+        "stopped": [value - 0.05 for value in rises],
+        "unchanged_right": [None, None, 0.875],
+        "unchanged_wrong": [None, 0.25, 0.125],
+        "restarts": {"every": 2, "best_so_far": [0.1, 0.25, 0.45], "stopped": [0.1, 0.2, 0.3]},
+        "by_difficulty": {
+            "clues": {
+                "4": {"accuracy": [0.0, 0.1, 0.25 + shift], "num_tasks": 30},
+                "7": {"accuracy": [0.2, 0.5, 0.75 + shift], "num_tasks": 10},
+            }
+        },
+        "num_tasks": 40,
+        "samples_per_task": 2,
+    }
+
+
+def row(step, variant):
+    """Return a row of train.jsonl, with nulls where GRPO has nothing to average."""
+    later = None if variant == "grpo" else 0.5 + 0.001 * step
+    return {
+        "step": step,
+        "reward": 0.2 + 0.01 * step,
+        "quality/base": 0.2,
+        "quality/improve": later,
+        "quality/diverge": None,
+        "entropy": 1.0 / step,
+        "clip_fraction": 0.0,
+        "start_depth": 1.0 if variant == "grpo" else 1.0 + 0.1 * step,
+        "sampled_from_iteration": None if variant == "grpo" else 0.7 * step,
+        "distinct_instances": 10 * step if variant == "grpo" else 25 * step,
+        "buffer/fill": min(1.0, 0.1 * step),
+        "buffer/score_max": 0.1,
+        "buffer/score_median": 0.05 + 0.001 * step,
+        "buffer/score_min": 0.01,
+    }
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Return a function that writes a workdir as a finished run leaves it."""
+
+    def make(variant="exit", seed=0, shift=0.0, num_rows=30, splits=("test",), **config):
+        path = tmp_path / f"{variant}-{seed}"
+        path.mkdir()
+        config = {"name": "toy", "variant": variant, "seed": seed, "optimizer": {"rate": 1.0}} | config
+        versions = {"python": "3.11", "jax": "0.10.2", "exit_jax_revision": ""}
+        (path / "config.json").write_text(json.dumps({"config": config, "versions": versions}))
+        lines = [json.dumps(row(step, variant)) for step in range(1, num_rows + 1)]
+        (path / "train.jsonl").write_text("\n".join(lines))
+        (path / "evaluation.json").write_text(json.dumps({split: evaluation(shift) for split in splits}))
+        chain = {"split": "test", "task": 3, "quality": [0.2, 0.4, 0.4, 1.0, 1.0], "responses": SOLVED}
+        (path / "chains.jsonl").write_text(json.dumps(chain))
+        (path / "buffer_scores.json").write_text(json.dumps({"score": [0.01, 0.02, 0.02, 0.1], "depth": [0, 1, 1, 2]}))
+        return path
+
+    return make
+
+
+def rows_of(text):
+    """Return the tables' rows, first cell -> the others; of equal first cells the first."""
+    table = {}
+    for line in text.splitlines():
+        if line.startswith("| "):
+            first, *others = (cell.strip() for cell in line.strip("|").split("|"))
+            table.setdefault(first, others)
+    return table
+
+
+def assert_shows_something(path):
+    pixels = imread(path)[..., :3]
+    assert pixels.shape[0] > 200
+    assert pixels.shape[1] > 400
+    assert pixels.std() > 0.02  # a white page has 0
+    assert (pixels.min(-1) < 0.5).mean() > 0.002  # ink
+
+
+def test_one_run_gives_all_tables_and_plots(make_run):
+    path = make_run()
+    written = report.report(path, [path])
+    assert written == path / "report" / "report.md"
+    text = written.read_text()
+    for name in report.PLOTS:
+        assert_shows_something(path / "report" / f"{name}.png")
+        assert f"({name}.png)" in text
+    rows = rows_of(text)
+    assert rows["exit"][:2] == ["0", "30"]
+    assert rows["accuracy"] == ["10.0", "30.0", "50.0"]
+    assert rows["Δ"] == rows["net corrections"] == ["0.0", "20.0", "40.0"]  # 16 of 40 tasks
+    assert rows["right → wrong"] == ["0.0", "2.5", "7.5"]
+    assert rows["quality"] == ["40.0", "50.0", "62.5"]
+    assert rows["best so far"] == ["12.0", "32.0", "52.0"]
+    assert rows["restarts, best so far"] == ["10.0", "25.0", "45.0"]
+    assert rows["restarts, stopped"] == ["10.0", "20.0", "30.0"]
+    assert rows["right left unchanged"] == ["–", "–", "87.5"]
+    assert rows["accuracy, k = 4, by clues"] == ["4 (30 tasks)", "7 (10 tasks)"]
+    assert "| exit | 25.0 | 75.0 |" in text
+    assert "Versions: python 3.11, jax 0.10.2." in text
+    assert "clipped tokens (%) = 0" in text
+    assert "missing" not in text
+
+
+def test_several_runs_are_averaged_by_variant(make_run, tmp_path):
+    shifts = [0.0, 0.02, 0.07]
+    runs = [make_run("exit", seed, shift) for seed, shift in enumerate(shifts)] + [make_run("grpo", 0)]
+    text = report.report(tmp_path / "all", runs).read_text()
+    for name in report.PLOTS:
+        assert_shows_something(tmp_path / "all" / "report" / f"{name}.png")
+    accuracy = 100 * (np.array(shifts)[:, None] + [0.1, 0.3, 0.5])
+    cells = [f"{m:.1f} ± {s:.1f}" for m, s in zip(accuracy.mean(0), accuracy.std(0, ddof=1))]
+    assert cells[0] == "13.0 ± 3.6"
+    tables = text[text.index("## test") :]
+    rows = rows_of(tables)
+    assert list(rows)[2:4] == ["grpo", "exit"]  # the paper's order, not that of the arguments
+    assert rows["exit"] == [*cells, "40.0 ± 0.0", "55.0 ± 3.6", "48.0 ± 3.6", "45.0 ± 0.0", "30.0 ± 0.0"]
+    assert rows["grpo"][:3] == ["10.0", "30.0", "50.0"]  # one run has no deviation
+    assert "| exit | 28.0 ± 3.6 | 78.0 ± 3.6 |" in tables
+
+
+def test_groups_keep_experiments_apart(make_run):
+    runs = [make_run("exit", 0), make_run("exit", 1, name="other")]
+    assert list(report.group([report.load(path) for path in runs])) == ["exit, toy", "exit, other"]
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_named(make_run, tmp_path):
+    runs = [make_run("exit", 0), make_run("exit", 1, optimizer={"rate": 2.0})]
+    assert "exit: its runs differ in optimizer of config.json" in report.report(tmp_path, runs).read_text()
+
+
+def test_mean_std_agrees_with_numpy_and_leaves_nan_out():
+    values = np.random.default_rng(0).normal(size=(5, 3))
+    mean, std = report.mean_std(values)
+    np.testing.assert_allclose(mean, values.mean(0))
+    np.testing.assert_allclose(std, values.std(0, ddof=1))
+    values[0, 0], values[1:, 1], values[:, 2] = np.nan, np.nan, np.nan
+    mean, std = report.mean_std(values)
+    np.testing.assert_allclose([mean[0], std[0]], [values[1:, 0].mean(), values[1:, 0].std(ddof=1)])
+    assert mean[1] == values[0, 1]
+    assert np.isnan([std[1], mean[2], std[2]]).all()
+
+
+def test_running_mean_by_hand():
+    values = np.array([1.0, np.nan, 5.0, 7.0, 0.0])
+    np.testing.assert_allclose(report.running_mean(values, 3), [1.0, 3.0, 6.0, 4.0, 3.5])
+    np.testing.assert_allclose(report.running_mean(values[:2], 5), [1.0, 1.0])  # a window longer than the run
+    assert np.isnan(report.running_mean(np.full(4, np.nan), 3)).all()
+
+
+def test_over_training_takes_common_iterations_of_runs_that_have_the_metric(make_run):
+    runs = [report.load(make_run("exit", seed, num_rows=n)) for seed, n in enumerate((30, 20))]
+    steps, values = report.over_training([*runs, report.load(make_run("grpo"))], "quality/improve")
+    assert steps.tolist() == list(range(1, 21))
+    assert values.shape == (2, 20)
+    np.testing.assert_allclose(values[0], 0.5 + 0.001 * steps)
+
+
+def test_distinct_instances_are_relative_to_grpo(make_run):
+    groups = report.group([report.load(make_run(variant)) for variant in ("exit", "grpo")])
+    related = report.relative_to_grpo(groups)
+    _, ratio = report.over_training(related["exit"], "distinct_relative")
+    np.testing.assert_allclose(ratio, 2.5)
+    assert report.over_training(related["exit"], "distinct_instances")[0].size == 0
+    assert report.relative_to_grpo({"exit": groups["exit"]}) == {"exit": groups["exit"]}
+
+
+def test_corrections_are_per_hundred_tasks(make_run):
+    run = report.load(make_run())
+    np.testing.assert_allclose(report.by_k([run], "test", KS, "corrected"), [[0.0, 22.5, 47.5]])
+    assert np.isnan(report.by_k([run], "test", [0], "unchanged_right")).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "absent", "note"),
+    [
+        ("evaluation.json", None, ["accuracy_by_k", "net_corrections"], "--mode evaluate"),
+        ("evaluation.json", "{", ["accuracy_by_k", "net_corrections"], "--mode evaluate"),
+        ("train.jsonl", None, ["training_curves", "curriculum"], "--mode train"),
+        ("train.jsonl", "", ["training_curves", "curriculum"], "--mode train"),
+        ("chains.jsonl", None, ["lineage"], "num_chains_saved"),
+        ("config.json", "", [], "stands for its variant"),
+    ],
+)
+def test_a_missing_empty_or_damaged_file_is_left_out_and_named(make_run, name, content, absent, note):
+    path = make_run()
+    (path / "report").mkdir()
+    for plot in report.PLOTS:
+        (path / "report" / f"{plot}.png").write_text("of an earlier report, which must not survive")
+    (path / name).unlink() if content is None else (path / name).write_text(content)
+    text = report.report(path, [path]).read_text()
+    missing = text[text.index("## What is missing") :]
+    assert note in missing
+    for plot in report.PLOTS:
+        assert (path / "report" / f"{plot}.png").exists() == (plot not in absent)
+        assert (f"`{plot}.png` is not drawn" in missing) == (plot in absent)
+
+
+def test_the_policy_before_training_needs_no_metrics(make_run):
+    path = make_run("base", num_rows=0, run={"num_iterations": 0})
+    assert "train.jsonl" not in report.report(path, [path]).read_text()
+
+
+def test_nothing_at_all_is_an_error_that_says_what_to_do(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent.*--mode train"):
+        report.report(tmp_path, [tmp_path / "absent"])
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        report.report(tmp_path, [])
+    assert not (tmp_path / "report").exists()
+
+
+def test_lineage_prefers_a_solved_chain_of_the_test_split_with_many_changes(make_run):
+    path = make_run()
+    solved = {"quality": [0.5, 0.5, 1.0], "responses": ["x", "y", "z"]}
+    chains = [
+        {"split": "test", "task": 0, "quality": [0.1, 0.9, 0.9], "responses": ["p", "q", "r"]},
+        {"split": "validation", "task": 1, **solved},
+        {"split": "test", "task": 2, "quality": [0.5, 1.0, 1.0], "responses": ["x", "z", "z"]},
+        {"split": "test", "task": 3, **solved},
+    ]
+
+    def title():
+        (path / "chains.jsonl").write_text("\n".join(json.dumps(chain) for chain in chains))
+        plot = report.lineage(report.group([report.load(path)]))
+        assert plot is not None
+        return plot[0].axes[0].texts[0].get_text()
+
+    assert title() == "exit, seed 0, test task 3: solved"
+    del chains[1:]
+    assert title() == "exit, seed 0, test task 0: not solved, but the best chain"
+
+
+def test_equal_responses_collapse_and_changed_characters_are_marked():
+    boxes = report.collapse({"quality": [0.2, 0.4, 0.4, 1.0, 1.0], "responses": SOLVED})
+    assert [name for name, *_ in boxes] == [
+        "k=0\nquality 0.20",
+        "k=1–2 (×2)\nquality 0.40",
+        "k=3–4 (×2)\nquality 1.00",
+    ]
+    assert boxes[0][2] == [("a . | . b", " " * 9), (". . | . .", " " * 9)]
+    assert boxes[1][2][0] == ("a   | . b", "  1      ")
+
+
+def test_free_text_is_compared_by_words_wrapped_and_cropped_around_the_change():
+    before, after = "so x is 12 here", "so now x is 13 here"
+    marked = "".join(c if new else " " for c, new in zip(after, report.changes(before, after)))
+    assert marked.split() == ["now", "13"]
+    text = "\n".join(f"line {i}" for i in range(60))
+    lines = report.lines_of(text, report.changes(text.replace("line 30", "$30"), text))
+    assert len(lines) == report.MAX_LINES + 2
+    assert lines[0] == lines[-1] == ("…", "")
+    assert "line" in "".join(new for _, new in lines)
+    long = report.lines_of("w" * 70, [False] * 70)
+    assert [len(kept) for kept, _ in long] == [30, 30, 10]
+
+
+def test_text_stays_inside_its_box():
+    lines = [("m" * report.WRAP, " " * report.WRAP)] * 3
+    fig = report.draw_boxes("t", [("k=0", 0.5, lines), ("k=1", 1.0, lines)])
+    assert isinstance(fig, Figure)
+    fig.set_dpi(report.STYLE["savefig.dpi"])
+    fig.draw_without_rendering()
+    ax = fig.axes[0]
+    boxes = [patch.get_window_extent() for patch in ax.patches if patch.get_width() > 1]
+    for text in ax.texts:
+        if text.get_text().startswith("m"):
+            extent = text.get_window_extent()
+            assert any(box.x0 < extent.x0 and extent.x1 < box.x1 and box.y0 < extent.y0 for box in boxes)
+    assert math.isclose(boxes[0].width, boxes[1].width)

@@ -1,0 +1,188 @@
+"""The host loop: exact resume, kills, signals, damaged checkpoints, devices, compilations."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from exit_jax import train
+from exit_jax.algorithm.selection import stream
+from exit_jax.config import Config, ConfigError, open_workdir, validate
+from exit_jax.metrics import Timing, read_jsonl
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def smoke(arg: str = "", **run) -> Config:
+    content = runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"](arg)
+    content.algorithm.kl_coef = 0.001  # so that there is a reference to restore
+    content.algorithm.reference_every = 3
+    config = validate(content, jax.device_count())
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, num_devices=1, **run))
+
+
+def leaves(state) -> list[np.ndarray]:
+    raw = jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, state)
+    return [np.asarray(x) for x in jax.tree.leaves(raw)]
+
+
+def assert_same(state, other) -> None:
+    for a, b in zip(leaves(state), leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def rows(workdir: pathlib.Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_jsonl(workdir / "train.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return a run that was never interrupted: its state and workdir."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return train.train(smoke(), workdir), workdir
+
+
+def test_resume_is_bitwise(whole, tmp_path):
+    state, workdir = whole
+    train.train(smoke(num_iterations=10), tmp_path)
+    resumed = train.train(smoke(), tmp_path)
+    assert int(resumed.step) == 20
+    assert int(resumed.buffer.next_id) > 64, "the buffer was never full: this test would prove too little"
+    assert_same(state, resumed)
+    assert rows(tmp_path) == rows(workdir)
+
+
+def test_other_seed_differs(whole, tmp_path):
+    other = train.train(smoke("seed=1"), tmp_path)
+    assert not np.array_equal(other.buffer.history.tokens, whole[0].buffer.history.tokens)
+
+
+def test_damaged_checkpoint_falls_back(whole, tmp_path, caplog):
+    train.train(smoke(), tmp_path)
+    files = [path for path in (tmp_path / "checkpoints/20").rglob("*") if path.is_file()]
+    for path in files:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    again = train.train(smoke(), tmp_path)
+    assert "set aside" in caplog.text
+    assert (tmp_path / "checkpoints/20.damaged").exists()
+    assert_same(whole[0], again)
+    assert rows(tmp_path) == rows(whole[1])
+
+
+def test_no_program_is_compiled_twice(whole, tmp_path):
+    timing = Timing()
+    with timing.phase("again"):
+        train.train(smoke("seed=7"), tmp_path)  # the same programs as the fixture's, other data
+    compiled = timing.summary()["again"]["num_compilations"]
+    assert compiled <= 3, "a second run in one process compiles programs of its own"
+
+
+def test_run_compiles_a_fixed_number_of_programs(tmp_path):
+    """The count does not grow with the number of iterations or of batches of evaluation."""
+    counts = []
+    for name, iterations in (("short", 5), ("long", 20)):
+        script = f"""
+import sys; sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
+import pathlib
+from test_train import smoke
+from exit_jax.main import run_experiment
+run_experiment(smoke(num_iterations={iterations}, checkpoint_every=5), pathlib.Path({str(tmp_path / name)!r}))
+"""
+        subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+        timing = json.loads((tmp_path / name / "timing.json").read_text())
+        counts.append([phase["num_compilations"] for phase in timing.values()])
+    assert counts[0] == counts[1]
+    assert sum(counts[0]) <= 40, counts
+
+
+def test_one_learn_step_agrees_on_1_and_8_devices():
+    config = smoke()
+    domain = train.make_domain(config.domain_name, config.domain)
+    tasks = domain.tasks("train")
+    one = train.make_parts(config, domain, train.meshes.make_mesh(1))
+    state = train.initial_state(config, train.make_program(config).init_params(0))
+    instances = jax.jit(one.select)(tasks, state)
+    rollouts = jax.jit(one.rollout)(state.params, instances, stream(state.key, "sample", state.step))
+    grades = jax.jit(one.grade)(instances, rollouts)
+    outcomes = []
+    for num_devices in (1, 8):
+        mesh = train.meshes.make_mesh(num_devices)
+        parts = train.make_parts(config, domain, mesh)
+        arguments = jax.device_put((state, instances, rollouts, grades), train.meshes.replicated(mesh))
+        outcomes.append(jax.jit(parts.learn)(*arguments))
+    (first, metrics), (second, _) = outcomes
+    assert float(metrics["grad_norm"]) > 0
+    for a, b in zip(leaves(first.params), leaves(second.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert_same(first.buffer, second.buffer)
+
+
+def test_key_reuse():
+    """No PRNG key is consumed twice in an iteration."""
+    config = smoke()
+    domain = train.make_domain(config.domain_name, config.domain)
+    parts = train.make_parts(config, domain, train.meshes.make_mesh(1))
+    state = train.initial_state(config, train.make_program(config).init_params(0))
+    with jax.debug_key_reuse(True):
+        instances = jax.jit(parts.select)(domain.tasks("train"), state)
+        jax.jit(parts.rollout)(state.params, instances, stream(state.key, "sample", state.step))
+
+
+def start(workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "exit_jax.main", "--config", "configs/smoke.py", "--workdir", str(workdir), *flags]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    flagged = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | cache | flagged, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    _, errors = process.communicate(timeout=300)
+    return errors
+
+
+def wait_for(path: pathlib.Path, process: subprocess.Popen) -> None:
+    while not path.exists():
+        assert process.poll() is None, finish(process)
+        time.sleep(0.05)
+
+
+def test_killed_runs_end_where_one_run_ends(tmp_path):
+    """SIGKILL at random moments, a SIGTERM, then to the end: evaluation, metrics and checkpoint equal a single run's."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    errors = finish(process := start(whole))
+    assert process.returncode == 0, errors
+    rng = random.Random(0)
+    for watched in ("warm_start", "train.jsonl"):
+        process = start(broken)
+        wait_for(broken / watched, process)
+        time.sleep(rng.uniform(0.0, 0.5))
+        process.kill()
+        process.wait()
+    process = start(broken)
+    wait_for(broken / "checkpoints", process)
+    process.send_signal(signal.SIGTERM)
+    errors = finish(process)
+    assert process.returncode in (0, 128 + signal.SIGTERM), errors  # 0 if it was already done
+    assert "Traceback" not in errors
+    errors = finish(process := start(broken))
+    assert process.returncode == 0, errors
+    assert json.loads((broken / "evaluation.json").read_text()) == json.loads((whole / "evaluation.json").read_text())
+    assert rows(broken) == rows(whole)
+
+
+def test_another_experiment_is_refused(tmp_path):
+    open_workdir(tmp_path, smoke())
+    open_workdir(tmp_path, smoke(num_iterations=100))  # operational: may change
+    with pytest.raises(ConfigError, match=r"seed: 0 there, 5 here"):
+        open_workdir(tmp_path, smoke("seed=5"))
