@@ -68,7 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.domain.data_seed = 0
     c.domain.feedback = True
     c.domain.demo_clues = (4, 7)
-    c.domain.demo_noise = 0.3
+    c.domain.demo_noise = 0.2
     c.domain.demo_wrong = 0.3
 
     c.policy = ConfigDict()
@@ -88,13 +88,13 @@ def get_config(arg: str = "") -> ConfigDict:
     c.policy.unroll_layers = True
 
     c.warm_start = ConfigDict()
-    c.warm_start.num_steps = 800
+    c.warm_start.num_steps = 1000
     c.warm_start.num_states = 128
     c.warm_start.group_size = 4
     c.warm_start.optimizer = ConfigDict()
     c.warm_start.optimizer.learning_rate = 4e-3
     c.warm_start.optimizer.warmup_steps = 50
-    c.warm_start.optimizer.decay_steps = 800
+    c.warm_start.optimizer.decay_steps = 1000
     c.warm_start.optimizer.b1 = 0.9
     c.warm_start.optimizer.b2 = 0.999
     c.warm_start.optimizer.weight_decay = 1e-4
