@@ -48,7 +48,9 @@ def ours(size: int):
 
     def insert(state, history, score):
         state, ids = buffers.assign_ids(state, jnp.ones(NUM_CANDIDATES, bool))
-        return buffers.insert(state, dataclasses.replace(history, id=ids), score, jnp.zeros(NUM_CANDIDATES, jnp.int32))[0]
+        return buffers.insert(state, dataclasses.replace(history, id=ids), score, jnp.zeros(NUM_CANDIDATES, jnp.int32))[
+            0
+        ]
 
     def sample(state, key):
         return jax.tree.map(lambda x: x[draw_buffer(Draws, state, key, NUM_DRAWS)], state.history)

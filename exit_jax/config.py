@@ -1,7 +1,8 @@
 """The schema of a config, its validation, and the workdir that it belongs to.
 
 Config files are ml_collections; ``validate`` turns one into the frozen dataclasses below, which is all that the other
-modules see, and reports every fault at once. The groups in OPERATIONAL may differ when a run resumes; all other fields are scientific and fixed for a workdir.
+modules see, and reports every fault at once. The groups in OPERATIONAL may differ when a run resumes; all other fields
+are scientific and fixed for a workdir.
 """
 
 import dataclasses
@@ -239,7 +240,9 @@ def _contradictions(c: Config, num_devices: int) -> list[str]:
         ("run.checkpoint_every", r.checkpoint_every, "run.steps_per_call", r.steps_per_call),
         ("warm_start.num_steps", w.num_steps, "run.steps_per_call", r.steps_per_call),
     ):
-        require(divisor < 1 or value % divisor == 0, f"{name} = {value} is not a multiple of {divisor_name} = {divisor}")
+        require(
+            divisor < 1 or value % divisor == 0, f"{name} = {value} is not a multiple of {divisor_name} = {divisor}"
+        )
     require(r.checkpoint_every > 0, f"run.checkpoint_every = {r.checkpoint_every} is below 1")
     require(
         0 <= r.num_devices <= num_devices,
@@ -306,7 +309,7 @@ def open_workdir(workdir: str | os.PathLike, config: Config) -> pathlib.Path:
 
 
 def _require_same_science(ours: dict, theirs: dict, path: pathlib.Path) -> None:
-    scientific = lambda c: _flatten({k: v for k, v in c.items() if k not in OPERATIONAL})  # noqa: E731
+    scientific = lambda c: _flatten({k: v for k, v in c.items() if k not in OPERATIONAL})
     mine, held = scientific(ours), scientific(theirs)
     different = [
         f"{key}: {held.get(key, 'absent')!r} there, {mine.get(key, 'absent')!r} here"

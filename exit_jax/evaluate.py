@@ -82,8 +82,10 @@ def run_chains(config: Config, params: Params, split: str, restarts: bool) -> Ch
     row_of = np.tile(np.arange(num_tasks), settings.samples_per_task)
     batches = []
     for index, start in enumerate(range(0, row_of.size, settings.batch_size)):
-        rows = np.resize(row_of[start : start + settings.batch_size], settings.batch_size)  # the last batch repeats rows
-        batch = jax.tree.map(lambda leaf: leaf[rows], tasks)
+        rows = np.resize(
+            row_of[start : start + settings.batch_size], settings.batch_size
+        )  # the last batch repeats rows
+        batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows], tasks)
         batches.append(jax.device_get(program(params, batch, index)))
     chains = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[:, : row_of.size], *batches)
     return dataclasses.replace(chains, history=batches[0].history)
@@ -98,7 +100,7 @@ def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> di
         rival = run_chains(config, params, split, restarts=True)
         results[split] = summarise(config, chains, rival, domain.difficulty(split))
         for c in range(chains.history.task.shape[1]):
-            one = jax.tree.map(lambda leaf: leaf[:, c], chains.history)  # noqa: B023
+            one = jax.tree.map(lambda leaf, c=c: leaf[:, c], chains.history)
             saved.append(
                 {
                     "split": split,

@@ -44,7 +44,9 @@ def study(
             config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changed))
             folder = workdir / variant / f"seed{seed}"
             done = folder / "evaluation.json"
-            results.setdefault(variant, {})[seed] = json.loads(done.read_text()) if done.exists() else run(config, folder)
+            results.setdefault(variant, {})[seed] = (
+                json.loads(done.read_text()) if done.exists() else run(config, folder)
+            )
     summary = summarise(results)
     configs.write_json(workdir / "study.json", summary)
     (workdir / "study.md").write_text(table(summary))
@@ -65,7 +67,11 @@ def summarise(results: dict[str, dict[int, dict]]) -> dict:
             row = {}
             for measure in MEASURES:
                 values = np.array([evaluation[split][measure] for evaluation in by_seed.values()])  # [seeds, k]
-                row[measure] = {"values": values.tolist(), "mean": values.mean(0).tolist(), "std": _std(values).tolist()}
+                row[measure] = {
+                    "values": values.tolist(),
+                    "mean": values.mean(0).tolist(),
+                    "std": _std(values).tolist(),
+                }
                 if "grpo" in results and variant != "grpo":
                     paired = values - np.array([results["grpo"][seed][split][measure] for seed in by_seed])
                     row[measure]["minus_grpo"] = paired.mean(0).tolist()
@@ -80,7 +86,9 @@ def summarise(results: dict[str, dict[int, dict]]) -> dict:
 
 def values_gain(by_seed: dict[int, dict], split: str) -> np.ndarray:
     """Return Δ_K [seeds]: accuracy at the last k minus accuracy at k = 0."""
-    return np.array([evaluation[split]["accuracy"][-1] - evaluation[split]["accuracy"][0] for evaluation in by_seed.values()])
+    return np.array(
+        [evaluation[split]["accuracy"][-1] - evaluation[split]["accuracy"][0] for evaluation in by_seed.values()]
+    )
 
 
 def _std(values: np.ndarray) -> np.ndarray:

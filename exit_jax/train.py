@@ -309,6 +309,4 @@ def record_buffer(state: State, workdir: pathlib.Path) -> None:
     held = jax.device_get(state.buffer)
     full = held.history.id >= 0
     depth = held.history.step[full] + 1
-    configs.write_json(
-        workdir / "buffer_scores.json", {"score": held.score[full].tolist(), "depth": depth.tolist()}
-    )
+    configs.write_json(workdir / "buffer_scores.json", {"score": held.score[full].tolist(), "depth": depth.tolist()})

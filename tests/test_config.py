@@ -97,7 +97,15 @@ def test_damaged_config_json(tmp_path):
     ],
 )
 def test_command_line_answers_with_one_error(flags, words, tmp_path):
-    command = [sys.executable, "-m", "exit_jax.main", "--config", "configs/smoke.py", "--workdir", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "exit_jax.main",
+        "--config",
+        "configs/smoke.py",
+        "--workdir",
+        str(tmp_path / "run"),
+    ]
     done = subprocess.run([*command, *flags], cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert done.returncode != 0
     assert words in done.stderr

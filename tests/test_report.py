@@ -10,6 +10,8 @@ from matplotlib.image import imread
 
 from exit_jax import report
 from exit_jax.config import ConfigError
+from exit_jax.report import lineage
+from exit_jax.report import runs as finished
 
 KS = [0, 1, 4]
 SOLVED = [
@@ -152,7 +154,7 @@ def test_several_runs_are_averaged_by_variant(make_run, tmp_path):
 
 def test_groups_keep_experiments_apart(make_run):
     runs = [make_run("exit", 0), make_run("exit", 1, name="other")]
-    assert list(report.group([report.load(path) for path in runs])) == ["exit, toy", "exit, other"]
+    assert list(finished.group([finished.load(path) for path in runs])) == ["exit, toy", "exit, other"]
 
 
 def test_runs_that_differ_in_more_than_the_seed_are_named(make_run, tmp_path):
@@ -162,11 +164,11 @@ def test_runs_that_differ_in_more_than_the_seed_are_named(make_run, tmp_path):
 
 def test_mean_std_agrees_with_numpy_and_leaves_nan_out():
     values = np.random.default_rng(0).normal(size=(5, 3))
-    mean, std = report.mean_std(values)
+    mean, std = finished.mean_std(values)
     np.testing.assert_allclose(mean, values.mean(0))
     np.testing.assert_allclose(std, values.std(0, ddof=1))
     values[0, 0], values[1:, 1], values[:, 2] = np.nan, np.nan, np.nan
-    mean, std = report.mean_std(values)
+    mean, std = finished.mean_std(values)
     np.testing.assert_allclose([mean[0], std[0]], [values[1:, 0].mean(), values[1:, 0].std(ddof=1)])
     assert mean[1] == values[0, 1]
     assert np.isnan([std[1], mean[2], std[2]]).all()
@@ -174,32 +176,32 @@ def test_mean_std_agrees_with_numpy_and_leaves_nan_out():
 
 def test_running_mean_by_hand():
     values = np.array([1.0, np.nan, 5.0, 7.0, 0.0])
-    np.testing.assert_allclose(report.running_mean(values, 3), [1.0, 3.0, 6.0, 4.0, 3.5])
-    np.testing.assert_allclose(report.running_mean(values[:2], 5), [1.0, 1.0])  # a window longer than the run
-    assert np.isnan(report.running_mean(np.full(4, np.nan), 3)).all()
+    np.testing.assert_allclose(finished.running_mean(values, 3), [1.0, 3.0, 6.0, 4.0, 3.5])
+    np.testing.assert_allclose(finished.running_mean(values[:2], 5), [1.0, 1.0])  # a window longer than the run
+    assert np.isnan(finished.running_mean(np.full(4, np.nan), 3)).all()
 
 
 def test_over_training_takes_common_iterations_of_runs_that_have_the_metric(make_run):
-    runs = [report.load(make_run("exit", seed, num_rows=n)) for seed, n in enumerate((30, 20))]
-    steps, values = report.over_training([*runs, report.load(make_run("grpo"))], "quality/improve")
+    runs = [finished.load(make_run("exit", seed, num_rows=n)) for seed, n in enumerate((30, 20))]
+    steps, values = finished.over_training([*runs, finished.load(make_run("grpo"))], "quality/improve")
     assert steps.tolist() == list(range(1, 21))
     assert values.shape == (2, 20)
     np.testing.assert_allclose(values[0], 0.5 + 0.001 * steps)
 
 
 def test_distinct_instances_are_relative_to_grpo(make_run):
-    groups = report.group([report.load(make_run(variant)) for variant in ("exit", "grpo")])
-    related = report.relative_to_grpo(groups)
-    _, ratio = report.over_training(related["exit"], "distinct_relative")
+    groups = finished.group([finished.load(make_run(variant)) for variant in ("exit", "grpo")])
+    related = finished.relative_to_grpo(groups)
+    _, ratio = finished.over_training(related["exit"], "distinct_relative")
     np.testing.assert_allclose(ratio, 2.5)
-    assert report.over_training(related["exit"], "distinct_instances")[0].size == 0
-    assert report.relative_to_grpo({"exit": groups["exit"]}) == {"exit": groups["exit"]}
+    assert finished.over_training(related["exit"], "distinct_instances")[0].size == 0
+    assert finished.relative_to_grpo({"exit": groups["exit"]}) == {"exit": groups["exit"]}
 
 
 def test_corrections_are_per_hundred_tasks(make_run):
-    run = report.load(make_run())
-    np.testing.assert_allclose(report.by_k([run], "test", KS, "corrected"), [[0.0, 22.5, 47.5]])
-    assert np.isnan(report.by_k([run], "test", [0], "unchanged_right")).all()
+    run = finished.load(make_run())
+    np.testing.assert_allclose(finished.by_k([run], "test", KS, "corrected"), [[0.0, 22.5, 47.5]])
+    assert np.isnan(finished.by_k([run], "test", [0], "unchanged_right")).all()
 
 
 @pytest.mark.parametrize(
@@ -252,7 +254,7 @@ def test_lineage_prefers_a_solved_chain_of_the_test_split_with_many_changes(make
 
     def title():
         (path / "chains.jsonl").write_text("\n".join(json.dumps(chain) for chain in chains))
-        plot = report.lineage(report.group([report.load(path)]))
+        plot = lineage.lineage(finished.group([finished.load(path)]))
         assert plot is not None
         return plot[0].axes[0].texts[0].get_text()
 
@@ -262,7 +264,7 @@ def test_lineage_prefers_a_solved_chain_of_the_test_split_with_many_changes(make
 
 
 def test_equal_responses_collapse_and_changed_characters_are_marked():
-    boxes = report.collapse({"quality": [0.2, 0.4, 0.4, 1.0, 1.0], "responses": SOLVED})
+    boxes = lineage.collapse({"quality": [0.2, 0.4, 0.4, 1.0, 1.0], "responses": SOLVED})
     assert [name for name, *_ in boxes] == [
         "k=0\nquality 0.20",
         "k=1–2 (×2)\nquality 0.40",
@@ -274,22 +276,22 @@ def test_equal_responses_collapse_and_changed_characters_are_marked():
 
 def test_free_text_is_compared_by_words_wrapped_and_cropped_around_the_change():
     before, after = "so x is 12 here", "so now x is 13 here"
-    marked = "".join(c if new else " " for c, new in zip(after, report.changes(before, after)))
+    marked = "".join(c if new else " " for c, new in zip(after, lineage.changes(before, after)))
     assert marked.split() == ["now", "13"]
     text = "\n".join(f"line {i}" for i in range(60))
-    lines = report.lines_of(text, report.changes(text.replace("line 30", "$30"), text))
-    assert len(lines) == report.MAX_LINES + 2
+    lines = lineage.lines_of(text, lineage.changes(text.replace("line 30", "$30"), text))
+    assert len(lines) == lineage.MAX_LINES + 2
     assert lines[0] == lines[-1] == ("…", "")
     assert "line" in "".join(new for _, new in lines)
-    long = report.lines_of("w" * 70, [False] * 70)
+    long = lineage.lines_of("w" * 70, [False] * 70)
     assert [len(kept) for kept, _ in long] == [30, 30, 10]
 
 
 def test_text_stays_inside_its_box():
-    lines = [("m" * report.WRAP, " " * report.WRAP)] * 3
-    fig = report.draw_boxes("t", [("k=0", 0.5, lines), ("k=1", 1.0, lines)])
+    lines = [("m" * lineage.WRAP, " " * lineage.WRAP)] * 3
+    fig = lineage.draw_boxes("t", [("k=0", 0.5, lines), ("k=1", 1.0, lines)])
     assert isinstance(fig, Figure)
-    fig.set_dpi(report.STYLE["savefig.dpi"])
+    fig.set_dpi(report.plots.STYLE["savefig.dpi"])
     fig.draw_without_rendering()
     ax = fig.axes[0]
     boxes = [patch.get_window_extent() for patch in ax.patches if patch.get_width() > 1]

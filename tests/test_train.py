@@ -141,7 +141,10 @@ def test_key_reuse():
 
 def start(workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "exit_jax.main", "--config", "configs/smoke.py", "--workdir", str(workdir), *flags]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     flagged = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | cache | flagged, stderr=subprocess.PIPE, text=True)
 

@@ -85,7 +85,7 @@ def loss(
     is_clipped = ((ratio < 1.0 - config.clip_low) & (advantage_BG1 < 0)) | (
         (ratio > 1.0 + config.clip_high) & (advantage_BG1 > 0)
     )
-    token_mean = lambda value: aggregate(value, mask, counted, "token_mean")  # noqa: E731
+    token_mean = lambda value: aggregate(value, mask, counted, "token_mean")
     metrics = {
         "entropy": token_mean(entropy),
         "clip_fraction": token_mean(is_clipped.astype(jnp.float32)),

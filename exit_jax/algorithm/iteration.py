@@ -12,8 +12,19 @@ from exit_jax.algorithm import grpo
 from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.learnability import learnability, reward
 from exit_jax.algorithm.selection import stream
-from exit_jax.algorithm.types import MODES, Array, ExItConfig, Grades, History, Instances, Metrics, Params
-from exit_jax.algorithm.types import Rollouts, State, TaskBuffer
+from exit_jax.algorithm.types import (
+    MODES,
+    Array,
+    ExItConfig,
+    Grades,
+    History,
+    Instances,
+    Metrics,
+    Params,
+    Rollouts,
+    State,
+    TaskBuffer,
+)
 
 Select = Callable[[State], Instances]
 Rollout = Callable[[Params, Instances, Array], Rollouts]
@@ -239,5 +250,3 @@ def init_state(config: ExItConfig, params: Params, opt_state, key: Array, histor
         cursor=jnp.int32(0),
         num_distinct=jnp.int32(0),
     )
-
-

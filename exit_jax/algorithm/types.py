@@ -111,9 +111,23 @@ class State:
     num_distinct: Array  # int32 []: distinct instances trained on
 
 
+# words that an option of ExItConfig may take
+CHOICES = {
+    "selection": ("softmax", "uniform"),
+    "children": ("all", "best", "one"),
+    "learnability_of": ("quality", "reward"),
+    "reward": ("quality", "improvement", "improve_or_keep"),
+    "advantage_norm": ("group", "batch", "none"),
+    "zero_variance": ("keep", "drop"),
+    "ratio_level": ("token", "sequence"),
+    "aggregation": ("sequence_mean", "token_mean", "dr_grpo"),
+    "kl_estimator": ("k1", "k2", "k3"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class ExItConfig:
-    """Settings of Algorithm 1. The config files give every one of them; ``choice`` lists the words allowed."""
+    """Settings of Algorithm 1. The config files give every one of them; CHOICES lists the words allowed."""
 
     num_prompts: int  # B
     group_size: int  # G
@@ -149,19 +163,7 @@ class ExItConfig:
     reference_mix: float  # α
     temperature: float  # of sampling, and of the log-probs
 
-    CHOICES = {
-        "selection": ("softmax", "uniform"),
-        "children": ("all", "best", "one"),
-        "learnability_of": ("quality", "reward"),
-        "reward": ("quality", "improvement", "improve_or_keep"),
-        "advantage_norm": ("group", "batch", "none"),
-        "zero_variance": ("keep", "drop"),
-        "ratio_level": ("token", "sequence"),
-        "aggregation": ("sequence_mean", "token_mean", "dr_grpo"),
-        "kl_estimator": ("k1", "k2", "k3"),
-    }
-
     def __post_init__(self):
-        for field, choices in self.CHOICES.items():
+        for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
                 raise ValueError(f"algorithm.{field} = {getattr(self, field)!r} is not one of {choices}")

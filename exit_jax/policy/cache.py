@@ -26,7 +26,7 @@ class Cache:
 
     def layers(self, num_layers: int) -> "LayerCache":
         """Return the cache as one pytree whose leaves all lead with L, for a scan over layers."""
-        repeat = lambda x: None if x is None else jnp.broadcast_to(x, (num_layers, *x.shape))  # noqa: E731
+        repeat = lambda x: None if x is None else jnp.broadcast_to(x, (num_layers, *x.shape))
         return LayerCache(
             self.prompt_key,
             self.prompt_value,

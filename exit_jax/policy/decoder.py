@@ -85,7 +85,7 @@ class Attention(nnx.Module):
         self.key_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
 
     def __call__(self, x: Array, positions: Array, cache: LayerCache) -> tuple[Array, LayerCache]:
-        """x [B, G, S, D] at positions [B, G, S] -> [B, G, S, D], and the cache with these S tokens written."""
+        """X [B, G, S, D] at positions [B, G, S] -> [B, G, S, D], and the cache with these S tokens written."""
         c = self.config
         B, G, S, _ = x.shape
         K, R, h = c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim

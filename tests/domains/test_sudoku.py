@@ -212,7 +212,7 @@ def random_histories(c, rng, count):
     given_BC, solved_BC = (x[:count] for x in train_puzzles(c))
     grid_BC = given_BC.copy()
     for grid, solution in zip(grid_BC[count // 3 :], solved_BC[count // 3 :]):
-        share, slip = rng.choice([0.3, 0.9, 1.0]), rng.choice([0.0, 0.0, 0.1])
+        share, slip = rng.choice([0.3, 0.6, 0.9, 1.0]), rng.choice([0.0, 0.0, 0.1])
         for cell in np.flatnonzero(grid == 0):
             if rng.random() < share:
                 grid[cell] = rng.randint(1, c.box**2) if rng.random() < slip else solution[cell]
@@ -226,7 +226,7 @@ def random_histories(c, rng, count):
 @pytest.mark.parametrize(("box", "clues"), [(2, (4, 7)), (3, (34, 40))])
 def test_grades_are_those_of_plain_python(box, clues):
     c, v, rng = settings(box, clues), Vocabulary(box), random.Random(0)
-    B, G, T = 18, 48, 11  # room for five pairs, two more than allowed
+    B, G, T = 30, 32, 11  # room for five pairs, two more than allowed
     given, grid, history = random_histories(c, rng, B)
     scripts = [[random_script(rng, v, given[b], T) for _ in range(G)] for b in range(B)]
     lengths = [[rng.choice([T, T, rng.randint(0, T)]) for _ in range(G)] for _ in range(B)]  # tokens behind are masked
@@ -248,9 +248,10 @@ def test_grades_are_those_of_plain_python(box, clues):
         assert value == pytest.approx(quality(box, given[b], expected) if is_valid else history.quality[b].item())
         assert pay == (value if is_valid else 0)
         assert says == feedback(box, expected)
-        kinds[valid, says] += 1
-    assert len(kinds) == 8, kinds
-    assert min(kinds.values()) > 5, kinds
+        kinds["valid" if valid else "invalid"] += 1
+        kinds[says] += 1
+    assert len(kinds) == 6, kinds
+    assert min(kinds.values()) > 10, kinds
 
     np.testing.assert_array_equal(same_given, np.broadcast_to(np.array(given)[:, None, None], same_given.shape))
     np.testing.assert_array_equal(children.step, np.broadcast_to(history.step[:, None, None] + 1, (B, G, 1)))

@@ -109,7 +109,9 @@ def feedback(box: int, grid: Array) -> Array:
     return jnp.where(clashes(box, grid).any(-1), CLASH, state)
 
 
-def apply_script(vocabulary: Vocabulary, max_edits: int, given: Array, grid: Array, tokens: Array) -> tuple[Array, Array]:
+def apply_script(
+    vocabulary: Vocabulary, max_edits: int, given: Array, grid: Array, tokens: Array
+) -> tuple[Array, Array]:
     """Apply edit scripts tokens [..., T] to grids [..., C].
 
     A script is up to ``max_edits`` pairs (cell, digit), then the end token; what stands behind it is ignored. Edits apply in

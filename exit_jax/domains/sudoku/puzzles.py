@@ -22,9 +22,7 @@ def peers(box: int) -> tuple[tuple[int, ...], ...]:
         row, column = divmod(cell, n)
         return row, n + column, 2 * n + (row // box) * box + column // box
 
-    return tuple(
-        tuple(b for b in range(n * n) if b != a and set(units(a)) & set(units(b))) for a in range(n * n)
-    )
+    return tuple(tuple(b for b in range(n * n) if b != a and set(units(a)) & set(units(b))) for a in range(n * n))
 
 
 def solutions(grid: list[int], box: int, limit: int, rng: random.Random | None = None) -> list[list[int]]:

@@ -1,0 +1,52 @@
+"""Tables and plots of finished runs, from the files in their workdirs alone.
+
+Runs are grouped by ``config.variant``: lines are means over a group's runs, bands and "±" their sample standard
+deviation (n - 1). Nothing is measured here: all that is shown was written by training or evaluation.
+"""
+
+import pathlib
+from collections.abc import Callable, Sequence
+
+import matplotlib
+
+from exit_jax.config import ConfigError
+from exit_jax.report import lineage, plots
+from exit_jax.report.plots import STYLE, Plot
+from exit_jax.report.runs import Groups, group, load
+from exit_jax.report.tables import markdown
+
+PLOTS: dict[str, Callable[[Groups], Plot]] = {
+    "accuracy_by_k": plots.accuracy_by_k,
+    "net_corrections": plots.net_corrections,
+    "training_curves": plots.training_curves,
+    "curriculum": plots.curriculum,
+    "buffer": plots.buffer,
+    "lineage": lineage.lineage,
+}
+
+
+def report(workdir: pathlib.Path, runs: Sequence[pathlib.Path]) -> pathlib.Path:
+    """Write ``report/report.md`` and its plots below ``workdir``: of the runs or, where none is named, of ``workdir``.
+
+    Raises:
+      ConfigError: if no folder holds metrics or an evaluation.
+    """
+    paths = [pathlib.Path(path) for path in runs or [workdir]]
+    loaded = [load(path) for path in paths]
+    if not any(run.rows or run.evaluation for run in loaded):
+        raise ConfigError(
+            f"nothing to report on in {', '.join(map(str, paths))}: neither train.jsonl nor evaluation.json; "
+            "run --mode train there first, or name the folders of finished runs with --runs"
+        )
+    groups = group(loaded)
+    folder = pathlib.Path(workdir) / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    captions = {}
+    for name, draw in PLOTS.items():
+        (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report
+        with matplotlib.rc_context(STYLE):
+            if plot := draw(groups):
+                figure, captions[name] = plot
+                figure.savefig(folder / f"{name}.png")
+    (folder / "report.md").write_text(markdown(groups, captions, PLOTS))
+    return folder / "report.md"

@@ -1,0 +1,128 @@
+"""What finished runs left in their workdirs, and the numbers that tables and plots show of it."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from exit_jax.metrics import read_jsonl
+
+COUNTS = ("net_corrections", "corrected", "broken")  # over all tasks of the split
+ORDER = ("base", "grpo", "curriculum", "improve", "diverge", "exit")  # the paper's, of its Table 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a workdir holds; empty where a file is missing or damaged."""
+
+    path: pathlib.Path
+    config: dict
+    versions: dict
+    rows: list[dict]  # train.jsonl
+    evaluation: dict  # split -> results
+    chains: list[dict]
+    scores: dict  # of the final buffer
+
+    @property
+    def folder(self) -> str:
+        """The end of its path, to tell runs apart without naming a machine's folders."""
+        return f"`{self.path.parent.name}/{self.path.name}`"
+
+
+Groups = dict[str, list[Run]]
+
+
+def load(path: pathlib.Path) -> Run:
+    """Read a run's files."""
+
+    def read(name: str) -> dict:
+        try:
+            content = json.loads((path / name).read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    recorded = read("config.json")
+    rows, chains = (read_jsonl(path / f"{name}.jsonl") for name in ("train", "chains"))
+    config, versions = recorded.get("config", {}), recorded.get("versions", {})
+    return Run(path.absolute(), config, versions, rows, read("evaluation.json"), chains, read("buffer_scores.json"))
+
+
+def group(runs: Sequence[Run]) -> Groups:
+    """Group runs by variant, in the paper's order, and by experiment if there are several."""
+    several = len({run.config["name"] for run in runs if run.config}) > 1
+    groups: Groups = {}
+    for run in runs:
+        variant = run.config.get("variant", run.path.name)
+        groups.setdefault(f"{variant}, {run.config['name']}" if several and run.config else variant, []).append(run)
+    rank = {variant: place for place, variant in enumerate(ORDER)}
+    return dict(sorted(groups.items(), key=lambda item: rank.get(item[0].split(",")[0], len(rank))))
+
+
+def all_runs(groups: Groups) -> list[Run]:
+    """Return the runs of all groups."""
+    return list(itertools.chain(*groups.values()))
+
+
+def mean_std(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and sample standard deviation over axis 0; NaN is left out, and returned for too few values."""
+    count = np.isfinite(values).sum(0)
+    mean = np.where(count > 0, np.nansum(values, 0) / np.maximum(count, 1), np.nan)
+    variance = np.nansum((values - mean) ** 2, 0) / np.maximum(count - 1, 1)
+    return mean, np.where(count > 1, np.sqrt(variance), np.nan)
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Return the mean over a centred, odd window of values [n], shorter at the ends and without NaN."""
+    keep, middle = np.isfinite(values), slice(window // 2, window // 2 + values.size)
+    total, count = (np.convolve(x, np.ones(window))[middle] for x in (np.where(keep, values, 0.0), keep))
+    return np.where(count > 0.5, total / np.maximum(count, 1), np.nan)
+
+
+def splits_of(groups: Groups) -> dict[str, list[int]]:
+    """Return the splits that were evaluated, each with the k that all its evaluations report."""
+    splits: dict[str, set[int]] = {}
+    for run in all_runs(groups):
+        for split, results in run.evaluation.items():
+            splits[split] = splits.get(split, set(results["k"])) & set(results["k"])
+    return {split: sorted(ks) for split, ks in splits.items() if ks}
+
+
+def by_k(runs: Sequence[Run], split: str, ks: Sequence[int], *path: str) -> np.ndarray:
+    """Return a metric of the runs' evaluations [runs, len(ks)], in percent (of tasks, for counts); null is NaN."""
+    table = []
+    for results in (run.evaluation[split] for run in runs if split in run.evaluation):
+        series = dict(zip(results["k"], functools.reduce(dict.__getitem__, path, results)))
+        scale = 100 / results["num_tasks"] if path[-1] in COUNTS else 100
+        table.append([np.nan if series[k] is None else scale * series[k] for k in ks])
+    return np.array(table, float).reshape(len(table), len(ks))
+
+
+def over_training(runs: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the iterations [n] that all runs with this metric have done, and its values [runs, n]; null is NaN."""
+    tables = [{row["step"]: row.get(key) for row in run.rows} for run in runs]
+    tables = [table for table in tables if any(value is not None for value in table.values())]
+    steps = sorted(set.intersection(*map(set, tables))) if tables else []
+    values = np.array([[table[step] for step in steps] for table in tables], float)
+    return np.array(steps), values.reshape(len(tables), len(steps))
+
+
+def relative_to_grpo(groups: Groups) -> Groups:
+    """Replace the counts of distinct instances by their ratio to GRPO's mean at that iteration, if GRPO is there."""
+    steps, counts = over_training(groups.get("grpo", []), "distinct_instances")
+    if len(groups) == 1 or not steps.size:
+        return groups
+    baseline = dict(zip(steps.tolist(), counts.mean(0)))
+
+    def relate(row):
+        count, theirs = row.get("distinct_instances"), baseline.get(row["step"])
+        return row | {"distinct_instances": None, "distinct_relative": count / theirs if count and theirs else None}
+
+    return {
+        label: [dataclasses.replace(run, rows=[relate(row) for row in run.rows]) for run in runs]
+        for label, runs in groups.items()
+    }
