@@ -12,12 +12,14 @@ import argparse
 import dataclasses
 import statistics
 import time
+import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-jax.tree_map = jax.tree_util.tree_map  # jaxued 0.0.1 uses the name of an older JAX
+setattr(jax, "tree_map", jax.tree_util.tree_map)  # noqa: B010 - jaxued 0.0.1 uses the name of an older JAX
 
 from jaxued.level_sampler import LevelSampler
 
@@ -28,10 +30,7 @@ from exit_jax.algorithm.types import NO_ID, History
 NUM_CANDIDATES, NUM_DRAWS, NUM_TOKENS = 64, 64, 1024
 
 
-class Draws:
-    """The two settings that ``draw_buffer`` reads."""
-
-    selection, score_temperature = "softmax", 20.0
+SETTINGS: Any = types.SimpleNamespace(selection="softmax", score_temperature=20.0)  # all that draw_buffer reads
 
 
 def candidates(rng) -> tuple[History, jax.Array]:
@@ -53,7 +52,7 @@ def ours(size: int):
         ]
 
     def sample(state, key):
-        return jax.tree.map(lambda x: x[draw_buffer(Draws, state, key, NUM_DRAWS)], state.history)
+        return jax.tree.map(lambda x: x[draw_buffer(SETTINGS, state, key, NUM_DRAWS)], state.history)
 
     return buffers.create(size, NUM_TOKENS), jax.jit(insert, donate_argnums=0), jax.jit(sample)
 
@@ -100,7 +99,7 @@ def measure(size: int, rounds: int) -> dict[str, list[float]]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="task buffer against jaxued")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096, 16384])
     arguments = parser.parse_args()

@@ -2,7 +2,7 @@
 
 import logging
 import pathlib
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -16,10 +16,10 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, keep: int):
         self._folder = folder
-        policy = ocp.training.preservation_policies.LatestN(keep)
-        always = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+        policy: Any = ocp.training.preservation_policies.LatestN(keep)
+        always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         self._open = lambda: ocp.training.Checkpointer(
-            folder, preservation_policy=policy, save_decision_policy=always, cleanup_tmp_directories=True
+            str(folder), preservation_policy=policy, save_decision_policy=always, cleanup_tmp_directories=True
         )
         self._checkpointer = self._open()
 

@@ -133,7 +133,7 @@ def _list_faults(faults: list[str]) -> str:
     return f"{len(faults)} fault(s) in the config:\n" + "\n".join(f"  - {fault}" for fault in faults)
 
 
-def _parse(cls, values, path: str, faults: list[str]):
+def _parse(cls, values, path: str, faults: list[str]) -> typing.Any:
     """Build dataclass ``cls`` from a mapping; faults are appended, and None is returned if there are any below."""
     if not isinstance(values, Mapping):
         faults.append(f"{path} = {values!r} is not a group of fields")

@@ -181,7 +181,7 @@ def summarise(config: Config, chains: Chains, rival: Chains, difficulty: Mapping
 
 def _stop(chains: Chains) -> np.ndarray:
     """Return bool [K + 1, R]: is the first iterate up to k that calls itself complete right, or else the k-th?"""
-    right = chains.quality >= 1.0
+    right = np.asarray(chains.quality >= 1.0)
     done = np.maximum.accumulate(chains.complete, axis=0)
     first = np.argmax(chains.complete, axis=0)
     at_first = np.take_along_axis(right, first[None], axis=0)

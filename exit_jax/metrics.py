@@ -98,9 +98,9 @@ class Timing:
         self._compile_secs: list[float] = []
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, secs: float, **_) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == self._COMPILED:
-            self._compile_secs.append(secs)
+            self._compile_secs.append(duration_secs)
 
     @contextlib.contextmanager
     def phase(self, name: str):

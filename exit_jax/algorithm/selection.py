@@ -12,7 +12,7 @@ from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, Array, ExItConfig, 
 STREAMS = ("select", "sample", "expand", "epochs")
 
 
-def stream(root: Array, name: str, index: Array) -> Array:
+def stream(root: Array, name: str, index: Array | int) -> Array:
     """Return the PRNG key of one named stream at one iteration (or epoch); independent of all others."""
     return jax.random.fold_in(jax.random.fold_in(root, index), STREAMS.index(name))
 

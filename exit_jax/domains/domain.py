@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from exit_jax.algorithm.prompts import Template
 from exit_jax.algorithm.types import Array, Grades, History, Instances, Rollouts
 
@@ -19,7 +21,7 @@ class Domain:
     stop_token: int
     templates: Mapping[str, Template]  # by mode
     tasks: Callable[[str], History]  # split -> base tasks [M]
-    difficulty: Callable[[str], Mapping[str, Array]]  # split -> int [M] by name, what results are broken down by
+    difficulty: Callable[[str], Mapping[str, np.ndarray]]  # split -> int [M] by name, what results are broken down by
     grade: Callable[[Instances, Rollouts], Grades]  # in jnp
     complete: Callable[[History], Array]  # the policy's own sign that it is done, bool [...]; asks no oracle
     # (key, K, G) -> histories [K], modes [K], tokens [K, G, T], mask [K, G, T] for the supervised warm start

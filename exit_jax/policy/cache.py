@@ -26,11 +26,11 @@ class Cache:
 
     def layers(self, num_layers: int) -> "LayerCache":
         """Return the cache as one pytree whose leaves all lead with L, for a scan over layers."""
-        repeat = lambda x: None if x is None else jnp.broadcast_to(x, (num_layers, *x.shape))
+        repeat = lambda x: jnp.broadcast_to(x, (num_layers, *x.shape))
         return LayerCache(
             self.prompt_key,
             self.prompt_value,
-            repeat(self.prompt_mask),
+            None if self.prompt_mask is None else repeat(self.prompt_mask),
             self.key,
             self.value,
             repeat(self.mask),

@@ -105,7 +105,7 @@ class Attention(nnx.Module):
         score = jnp.einsum("bgkqh,bgkth->bgkqt", own, cache.key).reshape(B, G, K, R, S, -1)
         mask = cache.own_mask(S)[:, :, None, None]  # [B, G, 1, 1, S, T]
         split = 0
-        if cache.prompt_key is not None:
+        if cache.prompt_key is not None and cache.prompt_mask is not None:
             shared = jnp.einsum("bkqh,bkph->bkqp", query.reshape(B, K, G * R * S, h), cache.prompt_key)
             shared = shared.reshape(B, K, G, R, S, -1).swapaxes(1, 2)
             split = shared.shape[-1]

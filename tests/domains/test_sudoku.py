@@ -72,6 +72,11 @@ def clashing(box, grid):
     return {cell for unit in units(box) for cell in unit if grid[cell] and clash(unit, cell)}
 
 
+def seen(box, grid, cell):
+    """Return the digits in the units of a cell, the cell itself aside."""
+    return {grid[other] for unit in units(box) if cell in unit for other in unit - {cell}} - {0}
+
+
 def quality(box, given, grid):
     own = {cell for cell, digit in enumerate(given) if not digit}
     return len({cell for cell in own if grid[cell]} - clashing(box, grid)) / len(own)
@@ -81,9 +86,8 @@ def feedback(box, grid):
     if clashing(box, grid):
         return CLASH
     blanks = [cell for cell, digit in enumerate(grid) if not digit]
-    for blank in blanks:
-        if len({grid[cell] for unit in units(box) if blank in unit for cell in unit} - {0}) == box * box:
-            return STUCK
+    if any(len(seen(box, grid, cell)) == box * box for cell in blanks):
+        return STUCK
     return OPEN if blanks else DONE
 
 
@@ -212,10 +216,11 @@ def random_histories(c, rng, count):
     given_BC, solved_BC = (x[:count] for x in train_puzzles(c))
     grid_BC = given_BC.copy()
     for grid, solution in zip(grid_BC[count // 3 :], solved_BC[count // 3 :]):
-        share, slip = rng.choice([0.3, 0.6, 0.9, 1.0]), rng.choice([0.0, 0.0, 0.1])
+        share, slip = rng.choice([0.3, 0.6, 0.9, 1.0]), rng.choice([0.0, 0.1, 1.0])
         for cell in np.flatnonzero(grid == 0):
-            if rng.random() < share:
-                grid[cell] = rng.randint(1, c.box**2) if rng.random() < slip else solution[cell]
+            legal = set(range(1, c.box**2 + 1)) - seen(c.box, grid, cell)
+            if rng.random() < share and legal:
+                grid[cell] = rng.choice(sorted(legal)) if rng.random() < slip else solution[cell]
     step_B = jnp.where(jnp.arange(count) < count // 3, -1, jnp.arange(count))
     stored_B = jnp.where(step_B < 0, 0.0, 0.123)  # told from any quality computed
     fields = {name: jnp.arange(count) + 10 * i for i, name in enumerate(("id", "task", "turn", "born", "parent"))}
@@ -323,9 +328,9 @@ def test_demonstrations_are_short_noisy_scripts_where_something_is_due():
             assert len(cells) == min(3, len(due))
             lengths[len(cells)] += 1
             for cell, digit in zip(cells, script[1::2]):
-                seen = {grid[c] for unit in units(2) if cell in unit for c in unit - {cell}} - {0}
-                if len(seen) < 4:
-                    illegal.append((digit - v.own in seen, c.demo_noise * len(seen) / 4))
+                taken = seen(2, grid, cell)
+                if len(taken) < 4:
+                    illegal.append((digit - v.own in taken, c.demo_noise * len(taken) / 4))
     assert set(lengths) == {0, 1, 2, 3}
     assert set(mode_K) == {BASE, IMPROVE, DIVERGE}
     assert abs(slips - own * c.demo_wrong * 3 / 4) < 4 * (own * 0.225 * 0.775) ** 0.5

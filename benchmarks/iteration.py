@@ -1,0 +1,118 @@
+"""Speed of one ExIt iteration on sudoku: fused in one program, with grading on the host, and of its sampler alone.
+
+    python benchmarks/iteration.py
+
+The variants run in turns for several rounds, each round timing ``run.steps_per_call`` iterations. The bound is the time that
+the same matrix products would need at the best rate that this machine reaches on a square float32 product, measured
+here; it counts no attention scores, softmax, sampling, sorting or optimiser. Prints a Markdown table of medians and ranges.
+"""
+
+import argparse
+import dataclasses
+import functools
+import pathlib
+import runpy
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+from exit_jax import train
+from exit_jax.algorithm.iteration import iterate
+from exit_jax.algorithm.selection import stream
+from exit_jax.config import Config, validate
+from exit_jax.parallel.mesh import make_mesh
+
+CONFIG = pathlib.Path(__file__).parents[1] / "configs/sudoku.py"
+
+
+def matmul_flops(config: Config) -> tuple[float, float]:
+    """Return floating-point operations of the matrix products of one iteration: sampling, and learning.
+
+    A token costs 2 a parameter forward and 4 backward. A group's prompt is read once, by sampler and learner alike; each of
+    its G responses has T - 1 tokens to read.
+    """
+    domain = train.make_domain(config.domain_name, config.domain)
+    params = train.make_program(config).init_params(0)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+    a = config.algorithm
+    num_tokens = a.num_prompts * (domain.prompt_width + a.group_size * (domain.max_tokens - 1))
+    return 2.0 * num_params * num_tokens, 6.0 * num_params * num_tokens * a.num_epochs
+
+
+def peak_flops(size: int = 2048, repeats: int = 10) -> float:
+    """Return the best rate of a square float32 product on this machine, operations a second."""
+    x = jnp.ones((size, size))
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(x, x))
+    secs = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(product(x, x))
+        secs.append(time.perf_counter() - started)
+    return 2.0 * size**3 / min(secs)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="speed of one ExIt iteration")
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    config = validate(runpy.run_path(str(CONFIG))["get_config"](), jax.device_count())
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, num_devices=1))
+    domain = train.make_domain(config.domain_name, config.domain)
+    program, tasks = train.make_program(config), train.base_tasks(config, "train")
+    parts = train.make_parts(config, domain, make_mesh(1))
+    select, rollout, grade = jax.jit(parts.select), jax.jit(parts.rollout), jax.jit(parts.grade)
+    learn = jax.jit(parts.learn, donate_argnums=0)
+    num_steps = config.run.steps_per_call
+    params = program.init_params(0)
+    fused_state, host_state = program.init(params, 0), program.init(params, 0)
+
+    def grade_on_host(instances, rollouts):
+        """Move the rollouts to host memory and the grades back, as a verifier outside JAX would."""
+        return jax.device_put(jax.device_get(grade(*jax.device_get((instances, rollouts)))))
+
+    def host_graded(state):
+        for _ in range(num_steps):
+            state, metrics = iterate(functools.partial(select, tasks), rollout, grade_on_host, learn, state)
+        return state, metrics
+
+    def timed(call, *args):
+        started = time.perf_counter()
+        value = jax.block_until_ready(call(*args))
+        return value, (time.perf_counter() - started) / num_steps
+
+    secs: dict[str, list[float]] = {"fused": [], "graded on the host": [], "sampler": []}
+    sampled = 0.0
+    for index in range(rounds + 1):  # the first compiles and is not counted
+        (fused_state, metrics), fused = timed(program.train, tasks, fused_state)
+        (host_state, _), hosted = timed(host_graded, host_state)
+        instances = select(tasks, host_state)
+        started = time.perf_counter()
+        for step in range(num_steps):
+            jax.block_until_ready(rollout(host_state.params, instances, stream(host_state.key, "sample", step)))
+        alone = (time.perf_counter() - started) / num_steps
+        if index:
+            for name, value in zip(secs, (fused, hosted, alone)):
+                secs[name].append(value)
+            sampled = float(metrics["response_length"].mean())
+
+    rate = peak_flops()
+    sampling, learning = matmul_flops(config)
+    num_rollouts = config.algorithm.num_prompts * config.algorithm.group_size
+    print(f"{num_rollouts} rollouts an iteration; {rate / 1e9:.0f} GFLOP/s measured peak\n")
+    print("| what | ms (min-max) | 1/s | matmul bound ms | share of bound |\n|---|---|---|---|---|")
+    for name, values in secs.items():
+        median = statistics.median(values)
+        bound = (sampling if name == "sampler" else sampling + learning) / rate
+        spread = f"{1e3 * median:.1f} ({1e3 * min(values):.1f}-{1e3 * max(values):.1f})"
+        print(f"| {name} | {spread} | {1 / median:.2f} | {1e3 * bound:.1f} | {bound / median:.0%} |")
+    ratio = statistics.median(b / a for a, b in zip(secs["fused"], secs["graded on the host"]))
+    print(f"\ngrading on the host costs {ratio:.2f} times the fused iteration (median of pairs)")
+    print(f"sampler: {num_rollouts * sampled / statistics.median(secs['sampler']):.0f} tokens/s")
+
+
+if __name__ == "__main__":
+    main()
