@@ -4,8 +4,8 @@
     python -m exit_jax.main --config configs/sudoku.py:variant=grpo,seed=1,setting=control
 
 Arguments:
-  variant: grpo | curriculum | improve | diverge | exit, the ablations of the paper (ExIt §5), or exit-<change> with a
-    name of CHANGES. All use the same number of rollouts.
+  variant: grpo | curriculum | improve | diverge | exit, the ablations of the paper (ExIt §5), or any of
+    them with a change, as in exit-uniform. All use the same number of rollouts.
   seed: of parameters, demonstrations, selection and sampling. The puzzles are the same for all seeds.
   setting: paper, where training tasks have 4-7 clues like the held-out ones; or control, where they have 4-14, so that
     GRPO too is shown the states that ExIt finds by itself.
@@ -21,12 +21,14 @@ VARIANTS = {
     "exit": {"selection_prob": 0.5, "self_iteration": True, "divergence_prob": 0.2, "diversity_bonus": True},
 }
 CHANGES = {
-    "uniform": {"selection": "uniform"},
-    "sharp": {"score_temperature": 100.0},
-    "shallow": {"max_depth": 4},
-    "best": {"children": "best"},
-    "one": {"children": "one"},
-    "plain": {"reward": "quality", "learnability_of": "quality"},
+    "uniform": {"algorithm.selection": "uniform"},
+    "sharp": {"algorithm.score_temperature": 200.0},
+    "shallow": {"algorithm.max_depth": 4},
+    "best": {"algorithm.children": "best"},
+    "one": {"algorithm.children": "one"},
+    "fresh": {"algorithm.buffer_size": 256},
+    "gain": {"algorithm.reward": "improve_or_keep", "algorithm.learnability_of": "reward"},
+    "blind": {"domain.feedback": False},
 }
 SETTINGS = {"paper": (4, 7), "control": (4, 14)}
 
@@ -48,7 +50,9 @@ def get_config(arg: str = "") -> ConfigDict:
     variant, setting = given["variant"], given["setting"]
     base, _, change = variant.partition("-")
     if base not in VARIANTS or (change and change not in CHANGES):
-        raise ValueError(f"variant={variant} is not one of {tuple(VARIANTS)}, or exit- and one of {tuple(CHANGES)}")
+        raise ValueError(
+            f"variant={variant} is not one of {tuple(VARIANTS)}, or one of them, a hyphen and one of {tuple(CHANGES)}"
+        )
     if setting not in SETTINGS:
         raise ValueError(f"setting={setting} is not one of {tuple(SETTINGS)}")
 
@@ -122,13 +126,13 @@ def get_config(arg: str = "") -> ConfigDict:
     c.algorithm.mask_overlong = False
     c.algorithm.kl_coef = 0.0
     c.algorithm.kl_estimator = "k3"
-    c.algorithm.entropy_coef = 0.01
+    c.algorithm.entropy_coef = 0.1
     c.algorithm.num_epochs = 1
     c.algorithm.reference_every = 100
     c.algorithm.reference_mix = 1.0
     c.algorithm.temperature = 1.0
 
-    c.algorithm.update({**VARIANTS[base], **CHANGES.get(change, {})})
+    c.algorithm.update(VARIANTS[base])
 
     c.optimizer = ConfigDict()
     c.optimizer.learning_rate = 3e-4
@@ -163,4 +167,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.study = ConfigDict()
     c.study.variants = tuple(VARIANTS)
     c.study.seeds = (0, 1, 2)
+
+    c.update_from_flattened_dict(CHANGES.get(change, {}))
     return c

@@ -37,7 +37,7 @@ def study(
     for seed in seeds:
         for variant in (BASE, *variants):
             config = make_config(variants[0] if variant == BASE else variant, seed)
-            changed: dict[str, str | int] = {"warm_start_dir": str(workdir / "warm_start")}
+            changed: dict[str, str | int] = {"warm_start_dir": config.run.warm_start_dir or str(workdir / "warm_start")}
             if variant == BASE:
                 changed["num_iterations"] = 0
                 config = dataclasses.replace(config, variant=BASE)
