@@ -1,11 +1,14 @@
 """Save and restore all state of a run with orbax; a damaged checkpoint costs the steps since the one before."""
 
+import contextlib
 import logging
 import pathlib
 from typing import Any, TypeVar
 
 import jax
 from orbax.checkpoint import v1 as ocp
+
+from exit_jax.config import ConfigError
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -30,7 +33,8 @@ class Checkpoints:
     def save(self, step: int, state) -> None:
         """Start to save a pytree as the checkpoint of ``step``, unless there is one; returns once the arrays are copied."""
         if step not in self.steps():
-            self._checkpointer.save_async(step, state)
+            with self._explain():
+                self._checkpointer.save_async(step, state)
 
     def restore_latest(self, like: _T) -> _T | None:
         """Return the newest checkpoint that can be read, with the structure and shardings of ``like``; None without any.
@@ -51,4 +55,17 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until everything is on disk."""
-        self._checkpointer.close()
+        with self._explain():
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _explain(self):
+        """Turn orbax's report of a failed write, pages of it, into the one line that matters."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            cause = str(error).splitlines()[0]
+            raise ConfigError(
+                f"cannot write a checkpoint to {self._folder}: {cause}\n"
+                "free some space or mend the folder; the same command then resumes from the last complete checkpoint"
+            ) from error

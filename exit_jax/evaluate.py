@@ -33,28 +33,27 @@ class Chains:
 
 
 @functools.lru_cache
-def chain_program(domain_name, fields, policy, settings: configs.EvalConfig, num_devices: int, restarts: bool):
-    """Jit (params, base tasks [R], number of the batch) -> Chains; restarting chains begin anew every R responses."""
+def chain_program(domain_name, fields, policy, settings: configs.EvalConfig, num_devices: int):
+    """Jit (params, base tasks [R], number of the batch, responses until a chain begins anew) -> Chains."""
     domain: Domain = make_domain(domain_name, fields)
     mesh = meshes.make_mesh(num_devices)
+    num_responses = max(settings.steps) + 1
     sampling = sampler.SamplingConfig(
         domain.max_tokens, domain.stop_token, settings.temperature, settings.top_k, settings.top_p
     )
 
-    def respond(params: Params, tasks: History, key: Array, history: History, k: Array):
-        if restarts:
-            again = k % settings.restart_every == 0
-            history = jax.tree.map(lambda base, held: jnp.where(again, base, held), tasks, history)
+    def respond(params: Params, tasks: History, key: Array, every: Array, history: History, k: Array):
+        again = k % every == 0
+        history = jax.tree.map(lambda base, held: jnp.where(again, base, held), tasks, history)
         mode = jnp.where(history.step < 0, BASE, IMPROVE)
         prompt, length = render_by_mode(domain.templates, history, mode, domain.prompt_width)
         rollouts = sampler.sample(policy, sampling, 1, params, prompt, length, jax.random.fold_in(key, k))
         blank = jnp.zeros_like(mode, bool)
         grades = domain.grade(Instances(history, mode, blank, blank, prompt, length), rollouts)
         child = jax.tree.map(lambda leaf: leaf[:, 0, 0], grades.children)
-        unchanged = (child.tokens == history.tokens).all(-1) & (history.step >= 0)
         chains = Chains(
             quality=child.quality,
-            unchanged=unchanged,
+            unchanged=(child.tokens == history.tokens).all(-1) & (history.step >= 0),
             valid=grades.valid[:, 0],
             complete=domain.complete(child),
             tokens=rollouts.mask.sum((1, 2)),
@@ -62,31 +61,31 @@ def chain_program(domain_name, fields, policy, settings: configs.EvalConfig, num
         )
         return child, chains
 
-    def run(params, tasks, index):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), int(restarts)), index)
+    def run(params, tasks, index, every):
+        restarts = (every < num_responses).astype(jnp.int32)  # the two kinds of chains sample independently
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), restarts), index)
         tasks = meshes.shard_batch(mesh, tasks)
-        body = functools.partial(respond, params, tasks, key)
-        return jax.lax.scan(body, tasks, jnp.arange(max(settings.steps) + 1))[1]
+        body = functools.partial(respond, params, tasks, key, every)
+        return jax.lax.scan(body, tasks, jnp.arange(num_responses))[1]
 
     return jax.jit(run, out_shardings=meshes.replicated(mesh))
 
 
-def run_chains(config: Config, params: Params, split: str, restarts: bool) -> Chains:
+def run_chains(config: Config, params: Params, split: str, restart_every: int | None = None) -> Chains:
     """Run n chains a task of a split in batches of fixed shape; R = n · M rows, all chains of a sample together."""
     settings = config.eval
-    program = chain_program(
-        config.domain_name, config.domain, decoder_config(config), settings, config.run.num_devices, restarts
-    )
+    policy = decoder_config(config)
+    program = chain_program(config.domain_name, config.domain, policy, settings, config.run.num_devices)
+    every = np.int32(restart_every or max(settings.steps) + 1)
     tasks = jax.device_get(make_domain(config.domain_name, config.domain).tasks(split))
-    num_tasks = tasks.task.shape[0]
-    row_of = np.tile(np.arange(num_tasks), settings.samples_per_task)
+    row_of = np.tile(np.arange(tasks.task.shape[0]), settings.samples_per_task)
     batches = []
     for index, start in enumerate(range(0, row_of.size, settings.batch_size)):
         rows = np.resize(
             row_of[start : start + settings.batch_size], settings.batch_size
         )  # the last batch repeats rows
         batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows], tasks)
-        batches.append(jax.device_get(program(params, batch, index)))
+        batches.append(jax.device_get(program(params, batch, index, every)))
     chains = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[:, : row_of.size], *batches)
     return dataclasses.replace(chains, history=batches[0].history)
 
@@ -96,8 +95,8 @@ def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> di
     domain = make_domain(config.domain_name, config.domain)
     results, saved = {}, []
     for split in config.eval.splits:
-        chains = run_chains(config, params, split, restarts=False)
-        rival = run_chains(config, params, split, restarts=True)
+        chains = run_chains(config, params, split)
+        rival = run_chains(config, params, split, config.eval.restart_every)
         results[split] = summarise(config, chains, rival, domain.difficulty(split))
         for c in range(chains.history.task.shape[1]):
             one = jax.tree.map(lambda leaf, c=c: leaf[:, c], chains.history)

@@ -80,7 +80,8 @@ def main(_) -> int:
     from exit_jax.study import study
     from exit_jax.train import Interrupted
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for noisy in ("absl", "jax"):  # they report probes for a TPU, and failed saves by a page of traceback
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     try:
         config = validate(_CONFIG.value, jax.device_count())
         suffix = "-study" if _MODE.value == "study" else f"-{config.variant}-seed{config.seed}"
@@ -101,8 +102,11 @@ def main(_) -> int:
             runs = [pathlib.Path(run) for run in _RUNS.value] or [workdir]
             print(f"report: {report(workdir, runs)}")
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"\nerror: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that went away
+        print(f"\nerror: {error}; mend it, and the same command resumes", file=sys.stderr)
+        return 1
     except Interrupted as stop:
         print(f"\n{stop}", file=sys.stderr)
         return 128 + stop.signum

@@ -16,7 +16,16 @@ from scipy import stats
 from exit_jax import config as configs
 from exit_jax.config import Config
 
-MEASURES = ("accuracy", "best_so_far", "stopped", "quality")
+# accuracy = found x kept: an answer counts at the last iterate if a chain was ever right and stayed so
+MEASURES = {
+    "accuracy": lambda figures: figures["accuracy"],
+    "found": lambda figures: figures["best_so_far"],
+    "kept": lambda figures: [a / b if b else None for a, b in zip(figures["accuracy"], figures["best_so_far"])],
+    "stopped": lambda figures: figures["stopped"],
+    "restarted": lambda figures: figures["restarts"]["best_so_far"],
+    "quality": lambda figures: figures["quality"],
+    "frozen": lambda figures: figures["unchanged_wrong"],
+}
 BASE = "base"  # the policy before RL
 
 
@@ -57,43 +66,44 @@ def summarise(results: dict[str, dict[int, dict]]) -> dict:
     """Reduce evaluations, variant -> seed -> split -> figures, to mean, spread and paired differences to GRPO.
 
     For each split, variant and measure: per-seed values at each k, their mean and standard deviation over seeds, and the
-    mean difference to GRPO of the same seed with the half width of its 95% interval (Student's t over seeds).
+    mean difference to GRPO of the same seed with the half width of its 95% interval (Student's t over seeds). ``delta`` is
+    Δ_K, the accuracy at each k minus that at k = 0. What is undefined, such as the share kept of nothing found, is null.
     """
-    first = next(iter(next(iter(results.values())).values()))
+    evaluations = [evaluation for by_seed in results.values() for evaluation in by_seed.values()]
     summary = {}
-    for split, figures in first.items():
-        rows = {}
+    for split, figures in evaluations[0].items():
+        variants = {}
         for variant, by_seed in results.items():
             row = {}
-            for measure in MEASURES:
-                values = np.array([evaluation[split][measure] for evaluation in by_seed.values()])  # [seeds, k]
-                row[measure] = {
-                    "values": values.tolist(),
-                    "mean": values.mean(0).tolist(),
-                    "std": _std(values).tolist(),
-                }
+            for measure, read in MEASURES.items():
+                values = _per_seed(by_seed, split, read)
+                row[measure] = {"values": _json(values), "mean": _json(values.mean(0)), "std": _json(_std(values))}
                 if "grpo" in results and variant != "grpo":
-                    paired = values - np.array([results["grpo"][seed][split][measure] for seed in by_seed])
-                    row[measure]["minus_grpo"] = paired.mean(0).tolist()
-                    row[measure]["minus_grpo_ci95"] = half_width(paired).tolist()
-            gain = values_gain(by_seed, split)
-            row["delta"] = {"mean": float(gain.mean()), "std": float(_std(gain[:, None])[0])}
-            rows[variant] = row
+                    paired = values - _per_seed({seed: results["grpo"][seed] for seed in by_seed}, split, read)
+                    row[measure]["minus_grpo"] = _json(paired.mean(0))
+                    row[measure]["minus_grpo_ci95"] = _json(half_width(paired))
+            accuracy = _per_seed(by_seed, split, MEASURES["accuracy"])
+            gain = accuracy - accuracy[:, :1]
+            row["delta"] = {"mean": _json(gain.mean(0)), "std": _json(_std(gain))}
+            variants[variant] = row
         seeds = sorted(next(iter(results.values())))
-        summary[split] = {"k": figures["k"], "num_tasks": figures["num_tasks"], "seeds": seeds, "variants": rows}
+        summary[split] = {"k": figures["k"], "num_tasks": figures["num_tasks"], "seeds": seeds, "variants": variants}
     return summary
 
 
-def values_gain(by_seed: dict[int, dict], split: str) -> np.ndarray:
-    """Return Δ_K [seeds]: accuracy at the last k minus accuracy at k = 0."""
-    return np.array(
-        [evaluation[split]["accuracy"][-1] - evaluation[split]["accuracy"][0] for evaluation in by_seed.values()]
-    )
+def _per_seed(by_seed: dict[int, dict], split: str, read) -> np.ndarray:
+    """Return a measure as [seeds, k]; null is NaN."""
+    return np.array([read(evaluation[split]) for evaluation in by_seed.values()], float)
+
+
+def _json(values: np.ndarray):
+    """Return nested lists with null for NaN, which JSON does not know."""
+    return np.where(np.isfinite(values), values, None).tolist()
 
 
 def _std(values: np.ndarray) -> np.ndarray:
-    """Return the sample standard deviation over seeds; 0 for a single one."""
-    return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])
+    """Return the sample standard deviation over seeds; NaN for a single one."""
+    return values.std(axis=0, ddof=1) if len(values) > 1 else np.full(values.shape[1:], np.nan)
 
 
 def half_width(paired: np.ndarray) -> np.ndarray:
@@ -105,29 +115,47 @@ def half_width(paired: np.ndarray) -> np.ndarray:
 
 
 def table(summary: dict) -> str:
-    """Return the study as Markdown: per split, accuracy by k, Δ_K, and differences to GRPO at the last k."""
+    """Return the study as Markdown: per split, accuracy by k, what happened by the last k, and differences to GRPO there."""
     lines = []
     for split, content in summary.items():
-        ks = content["k"]
-        seeds = len(content["seeds"])
-        lines += [f"## {split}: {content['num_tasks']} tasks, {seeds} seeds, mean ± std over seeds", ""]
-        lines += ["| variant | " + " | ".join(f"k={k}" for k in ks) + f" | Δ_{ks[-1]} | best so far | stopped |"]
-        lines += ["|---" * (len(ks) + 4) + "|"]
-        for variant, row in content["variants"].items():
-            cells = [_cell(row["accuracy"]["mean"][i], row["accuracy"]["std"][i]) for i in range(len(ks))]
-            cells += [_cell(row["delta"]["mean"], row["delta"]["std"])]
-            cells += [_cell(row[m]["mean"][-1], row[m]["std"][-1]) for m in ("best_so_far", "stopped")]
-            lines += [f"| {variant} | " + " | ".join(cells) + " |"]
-        compared = {v: row for v, row in content["variants"].items() if "minus_grpo" in row["accuracy"]}
+        ks, variants = content["k"], content["variants"]
+        count = len(content["seeds"])
+        lines += [f"## {split}: {content['num_tasks']} tasks, {count} seeds, mean ± standard deviation over seeds", ""]
+        rows = {
+            variant: [*(_cell(row["accuracy"], i) for i in range(len(ks))), _cell(row["delta"], -1)]
+            for variant, row in variants.items()
+        }
+        lines += _markdown(["accuracy", *(f"k={k}" for k in ks), f"Δ_{ks[-1]}"], rows)
+        lines += [
+            "",
+            f"By k={ks[-1]}; accuracy = found x kept. *Found*: ever right, *kept*: still right at the end; *stopped*:",
+        ]
+        lines += [
+            "right when the policy's own sign said it was done; *restarted*: found by chains that start over, at equal"
+        ]
+        lines += ["responses; *frozen*: share of wrong answers that a response left as they were.", ""]
+        others = [measure for measure in MEASURES if measure != "accuracy"]
+        rows = {variant: [_cell(row[m], -1) for m in others] for variant, row in variants.items()}
+        lines += _markdown([f"k={ks[-1]}", *others], rows)
+        compared = {v: row for v, row in variants.items() if "minus_grpo" in row["accuracy"]}
         if compared:
             lines += ["", f"Paired difference to GRPO at k={ks[-1]}, with its 95% interval over seeds:", ""]
-            lines += ["| variant | last iterate | best so far | stopped | quality |", "|---|---|---|---|---|"]
-            for variant, row in compared.items():
-                cells = [f"{row[m]['minus_grpo'][-1]:+.3f} ± {row[m]['minus_grpo_ci95'][-1]:.3f}" for m in MEASURES]
-                lines += [f"| {variant} | " + " | ".join(cells) + " |"]
+            rows = {v: [_cell(row[m], -1, "minus_grpo", "+") for m in MEASURES] for v, row in compared.items()}
+            lines += _markdown(["minus GRPO", *MEASURES], rows)
         lines += [""]
     return "\n".join(lines)
 
 
-def _cell(mean: float, std: float) -> str:
-    return f"{mean:.3f} ± {std:.3f}"
+def _markdown(header: Sequence[str], rows: dict[str, list[str]]) -> list[str]:
+    """Return the lines of a table."""
+    cells = [list(header), ["---"] * len(header), *([name, *row] for name, row in rows.items())]
+    return ["| " + " | ".join(row) + " |" for row in cells]
+
+
+def _cell(figures: dict, index: int, value: str = "mean", sign: str = "") -> str:
+    """Return "mean ± spread" at one k; a dash where there is no value."""
+    mean = figures[value][index]
+    spread = figures["std" if value == "mean" else f"{value}_ci95"][index]
+    if mean is None:
+        return "–"
+    return f"{mean:{sign}.3f}" + ("" if spread is None else f" ± {spread:.3f}")

@@ -119,6 +119,7 @@ def test_command_line_answers_with_one_error(flags, words, tmp_path):
 
 def fake_evaluation(accuracy):
     row = {name: [0.0, accuracy] for name in ("accuracy", "best_so_far", "stopped", "quality")}
+    row |= {"restarts": {"best_so_far": [0.0, accuracy]}, "unchanged_wrong": [None, 0.5]}
     return {"test": {"k": [0, 4], "num_tasks": 8, **row}}
 
 
@@ -153,4 +154,5 @@ def test_interval_is_students():
 
 def test_a_single_seed_has_no_spread():
     summary = summarise({"grpo": {0: fake_evaluation(0.1)}, "exit": {0: fake_evaluation(0.2)}})
-    assert "nan" in table(summary)
+    assert summary["test"]["variants"]["exit"]["accuracy"]["minus_grpo_ci95"] == [None, None]
+    assert "| exit | +0.100 | +0.100 | +0.000 |" in table(summary)

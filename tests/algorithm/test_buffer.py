@@ -325,7 +325,7 @@ def test_unchanged_and_unfinished_answers_stay_out_and_are_counted(exit_config, 
     history = make_history(1, id=5, step=0, tokens=[1, 9, 7, 0], lengths=[0, 1, 1, 1])  # the feedback 7 is no answer
     answer_BGU = [[[9], [8], [9], [6]]]
     parts = batch(history, children_of(make_history, history, answer_BGU), finished=[[True, True, False, False]])
-    buffer, _, counts = run_expand(exit_config(), buffers.create(4, 4), parts, [0.1])
+    buffer, _, counts = run_expand(exit_config(), buffers.create(8, 4), parts, [0.1])
     assert inserted_answers(buffer) == [8]
     assert (int(counts["children_unchanged"]), int(counts["children_unusable"])) == (1, 2)
 

@@ -1,6 +1,7 @@
 """Selection: epochs of base tasks, draws from the buffer, and the instances made of them."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -76,58 +77,64 @@ def make_state(exit_config, make_history, buffer, **fields):
     return dataclasses.replace(state, buffer=dataclasses.replace(buffer, history=history), **fields)
 
 
-def run_select(config, make_history, state):
-    """Return, as NumPy arrays, what ``select`` compiled makes of the six base tasks."""
+def run_select(exit_config, make_history, state, prob=0.5, diverge=0.0):
+    """Return, as NumPy arrays, 2000 instances that ``select`` makes of the six base tasks and the state."""
     tokens_MW = [[10 + m, 0, 0, 0] for m in range(6)]
     tasks = make_history(6, task=np.arange(6), tokens=tokens_MW, lengths=[0, 1, 0, 0])
-    return jax.tree.map(np.asarray, compiled_select(config, tasks, state))
+    probs = {"selection_prob": prob, "divergence_prob": diverge}
+    return jax.tree.map(np.asarray, compiled_select(exit_config(num_prompts=2000), probs, tasks, state))
 
 
-compiled_select = jax.jit(lambda config, *parts: select(config, TEMPLATES, 3, *parts), static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def compiled_select(config, probs, tasks, state):
+    """Compile once for all tests: the probabilities are traced."""
+    return select(dataclasses.replace(config, **probs), TEMPLATES, 3, tasks, state)
+
+
+def assert_share(count, total, share):
+    """Check a binomial count to five standard deviations."""
+    assert abs(count - share * total) < 5 * (total * share * (1 - share)) ** 0.5
 
 
 @pytest.mark.parametrize(("prob", "fill", "from_buffer"), [(0.0, 8, False), (1.0, 3, False), (1.0, 4, True)])
 def test_the_buffer_is_used_with_probability_p_once_it_holds_enough(exit_config, make_history, prob, fill, from_buffer):
-    config = exit_config(num_prompts=16, selection_prob=prob, min_buffer_size=4)
     buffer = make_buffer(make_history, [0.1] * fill + [np.nan] * (8 - fill), task=5)
-    instances = run_select(config, make_history, make_state(exit_config, make_history, buffer, cursor=jnp.int32(4)))
-    assert instances.from_buffer.tolist() == [from_buffer] * 16
-    assert instances.prompt_length.tolist() == [1 + from_buffer] * 16
+    state = make_state(exit_config, make_history, buffer, cursor=jnp.int32(4))
+    instances = run_select(exit_config, make_history, state, prob)  # of a buffer that must hold 4
+    assert (instances.from_buffer == from_buffer).all()
+    assert (instances.prompt_length == 1 + from_buffer).all()
     if from_buffer:
-        assert set(instances.history.id.tolist()) <= set(range(fill))
-        assert instances.prompt.tolist() == [[1, 20 + id, 0] for id in instances.history.id.tolist()]
+        assert set(instances.history.id) == set(range(fill))
+        assert instances.prompt.tolist() == [[1, 20 + id, 0] for id in instances.history.id]
     else:
-        np.testing.assert_array_equal(instances.history.task, draw_base(jax.random.key(0), 4, 16, 6))
-        assert instances.prompt.tolist() == [[10 + task, 0, 0] for task in instances.history.task.tolist()]
-        assert set(instances.history.id.tolist()) == {NO_ID}
+        np.testing.assert_array_equal(instances.history.task, draw_base(jax.random.key(0), 4, 2000, 6))
+        assert instances.prompt.tolist() == [[10 + task, 0, 0] for task in instances.history.task]
+        assert set(instances.history.id) == {NO_ID}
 
 
 def test_base_draws_of_a_mixed_batch_take_the_next_tasks_in_turn(exit_config, make_history):
-    config = exit_config(num_prompts=1000, selection_prob=0.3)
     state = make_state(exit_config, make_history, make_buffer(make_history, [0.1] * 8), cursor=jnp.int32(2))
-    instances = run_select(config, make_history, state)
-    num_base = int((~instances.from_buffer).sum())
-    assert abs(num_base - 700) < 5 * (1000 * 0.3 * 0.7) ** 0.5
-    task_of_base = instances.history.task[~instances.from_buffer]
-    np.testing.assert_array_equal(task_of_base, draw_base(jax.random.key(0), 2, 1000, 6)[:num_base])
+    instances = run_select(exit_config, make_history, state, prob=0.3)
+    base_B = ~instances.from_buffer
+    assert_share(base_B.sum(), 2000, 0.7)
+    in_turn = draw_base(jax.random.key(0), 2, 2000, 6)[: base_B.sum()]
+    np.testing.assert_array_equal(instances.history.task[base_B], in_turn)
     # Fresh are the four base draws left of the first epoch, and entries never drawn.
-    assert instances.fresh[~instances.from_buffer].tolist() == [True] * 4 + [False] * (num_base - 4)
-    assert instances.fresh[instances.from_buffer].all()
+    np.testing.assert_array_equal(instances.fresh[base_B], np.arange(base_B.sum()) < 4)
+    assert instances.fresh[~base_B].all()
 
 
 def test_only_held_responses_drawn_from_the_buffer_diverge(exit_config, make_history):
     # Half of the slots hold a response; the others are base tasks and turn prefixes, which get the plain prompt.
     buffer = make_buffer(make_history, [0.1] * 8, step=[0, 3, 0, 0, -1, -1, -1, -1], turn=[0] * 6 + [1] * 2)
     buffer = dataclasses.replace(buffer, num_draws=jnp.array([0, 2, 0, 1, 0, 1, 0, 1]))
-    config = exit_config(num_prompts=4000, selection_prob=0.75, divergence_prob=0.2)
     state = make_state(exit_config, make_history, buffer, cursor=jnp.int32(6))
-    instances = run_select(config, make_history, state)
+    instances = run_select(exit_config, make_history, state, prob=0.75, diverge=0.2)
     holds_B = instances.history.step >= 0
     assert (instances.from_buffer | ~holds_B).all()
+    assert_share(holds_B.sum(), 2000, 0.75 / 2)
     np.testing.assert_array_equal(instances.mode == BASE, ~holds_B)
-    num_held, num_diverge = int(holds_B.sum()), int((instances.mode == DIVERGE).sum())
-    assert abs(num_held - 1500) < 5 * (4000 * 0.375 * 0.625) ** 0.5
-    assert abs(num_diverge - 0.2 * num_held) < 5 * (0.2 * 0.8 * num_held) ** 0.5
+    assert_share((instances.mode == DIVERGE).sum(), holds_B.sum(), 0.2)
     assert set(zip(instances.mode[holds_B], instances.prompt[holds_B, 0])) == {(IMPROVE, 1), (DIVERGE, 2)}
     # In the second epoch no base task is fresh, nor is one that the buffer holds; of the rest, those never drawn.
     fresh_of = dict(zip(instances.history.id.tolist(), instances.fresh.tolist()))
@@ -135,11 +142,10 @@ def test_only_held_responses_drawn_from_the_buffer_diverge(exit_config, make_his
 
 
 def test_selection_depends_on_key_and_step_alone(exit_config, make_history):
-    config = exit_config(num_prompts=64, selection_prob=0.5, divergence_prob=0.5)
     state = make_state(exit_config, make_history, make_buffer(make_history, [0.1] * 8))
 
     def draw(**changes):
-        instances = run_select(config, make_history, dataclasses.replace(state, **changes))
+        instances = run_select(exit_config, make_history, dataclasses.replace(state, **changes), diverge=0.5)
         return np.array([instances.from_buffer, instances.mode, instances.history.id])
 
     drawn = draw()
