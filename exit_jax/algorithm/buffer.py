@@ -50,8 +50,8 @@ def locate(buffer: TaskBuffer, history: History) -> tuple[Array, Array]:
     however it was drawn, because it holds at most one slot.
     """
     held = buffer.history
-    same_task = is_base_task(held) & filled(buffer) & (held.task == history.task[:, None])
-    same_id = (held.id == history.id[:, None]) & (history.id != NO_ID)[:, None]
+    same_task = (is_base_task(held) & filled(buffer))[None] & (held.task[None] == history.task[:, None])
+    same_id = (held.id[None] == history.id[:, None]) & (history.id != NO_ID)[:, None]
     match_BN = jnp.where(is_base_task(history)[:, None], same_task, same_id)
     return jnp.argmax(match_BN, axis=1), match_BN.any(axis=1)
 

@@ -124,7 +124,7 @@ def update(
         params, opt_state = carry
         grads, metrics = jax.grad(objective, has_aux=True)(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         return (optax.apply_updates(params, updates), opt_state), metrics
 
     (params, opt_state), metrics = jax.lax.scan(epoch, (params, opt_state), length=config.num_epochs)

@@ -112,7 +112,7 @@ def expand(
     """
     history = instances.history
     same_BB = same_history(history)
-    score_B = jnp.where(same_BB, score_B, 0.0).sum(1) / same_BB.sum(1)
+    score_B = jnp.where(same_BB, score_B[None], 0.0).sum(1) / same_BB.sum(1)
     first_B = jnp.argmax(same_BB, axis=1) == jnp.arange(score_B.size)
     slot_B, found_B = buffers.locate(buffer, history)
     buffer = buffers.rescore(buffer, slot_B, found_B, score_B)
@@ -143,7 +143,7 @@ def same_history(history: History) -> Array:
     """Return bool [B, B], which instances hold the same history: the same base task, or the same buffer entry."""
     is_base = buffers.is_base_task(history)
     value = jnp.where(is_base, history.task, history.id)
-    return (is_base[:, None] == is_base) & (value[:, None] == value)
+    return (is_base[:, None] == is_base[None]) & (value[:, None] == value[None])
 
 
 def make_children(
@@ -164,7 +164,7 @@ def make_children(
     if config.children != "all":
         preference = grades.quality if config.children == "best" else jax.random.uniform(key, grades.quality.shape)
         chosen = jnp.argmax(jnp.where(wanted_BGU.any(-1), preference, -1.0), axis=1)
-        wanted_BGU = wanted_BGU & (jnp.arange(preference.shape[1]) == chosen[:, None])[..., None]
+        wanted_BGU = wanted_BGU & (jnp.arange(preference.shape[1])[None] == chosen[:, None])[..., None]
     if not config.self_iteration:
         no_answer = jnp.array([1, 1, 0, 0])  # keep context and request, drop solution and feedback
         children = dataclasses.replace(
