@@ -14,6 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from exit_jax.config import Config, ConfigError, open_workdir, validate, write_json
+from exit_jax.domains.domain import DomainError
 from exit_jax.metrics import Timing
 
 FLAGS = flags.FLAGS
@@ -101,7 +102,7 @@ def main(_) -> int:
         else:
             runs = [pathlib.Path(run) for run in _RUNS.value] or [workdir]
             print(f"report: {report(workdir, runs)}")
-    except ConfigError as error:
+    except (ConfigError, DomainError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder that went away

@@ -98,7 +98,9 @@ def _per_seed(by_seed: dict[int, dict], split: str, read) -> np.ndarray:
 
 def _json(values: np.ndarray):
     """Return nested lists with null for NaN, which JSON does not know."""
-    return np.where(np.isfinite(values), values, None).tolist()
+    listed = values.astype(object)
+    listed[~np.isfinite(values)] = None
+    return listed.tolist()
 
 
 def _std(values: np.ndarray) -> np.ndarray:

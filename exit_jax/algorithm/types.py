@@ -164,6 +164,10 @@ class ExItConfig:
     temperature: float  # of sampling, and of the log-probs
 
     def __post_init__(self):
-        for field, choices in CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise ValueError(f"algorithm.{field} = {getattr(self, field)!r} is not one of {choices}")
+        wrong = [
+            f"algorithm.{field} = {getattr(self, field)!r} is not one of {choices}"
+            for field, choices in CHOICES.items()
+            if getattr(self, field) not in choices
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))

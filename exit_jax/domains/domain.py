@@ -9,6 +9,10 @@ from exit_jax.algorithm.prompts import Template
 from exit_jax.algorithm.types import Array, Grades, History, Instances, Rollouts
 
 
+class DomainError(ValueError):
+    """Tasks that cannot be had as they were asked for; the message says what to change."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Domain:
     """A task family, as pure functions and static shapes."""

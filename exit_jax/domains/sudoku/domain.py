@@ -36,6 +36,24 @@ class SudokuConfig:
     demo_noise: float  # share of demonstrated digits that are random instead of legal
     demo_wrong: float  # share of the own digits in a demonstration's grid that are random
 
+    def __post_init__(self):
+        cells = self.box**4
+        wrong = [
+            f"domain.{name} = {value} is not a range of clues within 1 and {cells - 1}"
+            for name, value in (
+                ("num_clues", self.num_clues),
+                ("eval_clues", self.eval_clues),
+                ("demo_clues", self.demo_clues),
+            )
+            if not 1 <= value[0] <= value[1] < cells
+        ]
+        if self.box not in (2, 3):
+            wrong = [f"domain.box = {self.box} is not 2 (for 4x4) or 3 (for 9x9)"]
+        if min(self.num_train, self.num_eval, self.max_edits) < 1:
+            wrong.append("domain.num_train, domain.num_eval and domain.max_edits must be at least 1")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
@@ -291,7 +309,7 @@ def make_domain(config: SudokuConfig) -> Domain:
         return (grid > 0).all(-1)
 
     modes = [(v.mode[mode],) for mode in (BASE, IMPROVE, DIVERGE)]
-    demo = dataclasses.replace(config, num_clues=(0, 0), eval_clues=(0, 0), num_eval=0)
+    demo = dataclasses.replace(config, num_clues=(1, 1), eval_clues=(1, 1), num_eval=1)  # these do not touch them
     return Domain(
         name=f"sudoku{v.digits}",
         vocab_size=v.size,

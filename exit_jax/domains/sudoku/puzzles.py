@@ -9,6 +9,8 @@ import zlib
 
 import numpy as np
 
+from exit_jax.domains.domain import DomainError
+
 # A 4x4 sudoku has only 288 solutions, so puzzles are kept apart by solution: nobody trains on a test answer.
 SPLIT_SHARE = {"train": range(0, 14), "validation": range(14, 17), "test": range(17, 20)}
 
@@ -95,7 +97,7 @@ def generate(split: str, box: int, clues: tuple[int, int], count: int, seed: int
     Clue counts go round-robin over the inclusive range ``clues``, easiest last, so that difficulties are equally common.
 
     Raises:
-      ValueError: if so many distinct puzzles with so few clues cannot be found.
+      DomainError: if so many distinct puzzles with so few clues cannot be found.
     """
     rng = random.Random(f"sudoku {split} {box} {clues} {seed}")
     levels = range(clues[0], clues[1] + 1)
@@ -109,7 +111,7 @@ def generate(split: str, box: int, clues: tuple[int, int], count: int, seed: int
         if puzzle is None or tuple(puzzle) in puzzles:
             failures += 1
             if failures > 200 * count + 10_000:
-                raise ValueError(
+                raise DomainError(
                     f"found only {len(puzzles)} of {count} distinct {split} puzzles with {clues[0]}-{clues[1]} clues; "
                     "ask for fewer puzzles or more clues"
                 )
