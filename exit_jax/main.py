@@ -105,6 +105,9 @@ def main(_) -> int:
     except (ConfigError, DomainError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on", file=sys.stderr)
+        return 130
     except OSError as error:  # a full disk, a folder that went away
         print(f"\nerror: {error}; mend it, and the same command resumes", file=sys.stderr)
         return 1

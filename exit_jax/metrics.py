@@ -96,7 +96,6 @@ class Timing:
     def __init__(self):
         self._phases: dict[str, dict] = {}
         self._compile_secs: list[float] = []
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == self._COMPILED:
@@ -106,7 +105,11 @@ class Timing:
     def phase(self, name: str):
         """Time what runs inside."""
         started, compiled = time.monotonic(), len(self._compile_secs)
-        yield
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        try:
+            yield
+        finally:
+            jax.monitoring.unregister_event_duration_listener(self._listen)
         fresh = self._compile_secs[compiled:]
         self._phases[name] = {
             "secs": time.monotonic() - started,

@@ -20,7 +20,7 @@ from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.selection import select
 from exit_jax.algorithm.types import Array, History, Metrics, Params, State, pytree
 from exit_jax.checkpoint import Checkpoints
-from exit_jax.config import Config, OptimizerConfig, RunConfig, StudyConfig
+from exit_jax.config import Config, ConfigError, OptimizerConfig, RunConfig, StudyConfig
 from exit_jax.domains.domain import Domain
 from exit_jax.metrics import MetricsWriter, Progress
 from exit_jax.parallel import mesh as meshes
@@ -123,7 +123,7 @@ def _make_program(config: Config) -> Program:
     shard = functools.partial(meshes.shard_batch, mesh)
     jit = functools.partial(jax.jit, out_shardings=meshes.replicated(mesh))
 
-    def warm_step(state: WarmState, _):
+    def warm_step(state: WarmState):
         key = jax.random.fold_in(state.key, state.step)
         batch = domain.demonstrations(key, config.warm_start.num_states, config.warm_start.group_size)
         history, mode, tokens, mask = shard(batch)
@@ -147,22 +147,19 @@ def _make_program(config: Config) -> Program:
     def init(params, seed):
         return init_state(config.algorithm, params, optimizer.init(params), key_of(seed, 2), domain.history_width)
 
-    num_steps = config.run.steps_per_call
+    def train_step(tasks: History, state: State):
+        select = functools.partial(parts.select, tasks)
+        return iterate(select, parts.rollout, parts.grade, parts.learn, state)
+
+    def repeat(step, state):
+        return jax.lax.scan(lambda state, _: step(state), state, length=config.run.steps_per_call)
+
     return Program(
         init_params=jit(lambda seed: decoder.init(policy, key_of(seed, 0))),
         init_warm=jit(init_warm),
-        warm=jit(lambda state: jax.lax.scan(warm_step, state, length=num_steps), donate_argnums=0),
+        warm=jit(functools.partial(repeat, warm_step), donate_argnums=0),
         init=jit(init),
-        train=jit(
-            lambda tasks, state: jax.lax.scan(
-                lambda state, _: iterate(
-                    functools.partial(parts.select, tasks), parts.rollout, parts.grade, parts.learn, state
-                ),
-                state,
-                length=num_steps,
-            ),
-            donate_argnums=1,
-        ),
+        train=jit(lambda tasks, state: repeat(functools.partial(train_step, tasks), state), donate_argnums=1),
     )
 
 
@@ -181,12 +178,16 @@ def run_loop(
       Interrupted: after SIGINT or SIGTERM, once the state is saved.
     """
     checkpoints = Checkpoints(folder, config.run.keep_checkpoints)
-    # a process that is killed while it stops leaves no threads or half-written files behind
     with contextlib.closing(checkpoints), _catch_signals() as caught:
         state = checkpoints.restore_latest(state) or state
         step = int(state.step)
         if step >= total:
             return state
+        if (total - step) % config.run.steps_per_call:
+            raise ConfigError(
+                f"{title} resumes at step {step}, from where calls of run.steps_per_call = {config.run.steps_per_call} "
+                f"do not end at {total}; go on with a divisor of {total - step}"
+            )
         with contextlib.closing(MetricsWriter(metrics_dir, title, step)) as writer:
             progress = Progress(title, step, total)
             first_call = step

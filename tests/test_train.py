@@ -63,6 +63,12 @@ def test_resume_is_bitwise(whole, tmp_path):
     assert rows(tmp_path) == rows(workdir)
 
 
+def test_calls_that_overshoot_the_end_are_refused(tmp_path):
+    train.train(smoke(num_iterations=10), tmp_path)
+    with pytest.raises(ConfigError, match="divisor of 20"):
+        train.train(smoke(num_iterations=30, steps_per_call=15, checkpoint_every=15), tmp_path)
+
+
 def test_other_seed_differs(whole, tmp_path):
     other = train.train(smoke("seed=1"), tmp_path)
     assert not np.array_equal(other.buffer.history.tokens, whole[0].buffer.history.tokens)
