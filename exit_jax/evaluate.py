@@ -109,8 +109,10 @@ def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> di
                 }
             )
     if workdir is not None:
-        configs.write_json(workdir / "evaluation.json", results)
         (workdir / "chains.jsonl").write_text("".join(json.dumps(chain) + "\n" for chain in saved))
+        configs.write_json(
+            workdir / "evaluation.json", results
+        )  # last: a study takes it for the sign that a run is done
     return results
 
 

@@ -59,8 +59,8 @@ def test_buffer_draws_at_the_ends_of_the_unit_interval_hit_filled_slots(exit_con
     config, rng, key = exit_config(), np.random.default_rng(0), jax.random.key(0)
     draw = jax.jit(lambda buffer: buffers.filled(buffer)[draw_buffer.__wrapped__(config, buffer, key, 2)])
     for fill in range(1, 1024, 7):
-        score_N = np.where(np.arange(1024) < fill, rng.choice([0.0, 0.1, 0.1875, 0.2, 0.25], 1024), np.nan)
-        assert draw(make_buffer(make_history, score_N)).all(), f"with {fill} slots filled"
+        score_N = np.where(np.arange(-1, 1023) % 1024 < fill, rng.choice([0.0, 0.1, 0.1875, 0.2, 0.25], 1024), np.nan)
+        assert draw(make_buffer(make_history, score_N)).all(), f"with {fill} slots filled after an empty one"
 
 
 # ``select`` on 6 base tasks with the request 10 + m, and a buffer of entries with the request 20 + n.

@@ -1,0 +1,85 @@
+"""Evaluation: the arithmetic on a hand-made case, and chains that see the newest response only."""
+
+import dataclasses
+import json
+import pathlib
+import runpy
+
+import jax
+import numpy as np
+import pytest
+
+from exit_jax import train
+from exit_jax.config import validate
+from exit_jax.evaluate import Chains, evaluate, run_chains, summarise
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def config():
+    content = runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"]()
+    content.eval.splits = ("validation",)
+    content.eval.samples_per_task = 2
+    content.eval.batch_size = 24  # 16 tasks x 2 samples: the second batch is partly filled
+    content.run.num_devices = 1
+    return validate(content, jax.device_count())
+
+
+@pytest.fixture(scope="module")
+def params(config):
+    return train.make_program(config).init_params(0)
+
+
+def make_chains(quality_KR, unchanged_KR, complete_KR) -> Chains:
+    quality_KR = np.array(quality_KR, np.float32)
+    yes = np.ones(quality_KR.shape, bool)
+    return Chains(quality_KR, np.array(unchanged_KR, bool), yes, np.array(complete_KR, bool), 7 * yes, None)
+
+
+def test_summary_of_a_hand_made_case(config):
+    """Four chains: found and broken; right from k=1; never right, frozen; called done while wrong, then mended."""
+    chains = make_chains(
+        quality_KR=[[0.5, 0.2, 0.1, 0.8], [1.0, 1.0, 0.1, 0.8], [0.5, 1.0, 0.1, 1.0]],
+        unchanged_KR=[[0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 1, 0]],
+        complete_KR=[[0, 0, 0, 1], [1, 1, 0, 1], [1, 1, 0, 1]],
+    )
+    rival = make_chains([[1.0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1.0, 0]], np.zeros((3, 4)), np.zeros((3, 4)))
+    settings = dataclasses.replace(config.eval, steps=(0, 1, 2), samples_per_task=2)
+    result = summarise(dataclasses.replace(config, eval=settings), chains, rival, {"clues": np.array([4, 7])})
+    assert result["accuracy"] == [0.0, 0.5, 0.5]
+    assert result["delta"] == [0.0, 0.5, 0.5]
+    assert result["best_so_far"] == [0.0, 0.5, 0.75]
+    assert result["stopped"] == [0.0, 0.5, 0.5]  # the last chain stopped at its wrong first iterate
+    assert result["corrected"] == [0.0, 1.0, 1.5]  # a task, with two samples each
+    assert result["broken"] == [0.0, 0.0, 0.5]
+    assert result["net_corrections"] == [0.0, 1.0, 1.0]
+    assert result["unchanged_wrong"] == [None, 0.25, pytest.approx(2 / 6)]
+    assert result["unchanged_right"] == [None, None, 0.5]
+    assert result["restarts"]["best_so_far"] == [0.25, 0.25, 0.5]
+    assert result["tokens"] == [7.0, 14.0, 21.0]
+    assert result["by_difficulty"]["clues"]["4"] == {"accuracy": [0.0, 0.5, 0.0], "num_tasks": 1}
+    assert result["by_difficulty"]["clues"]["7"] == {"accuracy": [0.0, 0.5, 1.0], "num_tasks": 1}
+    assert (result["num_tasks"], result["samples_per_task"]) == (2, 2)
+
+
+def test_chains_have_the_shape_asked_for_and_repeat(config, params):
+    chains = run_chains(config, params, "validation")
+    assert chains.quality.shape == (5, 32)
+    np.testing.assert_array_equal(chains.history.step[:, 0], range(5))
+    again = run_chains(config, params, "validation")
+    np.testing.assert_array_equal(chains.quality, again.quality)
+
+
+def test_restarts_begin_anew(config, params):
+    chains = run_chains(config, params, "validation", restart_every=2)
+    np.testing.assert_array_equal(chains.history.step[:, 0], [0, 1, 0, 1, 0])
+    assert not chains.unchanged[::2].any()  # a first response changes nothing that was held
+
+
+def test_files(config, params, tmp_path):
+    results = evaluate(config, params, tmp_path)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == results
+    saved = [json.loads(line) for line in (tmp_path / "chains.jsonl").read_text().splitlines()]
+    assert len(saved) == config.eval.num_chains_saved
+    assert all(len(chain["responses"]) == len(chain["quality"]) == 5 for chain in saved)
