@@ -17,7 +17,8 @@ def advantages(reward: Array, norm: str, eps: float) -> Array:
 
     Standard deviations are of the population. Equal rewards give zero. "none" is Dr. GRPO's (arXiv 2503.20783).
     """
-    centred = reward - reward.mean(axis=1, keepdims=True)
+    equal = reward.max(axis=1, keepdims=True) == reward.min(axis=1, keepdims=True)
+    centred = jnp.where(equal, 0.0, reward - reward.mean(axis=1, keepdims=True))  # their mean may be off by an ulp
     if norm == "none":
         return centred
     std = reward.std(axis=1, keepdims=True) if norm == "group" else reward.std()
@@ -69,7 +70,10 @@ def loss(
         counted = jnp.broadcast_to((advantage != 0).any(axis=1, keepdims=True), advantage.shape)
         mask = mask & counted[..., None]
 
-    log_ratio = jnp.where(mask, logp - rollouts.logp, 0.0)
+    # what is masked may be anything, NaN too: it must not reach an exp, nor its gradient
+    keep = lambda value: jnp.where(mask, value, 0.0)
+    logp, entropy, old_logp = keep(logp), keep(entropy), keep(rollouts.logp)
+    log_ratio = logp - old_logp
     if config.ratio_level == "sequence":
         log_ratio = log_ratio.sum(-1, keepdims=True) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
         log_ratio = jnp.broadcast_to(log_ratio, mask.shape)
@@ -89,10 +93,10 @@ def loss(
     metrics = {
         "entropy": token_mean(entropy),
         "clip_fraction": token_mean(is_clipped.astype(jnp.float32)),
-        "approx_kl_old": token_mean(kl(rollouts.logp, logp, "k3")),
+        "approx_kl_old": token_mean(kl(old_logp, logp, "k3")),
     }
     if reference_logp is not None:
-        divergence = kl(logp, jnp.where(mask, reference_logp, logp), config.kl_estimator)
+        divergence = kl(logp, keep(reference_logp), config.kl_estimator)
         total = total + config.kl_coef * mean(divergence)
         metrics["kl_reference"] = token_mean(divergence)
     return total, metrics | {"loss": total}

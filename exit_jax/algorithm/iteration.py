@@ -119,7 +119,8 @@ def expand(
 
     enters_B = first_B & ~found_B & buffers.is_base_task(history)
     buffer, new_id_B = buffers.assign_ids(buffer, enters_B)
-    parent_id_B = jnp.where(found_B, buffer.history.id[slot_B], new_id_B[jnp.argmax(same_BB, axis=1)])
+    entered_B = jnp.where(found_B, buffer.history.id[slot_B], new_id_B[jnp.argmax(same_BB, axis=1)])
+    parent_id_B = jnp.where(buffers.is_base_task(history), entered_B, history.id)  # also of one that has left since
     base = dataclasses.replace(history, id=new_id_B, born=jnp.full_like(history.born, step))
 
     children, wanted_BGU, counts = make_children(config, instances, rollouts, grades, step, key)
@@ -166,10 +167,12 @@ def make_children(
         chosen = jnp.argmax(jnp.where(wanted_BGU.any(-1), preference, -1.0), axis=1)
         wanted_BGU = wanted_BGU & (jnp.arange(preference.shape[1])[None] == chosen[:, None])[..., None]
     if not config.self_iteration:
-        no_answer = jnp.array([1, 1, 0, 0])  # keep context and request, drop solution and feedback
+        kept = children.lengths.at[..., 2:].set(0)  # context and request; solution and feedback go
+        position = jnp.broadcast_to(jnp.arange(children.tokens.shape[-1]), children.tokens.shape)
         children = dataclasses.replace(
             children,
-            lengths=children.lengths * no_answer.reshape((1,) * (children.lengths.ndim - 1) + (4,)),
+            tokens=jnp.where(position < kept.sum(-1, keepdims=True), children.tokens, 0),
+            lengths=kept,
             step=jnp.full_like(children.step, -1),
             quality=jnp.zeros_like(children.quality),
         )

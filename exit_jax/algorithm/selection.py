@@ -36,7 +36,8 @@ def draw_buffer(config: ExItConfig, buffer: TaskBuffer, key: Array, count: int) 
     full = buffers.filled(buffer)
     logits = jnp.where(full, temperature * jnp.where(full, buffer.score, 0.0), -jnp.inf)
     weight = jnp.where(full, jnp.exp(logits - jnp.where(full.any(), logits.max(), 0.0)), 0.0)
-    cumulative = jnp.cumsum(weight)
+    # a parallel sum may grow by an ulp over slots of zero weight, which must stay out of reach
+    cumulative = jax.lax.cummax(jnp.where(full, jnp.cumsum(weight), 0.0))
     target = jax.random.uniform(key, (count,)) * cumulative[-1]
     target = jnp.minimum(target, jnp.nextafter(cumulative[-1], 0.0))  # u · total may round up to the total
     slot = jnp.searchsorted(cumulative, target, side="right")  # right: slots of zero weight are passed over
