@@ -21,7 +21,7 @@ import numpy as np
 
 setattr(jax, "tree_map", jax.tree_util.tree_map)  # noqa: B010 - jaxued 0.0.1 uses the name of an older JAX
 
-from jaxued.level_sampler import LevelSampler
+from jaxued.level_sampler import LevelSampler  # pyright: ignore[reportMissingImports]
 
 from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm.selection import draw_buffer
