@@ -39,12 +39,17 @@ def concatenate(segments: Sequence[tuple[Array, Array]], width: int) -> tuple[Ar
 
 
 def pack(pieces: Mapping[str, tuple[Array, Array]], width: int) -> tuple[Array, Array]:
-    """Pack pieces, name -> (tokens [..., n], length [...]), into ``History.tokens`` and ``History.lengths``."""
+    """Pack pieces, name -> (tokens [..., n], length [...]), into ``History.tokens`` and ``History.lengths``.
+
+    What exceeds ``width`` is cut off from the end, and from the lengths too: lengths 2 and 3 in a width of 4 become 2 and 2.
+    """
     shape = jnp.broadcast_shapes(*(length.shape for _, length in pieces.values()))
     empty = (jnp.zeros((*shape, 0), jnp.int32), jnp.zeros(shape, jnp.int32))
     segments = [pieces.get(name, empty) for name in PIECES]
     tokens, _ = concatenate(segments, width)
-    return tokens, jnp.stack([jnp.broadcast_to(length, shape) for _, length in segments], axis=-1)
+    lengths = jnp.stack([jnp.broadcast_to(length, shape) for _, length in segments], axis=-1)
+    ends = jnp.minimum(jnp.cumsum(lengths, axis=-1), width)
+    return tokens, jnp.diff(ends, axis=-1, prepend=0)
 
 
 def piece(history: History, name: str, width: int | None = None) -> tuple[Array, Array]:

@@ -98,3 +98,9 @@ def test_render_by_mode_tells_of_a_prompt_that_is_too_long(make_history):
         tokens, length = prompts.render_by_mode(templates, example(make_history), jnp.array(mode_B), 3)
         assert tokens.tolist() == [pad(row, 3) for row in rows]
         assert length.tolist() == [len(row) for row in rows]
+
+
+def test_packing_cuts_tokens_and_lengths_alike():
+    pieces = {"request": (jnp.array([7, 8]), jnp.array(2)), "solution": (jnp.array([4, 5, 6]), jnp.array(3))}
+    tokens, lengths = pack(pieces, width=4)
+    assert (tokens.tolist(), lengths.tolist()) == ([7, 8, 4, 5], [0, 2, 2, 0])
