@@ -102,5 +102,5 @@ def test_render_by_mode_tells_of_a_prompt_that_is_too_long(make_history):
 
 def test_packing_cuts_tokens_and_lengths_alike():
     pieces = {"request": (jnp.array([7, 8]), jnp.array(2)), "solution": (jnp.array([4, 5, 6]), jnp.array(3))}
-    tokens, lengths = pack(pieces, width=4)
+    tokens, lengths = prompts.pack(pieces, width=4)
     assert (tokens.tolist(), lengths.tolist()) == ([7, 8, 4, 5], [0, 2, 2, 0])
