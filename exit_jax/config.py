@@ -235,6 +235,8 @@ def _contradictions(c: Config, num_devices: int) -> list[str]:
     at_least(0, run__num_iterations=r.num_iterations, warm_start__num_steps=w.num_steps)
     at_least(1, eval__samples_per_task=e.samples_per_task, eval__batch_size=e.batch_size)
     at_least(1, eval__restart_every=e.restart_every)
+    at_least(0, eval__top_k=e.top_k, eval__temperature=e.temperature)
+    require(0.0 < e.top_p <= 1.0, f"eval.top_p = {e.top_p} is not in (0, 1]; 1.0 keeps all tokens")
     for name, value, divisor_name, divisor in (
         ("run.num_iterations", r.num_iterations, "run.steps_per_call", r.steps_per_call),
         ("run.checkpoint_every", r.checkpoint_every, "run.steps_per_call", r.steps_per_call),

@@ -69,6 +69,7 @@ def test_all_faults_are_reported_together():
         ("run.num_devices", 9, "JAX sees 8"),
         ("eval.splits", ("tset",), "not train, validation or test"),
         ("domain_name", "chess", "not one of"),
+        ("eval.top_p", 0.0, "keeps all tokens"),
         ("domain.box", 5, "2 .for 4x4. or 3"),
         ("domain.num_clues", (7, 4), "not a range of clues"),
     ],
