@@ -21,20 +21,27 @@ import ml_collections
 
 from exit_jax.algorithm.types import ExItConfig
 from exit_jax.domains import DOMAINS
-from exit_jax.policy.decoder import DecoderConfig
+from exit_jax.parallel import hosts
+from exit_jax.parallel.mesh import MeshConfig
+from exit_jax.policy import attention
+from exit_jax.policy.decoder import COMPUTE_FIELDS, PROJECTIONS, REMAT, DecoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam with decoupled weight decay, after clipping by global norm."""
+    """An optimiser of optax, after clipping by global norm."""
 
+    kind: str  # of OPTIMIZERS
     learning_rate: float
     warmup_steps: int  # linear from 0
     decay_steps: int  # cosine to 0 at this step; 0 keeps the rate constant
-    b1: float
-    b2: float
+    b1: float  # of the first moment; adafactor has none
+    b2: float  # of the second moment; adafactor has a schedule of its own
     weight_decay: float
     max_grad_norm: float
+
+
+OPTIMIZERS = ("adamw", "lion", "adafactor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +55,27 @@ class WarmStartConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TruncationConfig:
+    """What training cuts off from the policy's distribution when it samples; nothing in the paper."""
+
+    top_k: int  # 0 for all
+    top_p: float  # 1.0 for all
+    min_p: float  # 0.0 for all
+    min_tokens: int  # no stop token before this many others
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """K-step self-improvement on held-out tasks."""
 
     splits: tuple[str, ...]
     steps: tuple[int, ...]  # the k reported; 0 is the first response
     samples_per_task: int  # avg@n
-    batch_size: int  # chains at once; a multiple of run.num_devices
+    batch_size: int  # chains at once; a multiple of the mesh's data x fsdp
     temperature: float  # 0 for greedy
     top_k: int
     top_p: float
+    min_p: float
     restart_every: int  # responses a chain of the rival that starts over at equal tokens
     num_chains_saved: int  # a split, for people to read
     seed: int
@@ -68,7 +86,9 @@ class RunConfig:
     """How a run is carried out; none of it changes the experiment."""
 
     num_iterations: int
-    num_devices: int  # data axis of the mesh; 0 for all
+    mesh: MeshConfig
+    num_microbatches: int  # parts of a batch whose gradients are added up, to save memory
+    token_chunk: int  # positions of a row whose logits exist at once; 0 for all
     steps_per_call: int  # iterations in one compiled program, between two looks of the host
     checkpoint_every: int  # iterations; a multiple of steps_per_call
     keep_checkpoints: int
@@ -93,8 +113,10 @@ class Config:
     seed: int
     domain_name: str
     domain: typing.Any  # the settings of DOMAINS[domain_name]
-    policy: DecoderConfig  # vocab_size is the domain's
+    checkpoint: str  # Hugging Face folder or hub id that gives the policy's shape and weights; "" for fresh ones
+    policy: DecoderConfig  # vocab_size 0 stands for the domain's
     algorithm: ExItConfig
+    sampling: TruncationConfig
     optimizer: OptimizerConfig
     warm_start: WarmStartConfig
     eval: EvalConfig
@@ -102,7 +124,9 @@ class Config:
     study: StudyConfig
 
 
-OPERATIONAL = ("run", "eval", "study")
+OPERATIONAL = ("run", "eval", "study", "policy.attention", "policy.remat", "policy.unroll_layers")
+# what a warm start depends on, besides the domain's demonstrations
+WARM_START_DEPENDS_ON = ("seed", "checkpoint", "policy", "warm_start", "domain_name")
 
 
 class ConfigError(ValueError):
@@ -113,20 +137,43 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> Config:
     """Turn a config file's content into ``Config``.
 
     Args:
-      num_devices: devices that JAX has; ``run.num_devices = 0`` stands for all of them.
+      num_devices: devices that JAX has; ``run.mesh.data = 0`` takes those that the other axes leave.
 
     Raises:
       ConfigError: listing all unknown, missing, mistyped and contradictory fields together.
     """
     faults: list[str] = []
-    parsed = _parse(Config, config.to_dict(), "config", faults)
+    parsed = _parse(Config, _with_shape(config.to_dict(), faults), "config", faults)
     if faults:
         raise ConfigError(_list_faults(faults))
+    mesh = parsed.run.mesh
+    if not mesh.data:
+        rest = num_devices // max(mesh.fsdp * mesh.tensor, 1)
+        mesh = dataclasses.replace(mesh, data=max(rest, 1))
+        parsed = dataclasses.replace(parsed, run=dataclasses.replace(parsed.run, mesh=mesh))
     faults = _contradictions(parsed, num_devices)
     if faults:
         raise ConfigError(_list_faults(faults))
-    num_devices = parsed.run.num_devices or num_devices
-    return dataclasses.replace(parsed, run=dataclasses.replace(parsed.run, num_devices=num_devices))
+    return parsed
+
+
+def _with_shape(values: dict, faults: list[str]) -> dict:
+    """Add the shape of the decoder that ``checkpoint`` names to the group ``policy``."""
+    policy = values.get("policy")
+    if not values.get("checkpoint") or not isinstance(values["checkpoint"], str) or not isinstance(policy, dict):
+        return values
+    from exit_jax.policy import hf
+
+    given = sorted(set(policy) & {f.name for f in dataclasses.fields(DecoderConfig)} - set(COMPUTE_FIELDS))
+    if given:
+        faults.append(
+            f"config.policy gives {', '.join(given)}, but the shape is that of config.checkpoint; remove them"
+        )
+    try:
+        return values | {"policy": policy | hf.read_shape(values["checkpoint"])}
+    except ValueError as error:
+        faults.append(str(error))
+        return values | {"policy": None}
 
 
 def _list_faults(faults: list[str]) -> str:
@@ -135,6 +182,8 @@ def _list_faults(faults: list[str]) -> str:
 
 def _parse(cls, values, path: str, faults: list[str]) -> typing.Any:
     """Build dataclass ``cls`` from a mapping; faults are appended, and None is returned if there are any below."""
+    if values is None:  # has been reported
+        return None
     if not isinstance(values, Mapping):
         faults.append(f"{path} = {values!r} is not a group of fields")
         return None
@@ -147,8 +196,6 @@ def _parse(cls, values, path: str, faults: list[str]) -> typing.Any:
             names.remove("domain")
         else:
             types["domain"] = DOMAINS[domain][0]
-    if cls is DecoderConfig:
-        names.remove("vocab_size")  # the domain's
     for unknown in sorted(set(values) - set(names) - {"domain"}):
         near = difflib.get_close_matches(unknown, names, n=1)
         faults.append(f"{path}.{unknown} is unknown" + (f"; did you mean {near[0]}?" if near else ""))
@@ -161,8 +208,6 @@ def _parse(cls, values, path: str, faults: list[str]) -> typing.Any:
             fields[name] = _convert(types[name], values[name], f"{path}.{name}", faults)
     if len(faults) > before:
         return None
-    if cls is DecoderConfig:
-        fields["vocab_size"] = 0
     try:
         return cls(**fields)
     except (TypeError, ValueError) as error:
@@ -221,22 +266,68 @@ def _contradictions(c: Config, num_devices: int) -> list[str]:
         a.self_iteration or not a.divergence_prob,
         "algorithm.divergence_prob > 0 needs algorithm.self_iteration: without it nothing is held to diverge from",
     )
-    p = c.policy
+    p, mesh = c.policy, c.run.mesh
     at_least(1, policy__num_layers=p.num_layers, policy__num_kv_heads=p.num_kv_heads, policy__mlp_dim=p.mlp_dim)
+    at_least(0, policy__vocab_size=p.vocab_size, policy__lora__rank=p.lora.rank)
     require(p.head_dim % 2 == 0, f"policy.head_dim = {p.head_dim} is odd, but rotary embeddings turn pairs")
     require(
         p.num_kv_heads < 1 or p.num_heads % p.num_kv_heads == 0,
         f"policy.num_heads = {p.num_heads} is not a multiple of policy.num_kv_heads = {p.num_kv_heads}",
     )
-    require(p.dtype in ("float32", "bfloat16"), f"policy.dtype = {p.dtype!r} is not float32 or bfloat16")
+    for name, value, choices in (
+        ("policy.dtype", p.dtype, ("float32", "bfloat16")),
+        ("policy.param_dtype", p.param_dtype, ("float32", "bfloat16")),
+        ("policy.attention", p.attention, attention.BACKENDS),
+        ("policy.remat", p.remat, REMAT),
+        ("optimizer.kind", c.optimizer.kind, OPTIMIZERS),
+        ("warm_start.optimizer.kind", c.warm_start.optimizer.kind, OPTIMIZERS),
+        *((f"policy.lora.targets[{i}]", target, PROJECTIONS) for i, target in enumerate(p.lora.targets)),
+    ):
+        require(value in choices, f"{name} = {value!r} is not one of {choices}")
+    require(
+        len(p.rope_scaling) in (0, 4),
+        f"policy.rope_scaling = {p.rope_scaling} is neither () nor (factor, low, high, original length)",
+    )
+    require(
+        p.attention != "cudnn" or p.dtype == "bfloat16",
+        'policy.attention = "cudnn" has no kernel for policy.dtype = "float32"; take "bfloat16", or "xla"',
+    )
+    require(
+        not p.lora.rank or p.lora.targets,
+        f"policy.lora.rank = {p.lora.rank} without policy.lora.targets would train nothing; name some of {PROJECTIONS}",
+    )
+    require(
+        not p.lora.rank or not a.kl_coef or a.reference_mix == 1.0,
+        f"algorithm.reference_mix = {a.reference_mix} with policy.lora: a mixture of adapters is not the mixture of the "
+        "weights that they stand for; set it to 1.0",
+    )
+    require(
+        not p.lora.rank or not c.warm_start.num_steps,
+        "policy.lora.rank > 0 with warm_start.num_steps > 0: a warm start trains all parameters; set one of them to 0",
+    )
+    at_least(1, run__mesh__data=mesh.data, run__mesh__fsdp=mesh.fsdp, run__mesh__tensor=mesh.tensor)
+    for name, value, axis in (
+        ("policy.num_heads", p.num_heads, "tensor"),
+        ("policy.num_kv_heads", p.num_kv_heads, "tensor"),
+        ("policy.mlp_dim", p.mlp_dim, "tensor"),
+        ("policy.embed_dim", p.embed_dim, "fsdp"),
+    ):
+        size = getattr(mesh, axis)
+        require(size < 1 or value % size == 0, f"{name} = {value} is not a multiple of run.mesh.{axis} = {size}")
 
     r, e, w = c.run, c.eval, c.warm_start
     at_least(1, run__steps_per_call=r.steps_per_call, run__keep_checkpoints=r.keep_checkpoints)
+    at_least(1, run__num_microbatches=r.num_microbatches)
+    at_least(0, run__token_chunk=r.token_chunk)
+    for name, cut in (("sampling", c.sampling), ("eval", e)):
+        at_least(0, **{f"{name}__top_k": cut.top_k})
+        require(0.0 < cut.top_p <= 1.0, f"{name}.top_p = {cut.top_p} is not in (0, 1]; 1.0 keeps all tokens")
+        require(0.0 <= cut.min_p <= 1.0, f"{name}.min_p = {cut.min_p} is not in [0, 1]; 0.0 keeps all tokens")
+    at_least(0, sampling__min_tokens=c.sampling.min_tokens)
     at_least(0, run__num_iterations=r.num_iterations, warm_start__num_steps=w.num_steps)
     at_least(1, eval__samples_per_task=e.samples_per_task, eval__batch_size=e.batch_size)
     at_least(1, eval__restart_every=e.restart_every)
-    at_least(0, eval__top_k=e.top_k, eval__temperature=e.temperature)
-    require(0.0 < e.top_p <= 1.0, f"eval.top_p = {e.top_p} is not in (0, 1]; 1.0 keeps all tokens")
+    at_least(0, eval__temperature=e.temperature)
     for name, value, divisor_name, divisor in (
         ("run.num_iterations", r.num_iterations, "run.steps_per_call", r.steps_per_call),
         ("run.checkpoint_every", r.checkpoint_every, "run.steps_per_call", r.steps_per_call),
@@ -247,18 +338,20 @@ def _contradictions(c: Config, num_devices: int) -> list[str]:
         )
     require(r.checkpoint_every > 0, f"run.checkpoint_every = {r.checkpoint_every} is below 1")
     require(
-        0 <= r.num_devices <= num_devices,
-        f"run.num_devices = {r.num_devices}, but JAX sees {num_devices} device(s); 0 takes all",
+        mesh.num_devices <= num_devices,
+        f"run.mesh takes {mesh.data} x {mesh.fsdp} x {mesh.tensor} = {mesh.num_devices} devices, but JAX sees {num_devices}; "
+        "data = 0 takes what is there",
     )
-    devices = r.num_devices or num_devices
-    for name, value in (
-        ("algorithm.num_prompts", a.num_prompts),
-        ("warm_start.num_states", w.num_states),
-        ("eval.batch_size", e.batch_size),
+    shards = mesh.num_batch_shards
+    for name, value, parts in (
+        ("algorithm.num_prompts", a.num_prompts, r.num_microbatches),
+        ("warm_start.num_states", w.num_states, 1),
+        ("eval.batch_size", e.batch_size, 1),
     ):
+        times = f" times run.num_microbatches = {parts}" if parts > 1 else ""
         require(
-            devices < 1 or value % devices == 0,
-            f"{name} = {value} is not a multiple of the mesh's data axis = {devices}; change it or run.num_devices",
+            shards * parts < 1 or value % (shards * parts) == 0,
+            f"{name} = {value} is not a multiple of run.mesh.data x fsdp = {shards}{times}; change it, or the mesh",
         )
     require(e.steps and min(e.steps) >= 0, f"eval.steps = {e.steps} must list at least one k >= 0")
     for split in e.splits:
@@ -302,7 +395,8 @@ def open_workdir(workdir: str | os.PathLike, config: Config) -> pathlib.Path:
             _require_same_science(ours, theirs, path)
         elif any(path.glob("checkpoints/*")):
             raise ConfigError(f"{path} holds checkpoints but no config.json; choose another --workdir")
-        write_json(recorded, {"config": ours, "versions": versions()})
+        if hosts.is_lead():
+            write_json(recorded, {"config": ours, "versions": versions()})
     except OSError as error:
         raise ConfigError(f"cannot write the workdir {path}: {error.strerror}; choose another --workdir") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -310,8 +404,14 @@ def open_workdir(workdir: str | os.PathLike, config: Config) -> pathlib.Path:
     return path
 
 
+def scientific(config: Config | dict) -> dict[str, typing.Any]:
+    """Return the fields that determine the experiment, flat, by dotted name."""
+    content = config if isinstance(config, dict) else to_dict(config)
+    free = tuple(f"{name}." for name in OPERATIONAL)
+    return {key: value for key, value in _flatten(content).items() if not f"{key}.".startswith(free)}
+
+
 def _require_same_science(ours: dict, theirs: dict, path: pathlib.Path) -> None:
-    scientific = lambda c: _flatten({k: v for k, v in c.items() if k not in OPERATIONAL})
     mine, held = scientific(ours), scientific(theirs)
     different = [
         f"{key}: {held.get(key, 'absent')!r} there, {mine.get(key, 'absent')!r} here"

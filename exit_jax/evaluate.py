@@ -14,10 +14,12 @@ from exit_jax import config as configs
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.types import BASE, IMPROVE, Array, History, Instances, Params, pytree
 from exit_jax.config import Config
-from exit_jax.domains.domain import Domain
+from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
-from exit_jax.policy import sampler
-from exit_jax.train import decoder_config, make_domain
+from exit_jax.parallel.mesh import MeshConfig
+from exit_jax.policy import decoder, sampler
+from exit_jax.policy.decoder import DecoderConfig
+from exit_jax.train import decoder_config, make_domain, make_reshard
 
 
 @pytree
@@ -33,13 +35,19 @@ class Chains:
 
 
 @functools.lru_cache
-def chain_program(domain_name, fields, policy, settings: configs.EvalConfig, num_devices: int):
+def chain_program(domain_name, fields, policy: DecoderConfig, settings: configs.EvalConfig, mesh_config: MeshConfig):
     """Jit (params, base tasks [R], number of the batch, responses until a chain begins anew) -> Chains."""
-    domain: Domain = make_domain(domain_name, fields)
-    mesh = meshes.make_mesh(num_devices)
+    domain, mesh = make_domain(domain_name, fields), meshes.make_mesh(mesh_config)
+    reshard, plain = make_reshard(policy, mesh), decoder.without_adapters(policy)
     num_responses = max(settings.steps) + 1
     sampling = sampler.SamplingConfig(
-        domain.max_tokens, domain.stop_token, settings.temperature, settings.top_k, settings.top_p
+        domain.max_tokens,
+        domain.stop_tokens,
+        settings.temperature,
+        settings.top_k,
+        settings.top_p,
+        settings.min_p,
+        stop_sequences=domain.stop_sequences,
     )
 
     def respond(params: Params, tasks: History, key: Array, every: Array, history: History, k: Array):
@@ -47,7 +55,8 @@ def chain_program(domain_name, fields, policy, settings: configs.EvalConfig, num
         history = jax.tree.map(lambda base, held: jnp.where(again, base, held), tasks, history)
         mode = jnp.where(history.step < 0, BASE, IMPROVE)
         prompt, length = render_by_mode(domain.templates, history, mode, domain.prompt_width)
-        rollouts = sampler.sample(policy, sampling, 1, params, prompt, length, jax.random.fold_in(key, k))
+        with meshes.use(mesh):
+            rollouts = sampler.sample(plain, sampling, 1, params, prompt, length, jax.random.fold_in(key, k))
         blank = jnp.zeros_like(mode, bool)
         grades = domain.grade(Instances(history, mode, blank, blank, prompt, length), rollouts)
         child = jax.tree.map(lambda leaf: leaf[:, 0, 0], grades.children)
@@ -65,7 +74,7 @@ def chain_program(domain_name, fields, policy, settings: configs.EvalConfig, num
         restarts = (every < num_responses).astype(jnp.int32)  # the two kinds of chains sample independently
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), restarts), index)
         tasks = meshes.shard_batch(mesh, tasks)
-        body = functools.partial(respond, params, tasks, key, every)
+        body = functools.partial(respond, reshard(params), tasks, key, every)
         return jax.lax.scan(body, tasks, jnp.arange(num_responses))[1]
 
     return jax.jit(run, out_shardings=meshes.replicated(mesh))
@@ -74,8 +83,7 @@ def chain_program(domain_name, fields, policy, settings: configs.EvalConfig, num
 def run_chains(config: Config, params: Params, split: str, restart_every: int | None = None) -> Chains:
     """Run n chains a task of a split in batches of fixed shape; R = n · M rows, all chains of a sample together."""
     settings = config.eval
-    policy = decoder_config(config)
-    program = chain_program(config.domain_name, config.domain, policy, settings, config.run.num_devices)
+    program = chain_program(config.domain_name, config.domain, decoder_config(config), settings, config.run.mesh)
     every = np.int32(restart_every or max(settings.steps) + 1)
     tasks = jax.device_get(make_domain(config.domain_name, config.domain).tasks(split))
     row_of = np.tile(np.arange(tasks.task.shape[0]), settings.samples_per_task)
@@ -108,7 +116,7 @@ def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> di
                     "responses": domain.describe(one),
                 }
             )
-    if workdir is not None:
+    if workdir is not None and hosts.is_lead():
         (workdir / "chains.jsonl").write_text("".join(json.dumps(chain) + "\n" for chain in saved))
         configs.write_json(
             workdir / "evaluation.json", results

@@ -39,10 +39,10 @@ def run_experiment(config: Config, workdir: pathlib.Path) -> dict:
     workdir = open_workdir(workdir, config)
     timing = Timing()
     with timing.phase("train"):
-        state = train(config, workdir)
+        state, params = train(config, workdir)
         record_buffer(state, workdir)
     with timing.phase("evaluate"):
-        results = evaluate(config, state.params, workdir)
+        results = evaluate(config, params, workdir)
     write_json(workdir / "timing.json", timing.summary())
     return results
 
@@ -50,15 +50,15 @@ def run_experiment(config: Config, workdir: pathlib.Path) -> dict:
 def evaluate_workdir(config: Config, workdir: pathlib.Path) -> dict:
     """Evaluate the newest policy of a workdir."""
     from exit_jax.evaluate import evaluate
-    from exit_jax.train import restore
+    from exit_jax.train import restore_params
 
     if not (workdir / "config.json").exists():
         raise ConfigError(f"{workdir} holds no run; train first, or name the right --workdir")
     workdir = open_workdir(workdir, config)
-    state = restore(config, workdir)
-    if state is None:
+    params = restore_params(config, workdir)
+    if params is None:
         raise ConfigError(f"{workdir} holds no checkpoint; train first, or name the right --workdir")
-    return evaluate(config, state.params, workdir)
+    return evaluate(config, params, workdir)
 
 
 def make_study_config(variant: str, seed: int) -> Config:

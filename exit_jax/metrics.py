@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from exit_jax.parallel import hosts
+
 
 def read_jsonl(path: pathlib.Path) -> list[dict]:
     """Return the rows of a JSONL file; a last line that a crash cut short is dropped."""
@@ -26,9 +28,15 @@ def read_jsonl(path: pathlib.Path) -> list[dict]:
 
 
 class MetricsWriter:
-    """Appends one row an iteration; rows behind ``step``, from a run that was cut off, are removed first."""
+    """Appends one row an iteration; rows behind ``step``, from a run that was cut off, are removed first.
+
+    On several hosts only the lead writes.
+    """
 
     def __init__(self, workdir: pathlib.Path, name: str, step: int):
+        self._file = self._board = None
+        if not hosts.is_lead():
+            return
         path = workdir / f"{name}.jsonl"
         kept = [row for row in read_jsonl(path) if row["step"] <= step]
         partial = path.with_suffix(".tmp")
@@ -46,15 +54,18 @@ class MetricsWriter:
             for key, value in (*((k, v[i]) for k, v in metrics.items()), *extra.items()):
                 number = float(value)
                 row[key] = number if math.isfinite(number) else None
-                if row[key] is not None:
+                if row[key] is not None and self._board:
                     self._board.add_scalar(key, number, first_step + i)
-            self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+            if self._file:
+                self._file.write(json.dumps(row) + "\n")
+        if self._file:
+            self._file.flush()
         return row
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        if self._file and self._board:
+            self._file.close()
+            self._board.close()
 
 
 class Progress:
@@ -65,9 +76,12 @@ class Progress:
         self._start_done, self._start = done, time.monotonic()
         self._shown, self._quiet = -math.inf, quiet_secs
         self._terminal = sys.stderr.isatty()
+        self._silent = not hosts.is_lead()
 
     def update(self, done: int, note: str = "") -> None:
         """Show that ``done`` of the total steps are done; the first call's compile time counts as work, not as rate."""
+        if self._silent:
+            return
         now = time.monotonic()
         elapsed = now - self._start
         rate = (done - self._start_done) / elapsed if elapsed > 0 else 0.0

@@ -17,12 +17,13 @@ from exit_jax import config as configs
 from exit_jax import domains
 from exit_jax.algorithm.iteration import init_state, iterate, learn
 from exit_jax.algorithm.prompts import render_by_mode
-from exit_jax.algorithm.selection import select
-from exit_jax.algorithm.types import Array, History, Metrics, Params, State, pytree
+from exit_jax.algorithm.selection import select, stream
+from exit_jax.algorithm.types import Array, Grades, History, Instances, Metrics, Params, Rollouts, State, pytree
 from exit_jax.checkpoint import Checkpoints
 from exit_jax.config import Config, ConfigError, OptimizerConfig, RunConfig, StudyConfig
-from exit_jax.domains.domain import Domain
+from exit_jax.domains.domain import Domain, blank_grades
 from exit_jax.metrics import MetricsWriter, Progress
+from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.decoder import DecoderConfig
@@ -48,80 +49,142 @@ class WarmState:
     step: Array
 
 
+@pytree
+class Given:
+    """What a run is given and does not change."""
+
+    tasks: History  # [M]: the training split's base tasks
+    frozen: Params | None  # parameters that are not trained; None without LoRA
+
+
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """The pieces of an iteration, ready to be composed and jitted in one program or in several."""
 
-    select: Callable[[History, State], Any]
-    rollout: Callable[..., Any]
-    grade: Callable[..., Any]
-    learn: Callable[..., tuple[State, Metrics]]
+    select: Callable[[State], Instances]
+    reshard: Callable[[Params], Params]  # of the learner to the sampler's form of the policy
+    rollout: Callable[[Params, Instances, Array], Rollouts]
+    learn: Callable[[State, Instances, Rollouts, Grades], tuple[State, Metrics]]
 
 
 def decoder_config(config: Config) -> DecoderConfig:
-    """Return the policy's shape with the vocabulary of its domain."""
-    return dataclasses.replace(config.policy, vocab_size=make_domain(config.domain_name, config.domain).vocab_size)
+    """Return the policy's shape with the vocabulary of its domain, unless it has a larger one.
+
+    Raises:
+      ConfigError: if the policy's vocabulary is smaller than the domain's.
+    """
+    needed = make_domain(config.domain_name, config.domain).vocab_size
+    size = config.policy.vocab_size or needed
+    if size < needed:
+        raise ConfigError(
+            f"policy.vocab_size = {size}, but the domain {config.domain_name} has {needed} tokens; take a checkpoint that "
+            "matches the domain's tokenizer"
+        )
+    return dataclasses.replace(config.policy, vocab_size=size)
 
 
 def make_optimizer(c: OptimizerConfig) -> optax.GradientTransformation:
-    """Return Adam after global-norm clipping, with linear warm-up and, if asked for, cosine decay."""
+    """Return the optimiser after global-norm clipping, with linear warm-up and, if asked for, cosine decay."""
     if c.decay_steps:
         rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.warmup_steps, c.decay_steps)
     else:
         rate = optax.linear_schedule(0.0, c.learning_rate, c.warmup_steps) if c.warmup_steps else c.learning_rate
-    adam = optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(c.max_grad_norm), adam)
+    optimizer = {
+        "adamw": lambda: optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay),
+        "lion": lambda: optax.lion(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay),
+        "adafactor": lambda: optax.adafactor(rate, weight_decay_rate=c.weight_decay or None),
+    }[c.kind]()
+    return optax.chain(optax.clip_by_global_norm(c.max_grad_norm), optimizer)
 
 
-def make_parts(config: Config, domain: Domain, mesh: jax.sharding.Mesh) -> Parts:
-    """Bind settings, policy, domain and mesh into the four functions of ``algorithm.iteration.iterate``."""
+def sampling_config(config: Config, domain: Domain) -> sampler.SamplingConfig:
+    """Return how training samples."""
+    cut = config.sampling
+    return sampler.SamplingConfig(
+        domain.max_tokens,
+        domain.stop_tokens,
+        config.algorithm.temperature,
+        cut.top_k,
+        cut.top_p,
+        cut.min_p,
+        cut.min_tokens,
+        domain.stop_sequences,
+    )
+
+
+def make_reshard(policy: DecoderConfig, mesh: jax.sharding.Mesh) -> Callable[[Params], Params]:
+    """Return what makes the sampler's copy: adapters merged, cast, a tuple of layers, split by the sampler's rules."""
+
+    def reshard(params: Params) -> Params:
+        merged = decoder.cast(decoder.merge_adapters(policy, params), policy.dtype)
+        params = decoder.unstack(policy, merged)
+        where = meshes.shardings(mesh, decoder.logical_axes(params), params, meshes.SAMPLER)
+        return jax.lax.with_sharding_constraint(params, where)
+
+    return reshard
+
+
+def make_parts(config: Config, domain: Domain, mesh: jax.sharding.Mesh, given: Given) -> Parts:
+    """Bind settings, policy, domain and mesh into the functions of ``algorithm.iteration.iterate``."""
     algorithm, policy = config.algorithm, decoder_config(config)
-    sampling = sampler.SamplingConfig(domain.max_tokens, domain.stop_token, algorithm.temperature)
+    sampling, plain = sampling_config(config, domain), decoder.without_adapters(policy)
     shard = functools.partial(meshes.shard_batch, mesh)
+    reshard = make_reshard(policy, mesh)
 
     def rollout(params, instances, key):
         prompt, length = shard((instances.prompt, instances.prompt_length))
-        return shard(sampler.sample(policy, sampling, algorithm.group_size, params, prompt, length, key))
+        with meshes.use(mesh):
+            return shard(sampler.sample(plain, sampling, algorithm.group_size, params, prompt, length, key))
 
-    def logprobs(params, prompt, prompt_length, tokens):
+    def logprobs(trained, prompt, prompt_length, tokens):
+        params = decoder.cast(decoder.join(trained, given.frozen), policy.dtype)
         arrays = shard((prompt, prompt_length, tokens))
-        return sampler.logprobs(policy, algorithm.temperature, params, *arrays)
+        with meshes.use(mesh):
+            return sampler.logprobs(policy, algorithm.temperature, config.run.token_chunk, params, *arrays)
 
+    optimizer = make_optimizer(config.optimizer)
     return Parts(
-        select=functools.partial(select, algorithm, domain.templates, domain.prompt_width),
+        select=functools.partial(select, algorithm, domain.templates, domain.prompt_width, given.tasks),
+        reshard=lambda trained: reshard(decoder.join(trained, given.frozen)),
         rollout=rollout,
-        grade=domain.grade,
-        learn=functools.partial(learn, algorithm, logprobs, make_optimizer(config.optimizer)),
+        learn=functools.partial(learn, algorithm, logprobs, optimizer, config.run.num_microbatches),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a run executes on the devices; one XLA program a field."""
+    """What a run executes on the devices; one XLA program a field, or several for a domain that is graded on the host."""
 
+    mesh: jax.sharding.Mesh
+    params: Params  # shapes, dtypes and shardings of all parameters
+    state: State  # the same of the state that is trained
+    warm_state: WarmState
     init_params: Callable[[int], Params]  # of a seed
     init_warm: Callable[[Params, int], WarmState]
     warm: Callable[[WarmState], tuple[WarmState, Metrics]]
     init: Callable[[Params, int], State]
-    train: Callable[[History, State], tuple[State, Metrics]]
+    train: Callable[[Given, State], tuple[State, Metrics]]
+
+
+def shared(config: Config) -> Config:
+    """Return the config without what changes no compiled program; within a process, runs share the programs of equal ones."""
+    r = config.run
+    run = RunConfig(0, r.mesh, r.num_microbatches, r.token_chunk, r.steps_per_call, 1, 1, "", False)
+    return dataclasses.replace(config, name="", variant="", seed=0, checkpoint="", run=run, study=StudyConfig((), ()))
 
 
 def make_program(config: Config) -> Program:
-    """Jit the programs of a run; within a process, runs share them that differ in nothing that is compiled."""
-    run = RunConfig(0, config.run.num_devices, config.run.steps_per_call, 1, 1, "", False)
-    unnamed = dataclasses.replace(config, name="", variant="", seed=0, run=run, study=StudyConfig((), ()))
-    return _make_program(unnamed)
+    """Jit the programs of a run."""
+    return _make_program(shared(config))
 
 
 @functools.lru_cache
 def _make_program(config: Config) -> Program:
-    mesh = meshes.make_mesh(config.run.num_devices)
+    mesh = meshes.make_mesh(config.run.mesh)
     domain = make_domain(config.domain_name, config.domain)
     policy = decoder_config(config)
-    parts = make_parts(config, domain, mesh)
     optimizer, warm_optimizer = make_optimizer(config.optimizer), make_optimizer(config.warm_start.optimizer)
     shard = functools.partial(meshes.shard_batch, mesh)
-    jit = functools.partial(jax.jit, out_shardings=meshes.replicated(mesh))
 
     def warm_step(state: WarmState):
         key = jax.random.fold_in(state.key, state.step)
@@ -130,7 +193,9 @@ def _make_program(config: Config) -> Program:
         prompt, length = render_by_mode(domain.templates, history, mode, domain.prompt_width)
 
         def loss(params):
-            logp, _ = sampler.logprobs(policy, 1.0, params, prompt, length, tokens)
+            params = decoder.cast(params, policy.dtype)
+            with meshes.use(mesh):
+                logp, _ = sampler.logprobs(policy, 1.0, config.run.token_chunk, params, prompt, length, tokens)
             return -jnp.where(mask, logp, 0.0).sum() / mask.sum()
 
         value, grads = jax.value_and_grad(loss)(state.params)
@@ -141,35 +206,127 @@ def _make_program(config: Config) -> Program:
     def key_of(seed, use: int):  # parameters, demonstrations and RL draw from keys of their own
         return jax.random.fold_in(jax.random.key(seed), use)
 
+    def init_params(seed):
+        return decoder.init(policy, key_of(seed, 0))
+
     def init_warm(params, seed):
         return WarmState(params, warm_optimizer.init(params), key_of(seed, 1), jnp.int32(0))
 
     def init(params, seed):
         return init_state(config.algorithm, params, optimizer.init(params), key_of(seed, 2), domain.history_width)
 
-    def train_step(tasks: History, state: State):
-        select = functools.partial(parts.select, tasks)
-        return iterate(select, parts.rollout, parts.grade, parts.learn, state)
-
     def repeat(step, state):
         return jax.lax.scan(lambda state, _: step(state), state, length=config.run.steps_per_call)
 
+    def fused(given: Given, state: State):
+        parts = make_parts(config, domain, mesh, given)
+        rollout = lambda params, *args: parts.rollout(parts.reshard(params), *args)
+        return repeat(functools.partial(iterate, parts.select, rollout, domain.grade, parts.learn), state)
+
+    params = jax.eval_shape(init_params, 0)
+    trained = decoder.split_adapters(params)[0] if policy.lora.rank else params
+    state, warm_state = jax.eval_shape(init, trained, 0), jax.eval_shape(init_warm, params, 0)
+    place = functools.partial(_place, mesh)
+    params_like, state_like = place(params, params), place(state, trained, optimizer)
+    warm_like = place(warm_state, params, warm_optimizer)
+    same = meshes.replicated(mesh)
+    where = lambda like: jax.tree.map(lambda leaf: leaf.sharding, like)
+    split = StepPrograms.make(config, domain, mesh, where(state_like)) if domain.on_host else None
     return Program(
-        init_params=jit(lambda seed: decoder.init(policy, key_of(seed, 0))),
-        init_warm=jit(init_warm),
-        warm=jit(functools.partial(repeat, warm_step), donate_argnums=0),
-        init=jit(init),
-        train=jit(lambda tasks, state: repeat(functools.partial(train_step, tasks), state), donate_argnums=1),
+        mesh=mesh,
+        params=params_like,
+        state=state_like,
+        warm_state=warm_like,
+        init_params=jax.jit(init_params, out_shardings=where(params_like)),
+        init_warm=jax.jit(init_warm, out_shardings=where(warm_like)),
+        warm=jax.jit(functools.partial(repeat, warm_step), donate_argnums=0, out_shardings=(where(warm_like), same)),
+        init=jax.jit(init, out_shardings=where(state_like)),
+        train=split.iterate if split else jax.jit(fused, donate_argnums=1, out_shardings=(where(state_like), same)),
     )
 
 
+def _place(mesh: jax.sharding.Mesh, tree, params: Params, optimizer: optax.GradientTransformation | None = None):
+    """Add shardings to shapes: parameters, and what has one value for each, by the learner's rules; copies of the rest."""
+    by_rule = meshes.shardings(mesh, decoder.logical_axes(params), params, meshes.LEARNER)
+    same = meshes.replicated(mesh)
+    put = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    if optimizer is None:
+        return jax.tree.map(put, tree, by_rule)
+
+    def like_param(leaf, param, sharding):  # factored moments have shapes of their own
+        return put(leaf, sharding if leaf.shape == param.shape else same)
+
+    placed = jax.tree.map(lambda leaf: put(leaf, same), dataclasses.replace(tree, params=None, opt_state=None))
+    opt_state = optax.tree.map_params(
+        optimizer,
+        like_param,
+        tree.opt_state,
+        params,
+        by_rule,
+        transform_non_params=lambda leaf: put(leaf, same),
+    )
+    placed = dataclasses.replace(placed, params=jax.tree.map(put, tree.params, by_rule), opt_state=opt_state)
+    if getattr(tree, "reference", None) is not None:
+        placed = dataclasses.replace(placed, reference=placed.params)
+    return placed
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPrograms:
+    """One iteration as separate programs, with the host between them to grade."""
+
+    select: Callable[[Given, State], Instances]
+    reshard: Callable[[Given, Params], Params]
+    rollout: Callable[[Given, Params, State, Instances], Rollouts]
+    learn: Callable[[Given, State, Instances, Rollouts, Grades], tuple[State, Metrics]]
+    grade: Callable[[Instances, Rollouts], tuple[Grades, bool]]
+
+    @classmethod
+    def make(cls, config: Config, domain: Domain, mesh: jax.sharding.Mesh, state_shardings) -> "StepPrograms":
+        """Jit the parts one by one; the sampler's copy and its cache are freed before the learner begins."""
+        parts = functools.partial(make_parts, config, domain, mesh)
+        same, by_row = meshes.replicated(mesh), meshes.by_row(mesh)
+        key = lambda state: stream(state.key, "sample", state.step)
+        return cls(
+            select=jax.jit(lambda given, state: parts(given).select(state), out_shardings=by_row),
+            reshard=jax.jit(lambda given, params: parts(given).reshard(params)),
+            rollout=jax.jit(
+                lambda given, params, state, inst: parts(given).rollout(params, inst, key(state)), out_shardings=by_row
+            ),
+            learn=jax.jit(
+                lambda given, *args: parts(given).learn(*args), donate_argnums=1, out_shardings=(state_shardings, same)
+            ),
+            grade=lambda instances, rollouts: hosts.on_own_rows(
+                domain.grade, functools.partial(blank_grades, domain), instances, rollouts
+            ),
+        )
+
+    def iterate(self, given: Given, state: State) -> tuple[State, Metrics]:
+        """Run one iteration; metrics have a leading 1, as those of a program of one step."""
+        instances = self.select(given, state)
+        rollouts = self.rollout(given, self.reshard(given, state.params), state, instances)
+        grades, failed = self.grade(instances, rollouts)
+        state, metrics = self.learn(given, state, instances, rollouts, grades)
+        metrics["grading_faults"] = jnp.int32(hosts.agree(failed))
+        return state, jax.tree.map(lambda value: value[None], metrics)
+
+
 def run_loop(
-    title: str, call, state, total: int, config: Config, folder: pathlib.Path, metrics_dir: pathlib.Path, describe
+    title: str,
+    call,
+    like,
+    make: Callable[[], Any],
+    total: int,
+    config: Config,
+    folder: pathlib.Path,
+    metrics_dir: pathlib.Path,
+    describe,
 ):
     """Call a program until ``state.step`` reaches ``total``: restore, write metrics, save, stop at a signal.
 
     Args:
-      call: state -> (state, metrics [steps_per_call]); its argument is donated.
+      call: state -> (state, metrics [steps]); its argument is donated.
+      like: shapes and shardings of the state; it is restored into them, or made by ``make`` where nothing is saved.
       folder: of the checkpoints. A run that is restored from there continues exactly.
       metrics_dir: where ``<title>.jsonl`` and the TensorBoard events go.
       describe: the last row of metrics -> a short note for the progress line.
@@ -179,7 +336,8 @@ def run_loop(
     """
     checkpoints = Checkpoints(folder, config.run.keep_checkpoints)
     with contextlib.closing(checkpoints), _catch_signals() as caught:
-        state = checkpoints.restore_latest(state) or state
+        state = checkpoints.restore_latest(like)
+        state = make() if state is None else state
         step = int(state.step)
         if step >= total:
             return state
@@ -190,8 +348,8 @@ def run_loop(
             )
         with contextlib.closing(MetricsWriter(metrics_dir, title, step)) as writer:
             progress = Progress(title, step, total)
-            first_call = step
-            while step < total and not caught:
+            first_call, stop = step, 0
+            while step < total and not stop:
                 profiled = config.run.profile and step == first_call + config.run.steps_per_call
                 started = time.monotonic()
                 with jax.profiler.trace(str(metrics_dir / "profile")) if profiled else contextlib.nullcontext():
@@ -201,11 +359,12 @@ def run_loop(
                 done = len(next(iter(metrics.values())))
                 row = writer.write(step + 1, metrics, _rates(config, metrics, done / secs))
                 step += done
-                if step % config.run.checkpoint_every == 0 or step >= total or caught:
+                stop = hosts.agree(caught[0] if caught else 0)  # a signal to any host stops all of them here
+                if step % config.run.checkpoint_every == 0 or step >= total or stop:
                     checkpoints.save(step, state)
                 progress.update(step, describe(row))
-        if caught:
-            raise Interrupted(caught[0], title, step)
+        if stop:
+            raise Interrupted(stop, title, step)
     return state
 
 
@@ -242,18 +401,40 @@ def _catch_signals():
             signal.signal(number, before[number])
 
 
+def initial_params(config: Config) -> Params:
+    """Return the parameters before any training: fresh ones, or those of ``config.checkpoint`` and fresh adapters.
+
+    Raises:
+      ConfigError: if the checkpoint cannot be loaded.
+    """
+    program = make_program(config)
+    if not config.checkpoint:
+        return program.init_params(config.seed)
+    from exit_jax.policy import hf
+
+    adapters, like = decoder.split_adapters(program.params)
+    try:
+        params = hf.load(config.checkpoint, decoder_config(config), like)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if config.policy.lora.rank:
+        where = jax.tree.map(lambda leaf: leaf.sharding, adapters)
+        fresh = jax.jit(lambda seed: decoder.split_adapters(program.init_params(seed))[0], out_shardings=where)
+        params = decoder.join(params, fresh(config.seed))
+    return params
+
+
 def warm_start(config: Config, workdir: pathlib.Path) -> Params:
-    """Return the parameters that RL starts from: fresh ones, or those of the supervised phase.
+    """Return the parameters that RL starts from: the initial ones, or those of the supervised phase.
 
     The phase is a run of its own, whose folder is named by a hash of what determines it; once finished, it serves every run
     that shares ``run.warm_start_dir``.
     """
-    program = make_program(config)
-    params = program.init_params(config.seed)
     if not config.warm_start.num_steps:
-        return params
-    recipe = configs.to_dict(config)
-    recipe = {name: recipe[name] for name in ("seed", "policy", "warm_start", "domain_name")}
+        return initial_params(config)
+    program = make_program(config)
+    recipe = configs.scientific(config)
+    recipe = {name: recipe[name] for name in recipe if name.partition(".")[0] in configs.WARM_START_DEPENDS_ON}
     recipe["demonstrations"] = make_domain(config.domain_name, config.domain).demonstrations_id
     root = pathlib.Path(config.run.warm_start_dir or workdir / "warm_start").expanduser().absolute()
     folder = root / configs.digest(recipe)
@@ -261,7 +442,8 @@ def warm_start(config: Config, workdir: pathlib.Path) -> Params:
     state = run_loop(
         "warm_start",
         program.warm,
-        program.init_warm(params, config.seed),
+        program.warm_state,
+        lambda: program.init_warm(initial_params(config), config.seed),
         config.warm_start.num_steps,
         config,
         folder / "checkpoints",
@@ -274,39 +456,50 @@ def warm_start(config: Config, workdir: pathlib.Path) -> Params:
 def base_tasks(config: Config, split: str) -> History:
     """Return the device table of a split's base tasks, replicated on the run's mesh."""
     tasks = make_domain(config.domain_name, config.domain).tasks(split)
-    return jax.device_put(tasks, meshes.replicated(meshes.make_mesh(config.run.num_devices)))
+    return jax.device_put(tasks, meshes.replicated(make_program(config).mesh))
+
+
+def split_params(config: Config, params: Params) -> tuple[Params, Params | None]:
+    """Split parameters into those that are trained and those that are frozen, None without LoRA."""
+    return decoder.split_adapters(params) if config.policy.lora.rank else (params, None)
 
 
 def initial_state(config: Config, params: Params) -> State:
     """Return the state before the first iteration of RL."""
-    return make_program(config).init(params, config.seed)
+    return make_program(config).init(split_params(config, params)[0], config.seed)
 
 
-def restore(config: Config, workdir: pathlib.Path) -> State | None:
-    """Return the newest state that training left in the workdir, or None."""
+def restore_params(config: Config, workdir: pathlib.Path) -> Params | None:
+    """Return all parameters of the newest policy that training left in the workdir, or None."""
     with contextlib.closing(Checkpoints(workdir / "checkpoints", config.run.keep_checkpoints)) as checkpoints:
-        program = make_program(config)
-        return checkpoints.restore_latest(initial_state(config, program.init_params(config.seed)))
+        state = checkpoints.restore_latest(make_program(config).state)
+    if state is None or not config.policy.lora.rank:
+        return state and state.params
+    return decoder.join(state.params, split_params(config, initial_params(config))[1])
 
 
-def train(config: Config, workdir: pathlib.Path) -> State:
-    """Train, or go on training, in ``workdir``, and return the final state."""
+def train(config: Config, workdir: pathlib.Path) -> tuple[State, Params]:
+    """Train, or go on training, in ``workdir``; returns the final state and all parameters of its policy."""
     program = make_program(config)
-    tasks = base_tasks(config, "train")
-    return run_loop(
+    trained, frozen = split_params(config, warm_start(config, workdir))
+    state = run_loop(
         "train",
-        functools.partial(program.train, tasks),
-        initial_state(config, warm_start(config, workdir)),
+        functools.partial(program.train, Given(base_tasks(config, "train"), frozen)),
+        program.state,
+        lambda: program.init(trained, config.seed),
         config.run.num_iterations,
         config,
         workdir / "checkpoints",
         workdir,
         lambda row: f"quality {row['quality']:.3f}  depth {row['start_depth']:.1f}",
     )
+    return state, decoder.join(state.params, frozen)
 
 
 def record_buffer(state: State, workdir: pathlib.Path) -> None:
     """Write scores and depths of the buffer's entries to ``buffer_scores.json``, for the report's histogram."""
+    if not hosts.is_lead():
+        return
     held = jax.device_get(state.buffer)
     full = held.history.id >= 0
     depth = held.history.step[full] + 1

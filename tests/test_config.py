@@ -58,7 +58,7 @@ def test_all_faults_are_reported_together():
     ("field", "value", "words"),
     [
         ("algorithm.min_buffer_size", 65, "above algorithm.buffer_size = 64"),
-        ("algorithm.num_prompts", 15, "data axis = 8"),
+        ("algorithm.num_prompts", 15, "data x fsdp = 8"),
         ("algorithm.selection_prob", 1.5, r"not in \[0, 1\]"),
         ("algorithm.group_size", 1, "below 2"),
         ("algorithm.reward", "gold", "is not one of"),
@@ -66,7 +66,7 @@ def test_all_faults_are_reported_together():
         ("policy.num_kv_heads", 3, "not a multiple"),
         ("policy.head_dim", 7, "odd"),
         ("run.checkpoint_every", 7, "not a multiple of run.steps_per_call"),
-        ("run.num_devices", 9, "JAX sees 8"),
+        ("run.mesh.data", 9, "JAX sees 8"),
         ("eval.splits", ("tset",), "not train, validation or test"),
         ("domain_name", "chess", "not one of"),
         ("eval.top_p", 0.0, "keeps all tokens"),

@@ -22,7 +22,7 @@ def config():
     content.eval.splits = ("validation",)
     content.eval.samples_per_task = 2
     content.eval.batch_size = 24  # 16 tasks x 2 samples: the second batch is partly filled
-    content.run.num_devices = 1
+    content.run.mesh.data = 1
     return validate(content, jax.device_count())
 
 

@@ -28,8 +28,9 @@ def smoke(arg: str = "", **run) -> Config:
     content = runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"](arg)
     content.algorithm.kl_coef = 0.001  # so that there is a reference to restore
     content.algorithm.reference_every = 3
+    content.run.mesh.data = 1
     config = validate(content, jax.device_count())
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, num_devices=1, **run))
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, **run))
 
 
 def leaves(state) -> list[np.ndarray]:
@@ -50,13 +51,13 @@ def rows(workdir: pathlib.Path) -> list[dict]:
 def whole(tmp_path_factory):
     """Return a run that was never interrupted: its state and workdir."""
     workdir = tmp_path_factory.mktemp("whole")
-    return train.train(smoke(), workdir), workdir
+    return train.train(smoke(), workdir)[0], workdir
 
 
 def test_resume_is_bitwise(whole, tmp_path):
     state, workdir = whole
-    train.train(smoke(num_iterations=10), tmp_path)
-    resumed = train.train(smoke(), tmp_path)
+    train.train(smoke(num_iterations=10), tmp_path)[0]
+    resumed = train.train(smoke(), tmp_path)[0]
     assert int(resumed.step) == 20
     assert int(resumed.buffer.next_id) > 64, "the buffer was never full: this test would prove too little"
     assert_same(state, resumed)
@@ -64,22 +65,22 @@ def test_resume_is_bitwise(whole, tmp_path):
 
 
 def test_calls_that_overshoot_the_end_are_refused(tmp_path):
-    train.train(smoke(num_iterations=10), tmp_path)
+    train.train(smoke(num_iterations=10), tmp_path)[0]
     with pytest.raises(ConfigError, match="divisor of 20"):
-        train.train(smoke(num_iterations=30, steps_per_call=15, checkpoint_every=15), tmp_path)
+        train.train(smoke(num_iterations=30, steps_per_call=15, checkpoint_every=15), tmp_path)[0]
 
 
 def test_other_seed_differs(whole, tmp_path):
-    other = train.train(smoke("seed=1"), tmp_path)
+    other = train.train(smoke("seed=1"), tmp_path)[0]
     assert not np.array_equal(other.buffer.history.tokens, whole[0].buffer.history.tokens)
 
 
 def test_damaged_checkpoint_falls_back(whole, tmp_path, caplog):
-    train.train(smoke(), tmp_path)
+    train.train(smoke(), tmp_path)[0]
     files = [path for path in (tmp_path / "checkpoints/20").rglob("*") if path.is_file()]
     for path in files:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    again = train.train(smoke(), tmp_path)
+    again = train.train(smoke(), tmp_path)[0]
     assert "set aside" in caplog.text
     assert (tmp_path / "checkpoints/20.damaged").exists()
     assert_same(whole[0], again)
@@ -89,7 +90,7 @@ def test_damaged_checkpoint_falls_back(whole, tmp_path, caplog):
 def test_no_program_is_compiled_twice(whole, tmp_path):
     timing = Timing()
     with timing.phase("again"):
-        train.train(smoke("seed=7"), tmp_path)  # the same programs as the fixture's, other data
+        train.train(smoke("seed=7"), tmp_path)[0]  # the same programs as the fixture's, other data
     compiled = timing.summary()["again"]["num_compilations"]
     assert compiled <= 3, "a second run in one process compiles programs of its own"
 
@@ -112,37 +113,51 @@ run_experiment(smoke(num_iterations={iterations}, checkpoint_every=5), pathlib.P
     assert sum(counts[0]) <= 40, counts
 
 
-def test_one_learn_step_agrees_on_1_and_8_devices():
+def one_iteration():
+    """Return the config, domain and initial state of an iteration, and its parts on one device."""
     config = smoke()
     domain = train.make_domain(config.domain_name, config.domain)
-    tasks = domain.tasks("train")
-    one = train.make_parts(config, domain, train.meshes.make_mesh(1))
     state = train.initial_state(config, train.make_program(config).init_params(0))
-    instances = jax.jit(one.select)(tasks, state)
-    rollouts = jax.jit(one.rollout)(state.params, instances, stream(state.key, "sample", state.step))
-    grades = jax.jit(one.grade)(instances, rollouts)
+    given = train.Given(domain.tasks("train"), None)
+    return config, domain, state, given
+
+
+MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2)]
+
+
+def test_one_learn_step_agrees_on_all_meshes():
+    config, domain, state, given = one_iteration()
+    one = train.make_parts(config, domain, train.make_program(config).mesh, given)
+    instances = jax.jit(one.select)(state)
+    params = jax.jit(one.reshard)(state.params)
+    rollouts = jax.jit(one.rollout)(params, instances, stream(state.key, "sample", state.step))
+    grades = jax.jit(domain.grade)(instances, rollouts)
     outcomes = []
-    for num_devices in (1, 8):
-        mesh = train.meshes.make_mesh(num_devices)
-        parts = train.make_parts(config, domain, mesh)
-        arguments = jax.device_put((state, instances, rollouts, grades), train.meshes.replicated(mesh))
-        outcomes.append(jax.jit(parts.learn)(*arguments))
-    (first, metrics), (second, _) = outcomes
-    assert float(metrics["grad_norm"]) > 0
-    for a, b in zip(leaves(first.params), leaves(second.params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-    assert_same(first.buffer, second.buffer)
+    for shape in MESHES:
+        run = dataclasses.replace(config.run, mesh=train.meshes.MeshConfig(*shape))
+        program = train.make_program(dataclasses.replace(config, run=run))
+        parts = train.make_parts(config, domain, program.mesh, given)
+        arguments = jax.device_put((instances, rollouts, grades), train.meshes.replicated(program.mesh))
+        where = jax.tree.map(lambda leaf: leaf.sharding, program.state)
+        outcome, metrics = jax.jit(parts.learn, out_shardings=(where, None))(jax.device_put(state, where), *arguments)
+        assert float(metrics["grad_norm"]) > 0
+        kernel = outcome.opt_state[1][0].mu["blocks"]["mlp"]["up"]["kernel"]
+        assert kernel.addressable_shards[0].data.size * shape[1] * shape[2] == kernel.size, "moments are split, too"
+        outcomes.append(outcome)
+    for other in outcomes[1:]:
+        for a, b in zip(leaves(outcomes[0].params), leaves(other.params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+        assert_same(outcomes[0].buffer, other.buffer)
 
 
 def test_key_reuse():
     """No PRNG key is consumed twice in an iteration."""
-    config = smoke()
-    domain = train.make_domain(config.domain_name, config.domain)
-    parts = train.make_parts(config, domain, train.meshes.make_mesh(1))
-    state = train.initial_state(config, train.make_program(config).init_params(0))
+    config, domain, state, given = one_iteration()
+    parts = train.make_parts(config, domain, train.make_program(config).mesh, given)
     with jax.debug_key_reuse(True):
-        instances = jax.jit(parts.select)(domain.tasks("train"), state)
-        jax.jit(parts.rollout)(state.params, instances, stream(state.key, "sample", state.step))
+        instances = jax.jit(parts.select)(state)
+        params = jax.jit(parts.reshard)(state.params)
+        jax.jit(parts.rollout)(params, instances, stream(state.key, "sample", state.step))
 
 
 def start(workdir: pathlib.Path, *flags: str) -> subprocess.Popen:

@@ -1,12 +1,13 @@
 """Group-relative policy optimisation (GRPO, arXiv 2402.03300) as ExIt uses it (§2.2, App. A)."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from exit_jax.algorithm.types import Array, ExItConfig, Instances, Metrics, Params, Rollouts
+from exit_jax.algorithm.types import Array, ExItConfig, Instances, Metrics, Params, Rollouts, pytree
 
 # (params, prompt [B, P], prompt_length [B], tokens [B, G, T]) -> log-probs and entropies, nats, float32 [B, G, T]
 Logprobs = Callable[[Params, Array, Array, Array], tuple[Array, Array]]
@@ -35,33 +36,45 @@ def kl(logp: Array, reference_logp: Array, estimator: str) -> Array:
 
 
 def aggregate(value: Array, mask: Array, counted: Array, how: str) -> Array:
-    """Reduce token values [B, G, T] to a scalar over the tokens kept by ``mask`` and the rows ``counted`` [B, G].
+    """Reduce token values [B, G, T] to a scalar over the tokens kept by ``mask`` and the rows ``counted`` [B, G]."""
+    return (jnp.where(mask, value, 0.0) * token_weight(mask, counted, how)).sum()
+
+
+def token_weight(mask: Array, counted: Array, how: str) -> Array:
+    """Return what each token [B, G, T] weighs in the batch's loss; a part of the batch then adds its part of the loss.
 
     "sequence_mean": mean over rows of each row's token mean (GRPO); "token_mean": mean over all tokens; "dr_grpo": sum over
     tokens / (rows · T). A row that is counted but has no token kept adds 0 and still weighs in the first and the last.
     """
-    total_BG = jnp.where(mask, value, 0.0).sum(-1)
-    length_BG = mask.sum(-1)
     num_rows = jnp.maximum(counted.sum(), 1)
     if how == "token_mean":
-        return total_BG.sum() / jnp.maximum(length_BG.sum(), 1)
-    if how == "dr_grpo":
-        return total_BG.sum() / (num_rows * mask.shape[-1])
-    return jnp.where(counted, total_BG / jnp.maximum(length_BG, 1), 0.0).sum() / num_rows
+        weight = 1.0 / jnp.maximum(mask.sum(), 1)
+    elif how == "dr_grpo":
+        weight = 1.0 / (num_rows * mask.shape[-1])
+    else:
+        weight = 1.0 / (num_rows * jnp.maximum(mask.sum(-1, keepdims=True), 1))
+    return jnp.where(mask, weight, 0.0)
 
 
-def loss(
-    config: ExItConfig, logp: Array, entropy: Array, reference_logp: Array | None, advantage: Array, rollouts: Rollouts
-) -> tuple[Array, Metrics]:
-    """Return the GRPO loss, to be minimised, and its metrics.
+@pytree
+class Batch:
+    """What the loss of a batch of rollouts needs, or of a part of one."""
 
-    -[min(ρA, clip(ρ, 1 - ε_low, 1 + ε_high) A) - β KL(π_θ ‖ π_ref)] - c · entropy, aggregated over the policy's own tokens.
-    ρ = π_θ / π_old a token, or its geometric mean over the response at ratio_level "sequence" (GSPO, arXiv 2507.18071).
+    prompt: Array  # int32 [B, P]
+    prompt_length: Array  # int32 [B]
+    tokens: Array  # int32 [B, G, T]
+    old_logp: Array  # float32 [B, G, T]
+    reference_logp: Array | None  # float32 [B, G, T]; None exactly where kl_coef is 0
+    advantage: Array  # float32 [B, G], the same for every token of a response
+    mask: Array  # bool [B, G, T], tokens that count
+    weight: Array  # float32 [B, G, T], of each token in the loss of the whole batch
+    token_share: Array  # float32 [B, G, T], 1 / tokens of the whole batch, for metrics
 
-    Args:
-      logp, entropy, reference_logp: float32 [B, G, T]; the reference is None exactly where kl_coef is 0.
-      advantage: float32 [B, G], the same for every token of a response.
-    """
+
+def make_batch(
+    config: ExItConfig, instances: Instances, rollouts: Rollouts, advantage: Array, reference_logp: Array | None
+) -> Batch:
+    """Decide which tokens count, and what each weighs."""
     mask = rollouts.mask
     if config.mask_overlong:
         mask = mask & rollouts.finished[..., None]
@@ -69,35 +82,55 @@ def loss(
     if config.zero_variance == "drop":
         counted = jnp.broadcast_to((advantage != 0).any(axis=1, keepdims=True), advantage.shape)
         mask = mask & counted[..., None]
+    return Batch(
+        prompt=instances.prompt,
+        prompt_length=instances.prompt_length,
+        tokens=rollouts.tokens,
+        old_logp=rollouts.logp,
+        reference_logp=reference_logp,
+        advantage=advantage,
+        mask=mask,
+        weight=token_weight(mask, counted, config.aggregation),
+        token_share=token_weight(mask, counted, "token_mean"),
+    )
 
+
+def loss(config: ExItConfig, logp: Array, entropy: Array, batch: Batch) -> tuple[Array, Metrics]:
+    """Return the GRPO loss, to be minimised, and its metrics; all of them are sums over the tokens of the batch.
+
+    -[min(ρA, clip(ρ, 1 - ε_low, 1 + ε_high) A) - β KL(π_θ ‖ π_ref)] - c · entropy, aggregated over the policy's own tokens.
+    ρ = π_θ / π_old a token, or its geometric mean over the response at ratio_level "sequence" (GSPO, arXiv 2507.18071).
+
+    Args:
+      logp, entropy: float32 [B, G, T], of the policy that is trained.
+    """
+    mask = batch.mask
     # what is masked may be anything, NaN too: it must not reach an exp, nor its gradient
     keep = lambda value: jnp.where(mask, value, 0.0)
-    logp, entropy, old_logp = keep(logp), keep(entropy), keep(rollouts.logp)
+    logp, entropy, old_logp = keep(logp), keep(entropy), keep(batch.old_logp)
     log_ratio = logp - old_logp
     if config.ratio_level == "sequence":
         log_ratio = log_ratio.sum(-1, keepdims=True) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
         log_ratio = jnp.broadcast_to(log_ratio, mask.shape)
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
-    advantage_BG1 = advantage[..., None]
+    advantage_BG1 = batch.advantage[..., None]
     objective = jnp.minimum(ratio * advantage_BG1, clipped * advantage_BG1)
 
-    def mean(value):
-        return aggregate(value, mask, counted, config.aggregation)
-
-    total = -mean(objective) - config.entropy_coef * mean(entropy)
+    weighted = lambda value: (value * batch.weight).sum()
+    token_mean = lambda value: (value * batch.token_share).sum()
+    total = -weighted(objective) - config.entropy_coef * weighted(entropy)
     is_clipped = ((ratio < 1.0 - config.clip_low) & (advantage_BG1 < 0)) | (
         (ratio > 1.0 + config.clip_high) & (advantage_BG1 > 0)
     )
-    token_mean = lambda value: aggregate(value, mask, counted, "token_mean")
     metrics = {
         "entropy": token_mean(entropy),
         "clip_fraction": token_mean(is_clipped.astype(jnp.float32)),
         "approx_kl_old": token_mean(kl(old_logp, logp, "k3")),
     }
-    if reference_logp is not None:
-        divergence = kl(logp, keep(reference_logp), config.kl_estimator)
-        total = total + config.kl_coef * mean(divergence)
+    if batch.reference_logp is not None:
+        divergence = kl(logp, keep(batch.reference_logp), config.kl_estimator)
+        total = total + config.kl_coef * weighted(divergence)
         metrics["kl_reference"] = token_mean(divergence)
     return total, metrics | {"loss": total}
 
@@ -106,6 +139,7 @@ def update(
     config: ExItConfig,
     logprobs: Logprobs,
     optimizer: optax.GradientTransformation,
+    num_microbatches: int,
     params: Params,
     reference: Params,
     opt_state: optax.OptState,
@@ -113,26 +147,80 @@ def update(
     rollouts: Rollouts,
     advantage: Array,
 ) -> tuple[Params, optax.OptState, Metrics]:
-    """Take ``num_epochs`` optimiser steps on one batch of rollouts; metrics are means over the epochs."""
+    """Take ``num_epochs`` optimiser steps on one batch of rollouts; metrics are means over the epochs.
+
+    The batch is cut into ``num_microbatches`` parts of equally many prompts, whose gradients add up to the very gradient of the
+    whole, since each token brings its weight along.
+    """
+    parts = num_microbatches
 
     def evaluate(params):
-        return logprobs(params, instances.prompt, instances.prompt_length, rollouts.tokens)
+        each = lambda part: logprobs(params, *part)[0]
+        return _join(jax.lax.map(each, _split((instances.prompt, instances.prompt_length, rollouts.tokens), parts)))
 
-    reference_logp = evaluate(reference)[0] if config.kl_coef else None
+    if config.recompute_logp:
+        learner_logp = evaluate(params)
+        gap = sampler_gap(config, learner_logp, rollouts)
+        rollouts = dataclasses.replace(rollouts, logp=learner_logp)
+    batch = make_batch(config, instances, rollouts, advantage, evaluate(reference) if config.kl_coef else None)
 
-    def objective(params):
-        logp, entropy = evaluate(params)
-        return loss(config, logp, entropy, reference_logp, advantage, rollouts)
+    def objective(params, part: Batch):
+        logp, entropy = logprobs(params, part.prompt, part.prompt_length, part.tokens)
+        value, metrics = loss(config, logp, entropy, part)
+        return value, (metrics, jax.lax.stop_gradient(logp))
+
+    def gradient(params):
+        """Add up the parts' gradients and metrics; the log-probs come back for the whole batch."""
+
+        def add(total, part):
+            grads, (metrics, logp) = jax.grad(objective, has_aux=True)(params, part)
+            return jax.tree.map(jnp.add, total, (grads, metrics)), logp
+
+        split = _split(batch, parts)
+        first = jax.tree.map(lambda x: x[0], split)
+        shapes = jax.eval_shape(lambda: jax.grad(objective, has_aux=True)(params, first))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][0]))
+        (grads, metrics), logp = jax.lax.scan(add, zeros, split)
+        return grads, metrics, _join(logp)
 
     def epoch(carry, _):
         params, opt_state = carry
-        grads, metrics = jax.grad(objective, has_aux=True)(params)
+        grads, metrics, logp = gradient(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         metrics["grad_norm"] = optax.tree.norm(grads)
-        return (optax.apply_updates(params, updates), opt_state), metrics
+        return (optax.apply_updates(params, updates), opt_state), (metrics, logp)
 
-    (params, opt_state), metrics = jax.lax.scan(epoch, (params, opt_state), length=config.num_epochs)
-    return params, opt_state, jax.tree.map(jnp.mean, metrics)
+    (params, opt_state), (metrics, logp) = jax.lax.scan(epoch, (params, opt_state), length=config.num_epochs)
+    if not config.recompute_logp:
+        gap = sampler_gap(config, logp[0], rollouts)  # of the first epoch, when nothing has been learnt from the batch
+    return params, opt_state, jax.tree.map(jnp.mean, metrics) | gap
+
+
+def sampler_gap(config: ExItConfig, learner_logp: Array, rollouts: Rollouts) -> Metrics:
+    """Measure how far the learner's log-probs are from the sampler's under equal parameters, and what that does to ρ."""
+    gap = jnp.where(rollouts.mask, learner_logp - rollouts.logp, 0.0)
+    ratio = jnp.exp(gap)
+    count = jnp.maximum(rollouts.mask.sum(), 1)
+    outside = (ratio < 1.0 - config.clip_low) | (ratio > 1.0 + config.clip_high)
+    return {
+        "gap/mean": jnp.abs(gap).sum() / count,
+        "gap/max": jnp.abs(gap).max(),
+        "gap/ratio_max": ratio.max(),
+        "gap/clipped": outside.sum() / count,
+    }
+
+
+def _split(tree, parts: int):
+    """Deal the rows of every array [B, ...] out to [parts, B / parts, ...]: each part has rows of every device.
+
+    Four rows in two parts: 0 and 2, 1 and 3.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)
+
+
+def _join(tree):
+    """Undo ``_split``."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
 def mix_reference(reference: Params, params: Params, step: Array, every: int, mix: float) -> Params:

@@ -72,7 +72,10 @@ class Rollouts:
 
     tokens: Array  # int32 [B, G, T]
     mask: Array  # bool [B, G, T], True for tokens that the policy sampled
-    logp: Array  # float32 [B, G, T], nats a token under the distribution sampled from, 0 where masked
+    logp: Array  # float32 [B, G, T], nats a token under the policy at the sampling temperature, 0 where masked
+    sampled_logp: (
+        Array  # float32 [B, G, T], under what was sampled from: as logp, but for tokens that top-k and such cut off
+    )
     finished: Array  # bool [B, G], False where the response ran out of room
 
 
@@ -162,6 +165,7 @@ class ExItConfig:
     reference_every: int  # M
     reference_mix: float  # α
     temperature: float  # of sampling, and of the log-probs
+    recompute_logp: bool  # ρ against the learner's own log-probs of the rollouts, in place of the sampler's
 
     def __post_init__(self):
         wrong = [

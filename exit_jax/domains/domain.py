@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
 import numpy as np
 
 from exit_jax.algorithm.prompts import Template
@@ -22,13 +24,35 @@ class Domain:
     history_width: int  # W: tokens of a packed history
     prompt_width: int  # P: tokens of the longest prompt
     max_tokens: int  # T: tokens of the longest response
-    stop_token: int
+    stop_tokens: tuple[int, ...]
+    stop_sequences: tuple[tuple[int, ...], ...]
+    num_children: int  # U: histories that one rollout yields
+    embedding_width: int  # E
     templates: Mapping[str, Template]  # by mode
     tasks: Callable[[str], History]  # split -> base tasks [M]
     difficulty: Callable[[str], Mapping[str, np.ndarray]]  # split -> int [M] by name, what results are broken down by
-    grade: Callable[[Instances, Rollouts], Grades]  # in jnp
+    grade: Callable[[Instances, Rollouts], Grades]
+    on_host: bool  # False: grade is written in jnp and compiled with the rest; True: it is called with NumPy rows
     complete: Callable[[History], Array]  # the policy's own sign that it is done, bool [...]; asks no oracle
     # (key, K, G) -> histories [K], modes [K], tokens [K, G, T], mask [K, G, T] for the supervised warm start
     demonstrations: Callable[[Array, int, int], tuple[History, Array, Array, Array]]
     demonstrations_id: str  # names all that demonstrations depend on
     describe: Callable[[History], list[str]]  # what each history holds, as text for people
+
+
+def blank_grades(domain: Domain, instances: Instances, rollouts: Rollouts) -> Grades:
+    """Return the grades of rollouts that could not be graded: invalid, of quality 0, without children. All in NumPy."""
+    group, children = rollouts.finished.shape, domain.num_children
+    zeros: Any = np.zeros
+
+    def spread(leaf):
+        leaf = np.asarray(leaf)[:, None, None]
+        return np.broadcast_to(leaf, (*group, children, *leaf.shape[3:]))
+
+    return Grades(
+        quality=zeros(group, np.float32),
+        valid=zeros(group, bool),
+        embedding=zeros((*group, domain.embedding_width), np.float32),
+        children=jax.tree.map(spread, instances.history),
+        insertable=zeros((*group, children), bool),
+    )

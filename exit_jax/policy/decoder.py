@@ -1,18 +1,38 @@
 """A decoder-only transformer in today's standard form: RMSNorm, RoPE, grouped-query attention, SwiGLU.
 
 flax.nnx builds the modules, which hold parameters only; everything outside this file sees ``init(config, key)`` and
-``apply(config, params, tokens, positions, cache)`` over a plain nested dict. Layers are stacked and scanned.
+``apply(config, params, tokens, positions, mask, cache)`` over a plain nested dict. Layers are stacked and scanned for the
+learner; the sampler's copy is a tuple of layers, so that a step of decoding reads each weight where it lies and copies none.
 """
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from exit_jax.algorithm.types import Array, Params
-from exit_jax.policy.cache import Cache, LayerCache
+from exit_jax.policy import attention
+from exit_jax.policy.cache import Cache, LayerCache, causal_mask, write
+
+PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
+REMAT = ("none", "layer", "dots")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen kernels (LoRA, arXiv 2106.09685): W + A B · alpha / rank."""
+
+    rank: int  # 0 for none: all parameters are trained
+    alpha: float
+    targets: tuple[str, ...]  # of PROJECTIONS
+
+    @property
+    def scale(self) -> float:
+        """What the product of the adapters is multiplied by."""
+        return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,19 +47,42 @@ class DecoderConfig:
     head_dim: int
     mlp_dim: int
     rope_theta: float
+    rope_scaling: tuple[float, ...]  # Llama 3's (factor, low and high frequency factor, original length), () for none
     norm_eps: float
     tie_embeddings: bool
     qkv_bias: bool
     qk_norm: bool
-    dtype: str  # of activations; parameters, norms, softmax and logits are float32
-    remat: bool  # recompute each layer's activations in the backward pass
-    unroll_layers: bool  # faster for small models, slower to compile
+    # how it is computed
+    dtype: str  # of activations and of the sampler's parameters; norms, softmax and logits are float32
+    param_dtype: str  # of the learner's parameters; adapters are float32
+    attention: str  # of attention.BACKENDS
+    remat: str  # what the backward pass recomputes: "none", each "layer", or all but the matrix products ("dots")
+    unroll_layers: bool  # of the learner: faster for small models, slower to compile
+    lora: LoraConfig
 
 
-def rope(x: Array, positions: Array, theta: float) -> Array:
+COMPUTE_FIELDS = ("dtype", "param_dtype", "attention", "remat", "unroll_layers", "lora")
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: tuple[float, ...]) -> Array:
+    """Return the angle a position adds to each pair, float32 [head_dim / 2].
+
+    With Llama 3's scaling, wavelengths above ``original length / low`` are stretched by ``factor``, those below ``original
+    length / high`` are kept, and the ones between are interpolated.
+    """
+    half = head_dim // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if not scaling:
+        return frequency
+    factor, low, high, original = scaling
+    turns = original * frequency / (2 * jnp.pi)  # within the original length
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequency * (kept + (1.0 - kept) / factor)
+
+
+def rope(x: Array, positions: Array, frequency: Array) -> Array:
     """Rotate x [B, S, H, h] by its positions [B, S] (RoFormer, arXiv 2104.09864; halves as in Llama's HF layout)."""
     half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
@@ -60,16 +103,36 @@ class RMSNorm(nnx.Module):
 class Linear(nnx.Module):
     """x [..., n] -> [..., m], computed in x's dtype."""
 
-    def __init__(self, n: int, m: int, rngs: nnx.Rngs, bias: bool = False, scale: float = 1.0):
+    def __init__(
+        self,
+        n: int,
+        m: int,
+        rngs: nnx.Rngs,
+        bias: bool = False,
+        scale: float = 1.0,
+        lora: LoraConfig | None = None,
+    ):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (n, m)) * scale * n**-0.5)
         self.bias = nnx.Param(jnp.zeros((m,))) if bias else None
+        self.lora_scale = lora.scale if lora else 0.0
+        self.lora_a = nnx.Param(jax.random.normal(rngs.params(), (n, lora.rank)) * n**-0.5) if lora else None
+        self.lora_b = nnx.Param(jnp.zeros((lora.rank, m))) if lora else None
 
     def __call__(self, x: Array) -> Array:
         rows = x.reshape(-1, x.shape[-1])  # one large matmul: XLA's CPU backend is 1.7 times faster on its gradient
         y = rows @ self.kernel[...].astype(x.dtype)
+        if self.lora_a is not None and self.lora_b is not None:
+            low = rows @ self.lora_a[...].astype(x.dtype)
+            y += low @ self.lora_b[...].astype(x.dtype) * self.lora_scale
         if self.bias is not None:
             y += self.bias[...].astype(x.dtype)[None]
         return y.reshape(*x.shape[:-1], -1)
+
+
+def _linear(config: DecoderConfig, name: str, n: int, m: int, rngs: nnx.Rngs, bias: bool = False, scale: float = 1.0):
+    """Return the projection ``name`` of a block, with adapters if it is among the targets."""
+    adapted = config.lora.rank and name in config.lora.targets
+    return Linear(n, m, rngs, bias, scale, config.lora if adapted else None)
 
 
 class Attention(nnx.Module):
@@ -77,59 +140,51 @@ class Attention(nnx.Module):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         c = self.config = config
-        self.query = Linear(c.embed_dim, c.num_heads * c.head_dim, rngs, bias=c.qkv_bias)
-        self.key = Linear(c.embed_dim, c.num_kv_heads * c.head_dim, rngs, bias=c.qkv_bias)
-        self.value = Linear(c.embed_dim, c.num_kv_heads * c.head_dim, rngs, bias=c.qkv_bias)
-        self.out = Linear(c.num_heads * c.head_dim, c.embed_dim, rngs, scale=(2 * c.num_layers) ** -0.5)
+        q_dim, kv_dim = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        self.query = _linear(c, "query", c.embed_dim, q_dim, rngs, bias=c.qkv_bias)
+        self.key = _linear(c, "key", c.embed_dim, kv_dim, rngs, bias=c.qkv_bias)
+        self.value = _linear(c, "value", c.embed_dim, kv_dim, rngs, bias=c.qkv_bias)
+        self.out = _linear(c, "out", q_dim, c.embed_dim, rngs, scale=(2 * c.num_layers) ** -0.5)
         self.query_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
         self.key_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
 
-    def __call__(self, x: Array, positions: Array, cache: LayerCache) -> tuple[Array, LayerCache]:
-        """X [B, G, S, D] at positions [B, G, S] -> [B, G, S, D], and the cache with these S tokens written."""
+    def __call__(self, x: Array, positions: Array, mask: Array, cache: Cache, layer: LayerCache):
+        """X [B, G, S, D] at positions [B, G, S] -> [B, G, S, D], and the layer's own keys and values with these S tokens.
+
+        ``mask`` is over the own slots, bool [B, G, T], as it is after these tokens.
+        """
         c = self.config
         B, G, S, _ = x.shape
-        K, R, h = c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim
-        query = self.query(x).reshape(B, G * S, K * R, h)
-        key = self.key(x).reshape(B, G * S, K, h)
-        value = self.value(x).reshape(B, G, S, K, h)
+        query = self.query(x).reshape(B, G * S, c.num_heads, c.head_dim)
+        key = self.key(x).reshape(B, G * S, c.num_kv_heads, c.head_dim)
+        value = self.value(x).reshape(B, G, S, c.num_kv_heads, c.head_dim).swapaxes(2, 3)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
+        frequency = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
         flat = positions.reshape(B, G * S)
-        query = rope(query, flat, c.rope_theta).reshape(B, G, S, K, R, h)
-        key = rope(key, flat, c.rope_theta).reshape(B, G, S, K, h)
-        cache = cache.write(key.swapaxes(2, 3), value.swapaxes(2, 3))
+        query = rope(query, flat, frequency).reshape(B, G, S, c.num_heads, c.head_dim)
+        key = rope(key, flat, frequency).reshape(B, G, S, c.num_kv_heads, c.head_dim).swapaxes(2, 3)
 
-        # The R query heads of a kv head are rows of one matmul; so is the whole group against its shared prompt.
-        query = query.transpose(0, 3, 1, 4, 2, 5)  # [B, K, G, R, S, h]
-        own = query.swapaxes(1, 2).reshape(B, G, K, R * S, h)
-        score = jnp.einsum("bgkqh,bgkth->bgkqt", own, cache.key).reshape(B, G, K, R, S, -1)
-        mask = cache.own_mask(S)[:, :, None, None]  # [B, G, 1, 1, S, T]
-        split = 0
-        if cache.prompt_key is not None and cache.prompt_mask is not None:
-            shared = jnp.einsum("bkqh,bkph->bkqp", query.reshape(B, K, G * R * S, h), cache.prompt_key)
-            shared = shared.reshape(B, K, G, R, S, -1).swapaxes(1, 2)
-            split = shared.shape[-1]
-            prompt_mask = cache.prompt_mask[:, None, None, None, None]
-            score = jnp.concatenate([shared, score], axis=-1)
-            mask = jnp.concatenate([jnp.broadcast_to(prompt_mask, (B, G, 1, 1, S, split)), mask], axis=-1)
-        score = jnp.where(mask, score.astype(jnp.float32) * h**-0.5, -1e30)
-        weight = jax.nn.softmax(score, axis=-1).astype(x.dtype)
-        own_weight = weight[..., split:].reshape(B, G, K, R * S, -1)
-        mixed = jnp.einsum("bgkqt,bgkth->bgkqh", own_weight, cache.value).reshape(B, G, K, R, S, h)
-        if cache.prompt_value is not None:
-            shared_weight = weight[..., :split].swapaxes(1, 2).reshape(B, K, G * R * S, split)
-            shared = jnp.einsum("bkqp,bkph->bkqh", shared_weight, cache.prompt_value)
-            mixed += shared.reshape(B, K, G, R, S, h).swapaxes(1, 2)
-        return self.out(mixed.transpose(0, 1, 4, 2, 3, 5).reshape(B, G, S, -1)), cache
+        backend = attention.resolve(c.attention, jax.default_backend(), c.dtype)
+        if layer.key is not None:
+            key, value = write(layer.key, key, cache.used), write(layer.value, value, cache.used)
+            backend = "xla"  # the kernels have no form for slots that are filled in part
+        layer = dataclasses.replace(layer, key=key, value=value)
+        if backend == "xla":
+            mixed = attention.grouped(query, layer, cache.prompt_mask, causal_mask(mask, cache.used, S))
+        else:
+            mixed = attention.flash(backend, query, layer, cache.prompt_mask, mask)
+        return self.out(mixed.reshape(B, G, S, -1)), (key, value)
 
 
 class MLP(nnx.Module):
     """SwiGLU (arXiv 2002.05202)."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.gate = Linear(config.embed_dim, config.mlp_dim, rngs)
-        self.up = Linear(config.embed_dim, config.mlp_dim, rngs)
-        self.down = Linear(config.mlp_dim, config.embed_dim, rngs, scale=(2 * config.num_layers) ** -0.5)
+        c = config
+        self.gate = _linear(c, "gate", c.embed_dim, c.mlp_dim, rngs)
+        self.up = _linear(c, "up", c.embed_dim, c.mlp_dim, rngs)
+        self.down = _linear(c, "down", c.mlp_dim, c.embed_dim, rngs, scale=(2 * c.num_layers) ** -0.5)
 
     def __call__(self, x: Array) -> Array:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -142,75 +197,190 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.embed_dim, config.norm_eps)
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x: Array, positions: Array, cache: LayerCache) -> tuple[Array, LayerCache]:
-        mixed, cache = self.attention(self.attention_norm(x), positions, cache)
+    def __call__(self, x: Array, positions: Array, mask: Array, cache: Cache, layer: LayerCache):
+        mixed, own = self.attention(self.attention_norm(x), positions, mask, cache, layer)
         x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), cache
+        return x + self.mlp(self.mlp_norm(x)), own
 
 
-class Decoder(nnx.Module):
+class Ends(nnx.Module):
+    """What comes before the blocks and after them."""
+
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.config = config
         # 1/sqrt(D): with tied embeddings the first logits then have unit variance
         scale = config.embed_dim**-0.5
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, config.embed_dim)) * scale)
-
-        @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap(in_axes=(0,), out_axes=0)
-        def stack(rngs):
-            return Block(config, rngs)
-
-        self.blocks = stack(rngs)
         self.final_norm = RMSNorm(config.embed_dim, config.norm_eps)
         self.head = None if config.tie_embeddings else Linear(config.embed_dim, config.vocab_size, rngs)
 
-    def __call__(self, tokens: Array, positions: Array, cache: Cache) -> tuple[Array, Cache]:
-        x = self.embedding[...][tokens].astype(self.config.dtype)
-        block, stacked = nnx.split(self.blocks)
-
-        def layer(x, inputs):
-            params, layer_cache = inputs
-            return nnx.merge(block, params)(x, positions, layer_cache)
-
-        if self.config.remat:
-            layer = jax.checkpoint(layer)
-        unroll = self.config.num_layers if self.config.unroll_layers else 1
-        x, layers = jax.lax.scan(layer, x, (stacked, cache.layers(self.config.num_layers)), unroll=unroll)
-        return self.final_norm(x), cache.with_layers(layers)
-
     def logits(self, hidden: Array) -> Array:
-        if self.head is None:
-            return (hidden @ self.embedding[...].T.astype(hidden.dtype)).astype(jnp.float32)
-        return self.head(hidden).astype(jnp.float32)
-
-
-@functools.lru_cache
-def _structure(config: DecoderConfig):
-    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
-    return graph, state
+        kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
+        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 def init(config: DecoderConfig, key: Array) -> Params:
-    """Return fresh float32 parameters; per-layer ones carry a leading dimension L."""
-    return nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(params=key)), nnx.Param))
+    """Return fresh parameters, see ``cast`` for their dtypes; those of layers carry a leading dimension L."""
+
+    @nnx.split_rngs(splits=config.num_layers)
+    @nnx.vmap(in_axes=(0,), out_axes=0)
+    def stack(rngs):
+        return Block(config, rngs)
+
+    rngs = nnx.Rngs(params=key)
+    pure = lambda module: nnx.to_pure_dict(nnx.state(module, nnx.Param))
+    params = pure(Ends(config, rngs)) | {"blocks": pure(stack(rngs))}
+    return cast(params, config.param_dtype)
 
 
-def _merge(config: DecoderConfig, params: Params) -> Decoder:
-    graph, state = _structure(config)
+def cast(params: Params, dtype: str) -> Params:
+    """Return the parameters in a dtype, all but adapters and the scales of norms, which are small and stay float32."""
+    stays = lambda path: path[-1].key.startswith("lora_") or path[-1].key == "scale"
+    return jax.tree.map_with_path(lambda path, x: x if stays(path) else x.astype(dtype), params)
+
+
+@functools.lru_cache
+def _structure(module: Any, config: DecoderConfig):
+    return nnx.split(nnx.eval_shape(lambda: module(config, nnx.Rngs(0))))
+
+
+def _merge(module: Any, config: DecoderConfig, params: Params) -> Any:
+    graph, state = _structure(module, config)
     state = jax.tree.map(lambda leaf: leaf, state)  # a copy, since the next line writes into it
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
 
 
-def apply(config: DecoderConfig, params: Params, tokens: Array, positions: Array, cache: Cache) -> tuple[Array, Cache]:
-    """Run the decoder over new tokens int32 [B, G, S] at ``positions`` [B, G, S].
+def _ends(config: DecoderConfig, params: Params) -> Ends:
+    return _merge(Ends, config, {name: value for name, value in params.items() if name != "blocks"})
+
+
+def apply(
+    config: DecoderConfig, params: Params, tokens: Array, positions: Array, mask: Array, cache: Cache | None = None
+) -> tuple[Array, Cache]:
+    """Run the decoder over new tokens int32 [B, G, S].
+
+    Args:
+      params: with blocks stacked, or as a tuple of layers (``unstack``); the cache's layers are alike.
+      positions: int32 [B, G, S].
+      mask: bool [B, G, S], False for padding, which no token attends to.
+      cache: what the tokens see besides each other; None for nothing.
 
     Returns:
-      Final hidden states [B, G, S, D], and the cache with the S tokens written behind what it held.
+      Final hidden states [B, G, S, D], and the cache with the S tokens behind what it held.
     """
-    return _merge(config, params)(tokens, positions, cache)
+    ends, blocks = _ends(config, params), params["blocks"]
+    unrolled = isinstance(blocks, tuple)
+    cache = cache or Cache((LayerCache(),) * config.num_layers if unrolled else LayerCache())
+    seen = mask if cache.mask is None else jax.lax.dynamic_update_slice(cache.mask, mask, (0, 0, cache.used))
+
+    def run(x, inputs):
+        block, layer = inputs
+        return _merge(Block, config, block)(x, positions, seen, cache, layer)
+
+    x = ends.embedding[...][tokens].astype(config.dtype)
+    if unrolled:
+        layers = []
+        for block, layer in zip(blocks, cache.layers):
+            x, (key, value) = run(x, (block, layer))
+            layers.append(dataclasses.replace(layer, key=key, value=value))
+        layers = tuple(layers)
+    else:
+        if config.remat != "none":
+            run = jax.checkpoint(run, policy=_keep_dots if config.remat == "dots" else None)
+        unroll = config.num_layers if config.unroll_layers else 1
+        x, (key, value) = jax.lax.scan(run, x, (blocks, cache.layers), unroll=unroll)
+        layers = dataclasses.replace(cache.layers, key=key, value=value)
+    used = cache.used + tokens.shape[-1]
+    return ends.final_norm(x), dataclasses.replace(cache, layers=layers, mask=seen, used=used)
+
+
+_keep_dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 
 def logits(config: DecoderConfig, params: Params, hidden: Array) -> Array:
     """Return float32 logits [..., V] of hidden states [..., D]."""
-    return _merge(config, params).logits(hidden)
+    return _ends(config, params).logits(hidden)
+
+
+# Forms of the parameters
+
+
+def unstack(config: DecoderConfig, params: Params) -> Params:
+    """Turn stacked blocks [L, ...] into a tuple of L."""
+    layer = lambda i: jax.tree.map(lambda x: x[i], params["blocks"])
+    return params | {"blocks": tuple(map(layer, range(config.num_layers)))}
+
+
+def split_adapters(params: Params) -> tuple[Params, Params]:
+    """Split into (adapters, the rest), nested dicts that ``join`` puts together again."""
+
+    def pick(node, adapters):
+        kept = {name: pick(value, adapters) for name, value in node.items() if isinstance(value, dict)}
+        leaves = {
+            name: x for name, x in node.items() if not isinstance(x, dict) and name.startswith("lora_") == adapters
+        }
+        return {name: value for name, value in kept.items() if value} | leaves
+
+    return pick(params, True), pick(params, False)
+
+
+def join(left: Params, right: Params | None) -> Params:
+    """Put two nested dicts with different leaves together."""
+    if right is None:
+        return left
+    return left | {
+        name: join(left[name], value) if isinstance(left.get(name), dict) else value for name, value in right.items()
+    }
+
+
+def without_adapters(config: DecoderConfig) -> DecoderConfig:
+    """Return the decoder whose parameters ``merge_adapters`` makes."""
+    return dataclasses.replace(config, lora=LoraConfig(rank=0, alpha=config.lora.alpha, targets=()))
+
+
+def merge_adapters(config: DecoderConfig, params: Params) -> Params:
+    """Add A B · alpha / rank to the kernels, and leave the adapters out."""
+
+    def merge(node):
+        if not isinstance(node, dict):
+            return node
+        merged = {name: merge(value) for name, value in node.items() if not name.startswith("lora_")}
+        if "lora_a" in node:
+            update = jnp.einsum("...nr,...rm->...nm", node["lora_a"], node["lora_b"]) * config.lora.scale
+            merged["kernel"] = (node["kernel"] + update.astype(jnp.float32)).astype(node["kernel"].dtype)
+        return merged
+
+    return merge(params)
+
+
+_LOGICAL = {
+    "embedding": ("vocab", "embed"),
+    "head/kernel": ("embed", "vocab"),
+    "query/kernel": ("embed", "heads"),
+    "key/kernel": ("embed", "kv_heads"),
+    "value/kernel": ("embed", "kv_heads"),
+    "out/kernel": ("heads", "embed"),
+    "gate/kernel": ("embed", "mlp"),
+    "up/kernel": ("embed", "mlp"),
+    "down/kernel": ("mlp", "embed"),
+}
+
+
+def logical_axes(params: Params) -> Params:
+    """Return the logical axis names of every parameter, or of its shape: a tuple in place of each leaf."""
+
+    def name(path, leaf):
+        *_, parent, last = [""] + [str(getattr(key, "key", "")) for key in path]
+        if last == "scale":
+            axes = (None,)
+        elif last == "bias":
+            axes = _LOGICAL[f"{parent}/kernel"][1:]
+        elif last == "lora_a":
+            axes = (_LOGICAL[f"{parent}/kernel"][0], None)
+        elif last == "lora_b":
+            axes = (None, _LOGICAL[f"{parent}/kernel"][1])
+        else:
+            axes = _LOGICAL[last if last in _LOGICAL else f"{parent}/{last}"]
+        return ("layers",) * (len(leaf.shape) - len(axes)) + axes
+
+    return jax.tree.map_with_path(name, params)

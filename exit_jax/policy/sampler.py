@@ -1,4 +1,8 @@
-"""Sampling of grouped responses, and their log-probs for the learner; the two read a prompt the same way."""
+"""Sampling of grouped responses, and their log-probs for the learner; the two read a prompt the same way.
+
+A row's tokens are those of its prompt, shared by the group, then its own. ``start`` reads prompts, ``extend`` reads own
+tokens that are given, ``generate`` samples until every row has ended; a conversation alternates the last two over one cache.
+"""
 
 import dataclasses
 
@@ -17,10 +21,24 @@ class SamplingConfig:
     """How responses are sampled."""
 
     max_tokens: int  # T
-    stop_token: int  # ends a response and is part of it
+    stop_tokens: tuple[int, ...]  # each ends a response and is part of it
     temperature: float  # 0 for greedy
     top_k: int = 0  # keep the k likeliest tokens; 0 for all
     top_p: float = 1.0  # keep the smallest set of likeliest tokens whose probability reaches p
+    min_p: float = 0.0  # keep tokens at least this times as probable as the likeliest
+    min_tokens: int = 0  # no stop token before this many others
+    stop_sequences: tuple[tuple[int, ...], ...] = ()  # each ends a response when its last tokens equal it
+
+
+@pytree
+class Reading:
+    """Where the rows stand: what has been read, and what predicts the next token."""
+
+    cache: Cache
+    hidden: Array  # [B, G, D] of the last token read
+    length: Array  # int32 [B, G]: tokens read, the position of the next
+    token: Array  # int32 [B, G]: sampled and not read yet
+    unread: Array  # bool [B, G], False where there is no such token
 
 
 @pytree
@@ -30,8 +48,10 @@ class DecodeState:
     position: Array  # int32 []: tokens sampled so far, at least 1
     tokens: Array  # int32 [B, G, T]
     logp: Array  # float32 [B, G, T]
+    sampled_logp: Array  # float32 [B, G, T]
     mask: Array  # bool [B, G, T]
     done: Array  # bool [B, G]: stop token sampled
+    hidden: Array  # [B, G, D]
     cache: Cache
 
 
@@ -40,15 +60,52 @@ def prefill(config: DecoderConfig, params: Params, prompt: Array, prompt_length:
     batch, width = prompt.shape
     position = jnp.broadcast_to(jnp.arange(width), (batch, 1, width))
     mask = position < prompt_length[:, None, None]
-    shape = (config.num_layers, batch, 1, config.num_kv_heads, width, config.head_dim)
-    empty = caches.empty(shape, config.dtype, mask)
-    hidden, cache = decoder.apply(config, params, prompt[:, None], position, empty)
+    hidden, cache = decoder.apply(config, params, prompt[:, None], position, mask)
     last = jnp.take_along_axis(hidden[:, 0], (prompt_length - 1)[:, None, None], axis=1)
     return last[:, 0], cache
 
 
-def truncate(logits: Array, top_k: int, top_p: float) -> Array:
-    """Set logits [..., V] outside the top k, then outside the nucleus of mass p (arXiv 1904.09751), to -inf."""
+def start(
+    config: DecoderConfig, params: Params, group_size: int, width: int, prompt: Array, prompt_length: Array
+) -> Reading:
+    """Read prompts [B, P] once for ``group_size`` rows each, with room for ``width`` own tokens a row."""
+    last, cache = prefill(config, params, prompt, prompt_length)
+    shape = (prompt.shape[0], group_size)
+    return Reading(
+        cache=caches.share_prompt(cache, group_size, width),
+        hidden=jnp.broadcast_to(last[:, None], (*shape, last.shape[-1])),
+        length=jnp.broadcast_to(prompt_length[:, None], shape),
+        token=jnp.zeros(shape, jnp.int32),
+        unread=jnp.zeros(shape, bool),
+    )
+
+
+def extend(config: DecoderConfig, params: Params, reading: Reading, tokens: Array, count: Array) -> Reading:
+    """Read given tokens int32 [B, G, S] behind what the rows hold, of which the first ``count`` [B, G] are real.
+
+    A token that was sampled last and not read yet goes first, so S + 1 slots of the cache are used.
+    """
+    tokens = jnp.concatenate([reading.token[..., None], tokens], axis=-1)
+    mask = jnp.arange(tokens.shape[-1] - 1) < count[..., None]
+    mask = jnp.concatenate([reading.unread[..., None], mask], axis=-1)
+    position = reading.length[..., None] + jnp.cumsum(mask, axis=-1) - 1
+    hidden, cache = decoder.apply(config, params, tokens, position, mask, reading.cache)
+    new = jnp.take_along_axis(hidden, count[..., None, None], axis=2)[:, :, 0]
+    total = mask.sum(-1)
+    return Reading(
+        cache=cache,
+        hidden=jnp.where((total > 0)[..., None], new, reading.hidden),
+        length=reading.length + total,
+        token=jnp.zeros_like(reading.token),
+        unread=jnp.zeros_like(reading.unread),
+    )
+
+
+def truncate(logits: Array, top_k: int, top_p: float, min_p: float = 0.0) -> Array:
+    """Set logits [..., V] outside the top k, the nucleus of mass p (arXiv 1904.09751), and min-p (arXiv 2407.01082) to -inf."""
+    if min_p > 0.0:
+        floor = logits.max(-1, keepdims=True) + jnp.log(min_p)
+        logits = jnp.where(logits < floor, -jnp.inf, logits)
     if top_k and top_k < logits.shape[-1]:
         kept, _ = jax.lax.top_k(logits, top_k)
         logits = jnp.where(logits < kept[..., -1:], -jnp.inf, logits)
@@ -61,15 +118,121 @@ def truncate(logits: Array, top_k: int, top_p: float) -> Array:
     return logits
 
 
-def choose(config: SamplingConfig, logits: Array, keys: Array) -> tuple[Array, Array]:
-    """Sample tokens [B, G] from logits [B, G, V] with one key a row: tokens, and log-probs under what was sampled from."""
+def pick(logits: Array, tokens: Array) -> Array:
+    """Return logits [..., V] at tokens [...]; a masked sum, since a gather would undo a vocabulary split over devices."""
+    chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == tokens[..., None]
+    return jnp.where(chosen, logits, 0.0).sum(-1)
+
+
+def log_probability(logits: Array, tokens: Array) -> Array:
+    """Return log-probs of tokens [...] under logits [..., V]."""
+    return pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
+
+
+def choose(config: SamplingConfig, logits: Array, keys: Array, may_stop: Array) -> tuple[Array, Array, Array]:
+    """Sample tokens [B, G] from logits [B, G, V] with one key a row.
+
+    Returns:
+      tokens; log-probs under the policy at this temperature, nothing cut off; log-probs under what was sampled from.
+    """
+    if config.stop_tokens and config.min_tokens:
+        is_stop = (jnp.arange(logits.shape[-1])[:, None] == jnp.asarray(config.stop_tokens)[None]).any(-1)
+        allowed = jnp.where(is_stop & ~may_stop, -jnp.inf, logits)
+    else:
+        allowed = logits
     if config.temperature == 0:
-        tokens = jnp.argmax(logits, axis=-1)
-        return tokens, jnp.zeros(tokens.shape, jnp.float32)
-    logits = truncate(logits / config.temperature, config.top_k, config.top_p)
-    tokens = jax.vmap(jax.vmap(jax.random.categorical))(keys, logits)
-    logp = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
-    return tokens, logp
+        tokens = jnp.argmax(allowed, axis=-1)
+        return tokens, log_probability(logits, tokens), jnp.zeros(tokens.shape, jnp.float32)
+    whole = logits / config.temperature
+    kept = truncate(allowed / config.temperature, config.top_k, config.top_p, config.min_p)
+    tokens = jax.vmap(jax.vmap(jax.random.categorical))(keys, kept)
+    return tokens, log_probability(whole, tokens), log_probability(kept, tokens)
+
+
+def ends(config: SamplingConfig, tokens: Array, position: Array) -> Array:
+    """Return bool [B, G]: does the token at ``position`` of tokens [B, G, T] end its row?"""
+    token = jax.lax.dynamic_index_in_dim(tokens, position, axis=2, keepdims=False)
+    ended = jnp.zeros(token.shape, bool)
+    for stop in config.stop_tokens:
+        ended = ended | (token == stop)
+    for sequence in config.stop_sequences:
+        n = len(sequence)
+        tail = jax.lax.dynamic_slice_in_dim(tokens, position - n + 1, n, axis=2)  # clamped at 0, hence the next line
+        ended = ended | ((tail == jnp.asarray(sequence)).all(-1) & (position >= n - 1))
+    return ended
+
+
+def generate(
+    config: DecoderConfig,
+    sampling: SamplingConfig,
+    params: Params,
+    reading: Reading,
+    key: Array,
+    active: Array | None = None,
+) -> tuple[Reading, Rollouts]:
+    """Sample on from what was read, until every row has ended or T tokens are out.
+
+    The key of a token is folded from ``key``, its logical row (prompt · G + rollout) and its position, so the outcome
+    depends neither on the number of devices nor on how long other rows run.
+
+    Args:
+      active: bool [B, G], rows that take part; the others sample nothing. None for all.
+    """
+    batch, group_size = reading.length.shape
+    width = sampling.max_tokens
+    rows = jnp.arange(batch * group_size).reshape(batch, group_size)
+    row_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (None, 0))(key, rows)
+
+    def record(state: DecodeState) -> DecodeState:
+        """Sample the next token of every row that is not done."""
+        t = state.position
+        keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(row_keys, t)
+        logits = decoder.logits(config, params, state.hidden)
+        token, logp, sampled_logp = choose(sampling, logits, keys, t >= sampling.min_tokens)
+
+        def put(array, value, otherwise):
+            return jax.lax.dynamic_update_index_in_dim(array, jnp.where(state.done, otherwise, value), t, axis=2)
+
+        tokens = put(state.tokens, token, 0)
+        return dataclasses.replace(
+            state,
+            position=t + 1,
+            tokens=tokens,
+            logp=put(state.logp, logp, 0.0),
+            sampled_logp=put(state.sampled_logp, sampled_logp, 0.0),
+            mask=put(state.mask, True, False),
+            done=state.done | ends(sampling, tokens, t),
+        )
+
+    def step(state: DecodeState) -> DecodeState:
+        """Read the last token of every row, then sample the next."""
+        t = state.position
+        last = lambda array: jax.lax.dynamic_slice_in_dim(array, t - 1, 1, axis=2)
+        position = reading.length[..., None] + t - 1
+        hidden, cache = decoder.apply(config, params, last(state.tokens), position, last(state.mask), state.cache)
+        return record(dataclasses.replace(state, hidden=hidden[:, :, 0], cache=cache))
+
+    shape = (batch, group_size, width)
+    begin = DecodeState(
+        position=jnp.int32(0),
+        tokens=jnp.zeros(shape, jnp.int32),
+        logp=jnp.zeros(shape, jnp.float32),
+        sampled_logp=jnp.zeros(shape, jnp.float32),
+        mask=jnp.zeros(shape, bool),
+        done=jnp.zeros(shape[:2], bool) if active is None else ~active,
+        hidden=reading.hidden,
+        cache=reading.cache,
+    )
+    end = jax.lax.while_loop(lambda state: (state.position < width) & ~state.done.all(), step, record(begin))
+
+    count = end.mask.sum(-1)
+    newest = jnp.take_along_axis(end.tokens, jnp.maximum(count - 1, 0)[..., None], axis=2)[..., 0]
+    unread = (count == end.position) & (count > 0)  # sampled in the last step, so that no step has read it
+    reading = Reading(end.cache, end.hidden, reading.length + count - unread, newest, unread)
+    rollouts = Rollouts(
+        tokens=end.tokens, mask=end.mask, logp=end.logp, sampled_logp=end.sampled_logp, finished=end.done
+    )
+    return reading, rollouts
 
 
 def sample(
@@ -81,73 +244,54 @@ def sample(
     prompt_length: Array,
     key: Array,
 ) -> Rollouts:
-    """Sample ``group_size`` responses to each prompt [B, P]; stops when every row has ended or T tokens are out.
-
-    The key of a token is folded from ``key``, its logical row (prompt · G + rollout) and its position, so the outcome
-    depends neither on the number of devices nor on how long other rows run.
-    """
-    batch, width = prompt.shape[0], sampling.max_tokens
-    rows = jnp.arange(batch * group_size).reshape(batch, group_size)
-    row_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (None, 0))(key, rows)
-
-    def record(state: DecodeState, logits: Array, cache: Cache) -> DecodeState:
-        """Sample the next token of every row that is not done."""
-        t = state.position
-        keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(row_keys, t)
-        token, logp = choose(sampling, logits, keys)
-
-        def put(array, value, otherwise):
-            return jax.lax.dynamic_update_index_in_dim(array, jnp.where(state.done, otherwise, value), t, axis=2)
-
-        return DecodeState(
-            position=t + 1,
-            tokens=put(state.tokens, token, 0),
-            logp=put(state.logp, logp, 0.0),
-            mask=put(state.mask, True, False),
-            done=state.done | (token == sampling.stop_token),
-            cache=cache,
-        )
-
-    def step(state: DecodeState) -> DecodeState:
-        """Read the last token of every row, then sample the next."""
-        t = state.position
-        token = jax.lax.dynamic_slice_in_dim(state.tokens, t - 1, 1, axis=2)
-        position = jnp.broadcast_to((prompt_length + t - 1)[:, None, None], token.shape)
-        hidden, cache = decoder.apply(config, params, token, position, state.cache)
-        return record(state, decoder.logits(config, params, hidden[:, :, 0]), cache)
-
-    last, prompt_cache = prefill(config, params, prompt, prompt_length)
-    shape = (batch, group_size, width)
-    start = DecodeState(
-        position=jnp.int32(0),
-        tokens=jnp.zeros(shape, jnp.int32),
-        logp=jnp.zeros(shape, jnp.float32),
-        mask=jnp.zeros(shape, bool),
-        done=jnp.zeros(shape[:2], bool),
-        cache=caches.share_prompt(prompt_cache, group_size, width - 1),
-    )
-    first = decoder.logits(config, params, last)[:, None]
-    start = record(start, jnp.broadcast_to(first, (*shape[:2], first.shape[-1])), start.cache)
-    end = jax.lax.while_loop(lambda state: (state.position < width) & ~state.done.all(), step, start)
-    return Rollouts(tokens=end.tokens, mask=end.mask, logp=end.logp, finished=end.done)
+    """Sample ``group_size`` responses to each prompt [B, P]; see ``generate``."""
+    room = max(sampling.max_tokens - 1, 1)  # the last token is not read
+    reading = start(config, params, group_size, room, prompt, prompt_length)
+    return generate(config, sampling, params, reading, key)[1]
 
 
 def logprobs(
-    config: DecoderConfig, temperature: float, params: Params, prompt: Array, prompt_length: Array, tokens: Array
+    config: DecoderConfig,
+    temperature: float,
+    token_chunk: int,
+    params: Params,
+    prompt: Array,
+    prompt_length: Array,
+    tokens: Array,
 ) -> tuple[Array, Array]:
     """Return log-probs of tokens [B, G, T] and the entropies they were sampled at, nats, float32 [B, G, T].
 
     Token t is predicted from the prompt and the tokens before it: the last prompt token gives the first. The prompt is
     read once a group. Values behind a response's end mean nothing; mask them.
+
+    Logits of ``token_chunk`` positions of each row exist at once (0: of all), and the backward pass computes them anew.
     """
     batch, group_size, width = tokens.shape
     last, prompt_cache = prefill(config, params, prompt, prompt_length)
-    first = jnp.broadcast_to(last[:, None, None], (batch, group_size, 1, last.shape[-1]))
-    position = prompt_length[:, None, None] + jnp.broadcast_to(jnp.arange(width - 1), (batch, group_size, width - 1))
-    cache = caches.share_prompt(prompt_cache, group_size, width - 1)
-    rest, _ = decoder.apply(config, params, tokens[..., :-1], position, cache)
-    logits = decoder.logits(config, params, jnp.concatenate([first, rest], axis=2)) / temperature
-    log_probability = jax.nn.log_softmax(logits)
-    logp = jnp.take_along_axis(log_probability, tokens[..., None], axis=-1)[..., 0]
-    entropy = -(jnp.exp(log_probability) * log_probability).sum(-1)
-    return logp, entropy
+    hidden = jnp.broadcast_to(last[:, None, None], (batch, group_size, 1, last.shape[-1]))
+    if width > 1:
+        new = tokens[..., :-1]
+        position = prompt_length[:, None, None] + jnp.broadcast_to(jnp.arange(width - 1), new.shape)
+        cache = caches.share_prompt(prompt_cache, group_size, 0)
+        rest, _ = decoder.apply(config, params, new, position, jnp.ones(new.shape, bool), cache)
+        hidden = jnp.concatenate([hidden, rest], axis=2)
+
+    def score(hidden: Array, tokens: Array) -> tuple[Array, Array]:
+        logits = decoder.logits(config, params, hidden) / temperature
+        total = jax.nn.logsumexp(logits, axis=-1)
+        probability = jnp.exp(logits - total[..., None])
+        return pick(logits, tokens) - total, total - (probability * logits).sum(-1)
+
+    if not token_chunk or token_chunk >= width:
+        return score(hidden, tokens)
+    padded = -width % token_chunk
+    chunks = lambda x: jnp.moveaxis(
+        jnp.pad(x, [(0, 0), (0, 0), (0, padded)] + [(0, 0)] * (x.ndim - 3)).reshape(
+            batch, group_size, -1, token_chunk, *x.shape[3:]
+        ),
+        2,
+        0,
+    )
+    together = lambda x: jnp.moveaxis(x, 0, 2).reshape(batch, group_size, -1)[..., :width]
+    _, scores = jax.lax.scan(lambda _, xs: (None, jax.checkpoint(score)(*xs)), None, (chunks(hidden), chunks(tokens)))
+    return jax.tree.map(together, scores)

@@ -62,14 +62,21 @@ def random_batch(seed=0):
 
 
 def to_rollouts(old, mask, finished):
-    return Rollouts(tokens=None, mask=jnp.asarray(mask), logp=jnp.float32(old), finished=jnp.asarray(finished))
+    mask, old, finished = jnp.asarray(mask), jnp.float32(old), jnp.asarray(finished)
+    return Rollouts(tokens=None, mask=mask, logp=old, sampled_logp=None, finished=finished)
+
+
+def loss(config, logp, entropy, reference, A, rollouts):
+    """Return the loss of a whole batch, whose prompts do not matter here."""
+    no_prompts = Instances(None, None, None, None, None, None)
+    return grpo.loss(config, logp, entropy, grpo.make_batch(config, no_prompts, rollouts, A, reference))
 
 
 def value_and_grad(config, logp, entropy, reference, old, A, mask, finished):
     """Return the loss, its gradients to log-probs and entropies, and its metrics."""
     rollouts = to_rollouts(old, mask, finished)
     reference = jnp.float32(reference) if config.kl_coef else None
-    f = lambda logp, entropy: grpo.loss(config, logp, entropy, reference, jnp.float32(A), rollouts)
+    f = lambda logp, entropy: loss(config, logp, entropy, reference, jnp.float32(A), rollouts)
     (value, metrics), grads = jax.value_and_grad(f, (0, 1), has_aux=True)(jnp.float32(logp), jnp.float32(entropy))
     return value, grads, metrics
 
@@ -110,7 +117,7 @@ def test_clipping_by_hand(exit_config):
     # With max for A < 0, a common error, the last row reads 1.2, 0 and 1/2, 1/2: a bad token could never be unlearnt.
     log_ratio = jnp.log(jnp.array([[[1.5, 0.5], [1.5, 0.5]]]))
     rollouts = to_rollouts(jnp.zeros((1, 2, 2)), jnp.ones((1, 2, 2), bool), jnp.ones((1, 2), bool))
-    f = lambda logp: grpo.loss(exit_config(), logp, logp, None, jnp.array([[1.0, -1.0]]), rollouts)
+    f = lambda logp: loss(exit_config(), logp, logp, None, jnp.array([[1.0, -1.0]]), rollouts)
     (value, metrics), grad = jax.value_and_grad(f, has_aux=True)(log_ratio)
     np.testing.assert_allclose(value, (-1.2 - 0.5 + 1.5 + 0.8) / 4, rtol=1e-6)
     np.testing.assert_allclose(4 * grad, [[[0.0, -0.5], [1.5, 0.0]]], atol=1e-6)
@@ -189,12 +196,14 @@ def run_update(config, w, advantage_BG, reference_w=None, opt_state=None, tokens
         to_rollouts(jnp.full(tokens.shape, -np.log(4)), jnp.ones(tokens.shape, bool), jnp.ones((1, 2), bool)),
         tokens=tokens,
     )
-    instances = Instances(history=None, mode=None, from_buffer=None, fresh=None, prompt=None, prompt_length=None)
+    instances = Instances(
+        history=None, mode=None, from_buffer=None, fresh=None, prompt=jnp.zeros((1, 1)), prompt_length=jnp.ones(1)
+    )
     optimizer, params = optax.adam(0.3), {"w": jnp.asarray(w, jnp.float32)}
     opt_state = optimizer.init(params) if opt_state is None else opt_state
     reference = None if reference_w is None else {"w": jnp.asarray(reference_w, jnp.float32)}
     params, opt_state, metrics = grpo.update(
-        config, toy_logprobs, optimizer, params, reference, opt_state, instances, rollouts, jnp.array([advantage_BG])
+        config, toy_logprobs, optimizer, 1, params, reference, opt_state, instances, rollouts, jnp.array([advantage_BG])
     )
     return params["w"], opt_state, metrics
 
@@ -209,6 +218,8 @@ def test_two_epochs_are_two_steps_with_the_old_log_probs_fixed(exit_config):
     assert metrics_1["approx_kl_old"] == 0
     assert metrics_2["approx_kl_old"] > 0.01  # 0 if the old log-probs were taken anew
     for name, value in metrics.items():
+        if name.startswith("gap/"):  # of the first epoch
+            continue
         np.testing.assert_allclose(value, (metrics_1[name] + metrics_2[name]) / 2, rtol=1e-5, atol=1e-7, err_msg=name)
 
 

@@ -35,6 +35,7 @@ def settings(box=2, clues=(4, 7), **changes):
         max_edits=3,
         data_seed=0,
         feedback=True,
+        on_host=False,
         demo_clues=clues,
         demo_noise=0.3,
         demo_wrong=0.3,
@@ -236,7 +237,8 @@ def test_grades_are_those_of_plain_python(box, clues):
     scripts = [[random_script(rng, v, given[b], T) for _ in range(G)] for b in range(B)]
     lengths = [[rng.choice([T, T, rng.randint(0, T)]) for _ in range(G)] for _ in range(B)]  # tokens behind are masked
     mask_BGT = np.arange(T) < np.array(lengths)[..., None]
-    rollouts = Rollouts(jnp.array(scripts), jnp.array(mask_BGT), jnp.zeros((B, G, T)), jnp.ones((B, G), bool))
+    zeros = jnp.zeros((B, G, T))
+    rollouts = Rollouts(jnp.array(scripts), jnp.array(mask_BGT), zeros, zeros, jnp.ones((B, G), bool))
     mode_B = jnp.full(B, IMPROVE)
     grades = jax.jit(functools.partial(sudoku.grade, c))(Instances(history, mode_B, *4 * [None]), rollouts)
     children = grades.children

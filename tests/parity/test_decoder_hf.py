@@ -1,14 +1,15 @@
 """Test the decoder against transformers: logits and greedy responses of the Llama, Qwen2 and Qwen3 families."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import LLAMA
 
 from exit_jax.policy import decoder, sampler
-from exit_jax.policy.decoder import DecoderConfig
 from exit_jax.policy.sampler import SamplingConfig
 
 pytestmark = pytest.mark.parity
@@ -41,7 +42,7 @@ PROMPT_BP = np.random.default_rng(0).integers(31, size=(3, 7))
 def policy(**family):
     shape = {"vocab_size": 31, "num_layers": 3, "embed_dim": 32, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 40}
     variant = {"rope_theta": 1000.0, "norm_eps": 1e-5, "qkv_bias": False, "qk_norm": False}
-    return DecoderConfig(**{**shape, **variant, **family}, dtype="float32", remat=False, unroll_layers=False)
+    return dataclasses.replace(LLAMA, **{**shape, **variant, **family})
 
 
 def random_model(torch, transformers, name, c):
@@ -117,7 +118,7 @@ def test_greedy_responses_are_theirs(family, require_parity):
         return whole[0, LENGTH_B[row] :].numpy()
 
     stop = int(generate(0)[5])
-    sample = jax.jit(functools.partial(sampler.sample, c, SamplingConfig(12, stop, temperature=0.0), 1))
+    sample = jax.jit(functools.partial(sampler.sample, c, SamplingConfig(12, (stop,), temperature=0.0), 1))
     rollouts = sample(params, PROMPT_BP, LENGTH_B, jax.random.key(0))
     for row in range(3):
         theirs = generate(row, eos_token_id=stop, pad_token_id=0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from exit_jax.algorithm import grpo
-from exit_jax.algorithm.types import Rollouts
+from exit_jax.algorithm.types import Instances, Rollouts
 
 pytestmark = pytest.mark.parity
 
@@ -94,10 +94,13 @@ def test_loss_and_gradient_equal_those_of_trl(
             tokens=None,
             mask=to_jax(inputs["completion_mask"]) == 1,
             logp=to_jax(inputs["old_per_token_logps"]),
+            sampled_logp=None,
             finished=jnp.ones((B, G), bool),
         )
         reference = to_jax(inputs["ref_per_token_logps"]) if beta else None
-        loss = lambda logp: grpo.loss(config, logp, to_jax(entropy), reference, to_jax(inputs["advantages"]), rollouts)
+        no_prompts = Instances(None, None, None, None, None, None)
+        batch = grpo.make_batch(config, no_prompts, rollouts, to_jax(inputs["advantages"]), reference)
+        loss = lambda logp: grpo.loss(config, logp, to_jax(entropy), batch)
         (value, metrics), grad = jax.value_and_grad(loss, has_aux=True)(to_jax(logp))
     np.testing.assert_allclose(value, expected.item(), rtol=1e-6)
     np.testing.assert_allclose(grad, to_jax(logp.grad), rtol=1e-6, atol=1e-9)

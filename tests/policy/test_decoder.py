@@ -7,28 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import LLAMA, random_params, read
 
 from exit_jax.policy import cache as caches
 from exit_jax.policy import decoder, sampler
-from exit_jax.policy.decoder import DecoderConfig
 
-LLAMA = DecoderConfig(
-    vocab_size=17,
-    num_layers=2,
-    embed_dim=16,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    mlp_dim=24,
-    rope_theta=100.0,
-    norm_eps=1e-6,
-    tie_embeddings=True,
-    qkv_bias=False,
-    qk_norm=False,
-    dtype="float32",
-    remat=False,
-    unroll_layers=False,
-)
 QWEN2 = dataclasses.replace(LLAMA, qkv_bias=True, num_kv_heads=1, tie_embeddings=False)
 QWEN3 = dataclasses.replace(LLAMA, qk_norm=True, num_kv_heads=4)
 each_config = pytest.mark.parametrize("config", [LLAMA, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])
@@ -38,38 +21,19 @@ PROMPT_BP = np.random.default_rng(0).integers(17, size=(3, 5))
 TOKENS_BGT = np.random.default_rng(1).integers(17, size=(3, 2, 6))
 
 
-@functools.cache
-def random_params(config):
-    """Return parameters of which none is zero or one, as biases and norms are at first."""
-    shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
-    rng = np.random.default_rng(2)
-    return jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
+_logprobs = jax.jit(sampler.logprobs, static_argnums=(0, 1, 2))
 
 
-def new_cache(config, B, G, S):
-    shape = (config.num_layers, B, G, config.num_kv_heads, S, config.head_dim)
-    return caches.empty(shape, config.dtype, jnp.ones((B, G, S), bool))
+def logprobs(config, temperature, *args, chunk=0):
+    return _logprobs(config, temperature, chunk, *args)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def read(config, params, tokens_BGS, start=0, cache=None):
-    """Return logits [B, G, S, V] of tokens at positions from ``start``, and the cache; a new one has no prompt."""
-    cache = cache or new_cache(config, *tokens_BGS.shape)
-    position_BGS = start + jnp.broadcast_to(jnp.arange(tokens_BGS.shape[-1]), tokens_BGS.shape)
-    hidden_BGSD, cache = decoder.apply(config, params, tokens_BGS, position_BGS, cache)
-    return decoder.logits(config, params, hidden_BGSD), cache
-
-
-logprobs = jax.jit(sampler.logprobs, static_argnums=(0, 1))
-
-
-def test_own_mask_is_causal_as_in_its_docstring():
-    key = jnp.zeros((1, 1, 1, 3, 1))
-    layer = caches.LayerCache(None, None, None, key, key, jnp.ones((1, 1, 3), bool), used=jnp.int32(2))
-    np.testing.assert_array_equal(layer.own_mask(2)[0, 0], [[True, False, False], [True, True, False]])
-    np.testing.assert_array_equal(layer.own_mask(1)[0, 0], [[True, True, False]])
-    masked = dataclasses.replace(layer, mask=jnp.array([[[False, True, True]]]))
-    np.testing.assert_array_equal(masked.own_mask(2)[0, 0], [[False, False, False], [False, True, False]])
+def test_causal_mask_is_as_in_its_docstring():
+    mask = jnp.ones((1, 1, 3), bool)
+    np.testing.assert_array_equal(caches.causal_mask(mask, 1, 2)[0, 0], [[True, True, False], [True, True, True]])
+    np.testing.assert_array_equal(caches.causal_mask(mask, 1, 1)[0, 0], [[True, True, False]])
+    hidden = mask.at[0, 0, 0].set(False)
+    np.testing.assert_array_equal(caches.causal_mask(hidden, 1, 2)[0, 0], [[False, True, False], [False, True, True]])
 
 
 def test_no_token_sees_a_later_one_nor_another_rollout():
@@ -99,7 +63,7 @@ def test_shared_prompt_equals_plain_sequences(config):
         last_BD, prompt = sampler.prefill(config, params, prompt_BP, length_B)
         position_BGT = length_B[:, None, None] + jnp.broadcast_to(jnp.arange(6), tokens_BGT.shape)
         cache = caches.share_prompt(prompt, group_size=2, width=6)
-        hidden_BGTD, _ = decoder.apply(config, params, tokens_BGT, position_BGT, cache)
+        hidden_BGTD, _ = decoder.apply(config, params, tokens_BGT, position_BGT, jnp.ones((3, 2, 6), bool), cache)
         return decoder.logits(config, params, last_BD), decoder.logits(config, params, hidden_BGTD)
 
     params = random_params(config)
@@ -118,7 +82,8 @@ def test_shared_prompt_equals_plain_sequences(config):
 def test_cache_written_in_chunks_equals_written_at_once(config):
     params = random_params(config)
     whole_BGTV, _ = read(config, params, TOKENS_BGT)
-    cache, chunks = new_cache(config, *TOKENS_BGT.shape), []
+    slots = jnp.zeros((config.num_layers, 3, 2, config.num_kv_heads, 6, config.head_dim))
+    cache, chunks = caches.Cache(caches.LayerCache(key=slots, value=slots), mask=jnp.zeros((3, 2, 6), bool)), []
     for start, end in ((0, 1), (1, 3), (3, 6)):
         logits, cache = read(config, params, TOKENS_BGT[..., start:end], start, cache)
         chunks.append(logits)
@@ -150,7 +115,7 @@ def grads_of(config):
     """Return a loss's gradients and the program that computes them."""
 
     def loss(params):
-        return sampler.logprobs(config, 1.0, params, PROMPT_BP, LENGTHS_B, TOKENS_BGT)[0].mean()
+        return sampler.logprobs(config, 1.0, 0, params, PROMPT_BP, LENGTHS_B, TOKENS_BGT)[0].mean()
 
     params = random_params(config)
     program = jax.jit(jax.grad(loss)).trace(params)
@@ -163,8 +128,8 @@ def test_every_parameter_gets_a_gradient(config):
         assert np.abs(leaf).max() > 1e-5, jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("field", ["remat", "unroll_layers"])
-def test_gradients_are_the_same_however_computed(field):
-    (one, program), (two, other) = grads_of(QWEN3), grads_of(dataclasses.replace(QWEN3, **{field: True}))
+@pytest.mark.parametrize("change", [{"remat": "layer"}, {"remat": "dots"}, {"unroll_layers": True}], ids=str)
+def test_gradients_are_the_same_however_computed(change):
+    (one, program), (two, other) = grads_of(QWEN3), grads_of(dataclasses.replace(QWEN3, **change))
     assert program != other  # else the comparison below says nothing
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one, two)

@@ -7,41 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import LLAMA, random_params
 
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
-from exit_jax.policy.decoder import DecoderConfig
 from exit_jax.policy.sampler import SamplingConfig
 
-POLICY = DecoderConfig(
-    vocab_size=11,
-    num_layers=2,
-    embed_dim=16,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    mlp_dim=24,
-    rope_theta=100.0,
-    norm_eps=1e-6,
-    tie_embeddings=False,
-    qkv_bias=False,
-    qk_norm=False,
-    dtype="float32",
-    remat=False,
-    unroll_layers=False,
-)
+POLICY = dataclasses.replace(LLAMA, vocab_size=11, tie_embeddings=False)
 STOP = 7
-PLAIN = SamplingConfig(max_tokens=6, stop_token=STOP, temperature=0.7)
+PLAIN = SamplingConfig(max_tokens=6, stop_tokens=(STOP,), temperature=0.7)
 LONG = dataclasses.replace(PLAIN, max_tokens=12)
 LENGTH_B = np.array([5, 1, 3, 2, 4, 5, 2, 3])
 PROMPT_BP = np.random.default_rng(0).integers(11, size=(8, 5))
 
 
-@functools.cache
 def params():
-    shapes = jax.eval_shape(lambda: decoder.init(POLICY, jax.random.key(0)))
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.1, 0.4, leaf.shape), jnp.float32), shapes)
+    return random_params(POLICY, seed=1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -53,11 +34,11 @@ def sample(sampling=PLAIN, group_size=4, seed=0, rows=slice(8)):
     return _sample(sampling, group_size, params(), PROMPT_BP[rows], LENGTH_B[rows], jax.random.key(seed))
 
 
-_logprobs = jax.jit(sampler.logprobs, static_argnums=0)
+_logprobs = jax.jit(sampler.logprobs, static_argnums=(0, 2))
 
 
 def logprobs(tokens_BGT, temperature=PLAIN.temperature):
-    return _logprobs(POLICY, temperature, params(), PROMPT_BP, LENGTH_B, tokens_BGT)
+    return _logprobs(POLICY, temperature, 0, params(), PROMPT_BP, LENGTH_B, tokens_BGT)
 
 
 def logprobs_of_all(prefix_BT, temperature=PLAIN.temperature):
@@ -92,8 +73,8 @@ def test_zero_temperature_and_top_1_are_the_argmax_chain():
     greedy = sample(dataclasses.replace(PLAIN, temperature=0.0))
     top_1 = sample(dataclasses.replace(PLAIN, top_k=1), seed=1)
     np.testing.assert_array_equal(greedy.tokens, top_1.tokens)
-    np.testing.assert_array_equal(top_1.logp, 0.0)
-    np.testing.assert_array_equal(greedy.logp, 0.0)
+    np.testing.assert_array_equal(top_1.sampled_logp, 0.0)
+    np.testing.assert_array_equal(greedy.sampled_logp, 0.0)
     chain_BT = np.zeros((8, 0), int)
     for _ in range(6):
         ended_B = (chain_BT == STOP).any(1)
@@ -123,11 +104,14 @@ def test_truncation_keeps_the_support_of_a_numpy_oracle():
 def test_logp_is_that_of_the_truncated_distribution():
     logits_BGV = np.random.default_rng(3).normal(0, 2, (8, 4, 11)).astype(np.float32)
     top_3 = dataclasses.replace(PLAIN, top_k=3)
-    token_BG, logp_BG = sampler.choose(top_3, jnp.asarray(logits_BGV), jax.random.split(jax.random.key(0), (8, 4)))
+    keys = jax.random.split(jax.random.key(0), (8, 4))
+    token_BG, whole_BG, logp_BG = sampler.choose(top_3, jnp.asarray(logits_BGV), keys, True)
     kept_BGV = logits_BGV >= np.sort(logits_BGV)[..., -3:-2]
     weight_BGV = np.where(kept_BGV, np.exp(logits_BGV / top_3.temperature), 0.0)
     weight_BG = np.take_along_axis(weight_BGV, np.asarray(token_BG)[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(np.exp(logp_BG), weight_BG / weight_BGV.sum(-1), rtol=1e-5)
+    every_BG = np.exp(logits_BGV / top_3.temperature).sum(-1)
+    np.testing.assert_allclose(np.exp(whole_BG), weight_BG / every_BG, rtol=1e-5)
 
 
 def test_first_tokens_are_as_frequent_as_their_probabilities():
@@ -203,7 +187,7 @@ def test_equal_prompts_get_different_responses():
 
 def test_number_of_devices_does_not_matter():
     def on(num_devices):
-        shard = functools.partial(meshes.shard_batch, meshes.make_mesh(num_devices))
+        shard = functools.partial(meshes.shard_batch, meshes.make_mesh(meshes.MeshConfig(num_devices, 1, 1)))
         run = lambda *args: shard(sampler.sample(POLICY, PLAIN, 4, params(), *shard((PROMPT_BP, LENGTH_B)), *args))
         return jax.jit(run)(jax.random.key(0))
 

@@ -32,6 +32,7 @@ class SudokuConfig:
     max_edits: int  # (cell, digit) pairs a response
     data_seed: int
     feedback: bool  # False: the feedback token always says "open"
+    on_host: bool  # grade between compiled programs, as other domains must; slower
     demo_clues: tuple[int, int]  # of the puzzles that the warm start is shown, inclusive
     demo_noise: float  # share of demonstrated digits that are random instead of legal
     demo_wrong: float  # share of the own digits in a demonstration's grid that are random
@@ -309,14 +310,17 @@ def make_domain(config: SudokuConfig) -> Domain:
         return (grid > 0).all(-1)
 
     modes = [(v.mode[mode],) for mode in (BASE, IMPROVE, DIVERGE)]
-    demo = dataclasses.replace(config, num_clues=(1, 1), eval_clues=(1, 1), num_eval=1)  # these do not touch them
+    demo = dataclasses.replace(config, num_clues=(1, 1), eval_clues=(1, 1), num_eval=1, on_host=False)  # not theirs
     return Domain(
         name=f"sudoku{v.digits}",
         vocab_size=v.size,
         history_width=4 * v.cells + 1,
         prompt_width=2 * v.cells + 2,
         max_tokens=2 * config.max_edits + 1,
-        stop_token=v.end,
+        stop_tokens=(v.end,),
+        stop_sequences=(),
+        num_children=1,
+        embedding_width=v.cells * v.digits,
         templates={
             "base": (modes[0], "request"),
             "improve": (modes[1], "solution", "feedback"),
@@ -325,6 +329,7 @@ def make_domain(config: SudokuConfig) -> Domain:
         tasks=tasks,
         difficulty=lambda split: {"clues": (generate(split)[0] > 0).sum(-1)},
         grade=functools.partial(grade, config),
+        on_host=config.on_host,
         complete=complete,
         demonstrations=demonstrations,
         demonstrations_id=repr(demo),

@@ -1,0 +1,102 @@
+"""Several hosts: who they are, what they agree on, and which rows each of them grades."""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+def initialize() -> None:
+    """Join the other processes, if there are any: call it before anything asks JAX for devices.
+
+    JAX finds its peers by itself on TPU pods, SLURM and Kubernetes, which ``EXIT_JAX_DISTRIBUTED=1`` asks for; elsewhere
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it, as launch/local_multiprocess.sh does.
+
+    Raises:
+      ValueError: if one of the three is missing or no number.
+    """
+    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    if os.environ.get("EXIT_JAX_DISTRIBUTED") == "1":
+        jax.distributed.initialize()
+    elif "JAX_COORDINATOR_ADDRESS" in os.environ:
+        wrong = [f"{name} = {os.environ.get(name)!r}" for name in names if not os.environ.get(name, "").isdigit()]
+        if wrong:
+            raise ValueError(f"JAX_COORDINATOR_ADDRESS is set, but {' and '.join(wrong)}; give it a number")
+        count, index = (int(os.environ[name]) for name in names)
+        jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
+
+
+def is_lead() -> bool:
+    """Say whether this process writes what is written once: logs, metrics, reports."""
+    return jax.process_index() == 0
+
+
+def agree(value: int) -> int:
+    """Return the largest of the processes' values, such as a signal that one of them caught; all must call it."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(np.int32(value)).max())
+
+
+def local_rows(tree: _T) -> tuple[_T, np.ndarray]:
+    """Return the rows of arrays [B, ...] that this process owns, in NumPy, and their numbers.
+
+    Where copies of a row lie on several processes, the one that holds copy 0 owns it, so that each row has one owner.
+    """
+    first = jax.tree.leaves(tree)[0]
+    if jax.process_count() == 1:
+        return jax.device_get(tree), np.arange(first.shape[0])
+
+    def rows(array):
+        parts = [
+            (shard.index[0].start or 0, np.asarray(shard.data))
+            for shard in array.addressable_shards
+            if not shard.replica_id
+        ]
+        parts.sort(key=lambda part: part[0])
+        return parts
+
+    numbers = np.concatenate([start + np.arange(len(data)) for start, data in rows(first)] or [np.zeros(0, int)])
+    take = lambda array: np.concatenate(
+        [data for _, data in rows(array)] or [np.zeros((0, *array.shape[1:]), array.dtype)]
+    )
+    return jax.tree.map(take, tree), numbers
+
+
+def exchange_rows(tree: _T, numbers: np.ndarray, num_rows: int) -> _T:
+    """Put rows that the processes own together: every process gets all rows, in NumPy."""
+    if jax.process_count() == 1:
+        return tree
+
+    def combine(rows):
+        whole = np.zeros((num_rows, *rows.shape[1:]), np.uint8 if rows.dtype == bool else rows.dtype)
+        whole[numbers] = rows  # one process sets a row, it is zero in the others
+        return multihost_utils.process_allgather(whole).sum(0).astype(rows.dtype)
+
+    return jax.tree.map(combine, tree)
+
+
+def on_own_rows(function: Callable[..., _T], blank: Callable[..., _T], *args) -> tuple[_T, bool]:
+    """Apply a host function to the rows [B, ...] that this process owns, and share the outcome with all processes.
+
+    A fault becomes the value ``blank`` of the same rows, so that no process leaves the others waiting in a collective.
+
+    Returns:
+      The function's value for all rows, and whether it failed here.
+    """
+    num_rows = jax.tree.leaves(args)[0].shape[0]
+    local, numbers = local_rows(args)
+    failed = False
+    try:
+        value = jax.device_get(function(*local)) if numbers.size else blank(*local)
+    except Exception:  # whatever a domain's verifier may raise
+        log.exception("grading failed for %d prompts, which count as invalid", numbers.size)
+        value, failed = blank(*local), True
+    return exchange_rows(jax.tree.map(np.asarray, value), numbers, num_rows), failed

@@ -1,0 +1,139 @@
+"""Attention over the group's shared prompt and each rollout's own tokens, by the kernel that suits the platform.
+
+``grouped`` is plain XLA and serves all platforms, and every step of decoding. ``flash`` never forms the matrix of scores:
+splash attention (Pallas) on TPU, cuDNN on GPU. It serves whole sequences, that is prefill and the learner.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.sharding import PartitionSpec
+
+from exit_jax.algorithm.types import Array
+from exit_jax.parallel.mesh import BATCH
+from exit_jax.policy.cache import LayerCache
+
+BACKENDS = ("auto", "xla", "cudnn", "splash", "splash_interpret")  # the last is for tests on a CPU
+_LANES = 128  # splash wants lengths in multiples of this
+
+
+def resolve(backend: str, platform: str, dtype: str) -> str:
+    """Return the kernel that "auto" stands for on a platform: "cpu", "gpu" or "tpu". cuDNN has none for float32."""
+    if backend != "auto":
+        return backend
+    return {"tpu": "splash", "gpu": "cudnn" if dtype == "bfloat16" else "xla"}.get(platform, "xla")
+
+
+def grouped(query: Array, cache: LayerCache, prompt_mask: Any, mask: Array) -> Array:
+    """Attend with a score for each pair of tokens.
+
+    Args:
+      query: [B, G, S, H, h].
+      cache: with own keys [B, G, K, T, h], and with a prompt [B, K, P, h] or without.
+      prompt_mask: bool [B, P], None without a prompt.
+      mask: bool [B, G, S, T], the own slots that each query sees.
+
+    Returns:
+      [B, G, S, H, h].
+    """
+    B, G, S, H, h = query.shape
+    K = cache.key.shape[2]
+    R = H // K
+    # The R query heads of a kv head are rows of one matmul; so is the whole group against its shared prompt.
+    query = query.reshape(B, G, S, K, R, h).transpose(0, 3, 1, 4, 2, 5)  # [B, K, G, R, S, h]
+    own = query.swapaxes(1, 2).reshape(B, G, K, R * S, h)
+    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    score = einsum("bgkqh,bgkth->bgkqt", own, cache.key).reshape(B, G, K, R, S, -1)
+    mask = mask[:, :, None, None]  # [B, G, 1, 1, S, T]
+    split = 0
+    if cache.prompt_key is not None:
+        shared = einsum("bkqh,bkph->bkqp", query.reshape(B, K, G * R * S, h), cache.prompt_key)
+        shared = shared.reshape(B, K, G, R, S, -1).swapaxes(1, 2)
+        split = shared.shape[-1]
+        seen = jnp.broadcast_to(prompt_mask[:, None, None, None, None], (B, G, 1, 1, S, split))
+        score = jnp.concatenate([shared, score], axis=-1)
+        mask = jnp.concatenate([seen, mask], axis=-1)
+    weight = jax.nn.softmax(jnp.where(mask, score * h**-0.5, -1e30), axis=-1).astype(query.dtype)
+    own_weight = weight[..., split:].reshape(B, G, K, R * S, -1)
+    mixed = jnp.einsum("bgkqt,bgkth->bgkqh", own_weight, cache.value).reshape(B, G, K, R, S, h)
+    if cache.prompt_value is not None:
+        shared_weight = weight[..., :split].swapaxes(1, 2).reshape(B, K, G * R * S, split)
+        shared = jnp.einsum("bkqp,bkph->bkqh", shared_weight, cache.prompt_value)
+        mixed += shared.reshape(B, K, G, R, S, h).swapaxes(1, 2)
+    return mixed.transpose(0, 1, 4, 2, 3, 5).reshape(B, G, S, H, h)
+
+
+def flash(backend: str, query: Array, cache: LayerCache, prompt_mask: Any, mask: Array) -> Array:
+    """As ``grouped`` for S new tokens that see the prompt and each other causally, without a matrix of scores.
+
+    Each rollout is a row of its own here, its prompt's keys in front of its own: token i sees keys 0 .. P + i.
+
+    Args:
+      mask: bool [B, G, S], which of the new tokens are real.
+    """
+    B, G = mask.shape[:2]
+    key, value, valid = cache.key, cache.value, mask
+    if cache.prompt_key is not None:
+        spread = lambda x: jnp.broadcast_to(x[:, None], (B, G, *x.shape[1:]))
+        key = jnp.concatenate([spread(cache.prompt_key), key], axis=3)
+        value = jnp.concatenate([spread(cache.prompt_value), value], axis=3)
+        valid = jnp.concatenate([spread(prompt_mask), valid], axis=2)
+    if backend == "cudnn":
+        return _cudnn(query, key, value, valid)
+    return _splash(query, key, value, valid, interpret=backend == "splash_interpret")
+
+
+def _cudnn(query: Array, key: Array, value: Array, valid: Array) -> Array:
+    """[B, G, S, H, h], [B, G, K, P + S, h] twice, bool [B, G, P + S] -> [B, G, S, H, h]."""
+    B, G, S, H, h = query.shape
+    width = key.shape[3]
+    rows = lambda x: x.swapaxes(2, 3).reshape(B * G, width, -1, h)
+    causal = jnp.arange(width)[None] <= (width - S + jnp.arange(S))[:, None]
+    mask = causal[None] & valid.reshape(B * G, 1, width)
+    implementation = (
+        "cudnn" if jax.default_backend() == "gpu" else "xla"
+    )  # tests hold the same call against ``grouped``
+    mixed = jax.nn.dot_product_attention(
+        query.reshape(B * G, S, H, h), rows(key), rows(value), mask=mask[:, None], implementation=implementation
+    )
+    return mixed.reshape(B, G, S, H, h)
+
+
+def _splash(query: Array, key: Array, value: Array, valid: Array, interpret: bool = False) -> Array:
+    """As ``_cudnn``. XLA does not partition Pallas kernels, so each device is given its rows and heads by shard_map."""
+    S, width = query.shape[2], key.shape[3]
+
+    def pad(x, axis):
+        return jnp.pad(x, [(0, -size % _LANES if i == axis else 0) for i, size in enumerate(x.shape)])
+
+    def attend(query, key, value, valid):
+        b, g, padded, heads, h = query.shape
+        causal = splash_mask.CausalMask((padded, key.shape[3]), offset=width - S)
+        kernel = splash.make_splash_mha_single_device(
+            splash_mask.MultiHeadMask([causal] * heads),
+            block_sizes=_block_sizes(padded, key.shape[3]),
+            interpret=interpret,
+        )
+        rows = lambda x: x.reshape(b * g, *x.shape[2:])
+        segment = splash.SegmentIds(jnp.ones((b * g, padded), jnp.int32), rows(valid).astype(jnp.int32))
+        mixed: Any = jax.vmap(kernel)(rows(query.swapaxes(2, 3)), rows(key), rows(value), segment)
+        return mixed.swapaxes(1, 2).reshape(b, g, padded, heads, h)
+
+    if not jax.sharding.get_abstract_mesh().empty:
+        by_rows, by_kv_head = PartitionSpec(BATCH), PartitionSpec(BATCH, None, "tensor")
+        by_head = PartitionSpec(BATCH, None, None, "tensor")
+        specs = (by_head, by_kv_head, by_kv_head, by_rows)
+        attend = jax.shard_map(attend, in_specs=specs, out_specs=by_head, check_vma=False)
+    scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    return attend(pad(scaled, 2), pad(key, 3), pad(value, 3), pad(valid, 2))[:, :, :S]
+
+
+def _block_sizes(num_queries: int, num_keys: int) -> splash.BlockSizes:
+    """Return the largest tiles up to 512 that divide the lengths; larger ones outgrow the memory next to the cores."""
+    largest = lambda size: max(block for block in (128, 256, 512) if size % block == 0)
+    q, kv = largest(num_queries), largest(num_keys)
+    return splash.BlockSizes(block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv)
