@@ -187,6 +187,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.run.checkpoint_every = 100
     c.run.keep_checkpoints = 2
     c.run.warm_start_dir = ""
+    c.run.export_dtype = "float32"
     c.run.profile = False
 
     c.study = ConfigDict()

@@ -93,6 +93,7 @@ class RunConfig:
     checkpoint_every: int  # iterations; a multiple of steps_per_call
     keep_checkpoints: int
     warm_start_dir: str  # folder of finished warm starts; "" for one in the workdir
+    export_dtype: str  # of the tensors that --mode export writes
     profile: bool  # write a JAX trace of one call of steps_per_call iterations
 
 
@@ -151,7 +152,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> Config:
         rest = num_devices // max(mesh.fsdp * mesh.tensor, 1)
         mesh = dataclasses.replace(mesh, data=max(rest, 1))
         parsed = dataclasses.replace(parsed, run=dataclasses.replace(parsed.run, mesh=mesh))
-    faults = _contradictions(parsed, num_devices)
+    faults = contradictions(parsed, num_devices)
     if faults:
         raise ConfigError(_list_faults(faults))
     return parsed
@@ -162,7 +163,7 @@ def _with_shape(values: dict, faults: list[str]) -> dict:
     policy = values.get("policy")
     if not values.get("checkpoint") or not isinstance(values["checkpoint"], str) or not isinstance(policy, dict):
         return values
-    from exit_jax.policy import hf
+    from exit_jax.policy.hf import config as hf_config
 
     given = sorted(set(policy) & {f.name for f in dataclasses.fields(DecoderConfig)} - set(COMPUTE_FIELDS))
     if given:
@@ -170,7 +171,7 @@ def _with_shape(values: dict, faults: list[str]) -> dict:
             f"config.policy gives {', '.join(given)}, but the shape is that of config.checkpoint; remove them"
         )
     try:
-        return values | {"policy": policy | hf.read_shape(values["checkpoint"])}
+        return values | {"policy": policy | hf_config.read(hf_config.resolve(values["checkpoint"]))}
     except ValueError as error:
         faults.append(str(error))
         return values | {"policy": None}
@@ -235,7 +236,7 @@ def _convert(kind, value, path: str, faults: list[str]):
     return value
 
 
-def _contradictions(c: Config, num_devices: int) -> list[str]:
+def contradictions(c: Config, num_devices: int) -> list[str]:
     """Return one sentence a fault, naming the values, the rule and the remedy."""
     a, faults = c.algorithm, []
 
@@ -279,6 +280,7 @@ def _contradictions(c: Config, num_devices: int) -> list[str]:
         ("policy.param_dtype", p.param_dtype, ("float32", "bfloat16")),
         ("policy.attention", p.attention, attention.BACKENDS),
         ("policy.remat", p.remat, REMAT),
+        ("run.export_dtype", c.run.export_dtype, ("float32", "bfloat16", "float16")),
         ("optimizer.kind", c.optimizer.kind, OPTIMIZERS),
         ("warm_start.optimizer.kind", c.warm_start.optimizer.kind, OPTIMIZERS),
         *((f"policy.lora.targets[{i}]", target, PROJECTIONS) for i, target in enumerate(p.lora.targets)),

@@ -18,7 +18,7 @@ from exit_jax.domains.domain import DomainError
 from exit_jax.metrics import Timing
 
 FLAGS = flags.FLAGS
-MODES = ("train", "evaluate", "study", "report")
+MODES = ("train", "evaluate", "study", "report", "export", "compile")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment to run, as <file>[:name=value,...].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<name>-<variant>-seed<seed>.")
 _MODE = flags.DEFINE_enum(
@@ -26,8 +26,11 @@ _MODE = flags.DEFINE_enum(
     "train",
     MODES,
     "train: warm start, RL, evaluation and report, going on where the workdir stands; evaluate: the workdir's newest "
-    "policy; study: all variants and seeds of config.study; report: plots and tables of the workdir, or of --runs.",
+    "policy; study: all variants and seeds of config.study; report: plots and tables of the workdir, or of --runs; "
+    "export: the workdir's newest policy as a Hugging Face checkpoint, in <workdir>/export; "
+    "compile: what the config would take on the TPU slice --topology; needs libtpu, but no TPU.",
 )
+_TOPOLOGY = flags.DEFINE_string("topology", "", "With --mode compile: the TPU slice, as v5e:4x4.")
 _RUNS = flags.DEFINE_list("runs", [], "With --mode report: folders of finished runs to compare in one report.")
 
 
@@ -47,14 +50,19 @@ def run_experiment(config: Config, workdir: pathlib.Path) -> dict:
     return results
 
 
+def reopen_workdir(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+    """Open the workdir of a run that has begun."""
+    if not (workdir / "config.json").exists():
+        raise ConfigError(f"{workdir} holds no run; train first, or name the right --workdir")
+    return open_workdir(workdir, config)
+
+
 def evaluate_workdir(config: Config, workdir: pathlib.Path) -> dict:
     """Evaluate the newest policy of a workdir."""
     from exit_jax.evaluate import evaluate
     from exit_jax.train import restore_params
 
-    if not (workdir / "config.json").exists():
-        raise ConfigError(f"{workdir} holds no run; train first, or name the right --workdir")
-    workdir = open_workdir(workdir, config)
+    workdir = reopen_workdir(config, workdir)
     params = restore_params(config, workdir)
     if params is None:
         raise ConfigError(f"{workdir} holds no checkpoint; train first, or name the right --workdir")
@@ -73,10 +81,27 @@ def make_study_config(variant: str, seed: int) -> Config:
     return validate(content, jax.device_count())
 
 
+def compile_config() -> int:
+    """Compile for --topology on this machine's CPU; returns exit status 1 where the config does not fit."""
+    import jax
+
+    from exit_jax.compile import find_topology, fit
+
+    jax.config.update("jax_platforms", "cpu")
+    topology = find_topology(_TOPOLOGY.value)
+    config = validate(_CONFIG.value, len(topology.devices))
+    name = f"runs/{config.name}-{topology.name.replace(':', '-')}"
+    text, fits = fit(config, topology, pathlib.Path(_WORKDIR.value or name).expanduser().absolute())
+    print(f"\n{text}")
+    return 0 if fits else 1
+
+
 def main(_) -> int:
     """Carry out --mode; a fault of the user's making is one clear error and exit status 2."""
     import jax
 
+    from exit_jax.export import export_policy
+    from exit_jax.parallel import hosts
     from exit_jax.report import report
     from exit_jax.study import study
     from exit_jax.train import Interrupted
@@ -84,15 +109,25 @@ def main(_) -> int:
     for noisy in ("absl", "jax"):  # they report probes for a TPU, and failed saves by a page of traceback
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     try:
+        if _MODE.value == "compile":
+            return compile_config()
+        try:
+            hosts.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(f"cannot join the other processes: {error}") from error
         config = validate(_CONFIG.value, jax.device_count())
         suffix = "-study" if _MODE.value == "study" else f"-{config.variant}-seed{config.seed}"
         workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.name}{suffix}").expanduser().absolute()
         if _MODE.value == "train":
             results = run_experiment(config, workdir)
-            show(results)
-            print(f"report: {report(workdir, [workdir])}")
+            if hosts.is_lead():
+                show(results)
+                print(f"report: {report(workdir, [workdir])}")
         elif _MODE.value == "evaluate":
             show(evaluate_workdir(config, workdir))
+        elif _MODE.value == "export":
+            folders = export_policy(config, reopen_workdir(config, workdir))
+            print("exported:", *folders)
         elif _MODE.value == "study":
             variants, seeds = config.study.variants, config.study.seeds
             study(make_study_config, variants, seeds, workdir, run_experiment)

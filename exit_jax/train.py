@@ -6,7 +6,7 @@ import functools
 import pathlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -164,23 +164,24 @@ class Program:
     warm: Callable[[WarmState], tuple[WarmState, Metrics]]
     init: Callable[[Params, int], State]
     train: Callable[[Given, State], tuple[State, Metrics]]
+    steps: "StepPrograms"  # the same iteration in parts, which are traced and compiled only where they are called
 
 
 def shared(config: Config) -> Config:
     """Return the config without what changes no compiled program; within a process, runs share the programs of equal ones."""
     r = config.run
-    run = RunConfig(0, r.mesh, r.num_microbatches, r.token_chunk, r.steps_per_call, 1, 1, "", False)
+    run = RunConfig(0, r.mesh, r.num_microbatches, r.token_chunk, r.steps_per_call, 1, 1, "", "", False)
     return dataclasses.replace(config, name="", variant="", seed=0, checkpoint="", run=run, study=StudyConfig((), ()))
 
 
-def make_program(config: Config) -> Program:
-    """Jit the programs of a run."""
-    return _make_program(shared(config))
+def make_program(config: Config, devices: Sequence[Any] | None = None) -> Program:
+    """Jit the programs of a run, for the first devices, or for ``devices`` of a topology that is only compiled for."""
+    return _make_program(shared(config), devices and tuple(devices))
 
 
 @functools.lru_cache
-def _make_program(config: Config) -> Program:
-    mesh = meshes.make_mesh(config.run.mesh)
+def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
+    mesh = meshes.make_mesh(config.run.mesh, devices)
     domain = make_domain(config.domain_name, config.domain)
     policy = decoder_config(config)
     optimizer, warm_optimizer = make_optimizer(config.optimizer), make_optimizer(config.warm_start.optimizer)
@@ -231,7 +232,8 @@ def _make_program(config: Config) -> Program:
     warm_like = place(warm_state, params, warm_optimizer)
     same = meshes.replicated(mesh)
     where = lambda like: jax.tree.map(lambda leaf: leaf.sharding, like)
-    split = StepPrograms.make(config, domain, mesh, where(state_like)) if domain.on_host else None
+    steps = StepPrograms.make(config, domain, mesh, where(state_like))
+    whole = jax.jit(fused, donate_argnums=1, out_shardings=(where(state_like), same))
     return Program(
         mesh=mesh,
         params=params_like,
@@ -241,7 +243,8 @@ def _make_program(config: Config) -> Program:
         init_warm=jax.jit(init_warm, out_shardings=where(warm_like)),
         warm=jax.jit(functools.partial(repeat, warm_step), donate_argnums=0, out_shardings=(where(warm_like), same)),
         init=jax.jit(init, out_shardings=where(state_like)),
-        train=split.iterate if split else jax.jit(fused, donate_argnums=1, out_shardings=(where(state_like), same)),
+        train=steps.iterate if domain.on_host else whole,
+        steps=steps,
     )
 
 
@@ -410,15 +413,16 @@ def initial_params(config: Config) -> Params:
     program = make_program(config)
     if not config.checkpoint:
         return program.init_params(config.seed)
-    from exit_jax.policy import hf
+    from exit_jax.policy.hf.config import resolve
+    from exit_jax.policy.hf.load import load
 
-    adapters, like = decoder.split_adapters(program.params)
+    where = jax.tree.map(lambda leaf: leaf.sharding, program.params)
     try:
-        params = hf.load(config.checkpoint, decoder_config(config), like)
+        params = load(resolve(config.checkpoint), decoder_config(config), where)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if config.policy.lora.rank:
-        where = jax.tree.map(lambda leaf: leaf.sharding, adapters)
+        where = decoder.split_adapters(where)[0]
         fresh = jax.jit(lambda seed: decoder.split_adapters(program.init_params(seed))[0], out_shardings=where)
         params = decoder.join(params, fresh(config.seed))
     return params

@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "exit_jax"
 # floors from the top; a module may import from its own room or from floors below, never from its neighbours' rooms above
 FLOORS = (
     ("main",),
-    ("study", "evaluate", "train", "report"),
+    ("study", "evaluate", "train", "report", "compile", "export"),
     ("config", "checkpoint", "metrics"),
     ("domains",),
     ("policy",),

@@ -24,8 +24,9 @@ from exit_jax.metrics import Timing, read_jsonl
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def smoke(arg: str = "", **run) -> Config:
+def smoke(arg: str = "", changes=None, **run) -> Config:
     content = runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"](arg)
+    content.update_from_flattened_dict(changes or {})
     content.algorithm.kl_coef = 0.001  # so that there is a reference to restore
     content.algorithm.reference_every = 3
     content.run.mesh.data = 1
@@ -148,6 +149,92 @@ def test_one_learn_step_agrees_on_all_meshes():
         for a, b in zip(leaves(outcomes[0].params), leaves(other.params), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
         assert_same(outcomes[0].buffer, other.buffer)
+
+
+def test_grading_on_the_host_changes_nothing(whole, tmp_path):
+    """Four programs and the host between them do what the one program does, but for rounding; a fault costs its rows."""
+    per_step = {"steps_per_call": 1, "num_iterations": 3, "checkpoint_every": 3}
+    on_host, _ = train.train(smoke(changes={"domain.on_host": True}, **per_step), tmp_path)
+    recorded = rows(tmp_path)
+    for ours, theirs in zip(recorded, rows(whole[1])):
+        assert ours.pop("grading_faults") == 0
+        for name in theirs:
+            np.testing.assert_allclose(ours[name] or 0.0, theirs[name] or 0.0, rtol=1e-4, atol=1e-4, err_msg=name)
+    assert int(on_host.step) == 3
+
+
+def test_a_grading_fault_is_a_value(monkeypatch, caplog):
+    config, domain, state, given = one_iteration()
+    broken = dataclasses.replace(domain, on_host=True, grade=lambda *_: 1 / 0)
+    program = train.make_program(config)
+    where = jax.tree.map(lambda leaf: leaf.sharding, program.state)
+    before = leaves(state.params)
+    after, metrics = train.StepPrograms.make(config, broken, program.mesh, where).iterate(given, state)
+    assert metrics["grading_faults"][0] == 1
+    assert metrics["invalid"][0] == 1.0
+    assert metrics["buffer/inserted"][0] <= config.algorithm.num_prompts  # the base tasks themselves, no children
+    assert "ZeroDivisionError" in caplog.text
+    for a, b in zip(before, leaves(after.params), strict=True):  # equal rewards have no advantage; KL is 0 at first
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-3)
+
+
+LORA = {
+    "policy.lora.rank": 2,
+    "policy.lora.alpha": 4.0,
+    "policy.lora.targets": ("query", "down"),
+    "warm_start.num_steps": 0,
+    "algorithm.entropy_coef": 0.1,
+}
+
+
+def test_lora_trains_adapters_only_and_keeps_the_base(tmp_path):
+    config = smoke(changes=LORA, num_iterations=5)
+    state, params = train.train(config, tmp_path)
+    names = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)}
+    assert len(names) == 4
+    assert all("lora_" in name for name in names)
+    moments = state.opt_state[1][0].mu
+    assert jax.tree.structure(moments) == jax.tree.structure(state.params)
+    start = train.initial_params(config)
+    kernel = lambda tree: tree["blocks"]["attention"]["query"]
+    np.testing.assert_array_equal(kernel(params)["kernel"], kernel(start)["kernel"])
+    assert not np.array_equal(kernel(params)["lora_b"], kernel(start)["lora_b"])
+    restored = train.restore_params(config, tmp_path)
+    assert_same(params, restored)
+
+
+def test_merged_adapters_compute_what_adapters_compute():
+    config = smoke(changes=LORA)
+    policy = train.decoder_config(config)
+    params = train.initial_params(config)
+    noise = lambda path, x: x + 0.1 * jnp.sin(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape)
+    params = jax.tree.map_with_path(noise, params)
+    merged, plain = train.decoder.merge_adapters(policy, params), train.decoder.without_adapters(policy)
+    tokens = jnp.arange(12).reshape(1, 2, 6) % 7
+
+    def read(policy, params):
+        positions = jnp.broadcast_to(jnp.arange(6), tokens.shape)
+        return train.decoder.apply(policy, params, tokens, positions, jnp.ones(tokens.shape, bool))[0]
+
+    np.testing.assert_allclose(read(policy, params), read(plain, merged), atol=1e-5)
+    base = train.split_params(config, params)[1]
+    assert jnp.abs(read(plain, base) - read(plain, merged)).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["lion", "adafactor"])
+def test_other_optimizers_train_and_resume(kind, tmp_path):
+    config = smoke(changes={"optimizer.kind": kind}, num_iterations=10)
+    whole, _ = train.train(config, tmp_path / "whole")
+    train.train(dataclasses.replace(config, run=dataclasses.replace(config.run, num_iterations=5)), tmp_path / "parts")
+    resumed, _ = train.train(config, tmp_path / "parts")
+    assert_same(whole, resumed)
+
+
+def test_microbatches_and_chunks_train_as_one_batch(whole, tmp_path):
+    train.train(smoke(num_microbatches=4, token_chunk=3, num_iterations=5), tmp_path)
+    for ours, theirs in zip(rows(tmp_path), rows(whole[1])):
+        for name in ("loss", "grad_norm", "entropy", "quality", "kl_reference"):
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 def test_key_reuse():

@@ -85,9 +85,9 @@ def extend(config: DecoderConfig, params: Params, reading: Reading, tokens: Arra
 
     A token that was sampled last and not read yet goes first, so S + 1 slots of the cache are used.
     """
+    given = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape) < count[..., None]
     tokens = jnp.concatenate([reading.token[..., None], tokens], axis=-1)
-    mask = jnp.arange(tokens.shape[-1] - 1) < count[..., None]
-    mask = jnp.concatenate([reading.unread[..., None], mask], axis=-1)
+    mask = jnp.concatenate([reading.unread[..., None], given], axis=-1)
     position = reading.length[..., None] + jnp.cumsum(mask, axis=-1) - 1
     hidden, cache = decoder.apply(config, params, tokens, position, mask, reading.cache)
     new = jnp.take_along_axis(hidden, count[..., None, None], axis=2)[:, :, 0]
@@ -136,7 +136,7 @@ def choose(config: SamplingConfig, logits: Array, keys: Array, may_stop: Array) 
       tokens; log-probs under the policy at this temperature, nothing cut off; log-probs under what was sampled from.
     """
     if config.stop_tokens and config.min_tokens:
-        is_stop = (jnp.arange(logits.shape[-1])[:, None] == jnp.asarray(config.stop_tokens)[None]).any(-1)
+        is_stop = jnp.zeros(logits.shape, bool).at[..., jnp.asarray(config.stop_tokens)].set(True)
         allowed = jnp.where(is_stop & ~may_stop, -jnp.inf, logits)
     else:
         allowed = logits
@@ -158,7 +158,8 @@ def ends(config: SamplingConfig, tokens: Array, position: Array) -> Array:
     for sequence in config.stop_sequences:
         n = len(sequence)
         tail = jax.lax.dynamic_slice_in_dim(tokens, position - n + 1, n, axis=2)  # clamped at 0, hence the next line
-        ended = ended | ((tail == jnp.asarray(sequence)).all(-1) & (position >= n - 1))
+        equal = tail == jnp.broadcast_to(jnp.asarray(sequence), tail.shape)
+        ended = ended | (equal.all(-1) & (position >= n - 1))
     return ended
 
 
@@ -209,8 +210,10 @@ def generate(
         t = state.position
         last = lambda array: jax.lax.dynamic_slice_in_dim(array, t - 1, 1, axis=2)
         position = reading.length[..., None] + t - 1
-        hidden, cache = decoder.apply(config, params, last(state.tokens), position, last(state.mask), state.cache)
-        return record(dataclasses.replace(state, hidden=hidden[:, :, 0], cache=cache))
+        real = last(state.mask)
+        hidden, cache = decoder.apply(config, params, last(state.tokens), position, real, state.cache)
+        hidden = jnp.where(real, hidden[:, :, 0], state.hidden)  # a row that has ended stays where it was
+        return record(dataclasses.replace(state, hidden=hidden, cache=cache))
 
     shape = (batch, group_size, width)
     begin = DecodeState(

@@ -258,3 +258,60 @@ def test_the_reference_moves_a_share_alpha_every_m_iterations():
     assert moved == [kept, kept, mixed, kept, kept, mixed]
     assert grpo.mix_reference(reference, params, jnp.int32(3), every=3, mix=1.0)["w"].tolist() == [8.0, 8.0]
     assert grpo.mix_reference(None, params, jnp.int32(3), every=3, mix=1.0) is None
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "dr_grpo"])
+@pytest.mark.parametrize("zero_variance", ["keep", "drop"])
+def test_microbatches_have_the_gradient_of_the_batch(exit_config, aggregation, zero_variance):
+    """Parts with rows of all lengths, an empty row and a group without variance add up to the whole, to float32 rounding."""
+    _, _, _, old, reward, mask, finished = random_batch()
+    wide = lambda x: jnp.asarray(np.concatenate([x, x[::-1]]))  # 6 prompts
+    rng = np.random.default_rng(3)
+    rollouts = dataclasses.replace(
+        to_rollouts(wide(old), wide(mask), wide(finished)), tokens=jnp.asarray(rng.integers(4, size=(2 * B, G, T)))
+    )
+    prompts = Instances(None, None, None, None, jnp.asarray(rng.integers(4, size=(2 * B, 3))), jnp.full(2 * B, 3))
+    A = grpo.advantages(jnp.float32(wide(reward)), "group", 1e-6)
+    config = exit_config(
+        aggregation=aggregation, zero_variance=zero_variance, kl_coef=0.1, entropy_coef=0.1, num_epochs=2
+    )
+
+    def logprobs(params, prompt, prompt_length, tokens):  # depends on the prompt, so that rows must stay with theirs
+        logp_BV = jax.nn.log_softmax(params["w"][None] + jnp.sin(prompt.sum(1, keepdims=True) + jnp.arange(4.0)[None]))
+        entropy_B = -(jnp.exp(logp_BV) * logp_BV).sum(1)
+        return jax.vmap(lambda logp, t: logp[t])(logp_BV, tokens), jnp.broadcast_to(
+            entropy_B[:, None, None], tokens.shape
+        )
+
+    def run(parts):
+        optimizer, params = optax.sgd(1.0), {"w": jnp.arange(4.0)}
+        reference = {"w": jnp.ones(4)}
+        state = optimizer.init(params)
+        return grpo.update(config, logprobs, optimizer, parts, params, reference, state, prompts, rollouts, A)
+
+    (params, _, metrics), *others = (run(parts) for parts in (1, 2, 3, 6))
+    assert jnp.abs(params["w"] - jnp.arange(4.0)).max() > 0.01
+    for other, _, other_metrics in others:
+        np.testing.assert_allclose(other["w"], params["w"], rtol=1e-5)
+        for name in metrics:
+            np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_parts_hold_rows_of_every_device():
+    rows = jnp.arange(8)
+    np.testing.assert_array_equal(grpo._split(rows, 2), [[0, 2, 4, 6], [1, 3, 5, 7]])
+    np.testing.assert_array_equal(grpo._join(grpo._split(rows, 2)), rows)
+
+
+def test_the_gap_between_sampler_and_learner_is_reported_and_can_be_removed(exit_config):
+    """Rollouts of uniform log-probs, a learner whose softmax is (.4, .2, .2, .2): gaps of log 1.6 and log .8."""
+    w, A = np.log([0.4, 0.2, 0.2, 0.2]), [1.0, -1.0]
+    _, _, metrics = run_update(exit_config(clip_low=0.3), w, A, tokens=((0, 1, 1), (2, 2, 2)))
+    np.testing.assert_allclose(metrics["gap/max"], np.log(1.6), rtol=1e-5)
+    np.testing.assert_allclose(metrics["gap/mean"], (np.log(1.6) - 5 * np.log(0.8)) / 6, rtol=1e-5)
+    np.testing.assert_allclose(metrics["gap/ratio_max"], 1.6, rtol=1e-5)
+    np.testing.assert_allclose(metrics["gap/clipped"], 1 / 6, rtol=1e-5)  # .8 is within .7 and 1.2, 1.6 is not
+    assert metrics["approx_kl_old"] > 0.01
+    _, _, metrics = run_update(exit_config(recompute_logp=True), w, A, tokens=((0, 1, 1), (2, 2, 2)))
+    np.testing.assert_allclose(metrics["gap/max"], np.log(1.6), rtol=1e-5)
+    assert metrics["approx_kl_old"] == 0

@@ -203,3 +203,121 @@ def test_no_key_is_used_twice():
         jax.jit(functools.partial(sampler.sample, POLICY, PLAIN, 4))(params(), PROMPT_BP, LENGTH_B, jax.random.key(0))
         with pytest.raises(jax.errors.KeyReuseError):
             jax.jit(lambda key: jax.random.uniform(key) + jax.random.uniform(key))(jax.random.key(0))
+
+
+def start_reading(width=16):
+    start = jax.jit(sampler.start, static_argnums=(0, 2, 3))
+    return start(POLICY, params(), 2, width, PROMPT_BP, LENGTH_B)
+
+
+_extend = jax.jit(sampler.extend, static_argnums=0)
+_generate = jax.jit(sampler.generate, static_argnums=(0, 1))
+OBSERVED = np.random.default_rng(5).integers(11, size=(8, 2, 4))
+COUNT = np.random.default_rng(6).integers(0, 5, size=(8, 2))
+
+
+def test_extend_then_sample_is_one_prefill():
+    """Given tokens, ragged, read in two goes behind the prompt equal a longer prompt, also for rows that are given none."""
+    reading = _extend(POLICY, params(), start_reading(), OBSERVED[..., :2], np.minimum(COUNT, 2))
+    reading = _extend(POLICY, params(), reading, OBSERVED[..., 2:], np.maximum(COUNT - 2, 0))
+    np.testing.assert_array_equal(reading.length, LENGTH_B[:, None] + COUNT)
+    _, rollouts = _generate(POLICY, PLAIN, params(), reading, jax.random.key(0))
+
+    rows = list(np.ndindex(8, 2))
+    prompts = np.zeros((16, 9), int)
+    for row, (b, g) in enumerate(rows):
+        parts = [*PROMPT_BP[b, : LENGTH_B[b]], *OBSERVED[b, g, : COUNT[b, g]]]
+        prompts[row, : len(parts)] = parts
+    lengths = (LENGTH_B[:, None] + COUNT).reshape(-1)
+    whole = _sample(PLAIN, 1, params(), prompts, lengths, jax.random.key(0))  # logical rows are the same 16
+    np.testing.assert_array_equal(rollouts.tokens.reshape(16, -1), whole.tokens[:, 0])
+    np.testing.assert_allclose(rollouts.logp.reshape(16, -1), whole.logp[:, 0], atol=1e-5)
+
+
+def test_turns_over_one_cache_equal_one_pass_of_the_learner():
+    """Sample, observe, sample on: the transcript's log-probs in one pass of the learner are the sampler's."""
+    reading, first = _generate(POLICY, PLAIN, params(), start_reading(), jax.random.key(0))
+    active = np.arange(8)[:, None] != np.array([[3, 5]])  # two rows sit the second turn out
+    count = np.where(active, COUNT, 0)
+    reading = _extend(POLICY, params(), reading, OBSERVED, count)
+    reading, second = _generate(POLICY, PLAIN, params(), reading, jax.random.key(1), active)
+    assert not second.mask[~active].any()
+    assert first.finished.any()
+    assert not first.finished.all()
+
+    transcript, of_model = np.zeros((8, 2, 16), int), np.zeros((8, 2, 16), bool)
+    sampled = np.zeros((8, 2, 16), np.float32)
+    for b, g in np.ndindex(8, 2):
+        n, m, c = first.mask[b, g].sum(), second.mask[b, g].sum(), count[b, g]
+        parts = [*first.tokens[b, g, :n], *OBSERVED[b, g, :c], *second.tokens[b, g, :m]]
+        transcript[b, g, : len(parts)] = parts
+        for start, length, logp in ((0, n, first.logp), (n + c, m, second.logp)):
+            of_model[b, g, start : start + length] = True
+            sampled[b, g, start : start + length] = logp[b, g, :length]
+        assert reading.length[b, g] + reading.unread[b, g] == LENGTH_B[b] + len(parts)
+    logp, _ = logprobs(transcript)
+    np.testing.assert_allclose(np.where(of_model, logp, 0.0), sampled, atol=1e-5)
+
+
+def test_stop_tokens_stop_sequences_and_the_least_number_of_tokens():
+    plain = sample(LONG, group_size=8)
+    two = sample(dataclasses.replace(LONG, stop_tokens=(STOP, 2)), group_size=8)
+    pair = tuple(int(t) for t in plain.tokens[0, 0, :2])
+    ending = sample(dataclasses.replace(LONG, stop_tokens=(), stop_sequences=(pair, (9,))), group_size=8)
+    late = sample(dataclasses.replace(LONG, min_tokens=4), group_size=8)
+    endless = sample(dataclasses.replace(LONG, stop_tokens=()), group_size=8).tokens
+    for row in np.ndindex(8, 8):
+        free = endless[row].tolist()
+
+        def cut(ends, free=free):  # the first t at which a row ends, or all
+            return next((free[: t + 1] for t in range(12) if ends(free[: t + 1])), free)
+
+        found = lambda rollouts, row=row: rollouts.tokens[row][rollouts.mask[row]].tolist()
+        assert found(two) == cut(lambda held: held[-1] in (STOP, 2))
+        assert found(ending) == cut(lambda held: tuple(held[-2:]) == pair or held[-1] == 9)
+        assert STOP not in found(late)[:4]
+    assert (
+        late.mask.sum(-1) >= 5
+    ).all()  # and the log-probs are of the whole distribution, and of what was sampled from
+    assert (late.sampled_logp >= late.logp - 1e-6).all()
+    assert (late.sampled_logp[..., :4] > late.logp[..., :4]).all()
+
+
+def test_min_p_keeps_what_is_near_the_likeliest():
+    logits = jnp.log(jnp.array([0.5, 0.26, 0.24, 1e-9]))
+    kept = jnp.isfinite(sampler.truncate(logits, 0, 1.0, min_p=0.5))
+    np.testing.assert_array_equal(kept, [True, True, False, False])
+
+
+def test_responses_of_one_token():
+    one = dataclasses.replace(PLAIN, max_tokens=1)
+    rollouts = sample(one)
+    np.testing.assert_array_equal(rollouts.tokens, sample().tokens[..., :1])
+    logp, _ = logprobs(rollouts.tokens)
+    np.testing.assert_allclose(logp, rollouts.logp, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 6, 7])
+def test_logprobs_in_chunks_are_the_same(chunk):
+    tokens = np.asarray(sample().tokens)
+
+    def run(chunk):
+        loss = lambda p: sum(x.sum() for x in sampler.logprobs(POLICY, 0.7, chunk, p, PROMPT_BP, LENGTH_B, tokens))
+        return jax.jit(jax.value_and_grad(loss))(params())
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), run(chunk), run(0))
+
+
+def test_chunks_save_the_logits_memory():
+    """A vocabulary of 4096 makes logits of 8 x 2 x 64 tokens of 17 MB; those of chunks of 4 tokens are a sixteenth."""
+    tokens = jax.ShapeDtypeStruct((8, 2, 64), jnp.int32)
+
+    def peak(chunk, vocab_size):
+        policy = dataclasses.replace(POLICY, vocab_size=vocab_size)
+        tree = jax.eval_shape(lambda: decoder.init(policy, jax.random.key(0)))
+        loss = lambda p, t: sampler.logprobs(policy, 0.7, chunk, p, PROMPT_BP, LENGTH_B, t)[0].sum()
+        return jax.jit(jax.grad(loss)).lower(tree, tokens).compile().memory_analysis().temp_size_in_bytes
+
+    logits = 8 * 2 * 64 * 4096 * 4
+    assert peak(0, 4096) - peak(0, 16) > 2 * logits
+    assert peak(4, 4096) - peak(4, 16) < logits / 2

@@ -1,0 +1,406 @@
+"""Chat templates cut into token pieces, and what else of a tokenizer the training needs; it never reads a checkpoint.
+
+A conversation is a list of messages as `transformers` knows them, whose contents may hold the names of pieces as
+str.format fields (literal braces are doubled):
+
+    [{"role": "system", "content": "Answer in \\boxed{{}}."}, {"role": "user", "content": "# Request\n{request}"}]
+
+``cut`` renders it once with stand-ins for the pieces and turns the text between them into token ids: the Template that
+``algorithm.prompts.render`` splices inside jit. What a template does to a message must therefore not depend on what a
+piece says. Escaping and the like is an error. Three dependencies are common and harmless if the domain writes its
+pieces accordingly; ``requirements`` tells which of them a conversation has:
+
+    stripped      Llama 3 trims messages: a piece at the edge of one has no white space around it
+    not empty     and the wording next to an empty piece would be trimmed, too
+    no thinking   Qwen3 and R1 drop what precedes </think> in an earlier answer: a solution holds the answer alone
+
+Pieces that a host writes are encoded by ``encode_piece``; control tokens go from those that a model wrote by ``drop_tokens``.
+"""
+
+import difflib
+import itertools
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jinja2.exceptions import TemplateError
+
+from exit_jax.algorithm.prompts import Template
+from exit_jax.algorithm.types import PIECES, Array
+
+Tokenizer = Any  # of transformers, whose import costs a second and is not needed here
+Message = Mapping[str, Any]
+NO_INPUTS: Mapping[str, Any] = {}
+
+# Stand-ins for pieces: private-use characters, which no template looks for and no trimming removes.
+STAND_IN = "\ue000{}\ue001"
+NO_DATE = "\ue002"
+# transformers hands no functions to a template, so its own strftime_now is hidden by a macro of that name.
+STOPPED_CLOCK = "{% macro strftime_now(format) %}{{ frozen_date }}{% endmacro %}\n"
+PLAIN = "a"
+PECULIAR = """a "b" 'c' \\d <e> & {f} {{ g }} {% h %}\ni"""  # escaping, as of JSON or HTML, shows in it
+REQUIREMENTS = {
+    "stripped": " \n a \n ",
+    "not empty": "",
+    "no thinking": "<think>\na\n</think>\n\nb",
+}
+
+
+def cut(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    inputs: Mapping[str, Any] = NO_INPUTS,
+    add_generation_prompt: bool = True,
+    pieces: Sequence[str] = PIECES,
+) -> Template:
+    """Cut a conversation into static token ids and names of pieces.
+
+    With contents of the pieces put in, the ids decode to the text of ``apply_chat_template``. They equal the ids of that
+    text wherever pieces border on special tokens; ``seam_share`` measures the rest.
+
+    Args:
+      inputs: what else the template reads, such as ``date_string``, ``enable_thinking`` or ``tools``. A ``date_string``
+        also takes the place of the clock (``strftime_now``), for a prompt must not change from day to day.
+      pieces: names that contents may hold.
+
+    Raises:
+      ValueError: for unknown fields and inputs, a date left open, or a template that cannot be cut; it says why.
+    """
+    texts, names, render = _cut_text(tokenizer, messages, inputs, add_generation_prompt, pieces)
+    template: list[str | tuple[int, ...]] = [_encode_start(tokenizer, texts[0])]
+    for name, text in zip(names, texts[1:]):
+        template += [name, _encode(tokenizer, text)]
+    template = [item for item in template if item]
+    plain = render([PLAIN] * len(names))
+    _check_decoding(tokenizer, splice(template, dict.fromkeys(names, _encode(tokenizer, PLAIN))), plain)
+    return tuple(template)
+
+
+def between(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    stops: Sequence[int],
+    inputs: Mapping[str, Any] = NO_INPUTS,
+    pieces: Sequence[str] = PIECES,
+) -> Template:
+    """Return what follows a response whose stop token was sampled: ``messages``, and the prompt for the next response.
+
+    With [{"role": "user", "content": "{feedback}"}] ChatML gives "\\n<|im_start|>user\\n", feedback,
+    "<|im_end|>\\n<|im_start|>assistant\\n", as ids. A transcript is thus extended by tokens and never rendered again. It
+    equals the rendering of the whole conversation for Llama 3 and Qwen2.5; but not for Qwen3 and R1 where these would
+    rewrite the past: both drop an earlier answer's thinking (Qwen3 keeps it until the user speaks, R1 drops also the
+    "<think>" that its generation prompt ends with). There the transcript shows what the model really read and wrote.
+
+    Args:
+      stops: the stop tokens that responses are sampled with. A response that was cut off lacks its own: append
+        ``end_of_turn``.
+
+    Raises:
+      ValueError: as ``cut``, and if the template does not close a response with one of ``stops``.
+    """
+    start, rest = _after_response(tokenizer, messages, inputs, pieces)
+    if start[0] not in stops:
+        closing, known = tokenizer.convert_ids_to_tokens(start[0]), tokenizer.convert_ids_to_tokens(list(stops))
+        raise ValueError(
+            f"the chat template closes a response with {closing!r} (id {start[0]}), where sampling stops at {known}: "
+            "a response would not end where its turn does; add that token to the stop tokens"
+        )
+    return tuple(item for item in (tuple(start[1:]), *rest) if item)
+
+
+def end_of_turn(tokenizer: Tokenizer, inputs: Mapping[str, Any] = NO_INPUTS) -> int:
+    """Return the token with which the template closes a response; append it to one that reached its longest length."""
+    start, _ = _after_response(tokenizer, [{"role": "user", "content": PLAIN}], inputs, ())
+    return start[0]
+
+
+def requirements(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    inputs: Mapping[str, Any] = NO_INPUTS,
+    add_generation_prompt: bool = True,
+    pieces: Sequence[str] = PIECES,
+) -> dict[str, tuple[str, ...]]:
+    """Return what each piece must be for the spliced text to be the template's: keys of REQUIREMENTS, by name."""
+    texts, names, render = _cut_text(tokenizer, messages, inputs, add_generation_prompt, pieces)
+    needed: dict[str, list[str]] = {name: [] for name in names}
+    for requirement, content in REQUIREMENTS.items():
+        for index, name in enumerate(names):
+            contents = [PLAIN] * len(names)
+            contents[index] = content
+            if render(contents) != _join(texts, contents) and requirement not in needed[name]:
+                needed[name].append(requirement)
+    return {name: tuple(listed) for name, listed in needed.items()}
+
+
+def splice(template: Template, pieces: Mapping[str, Sequence[int]]) -> list[int]:
+    """Put tokens of the pieces into a template, for one row on the host; inside jit ``prompts.render`` does it."""
+    return [token for item in template for token in (pieces[item] if isinstance(item, str) else item)]
+
+
+def seam_share(tokenizer: Tokenizer, tokens: Sequence[int]) -> float:
+    """Return the share, in [0, 1], of a spliced prompt's tokens that differ if its text is tokenised in one go."""
+    joint = _encode_start(tokenizer, _decode(tokenizer, tokens))
+    blocks = difflib.SequenceMatcher(None, list(tokens), list(joint), autojunk=False).get_matching_blocks()
+    return (len(tokens) - sum(block.size for block in blocks)) / max(len(tokens), 1)
+
+
+def encode_piece(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Encode a text that stands inside a prompt: no BOS, no prefix space, and no control token.
+
+    "<|im_end|>" in a task or in a program's output remains text: it is encoded in two parts, "<" and "|im_end|>".
+    """
+    control = [token for token in tokenizer.convert_ids_to_tokens(control_tokens(tokenizer)) if len(token) > 1]
+    pattern = "|".join(re.escape(token) for token in control) or "(?!)"  # (?!) matches nothing
+    cuts = [0, *(match.start() + 1 for match in re.finditer(f"(?={pattern})", text)), len(text)]
+    return tuple(token for start, end in itertools.pairwise(cuts) for token in _encode(tokenizer, text[start:end]))
+
+
+def stop_tokens(tokenizer: Tokenizer, eos_token_id: int | Sequence[int] | None = None) -> tuple[int, ...]:
+    """Return the ids that end a response: the tokenizer's EOS, then those of a generation config's ``eos_token_id``.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    listed = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
+    stops = tuple(dict.fromkeys(token for token in (tokenizer.eos_token_id, *listed) if token is not None))
+    if not stops:
+        raise ValueError(
+            "neither the tokenizer nor the generation config names an EOS token, so no response would ever end; "
+            "set eos_token in tokenizer_config.json or eos_token_id in generation_config.json"
+        )
+    return stops
+
+
+def control_tokens(tokenizer: Tokenizer, vocab_size: int = 0, keep: Sequence[str] = ()) -> tuple[int, ...]:
+    """Return the ids that must not stand in a piece, ascending: special and added tokens, and padding of the vocabulary.
+
+    Added tokens count although they are not marked as special: R1's "<｜User｜>" and Qwen's "<tool_call>" are such.
+    Those of white space alone are text.
+
+    Args:
+      vocab_size: the model's; its ids from ``len(tokenizer)`` on stand for nothing.
+      keep: tokens, as text, that a domain wants to see in its pieces.
+    """
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    padding = range(_num_ids(tokenizer), vocab_size)
+    return tuple(
+        sorted((added | {*tokenizer.all_special_ids, *padding}) - {*tokenizer.convert_tokens_to_ids(list(keep))})
+    )
+
+
+def drop_tokens(tokens: Array, length: Array, ids: Sequence[int]) -> tuple[Array, Array]:
+    """Remove the tokens ``ids`` (static) from ragged rows and close the gaps, inside jit.
+
+    Without 9, ``[[9, 7, 9, 8, 9, 5]]`` of length 5 is ``[[7, 8, 0, 0, 0, 0]]`` of length 2: the 5 lay beyond the row.
+
+    Args:
+      tokens: int32 [..., n].
+      length: int32 [...], what lies beyond it is padding.
+
+    Returns:
+      tokens int32 [..., n], zero beyond the row's end, and the length [...].
+    """
+    banned = np.zeros(max(ids, default=0) + 2, bool)  # its last entry stands for all larger ids
+    banned[list(ids)] = True
+    position = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape)
+    kept = (position < length[..., None]) & ~jnp.asarray(banned)[jnp.clip(tokens, 0, banned.size - 1)]
+    order = jnp.argsort(~kept, axis=-1, stable=True)  # the kept ones first, in their order
+    kept_first = jnp.take_along_axis(kept, order, axis=-1)
+    return jnp.where(kept_first, jnp.take_along_axis(tokens, order, axis=-1), 0), kept.sum(-1, dtype=length.dtype)
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuse a tokenizer with more tokens than the model's vocabulary; models pad theirs, so fewer are fine.
+
+    Raises:
+      ValueError: naming both sizes.
+    """
+    if _num_ids(tokenizer) > vocab_size:
+        raise ValueError(
+            f"the tokenizer has {_num_ids(tokenizer)} tokens but the model's vocab_size is {vocab_size}: "
+            "they belong to different models, or tokens were added without enlarging the embedding; use the model's own"
+        )
+
+
+def _num_ids(tokenizer: Tokenizer) -> int:
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))  # ids may have gaps
+
+
+def _cut_text(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    inputs: Mapping[str, Any],
+    add_generation_prompt: bool,
+    pieces: Sequence[str],
+) -> tuple[list[str], list[str], Callable[[Sequence[str]], str]]:
+    """Return the n + 1 texts around the n pieces, the pieces' names, and a function from contents to the whole text."""
+    _check_inputs(tokenizer, inputs)
+    parts = [_parse(message, index, pieces) for index, message in enumerate(messages)]
+    fields = [(name, index) for index, part in enumerate(parts) for _, name in part if name]
+
+    def render(contents: Sequence[str], **more) -> str:
+        left = iter(contents)
+        filled = ["".join(text + (next(left) if name else "") for text, name in part) for part in parts]
+        told = [{**message, "content": content} for message, content in zip(messages, filled)]
+        return _apply(tokenizer, told, add_generation_prompt, {**inputs, **more})
+
+    stand_ins = [STAND_IN.format(index) for index in range(len(fields))]
+    text = render(stand_ins)
+    if "date_string" not in inputs and (NO_DATE in text or render(stand_ins, date_string=NO_DATE) != text):
+        raise ValueError(
+            "the chat template puts a date into the prompt, so a run would change from day to day; "
+            'freeze it by the input date_string, such as "26 Jul 2024"'
+        )
+    _check_pieces(text, fields, messages)
+    _check_wording(text, parts, messages)
+    texts = re.split(STAND_IN.format(r"\d+"), text)
+    for index, (name, message) in enumerate(fields):
+        contents = [PLAIN] * len(fields)
+        contents[index] = PECULIAR
+        if render(contents) != _join(texts, contents):
+            raise ValueError(
+                f"{_CANNOT} it rewrites what piece {name!r} of message {message} ({messages[message]['role']}) says, as "
+                "Llama 3.1 does, which writes a tool's output as JSON; give the message another role, such as user"
+            )
+    return texts, [name for name, _ in fields], render
+
+
+_CANNOT = "the chat template cannot be cut into token pieces:"
+
+
+def _join(texts: Sequence[str], contents: Sequence[str]) -> str:
+    return texts[0] + "".join(content + text for content, text in zip(contents, texts[1:]))
+
+
+def _parse(message: Message, index: int, pieces: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Return a message's content as (text, name of the piece behind it, None at the end)."""
+    content, where = message.get("content"), f"message {index} ({message.get('role')})"
+    if not isinstance(content, str) or not isinstance(message.get("role"), str):
+        raise ValueError(f"{where}: role and content must be text, got {dict(message)!r}")
+    try:
+        parsed = list(string.Formatter().parse(content))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error} in {content!r}; write literal braces twice, {{{{ and }}}}") from error
+    for text, name, form, conversion in parsed:
+        if "\ue000" in text or "\ue001" in text:
+            raise ValueError(f"{where}: U+E000 and U+E001 stand for pieces while a template is cut; leave them out")
+        if name is not None and (name not in pieces or form or conversion):
+            raise ValueError(
+                f"{where}: the field {name!r} in {content!r} is none of the pieces {', '.join(pieces) or '(none)'}, "
+                "alone between braces; write literal braces twice, {{ and }}"
+            )
+    return [(text, name) for text, name, _, _ in parsed]
+
+
+def _check_inputs(tokenizer: Tokenizer, inputs: Mapping[str, Any]) -> None:
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "the tokenizer has no chat template, as those of base models; "
+            "use the instruct model's tokenizer or add a chat_template.jinja to its folder"
+        )
+    source = tokenizer.get_chat_template(tools=inputs.get("tools"))
+    if "strftime_now" in source:
+        source += " date_string"
+    for name in inputs:
+        if name in ("messages", "add_generation_prompt", "strftime_now") or not re.search(rf"\b{name}\b", source):
+            raise ValueError(f"the chat template does not read the input {name!r}; remove it or mend its spelling")
+
+
+def _apply(tokenizer: Tokenizer, messages: list[dict], add_generation_prompt: bool, inputs: Mapping[str, Any]) -> str:
+    """Return the text of ``apply_chat_template`` with the clock stopped at ``date_string``, or at NO_DATE without one."""
+    source = tokenizer.get_chat_template(tools=inputs.get("tools"))
+    if "strftime_now" in source:
+        source = STOPPED_CLOCK + source
+    try:
+        return tokenizer.apply_chat_template(
+            messages,
+            chat_template=source,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **{"frozen_date": inputs.get("date_string", NO_DATE), **inputs},
+        )
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"the chat template refuses a conversation of the roles {roles}: {error}") from error
+
+
+def _check_pieces(text: str, fields: Sequence[tuple[str, int]], messages: Sequence[Message]) -> None:
+    """Raise unless each stand-in occurs once in the text, all in order."""
+    found = [int(index) for index in re.findall(STAND_IN.format(r"(\d+)"), text)]
+    for index, (name, message) in enumerate(fields):
+        if found.count(index) == 1:
+            continue
+        deed = "repeats" if index in found else "drops or changes"
+        thinking = "; of an answer with </think> it keeps what follows alone" * (
+            "</think>" in messages[message]["content"]
+        )
+        raise ValueError(
+            f"{_CANNOT} it {deed} piece {name!r} of message {message} ({messages[message]['role']}){thinking}"
+        )
+    if found != sorted(found):
+        order = ", ".join(fields[index][0] for index in found)
+        raise ValueError(f"{_CANNOT} it changes the order of pieces, to {order}; bring the messages into that order")
+    if "\ue000" in re.sub(STAND_IN.format(r"\d+"), "", text):
+        raise ValueError(f"{_CANNOT} it writes parts of pieces, besides the pieces themselves")
+
+
+def _check_wording(text: str, parts: Sequence[Sequence[tuple[str, str | None]]], messages: Sequence[Message]) -> None:
+    """Raise if a message's own words are not in the text."""
+    for index, part in enumerate(parts):
+        for words in (words.strip() for words, _ in part):
+            if words not in text:
+                thinking = ", as the thinking of earlier answers" * ("</think>" in words)
+                raise ValueError(
+                    f"{_CANNOT} it drops or changes the text {words!r} of message {index} "
+                    f"({messages[index]['role']}){thinking}; leave out what it would not show, and use roles it knows"
+                )
+
+
+def _after_response(
+    tokenizer: Tokenizer, messages: Sequence[Message], inputs: Mapping[str, Any], pieces: Sequence[str]
+) -> tuple[list[int], Template]:
+    """Cut a conversation that leads up to ``messages``: ids behind its response, from the stop token on, and the rest."""
+    opening = [{"role": "user", "content": PLAIN}, {"role": "assistant", "content": "{ response }"}]
+    template = cut(tokenizer, [*opening, *messages], inputs, True, (*pieces, " response "))
+    after = template[template.index(" response ") + 1 :]
+    if not after or isinstance(after[0], str):
+        raise ValueError("the chat template does not close a response with any token, so turns cannot be told apart")
+    return list(after[0]), after[1:]
+
+
+def _decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    return tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _encode_start(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Encode a text from its start. The template writes the BOS itself, so the tokenizer must add none."""
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Encode a text that continues another.
+
+    SentencePiece begins each text with a space that is not there: "\\n" + "a" would decode to "\\n a". So there a newline
+    is encoded with the text and removed again. Elsewhere this could split a merge of newlines, and is not needed.
+    """
+    head, tokens = _encode_start(tokenizer, "\n"), _encode_start(tokenizer, text)
+    if _decode(tokenizer, head + _encode_start(tokenizer, PLAIN)) == "\n" + PLAIN:
+        return tokens
+    joined = _encode_start(tokenizer, "\n" + text)
+    return joined[len(head) :] if joined[: len(head)] == head else tokens
+
+
+def _check_decoding(tokenizer: Tokenizer, tokens: Sequence[int], text: str) -> None:
+    """Raise if tokens decode neither to the text nor, in tokenizers that lose something, to what is left of it."""
+    decoded = _decode(tokenizer, tokens)
+    if decoded in (text, _decode(tokenizer, _encode_start(tokenizer, text))):
+        return
+    at = next((i for i, (a, b) in enumerate(zip(decoded, text)) if a != b), min(len(decoded), len(text)))
+    raise ValueError(
+        f"{_CANNOT} the tokenizer turns its text {text[max(at - 20, 0) : at + 20]!r} into "
+        f"{decoded[max(at - 20, 0) : at + 20]!r}; word the messages so that it survives"
+    )

@@ -1,0 +1,75 @@
+"""How the decoder's parameters are called, and laid out, in Hugging Face checkpoints of the Llama lineage."""
+
+import collections
+import re
+from typing import Any, cast
+
+from flax.traverse_util import flatten_dict
+
+Path = tuple[str, ...]  # of a leaf in the tree of parameters
+
+_MODULES = {
+    "embedding": "model.embed_tokens",
+    "final_norm": "model.norm",
+    "head": "lm_head",
+    "attention_norm": "input_layernorm",
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "out": "self_attn.o_proj",
+    "query_norm": "self_attn.q_norm",
+    "key_norm": "self_attn.k_norm",
+    "mlp_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+_KINDS = {
+    "embedding": "weight",
+    "scale": "weight",
+    "kernel": "weight",
+    "bias": "bias",
+    "lora_a": "lora_A.weight",  # as PEFT writes them
+    "lora_b": "lora_B.weight",
+}
+ADAPTERS = ("lora_a", "lora_b")
+
+
+def flatten(tree: Any) -> dict[Path, Any]:
+    """Return the leaves of nested dicts by path."""
+    return cast(dict[Path, Any], flatten_dict(tree))
+
+
+def is_stacked(path: Path) -> bool:
+    """Whether the leaf has a leading dimension L, of which the checkpoint has one tensor each."""
+    return path[0] == "blocks"
+
+
+def is_transposed(path: Path) -> bool:
+    """Whether the leaf is [in, out] where the checkpoint has [out, in]."""
+    return path[-1] in ("kernel", *ADAPTERS)
+
+
+def tensor_name(path: Path, layer: int = 0) -> str:
+    """Return the checkpoint's name of a leaf, for a stacked one of its layer: "model.layers.3.self_attn.q_proj.weight"."""
+    module = _MODULES[path[-1] if len(path) == 1 else path[-2]]
+    prefix = f"model.layers.{layer}." if is_stacked(path) else ""
+    return f"{prefix}{module}.{_KINDS[path[-1]]}"
+
+
+def projection_name(name: str) -> str:
+    """Return the last part of their name of one of our projections: "query" -> "q_proj"."""
+    return _MODULES[name].rpartition(".")[2]
+
+
+def by_layer(names: list[str]) -> list[str]:
+    """Fold names that differ in the layer only: "a.0.b", "a.1.b" -> "a.*.b (layers 0 1)"."""
+    layers = collections.defaultdict(list)
+    for name in names:
+        number = re.search(r"\.(\d+)\.", name)
+        pattern = f"{name[: number.start()]}.*.{name[number.end() :]}" if number else name
+        layers[pattern].append(int(number[1]) if number else -1)
+    return [
+        pattern if numbers == [-1] else f"{pattern} (layers {' '.join(map(str, sorted(numbers)))})"
+        for pattern, numbers in layers.items()
+    ]

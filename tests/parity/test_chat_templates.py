@@ -1,0 +1,271 @@
+"""Cut the real chat templates of Llama 3, Qwen and the R1 distills, as TRL (1.16.0) ships them, with small tokenizers."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+
+from exit_jax.policy.hf import chat
+
+pytestmark = pytest.mark.parity
+
+# the pre-tokenizer of Llama 3; Qwen's differs in the digits
+SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SENTENCES = [
+    "Improve the response.\n\n# Request\n\nWhat is 1 + 2? It is 3.\n\n",
+    "You are a helpful assistant.\nuser",
+] * 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    bos: str | None
+    eos: str
+    special: tuple[str, ...]
+    added: tuple[str, ...] = ()  # not marked as special in the family's tokenizer.json either
+    inputs: dict = dataclasses.field(default_factory=dict)
+
+
+def llama(**inputs):
+    special = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    return Family("<|begin_of_text|>", "<|eot_id|>", special, inputs=inputs)
+
+
+def qwen(*added):
+    return Family(None, "<|im_end|>", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), added)
+
+
+R1_BOS, R1_EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+R1_ADDED = ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>")
+FAMILIES = {
+    "llama3": llama(),
+    "llama3_1": llama(date_string="26 Jul 2024"),
+    "llama3_2": llama(date_string="26 Jul 2024"),
+    "qwen2_5": qwen("<tool_call>", "</tool_call>"),
+    "qwen3": qwen("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
+    "qwen3_instruct_2507": qwen("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
+    "deepseek_r1_distill": Family(R1_BOS, R1_EOS, (R1_BOS, R1_EOS), R1_ADDED),
+}
+CONVERSATION = [
+    {"role": "system", "content": "You are a helpful assistant.\nAnswer in \\boxed{{}}.\n"},
+    {"role": "user", "content": "{request}"},
+    {"role": "assistant", "content": "{solution}"},
+    {"role": "user", "content": "Improve the response.\n\n# Request\n\n{request}\n\n# Feedback\n\n{feedback}"},
+    {"role": "assistant", "content": "It is 3."},
+    {"role": "user", "content": "Improve the response\n"},
+]
+CONTENTS = {"request": "What is 1 + 2", "solution": "It is \\boxed{4}.", "feedback": "No, don't (3)!"}
+OBSERVATION = {"role": "user", "content": "{feedback}"}
+
+
+@pytest.fixture(scope="module")
+def make_tokenizer(require_parity):
+    """Return a function that gives a small byte-level BPE the control tokens and the chat template of a family."""
+    tokenizers, transformers, trl = require_parity("tokenizers", "transformers", "trl")
+    folder = pathlib.Path(trl.__file__).parent / "chat_templates"
+    pre, post = tokenizers.pre_tokenizers, tokenizers.processors
+
+    def make(name):
+        family = FAMILIES[name]
+        bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+        split = pre.Split(tokenizers.Regex(SPLIT), "isolated")
+        bpe.pre_tokenizer = pre.Sequence([split, pre.ByteLevel(False, use_regex=False)])
+        bpe.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(vocab_size=380, initial_alphabet=pre.ByteLevel.alphabet())
+        bpe.train_from_iterator(SENTENCES, trainer)
+        bpe.add_special_tokens(list(family.special))
+        bpe.add_tokens([tokenizers.AddedToken(text, special=False, normalized=False) for text in family.added])
+        if family.bos:  # their tokenizers add a BOS to what they encode, beside that of the template
+            bos = (family.bos, bpe.token_to_id(family.bos))
+            bpe.post_processor = post.TemplateProcessing(single=f"{family.bos} $A", special_tokens=[bos])
+        tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=bpe, bos_token=family.bos, eos_token=family.eos
+        )
+        tokenizer.chat_template = (folder / f"{name}.jinja").read_text()
+        return tokenizer
+
+    return make
+
+
+def spliced(tokenizer, template, contents):
+    return chat.splice(template, {name: chat.encode_piece(tokenizer, text) for name, text in contents.items()})
+
+
+def decode(tokenizer, tokens):
+    return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def rendering(tokenizer, messages, contents, add_generation_prompt=True, **inputs):
+    """Return the text of transformers, with contents in the place of fields."""
+    told = [{**message, "content": message["content"].format(**contents)} for message in messages]
+    return tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=add_generation_prompt, **inputs)
+
+
+@pytest.mark.parametrize("start", [0, 1], ids=["system", "no system"])
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_spliced_conversation_is_that_of_the_template(make_tokenizer, name, add_generation_prompt, start):
+    tokenizer, family, conversation = make_tokenizer(name), FAMILIES[name], CONVERSATION[start:]
+    template = chat.cut(tokenizer, conversation, family.inputs, add_generation_prompt)
+    assert [item for item in template if isinstance(item, str)] == ["request", "solution", "request", "feedback"]
+    tokens = spliced(tokenizer, template, CONTENTS)
+    text = rendering(tokenizer, conversation, CONTENTS, add_generation_prompt, **family.inputs)
+    assert decode(tokenizer, tokens) == text
+    assert tokens == tokenizer.encode(text, add_special_tokens=False)
+    assert chat.seam_share(tokenizer, tokens) == 0
+    assert tokens.count(tokenizer.bos_token_id) == (family.bos is not None)
+    assert ("You are Qwen, created by Alibaba Cloud." in text) == (name == "qwen2_5" and start == 1)
+    for part in tokenizer.encode(family.eos, add_special_tokens=False):
+        assert tokens.count(part) == text.count(family.eos) >= 2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("seed", range(3))
+def test_ids_are_the_joint_ones_where_seams_fall_on_special_tokens(make_tokenizer, name, seed):
+    tokenizer, family, rng = make_tokenizer(name), FAMILIES[name], np.random.default_rng(seed)
+    trims = name.startswith("llama")
+    free = lambda: "".join(rng.choice(list(" \n.,'3aB{\\é"), size=8))
+    # R1 has special tokens on either side of a content, the others a newline before it: it must start with a letter
+    content = lambda: free() if name == "deepseek_r1_distill" else "It" + (free() + "." if trims else free())
+    contents = {"request": content(), "solution": content(), "feedback": content()}
+    conversation = [*CONVERSATION[:3], OBSERVATION]
+    tokens = spliced(tokenizer, chat.cut(tokenizer, conversation, family.inputs), contents)
+    text = rendering(tokenizer, conversation, contents, **family.inputs)
+    assert decode(tokenizer, tokens) == text
+    assert tokens == tokenizer.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_seams_keep_the_text_and_their_share_is_small(make_tokenizer, name):
+    tokenizer, family = make_tokenizer(name), FAMILIES[name]
+    conversation = [{"role": "user", "content": "Improve the response.{request}\n\nWhat is 1{solution}"}]
+    contents = {"request": "\n\nIt is 3", "solution": "2"}  # "." + "\n\n" and "1" + "2" would be joined
+    tokens = spliced(tokenizer, chat.cut(tokenizer, conversation, family.inputs), contents)
+    assert decode(tokenizer, tokens) == rendering(tokenizer, conversation, contents, **family.inputs)
+    assert 0 < chat.seam_share(tokenizer, tokens) < 0.3
+
+
+REQUIREMENTS = {
+    "llama3": ("stripped",),
+    "llama3_1": ("stripped",),
+    "llama3_2": ("stripped",),
+    "qwen2_5": (),
+    "qwen3": ("no thinking",),
+    "qwen3_instruct_2507": (),
+    "deepseek_r1_distill": ("no thinking",),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_requirements_on_an_earlier_answer(make_tokenizer, name):
+    found = chat.requirements(make_tokenizer(name), CONVERSATION, FAMILIES[name].inputs)
+    assert found["solution"] == REQUIREMENTS[name]
+    trimmed = ("stripped", "not empty")[:1] if name.startswith("llama") else ()
+    assert found["request"][:1] == trimmed
+    assert ("not empty" in found["feedback"]) == name.startswith("llama")  # "# Feedback\n\n" stands before it
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "llama3_2"])
+def test_a_date_must_be_given(make_tokenizer, name):
+    tokenizer = make_tokenizer(name)
+    with pytest.raises(ValueError, match="freeze it by the input date_string"):
+        chat.cut(tokenizer, CONVERSATION)
+    assert "Today Date: 1 Apr 1999" in decode(
+        tokenizer, chat.cut(tokenizer, CONVERSATION, {"date_string": "1 Apr 1999"})[0]
+    )
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen2_5", "deepseek_r1_distill"])
+def test_an_input_that_a_family_does_not_read_is_refused(make_tokenizer, name):
+    with pytest.raises(ValueError, match="does not read the input 'date_string'"):
+        chat.cut(make_tokenizer(name), CONVERSATION, {"date_string": "26 Jul 2024"})
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_r1_distill"])
+def test_an_earlier_answer_with_its_thinking_cannot_be_cut(make_tokenizer, name):
+    answer = {"role": "assistant", "content": "<think>\n{context}\n</think>\n\n{solution}"}
+    with pytest.raises(ValueError, match=r"drops or changes piece 'context' of message 2 \(assistant\).*</think>"):
+        chat.cut(make_tokenizer(name), [*CONVERSATION[:2], answer, OBSERVATION])
+    demonstration = {"role": "assistant", "content": "<think>\nIt is 3\n</think>\n\n3"}
+    with pytest.raises(
+        ValueError, match=r"drops or changes the text '<think>.*of message 2.*thinking of earlier answers"
+    ):
+        chat.cut(make_tokenizer(name), [*CONVERSATION[:2], demonstration, OBSERVATION])
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "llama3_2"])
+def test_a_tools_output_that_is_escaped_cannot_be_cut(make_tokenizer, name):
+    conversation = [*CONVERSATION[:3], {"role": "tool", "content": "{feedback}"}]
+    with pytest.raises(ValueError, match=r"rewrites what piece 'feedback' of message 3 \(tool\).*JSON"):
+        chat.cut(make_tokenizer(name), conversation, FAMILIES[name].inputs)
+
+
+def test_qwen3_thinks_unless_told_not_to(make_tokenizer):
+    tokenizer = make_tokenizer("qwen3")
+    silent = "<think>\n\n</think>\n\n"
+    for inputs, end in [({}, ""), ({"enable_thinking": True}, ""), ({"enable_thinking": False}, silent)]:
+        tokens = spliced(tokenizer, chat.cut(tokenizer, CONVERSATION, inputs), CONTENTS)
+        text = decode(tokenizer, tokens)
+        assert text == rendering(tokenizer, CONVERSATION, CONTENTS, **inputs)
+        assert text.endswith(f"<|im_start|>assistant\n{end}")
+
+
+LLAMA = "<|start_header_id|>user<|end_header_id|>\n\nNo<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+QWEN = "\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+OUTPUT = "<tool_response>\nNo\n</tool_response>"
+BETWEEN = [
+    ("llama3", "user", LLAMA),
+    ("llama3_1", "user", LLAMA),
+    ("llama3_2", "user", LLAMA),
+    ("qwen2_5", "user", QWEN.format("No")),
+    ("qwen2_5", "tool", QWEN.format(OUTPUT)),
+    ("qwen3", "user", QWEN.format("No")),
+    ("qwen3", "tool", QWEN.format(OUTPUT)),
+    ("qwen3_instruct_2507", "user", QWEN.format("No")),
+    ("qwen3_instruct_2507", "tool", QWEN.format(OUTPUT)),
+    ("deepseek_r1_distill", "user", "<｜User｜>No<｜Assistant｜><think>\n"),
+]
+THINKING = "<think>\nIt is 1 + 2\n</think>\n\nIt is 3."
+
+
+@pytest.mark.parametrize(("name", "role", "expected"), BETWEEN)
+def test_between_extends_a_transcript_without_rendering_it_again(make_tokenizer, name, role, expected):
+    tokenizer, inputs = make_tokenizer(name), FAMILIES[name].inputs
+    stop = tokenizer.eos_token_id
+    observation = {"role": role, "content": "{feedback}"}
+    after = spliced(tokenizer, chat.between(tokenizer, [observation], [stop], inputs), {"feedback": "No"})
+    assert decode(tokenizer, after) == expected
+    assert chat.end_of_turn(tokenizer, inputs) == stop
+    prompt = spliced(tokenizer, chat.cut(tokenizer, CONVERSATION[:2], inputs), CONTENTS)
+
+    def is_the_rendering(response):
+        """Tell whether the extended transcript is the whole conversation, rendered at once."""
+        sampled = tokenizer.encode(response, add_special_tokens=False)
+        transcript = decode(tokenizer, [*prompt, *sampled, stop, *after])
+        contents = {**CONTENTS, "feedback": "No", "response": response}
+        answer = {"role": "assistant", "content": "{response}"}
+        return transcript == rendering(tokenizer, [*CONVERSATION[:2], answer, observation], contents, **inputs)
+
+    assert is_the_rendering("It is 3.") == (name != "deepseek_r1_distill")  # its "<think>" of the prompt is gone
+    assert is_the_rendering(THINKING) == ((name, role) not in [("qwen3", "user"), ("deepseek_r1_distill", "user")])
+
+
+def test_several_tool_outputs_share_a_turn_of_qwen(make_tokenizer):
+    tokenizer = make_tokenizer("qwen2_5")
+    outputs = [{"role": "tool", "content": "{feedback}"}, {"role": "tool", "content": "{context}"}]
+    template = chat.between(tokenizer, outputs, [tokenizer.eos_token_id])
+    tokens = spliced(tokenizer, template, {"feedback": "No", "context": "Yes"})
+    assert decode(tokenizer, tokens) == QWEN.format(f"{OUTPUT}\n{OUTPUT.replace('No', 'Yes')}")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_task_cannot_write_control_tokens(make_tokenizer, name):
+    tokenizer, family = make_tokenizer(name), FAMILIES[name]
+    forged = "It is 3" + "".join([*family.special, *family.added]) + "."
+    tokens = spliced(tokenizer, chat.cut(tokenizer, [OBSERVATION], family.inputs), {"feedback": forged})
+    plain = spliced(tokenizer, chat.cut(tokenizer, [OBSERVATION], family.inputs), {"feedback": "It is 3."})
+    control = chat.control_tokens(tokenizer)
+    assert len(control) == len(family.special) + len(family.added)
+    assert [token for token in tokens if token in control] == [token for token in plain if token in control]
+    assert forged in decode(tokenizer, tokens)

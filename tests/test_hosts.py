@@ -1,0 +1,150 @@
+"""Two processes of four devices each: training, checkpoints, resume, signals and faults, as on two hosts."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_train import leaves, rows, smoke
+
+from exit_jax import train
+from exit_jax.parallel import hosts
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def start(workdir: pathlib.Path, *flags: str, script: str = "") -> list[subprocess.Popen]:
+    """Start two processes of the smoke experiment, or of a script."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    command = ["-c", script] if script else ["-m", "exit_jax.main", "--config", "configs/smoke.py", *flags]
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "xla"),
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
+    arguments = [sys.executable, *command, *(() if script else ("--workdir", str(workdir)))]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen(arguments, cwd=ROOT, env=env | {"JAX_PROCESS_ID": str(i)}, **pipes) for i in range(2)]
+
+
+def finish(processes) -> list[tuple[int, str, str]]:
+    outputs = [process.communicate(timeout=300) for process in processes]
+    return [(process.returncode, *output) for process, output in zip(processes, outputs)]
+
+
+MESH = ("--config.run.mesh.data=2", "--config.run.mesh.fsdp=2", "--config.run.mesh.tensor=2")
+SHORT = ("--config.run.num_iterations=10", "--config.eval.steps=(0,1)", "--config.run.checkpoint_every=5")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return the workdir of a run of two processes that was never interrupted."""
+    workdir = tmp_path_factory.mktemp("hosts") / "whole"
+    (code, out, errors), (other, quiet, _) = finish(start(workdir, *MESH, *SHORT))
+    assert (code, other) == (0, 0), errors
+    assert "accuracy" in out
+    assert "accuracy" not in quiet  # only the lead reports
+    return workdir
+
+
+def test_resume_on_the_same_mesh_is_bitwise(whole):
+    """SIGTERM to the second process alone: both save the same step, and go on to the same end."""
+    broken = whole.parent / "broken"
+    processes = start(broken, *MESH, *SHORT)
+    while not (broken / "train.jsonl").exists():
+        assert processes[0].poll() is None, finish(processes)
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    stopped = finish(processes)
+    assert {code for code, _, _ in stopped} <= {0, 128 + signal.SIGTERM}, stopped  # 0 if it was just done
+    if stopped[0][0]:
+        said = [re.search(r"stopped at train step (\d+)", errors) for _, _, errors in stopped]
+        assert said[0] is not None
+        assert said[1] is not None
+        assert said[0][1] == said[1][1]
+    outcomes = finish(start(broken, *MESH, *SHORT))
+    assert [code for code, _, _ in outcomes] == [0, 0], outcomes[0][2]
+    assert rows(broken) == rows(whole)
+    assert json.loads((broken / "evaluation.json").read_text()) == json.loads((whole / "evaluation.json").read_text())
+
+
+def test_one_process_and_two_with_another_mesh_restore_equal_parameters(whole):
+    changes = {"algorithm.kl_coef": 0.0, "algorithm.reference_every": 100}
+    config = smoke(changes=changes, num_iterations=10)
+    params = train.restore_params(config, whole)
+    script = f"""
+import pathlib, jax, numpy as np
+from exit_jax.parallel import hosts
+hosts.initialize()
+from test_train import smoke
+from exit_jax import train
+import dataclasses
+config = smoke(changes={changes!r}, num_iterations=10)
+config = dataclasses.replace(config, run=dataclasses.replace(config.run, mesh=train.meshes.MeshConfig(2, 2, 2)))
+params = train.restore_params(config, pathlib.Path({str(whole)!r}))
+gathered = jax.jit(lambda x: x, out_shardings=train.meshes.replicated(train.make_program(config).mesh))(params)
+np.savez({str(whole.parent)!r} + f"/params{{jax.process_index()}}.npz", *jax.tree.leaves(jax.device_get(gathered)))
+"""
+    outcome = finish(start(whole, script=script))
+    assert [code for code, _, _ in outcome] == [0, 0], outcome[0][2]
+    for index in range(2):
+        saved = np.load(whole.parent / f"params{index}.npz")
+        for ours, theirs in zip(leaves(params), saved.values(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_each_process_grades_its_own_rows_and_a_fault_on_one_is_a_value(tmp_path):
+    script = f"""
+import jax, numpy as np
+from exit_jax.parallel import hosts, mesh as meshes
+hosts.initialize()
+import jax.numpy as jnp
+mesh = meshes.make_mesh(meshes.MeshConfig(2, 2, 2))
+rows = jax.jit(lambda: jnp.arange(24.0).reshape(8, 3), out_shardings=meshes.by_row(mesh))()
+seen = []
+def double(x):
+    seen.extend(x[:, 0].tolist())
+    return {{"value": 2 * x, "even": x[:, 0] % 2 == 0}}
+def blank(x):
+    return {{"value": np.zeros_like(x), "even": np.zeros(len(x), bool)}}
+def fails(x):
+    return 1 / 0 if jax.process_index() == 1 else double(x)
+good, failed = hosts.on_own_rows(double, blank, rows)
+mine = sorted(seen)
+bad, failed_here = hosts.on_own_rows(fails, blank, rows)
+assert not failed
+assert failed_here == (jax.process_index() == 1)
+assert hosts.agree(int(failed_here)) == 1
+np.savez({str(tmp_path)!r} + f"/rows{{jax.process_index()}}.npz", mine=mine, **good, bad=bad["value"])
+"""
+    outcome = finish(start(tmp_path / "x", script=script))
+    assert [code for code, _, _ in outcome] == [0, 0], outcome[0][2] + outcome[1][2]
+    saved = [np.load(tmp_path / f"rows{index}.npz") for index in range(2)]
+    table = np.arange(24.0).reshape(8, 3)
+    assert sorted([*saved[0]["mine"], *saved[1]["mine"]]) == table[:, 0].tolist(), "each row is graded once"
+    assert len(saved[0]["mine"]) == len(saved[1]["mine"]) == 4
+    for one in saved:
+        np.testing.assert_array_equal(one["value"], 2 * table)
+        np.testing.assert_array_equal(one["even"], table[:, 0] % 2 == 0)
+        kept = np.isin(table[:, 0], saved[0]["mine"])
+        np.testing.assert_array_equal(one["bad"], np.where(kept[:, None], 2 * table, 0.0))
+
+
+def test_a_process_without_its_number_is_told_so(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "first")
+    with pytest.raises(ValueError, match="JAX_PROCESS_ID = 'first'"):
+        hosts.initialize()
