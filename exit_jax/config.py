@@ -88,6 +88,10 @@ class RunConfig:
     num_iterations: int
     mesh: MeshConfig
     num_microbatches: int  # parts of a batch whose gradients are added up, to save memory
+    prompt_buckets: tuple[
+        int, ...
+    ]  # widths, below the domain's, that a batch of shorter prompts is cut to; () for none
+    response_buckets: tuple[int, ...]  # widths that a batch of shorter responses is cut to before it is learnt from
     token_chunk: int  # positions of a row whose logits exist at once; 0 for all
     steps_per_call: int  # iterations in one compiled program, between two looks of the host
     checkpoint_every: int  # iterations; a multiple of steps_per_call
@@ -171,7 +175,10 @@ def _with_shape(values: dict, faults: list[str]) -> dict:
             f"config.policy gives {', '.join(given)}, but the shape is that of config.checkpoint; remove them"
         )
     try:
-        return values | {"policy": policy | hf_config.read(hf_config.resolve(values["checkpoint"]))}
+        folder = hf_config.resolve(values["checkpoint"])
+        shape = hf_config.read(folder)
+        hf_config.check_tokenizer(folder, shape["vocab_size"])
+        return values | {"policy": policy | shape}
     except ValueError as error:
         faults.append(str(error))
         return values | {"policy": None}
@@ -303,10 +310,6 @@ def contradictions(c: Config, num_devices: int) -> list[str]:
         f"algorithm.reference_mix = {a.reference_mix} with policy.lora: a mixture of adapters is not the mixture of the "
         "weights that they stand for; set it to 1.0",
     )
-    require(
-        not p.lora.rank or not c.warm_start.num_steps,
-        "policy.lora.rank > 0 with warm_start.num_steps > 0: a warm start trains all parameters; set one of them to 0",
-    )
     at_least(1, run__mesh__data=mesh.data, run__mesh__fsdp=mesh.fsdp, run__mesh__tensor=mesh.tensor)
     for name, value, axis in (
         ("policy.num_heads", p.num_heads, "tensor"),
@@ -326,6 +329,11 @@ def contradictions(c: Config, num_devices: int) -> list[str]:
         require(0.0 < cut.top_p <= 1.0, f"{name}.top_p = {cut.top_p} is not in (0, 1]; 1.0 keeps all tokens")
         require(0.0 <= cut.min_p <= 1.0, f"{name}.min_p = {cut.min_p} is not in [0, 1]; 0.0 keeps all tokens")
     at_least(0, sampling__min_tokens=c.sampling.min_tokens)
+    for name, o in (("optimizer", c.optimizer), ("warm_start.optimizer", w.optimizer)):
+        require(
+            not o.decay_steps or o.warmup_steps < o.decay_steps,
+            f"{name}.warmup_steps = {o.warmup_steps} is not below {name}.decay_steps = {o.decay_steps}, where the rate ends",
+        )
     at_least(0, run__num_iterations=r.num_iterations, warm_start__num_steps=w.num_steps)
     at_least(1, eval__samples_per_task=e.samples_per_task, eval__batch_size=e.batch_size)
     at_least(1, eval__restart_every=e.restart_every)

@@ -20,7 +20,7 @@ from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.selection import select, stream
 from exit_jax.algorithm.types import Array, Grades, History, Instances, Metrics, Params, Rollouts, State, pytree
 from exit_jax.checkpoint import Checkpoints
-from exit_jax.config import Config, ConfigError, OptimizerConfig, RunConfig, StudyConfig
+from exit_jax.config import Config, ConfigError, OptimizerConfig, StudyConfig
 from exit_jax.domains.domain import Domain, blank_grades
 from exit_jax.metrics import MetricsWriter, Progress
 from exit_jax.parallel import hosts
@@ -81,6 +81,11 @@ def decoder_config(config: Config) -> DecoderConfig:
             "matches the domain's tokenizer"
         )
     return dataclasses.replace(config.policy, vocab_size=size)
+
+
+def split_params(config: Config, params: Params) -> tuple[Params, Params | None]:
+    """Split parameters into those that are trained and those that are frozen, None without LoRA."""
+    return decoder.split_adapters(params) if config.policy.lora.rank else (params, None)
 
 
 def make_optimizer(c: OptimizerConfig) -> optax.GradientTransformation:
@@ -147,7 +152,7 @@ def make_parts(config: Config, domain: Domain, mesh: jax.sharding.Mesh, given: G
         select=functools.partial(select, algorithm, domain.templates, domain.prompt_width, given.tasks),
         reshard=lambda trained: reshard(decoder.join(trained, given.frozen)),
         rollout=rollout,
-        learn=functools.partial(learn, algorithm, logprobs, optimizer, config.run.num_microbatches),
+        learn=functools.partial(learn, algorithm, logprobs, optimizer, config.run.num_microbatches, domain.max_tokens),
     )
 
 
@@ -161,7 +166,7 @@ class Program:
     warm_state: WarmState
     init_params: Callable[[int], Params]  # of a seed
     init_warm: Callable[[Params, int], WarmState]
-    warm: Callable[[WarmState], tuple[WarmState, Metrics]]
+    warm: Callable[[Params | None, WarmState], tuple[WarmState, Metrics]]
     init: Callable[[Params, int], State]
     train: Callable[[Given, State], tuple[State, Metrics]]
     steps: "StepPrograms"  # the same iteration in parts, which are traced and compiled only where they are called
@@ -170,7 +175,15 @@ class Program:
 def shared(config: Config) -> Config:
     """Return the config without what changes no compiled program; within a process, runs share the programs of equal ones."""
     r = config.run
-    run = RunConfig(0, r.mesh, r.num_microbatches, r.token_chunk, r.steps_per_call, 1, 1, "", "", False)
+    run = dataclasses.replace(
+        r,
+        num_iterations=0,
+        checkpoint_every=1,
+        keep_checkpoints=1,
+        warm_start_dir="",
+        export_dtype="",
+        profile=False,
+    )
     return dataclasses.replace(config, name="", variant="", seed=0, checkpoint="", run=run, study=StudyConfig((), ()))
 
 
@@ -187,14 +200,14 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     optimizer, warm_optimizer = make_optimizer(config.optimizer), make_optimizer(config.warm_start.optimizer)
     shard = functools.partial(meshes.shard_batch, mesh)
 
-    def warm_step(state: WarmState):
+    def warm_step(frozen: Params | None, state: WarmState):
         key = jax.random.fold_in(state.key, state.step)
         batch = domain.demonstrations(key, config.warm_start.num_states, config.warm_start.group_size)
         history, mode, tokens, mask = shard(batch)
         prompt, length = render_by_mode(domain.templates, history, mode, domain.prompt_width)
 
-        def loss(params):
-            params = decoder.cast(params, policy.dtype)
+        def loss(trained):
+            params = decoder.cast(decoder.join(trained, frozen), policy.dtype)
             with meshes.use(mesh):
                 logp, _ = sampler.logprobs(policy, 1.0, config.run.token_chunk, params, prompt, length, tokens)
             return -jnp.where(mask, logp, 0.0).sum() / mask.sum()
@@ -225,11 +238,11 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
         return repeat(functools.partial(iterate, parts.select, rollout, domain.grade, parts.learn), state)
 
     params = jax.eval_shape(init_params, 0)
-    trained = decoder.split_adapters(params)[0] if policy.lora.rank else params
-    state, warm_state = jax.eval_shape(init, trained, 0), jax.eval_shape(init_warm, params, 0)
+    trained, _ = split_params(config, params)
+    state, warm_state = jax.eval_shape(init, trained, 0), jax.eval_shape(init_warm, trained, 0)
     place = functools.partial(_place, mesh)
     params_like, state_like = place(params, params), place(state, trained, optimizer)
-    warm_like = place(warm_state, params, warm_optimizer)
+    warm_like = place(warm_state, trained, warm_optimizer)
     same = meshes.replicated(mesh)
     where = lambda like: jax.tree.map(lambda leaf: leaf.sharding, like)
     steps = StepPrograms.make(config, domain, mesh, where(state_like))
@@ -241,7 +254,11 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
         warm_state=warm_like,
         init_params=jax.jit(init_params, out_shardings=where(params_like)),
         init_warm=jax.jit(init_warm, out_shardings=where(warm_like)),
-        warm=jax.jit(functools.partial(repeat, warm_step), donate_argnums=0, out_shardings=(where(warm_like), same)),
+        warm=jax.jit(
+            lambda frozen, state: repeat(functools.partial(warm_step, frozen), state),
+            donate_argnums=1,
+            out_shardings=(where(warm_like), same),
+        ),
         init=jax.jit(init, out_shardings=where(state_like)),
         train=steps.iterate if domain.on_host else whole,
         steps=steps,
@@ -283,6 +300,9 @@ class StepPrograms:
     rollout: Callable[[Given, Params, State, Instances], Rollouts]
     learn: Callable[[Given, State, Instances, Rollouts, Grades], tuple[State, Metrics]]
     grade: Callable[[Instances, Rollouts], tuple[Grades, bool]]
+    longest: Callable[[Array], Array]  # of a batch's lengths
+    prompt_buckets: tuple[int, ...]
+    response_buckets: tuple[int, ...]
 
     @classmethod
     def make(cls, config: Config, domain: Domain, mesh: jax.sharding.Mesh, state_shardings) -> "StepPrograms":
@@ -302,16 +322,31 @@ class StepPrograms:
             grade=lambda instances, rollouts: hosts.on_own_rows(
                 domain.grade, functools.partial(blank_grades, domain), instances, rollouts
             ),
+            longest=jax.jit(jnp.max, out_shardings=same),
+            prompt_buckets=(*config.run.prompt_buckets, domain.prompt_width),
+            response_buckets=(*config.run.response_buckets, domain.max_tokens),
         )
 
     def iterate(self, given: Given, state: State) -> tuple[State, Metrics]:
-        """Run one iteration; metrics have a leading 1, as those of a program of one step."""
+        """Run one iteration; metrics have a leading 1, as those of a program of one step.
+
+        Prompts and responses are cut to the smallest bucket that holds the longest of the batch; each is a program of its own.
+        """
         instances = self.select(given, state)
+        width = self._fit(instances.prompt_length, self.prompt_buckets)
+        instances = dataclasses.replace(instances, prompt=instances.prompt[:, :width])
         rollouts = self.rollout(given, self.reshard(given, state.params), state, instances)
         grades, failed = self.grade(instances, rollouts)
+        width = self._fit(rollouts.mask.sum(-1), self.response_buckets)
+        rollouts = jax.tree.map(lambda leaf: leaf[:, :, :width] if leaf.ndim == 3 else leaf, rollouts)
         state, metrics = self.learn(given, state, instances, rollouts, grades)
         metrics["grading_faults"] = jnp.int32(hosts.agree(failed))
         return state, jax.tree.map(lambda value: value[None], metrics)
+
+    def _fit(self, lengths: Array, buckets: tuple[int, ...]) -> int:
+        """Return the smallest bucket that holds the longest of the batch, or the largest; all hosts find the same."""
+        longest = int(self.longest(lengths)) if len(buckets) > 1 else 0
+        return min((bucket for bucket in buckets if bucket >= longest), default=max(buckets))
 
 
 def run_loop(
@@ -404,32 +439,41 @@ def _catch_signals():
             signal.signal(number, before[number])
 
 
-def initial_params(config: Config) -> Params:
-    """Return the parameters before any training: fresh ones, or those of ``config.checkpoint`` and fresh adapters.
+def untrained(config: Config) -> Params:
+    """Return the parameters before any training, without adapters: fresh ones, or those of ``config.checkpoint``.
 
     Raises:
       ConfigError: if the checkpoint cannot be loaded.
     """
     program = make_program(config)
     if not config.checkpoint:
-        return program.init_params(config.seed)
+        return decoder.split_adapters(program.init_params(config.seed))[1]
     from exit_jax.policy.hf.config import resolve
     from exit_jax.policy.hf.load import load
 
     where = jax.tree.map(lambda leaf: leaf.sharding, program.params)
     try:
-        params = load(resolve(config.checkpoint), decoder_config(config), where)
+        return load(resolve(config.checkpoint), decoder_config(config), where)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if config.policy.lora.rank:
-        where = decoder.split_adapters(where)[0]
-        fresh = jax.jit(lambda seed: decoder.split_adapters(program.init_params(seed))[0], out_shardings=where)
-        params = decoder.join(params, fresh(config.seed))
-    return params
 
 
-def warm_start(config: Config, workdir: pathlib.Path) -> Params:
-    """Return the parameters that RL starts from: the initial ones, or those of the supervised phase.
+def frozen_params(config: Config) -> Params | None:
+    """Return the parameters that are not trained: all but the adapters with LoRA, else None."""
+    return untrained(config) if config.policy.lora.rank else None
+
+
+def initial_params(config: Config) -> Params:
+    """Return the parameters that are trained, as they are at first: fresh adapters with LoRA, else ``untrained``."""
+    if not config.policy.lora.rank:
+        return untrained(config)
+    program = make_program(config)
+    where = jax.tree.map(lambda leaf: leaf.sharding, program.state.params)
+    return jax.jit(lambda seed: decoder.split_adapters(program.init_params(seed))[0], out_shardings=where)(config.seed)
+
+
+def warm_start(config: Config, workdir: pathlib.Path, frozen: Params | None) -> Params:
+    """Return the parameters that RL starts to train: the initial ones, or those of the supervised phase.
 
     The phase is a run of its own, whose folder is named by a hash of what determines it; once finished, it serves every run
     that shares ``run.warm_start_dir``.
@@ -445,7 +489,7 @@ def warm_start(config: Config, workdir: pathlib.Path) -> Params:
     folder.mkdir(parents=True, exist_ok=True)
     state = run_loop(
         "warm_start",
-        program.warm,
+        functools.partial(program.warm, frozen),
         program.warm_state,
         lambda: program.init_warm(initial_params(config), config.seed),
         config.warm_start.num_steps,
@@ -463,34 +507,21 @@ def base_tasks(config: Config, split: str) -> History:
     return jax.device_put(tasks, meshes.replicated(make_program(config).mesh))
 
 
-def split_params(config: Config, params: Params) -> tuple[Params, Params | None]:
-    """Split parameters into those that are trained and those that are frozen, None without LoRA."""
-    return decoder.split_adapters(params) if config.policy.lora.rank else (params, None)
-
-
-def initial_state(config: Config, params: Params) -> State:
-    """Return the state before the first iteration of RL."""
-    return make_program(config).init(split_params(config, params)[0], config.seed)
-
-
 def restore_params(config: Config, workdir: pathlib.Path) -> Params | None:
     """Return all parameters of the newest policy that training left in the workdir, or None."""
     with contextlib.closing(Checkpoints(workdir / "checkpoints", config.run.keep_checkpoints)) as checkpoints:
         state = checkpoints.restore_latest(make_program(config).state)
-    if state is None or not config.policy.lora.rank:
-        return state and state.params
-    return decoder.join(state.params, split_params(config, initial_params(config))[1])
+    return None if state is None else decoder.join(state.params, frozen_params(config))
 
 
 def train(config: Config, workdir: pathlib.Path) -> tuple[State, Params]:
     """Train, or go on training, in ``workdir``; returns the final state and all parameters of its policy."""
-    program = make_program(config)
-    trained, frozen = split_params(config, warm_start(config, workdir))
+    program, frozen = make_program(config), frozen_params(config)
     state = run_loop(
         "train",
         functools.partial(program.train, Given(base_tasks(config, "train"), frozen)),
         program.state,
-        lambda: program.init(trained, config.seed),
+        lambda: program.init(warm_start(config, workdir, frozen), config.seed),
         config.run.num_iterations,
         config,
         workdir / "checkpoints",

@@ -118,7 +118,7 @@ def one_iteration():
     """Return the config, domain and initial state of an iteration, and its parts on one device."""
     config = smoke()
     domain = train.make_domain(config.domain_name, config.domain)
-    state = train.initial_state(config, train.make_program(config).init_params(0))
+    state = train.make_program(config).init(train.initial_params(config), 0)
     given = train.Given(domain.tasks("train"), None)
     return config, domain, state, given
 
@@ -163,6 +163,24 @@ def test_grading_on_the_host_changes_nothing(whole, tmp_path):
     assert int(on_host.step) == 3
 
 
+def test_buckets_change_nothing_but_widths(tmp_path):
+    """Prompts of 18 or 34 tokens and responses of 1 to 7 train as without buckets, also with Dr. GRPO's constant length."""
+    changes = {"domain.on_host": True, "algorithm.aggregation": "dr_grpo"}
+    per_step = {"steps_per_call": 1, "num_iterations": 3, "checkpoint_every": 3}
+    recorded = []
+    for name, buckets in (("one", {}), ("two", {"run.prompt_buckets": (32, 33), "run.response_buckets": (3, 5)})):
+        train.train(smoke(changes=changes | buckets, **per_step), tmp_path / name)
+        recorded.append(rows(tmp_path / name))
+    for one, two in zip(*recorded, strict=True):
+        for name in one:
+            np.testing.assert_allclose(one[name] or 0.0, two[name] or 0.0, rtol=1e-4, atol=1e-4, err_msg=name)
+    config = smoke(changes=changes | {"run.prompt_buckets": (8,)})
+    steps = train.make_program(config).steps
+    assert steps._fit(jnp.array([3, 8]), (8, 34)) == 8
+    assert steps._fit(jnp.array([3, 9]), (8, 34)) == 34
+    assert steps._fit(jnp.array([3, 99]), (8, 34)) == 34  # truncated prompts
+
+
 def test_a_grading_fault_is_a_value(monkeypatch, caplog):
     config, domain, state, given = one_iteration()
     broken = dataclasses.replace(domain, on_host=True, grade=lambda *_: 1 / 0)
@@ -182,7 +200,6 @@ LORA = {
     "policy.lora.rank": 2,
     "policy.lora.alpha": 4.0,
     "policy.lora.targets": ("query", "down"),
-    "warm_start.num_steps": 0,
     "algorithm.entropy_coef": 0.1,
 }
 
@@ -195,7 +212,7 @@ def test_lora_trains_adapters_only_and_keeps_the_base(tmp_path):
     assert all("lora_" in name for name in names)
     moments = state.opt_state[1][0].mu
     assert jax.tree.structure(moments) == jax.tree.structure(state.params)
-    start = train.initial_params(config)
+    start = train.decoder.join(train.initial_params(config), train.untrained(config))
     kernel = lambda tree: tree["blocks"]["attention"]["query"]
     np.testing.assert_array_equal(kernel(params)["kernel"], kernel(start)["kernel"])
     assert not np.array_equal(kernel(params)["lora_b"], kernel(start)["lora_b"])
@@ -206,7 +223,8 @@ def test_lora_trains_adapters_only_and_keeps_the_base(tmp_path):
 def test_merged_adapters_compute_what_adapters_compute():
     config = smoke(changes=LORA)
     policy = train.decoder_config(config)
-    params = train.initial_params(config)
+    base = train.untrained(config)
+    params = train.decoder.join(train.initial_params(config), base)
     noise = lambda path, x: x + 0.1 * jnp.sin(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape)
     params = jax.tree.map_with_path(noise, params)
     merged, plain = train.decoder.merge_adapters(policy, params), train.decoder.without_adapters(policy)
@@ -217,7 +235,6 @@ def test_merged_adapters_compute_what_adapters_compute():
         return train.decoder.apply(policy, params, tokens, positions, jnp.ones(tokens.shape, bool))[0]
 
     np.testing.assert_allclose(read(policy, params), read(plain, merged), atol=1e-5)
-    base = train.split_params(config, params)[1]
     assert jnp.abs(read(plain, base) - read(plain, merged)).max() > 0.01
 
 

@@ -35,22 +35,17 @@ def kl(logp: Array, reference_logp: Array, estimator: str) -> Array:
     return {"k1": -x, "k2": 0.5 * x**2, "k3": jnp.exp(x) - x - 1.0}[estimator]
 
 
-def aggregate(value: Array, mask: Array, counted: Array, how: str) -> Array:
-    """Reduce token values [B, G, T] to a scalar over the tokens kept by ``mask`` and the rows ``counted`` [B, G]."""
-    return (jnp.where(mask, value, 0.0) * token_weight(mask, counted, how)).sum()
-
-
-def token_weight(mask: Array, counted: Array, how: str) -> Array:
+def token_weight(mask: Array, counted: Array, how: str, max_tokens: int) -> Array:
     """Return what each token [B, G, T] weighs in the batch's loss; a part of the batch then adds its part of the loss.
 
     "sequence_mean": mean over rows of each row's token mean (GRPO); "token_mean": mean over all tokens; "dr_grpo": sum over
-    tokens / (rows · T). A row that is counted but has no token kept adds 0 and still weighs in the first and the last.
+    tokens / (rows · max_tokens). A row that is counted but has no token kept adds 0 and still weighs in the first and the last.
     """
     num_rows = jnp.maximum(counted.sum(), 1)
     if how == "token_mean":
         weight = 1.0 / jnp.maximum(mask.sum(), 1)
     elif how == "dr_grpo":
-        weight = 1.0 / (num_rows * mask.shape[-1])
+        weight = 1.0 / (num_rows * max_tokens)
     else:
         weight = 1.0 / (num_rows * jnp.maximum(mask.sum(-1, keepdims=True), 1))
     return jnp.where(mask, weight, 0.0)
@@ -72,9 +67,14 @@ class Batch:
 
 
 def make_batch(
-    config: ExItConfig, instances: Instances, rollouts: Rollouts, advantage: Array, reference_logp: Array | None
+    config: ExItConfig,
+    instances: Instances,
+    rollouts: Rollouts,
+    advantage: Array,
+    reference_logp: Array | None,
+    max_tokens: int,
 ) -> Batch:
-    """Decide which tokens count, and what each weighs."""
+    """Decide which of the tokens count, and what each weighs; a response could have had ``max_tokens``."""
     mask = rollouts.mask
     if config.mask_overlong:
         mask = mask & rollouts.finished[..., None]
@@ -90,8 +90,8 @@ def make_batch(
         reference_logp=reference_logp,
         advantage=advantage,
         mask=mask,
-        weight=token_weight(mask, counted, config.aggregation),
-        token_share=token_weight(mask, counted, "token_mean"),
+        weight=token_weight(mask, counted, config.aggregation, max_tokens),
+        token_share=token_weight(mask, counted, "token_mean", max_tokens),
     )
 
 
@@ -140,6 +140,7 @@ def update(
     logprobs: Logprobs,
     optimizer: optax.GradientTransformation,
     num_microbatches: int,
+    max_tokens: int,
     params: Params,
     reference: Params,
     opt_state: optax.OptState,
@@ -162,7 +163,8 @@ def update(
         learner_logp = evaluate(params)
         gap = sampler_gap(config, learner_logp, rollouts)
         rollouts = dataclasses.replace(rollouts, logp=learner_logp)
-    batch = make_batch(config, instances, rollouts, advantage, evaluate(reference) if config.kl_coef else None)
+    reference_logp = evaluate(reference) if config.kl_coef else None
+    batch = make_batch(config, instances, rollouts, advantage, reference_logp, max_tokens)
 
     def objective(params, part: Batch):
         logp, entropy = logprobs(params, part.prompt, part.prompt_length, part.tokens)

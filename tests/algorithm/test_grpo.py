@@ -69,7 +69,7 @@ def to_rollouts(old, mask, finished):
 def loss(config, logp, entropy, reference, A, rollouts):
     """Return the loss of a whole batch, whose prompts do not matter here."""
     no_prompts = Instances(None, None, None, None, None, None)
-    return grpo.loss(config, logp, entropy, grpo.make_batch(config, no_prompts, rollouts, A, reference))
+    return grpo.loss(config, logp, entropy, grpo.make_batch(config, no_prompts, rollouts, A, reference, T))
 
 
 def value_and_grad(config, logp, entropy, reference, old, A, mask, finished):
@@ -203,7 +203,17 @@ def run_update(config, w, advantage_BG, reference_w=None, opt_state=None, tokens
     opt_state = optimizer.init(params) if opt_state is None else opt_state
     reference = None if reference_w is None else {"w": jnp.asarray(reference_w, jnp.float32)}
     params, opt_state, metrics = grpo.update(
-        config, toy_logprobs, optimizer, 1, params, reference, opt_state, instances, rollouts, jnp.array([advantage_BG])
+        config,
+        toy_logprobs,
+        optimizer,
+        1,
+        3,
+        params,
+        reference,
+        opt_state,
+        instances,
+        rollouts,
+        jnp.array([advantage_BG]),
     )
     return params["w"], opt_state, metrics
 
@@ -287,7 +297,7 @@ def test_microbatches_have_the_gradient_of_the_batch(exit_config, aggregation, z
         optimizer, params = optax.sgd(1.0), {"w": jnp.arange(4.0)}
         reference = {"w": jnp.ones(4)}
         state = optimizer.init(params)
-        return grpo.update(config, logprobs, optimizer, parts, params, reference, state, prompts, rollouts, A)
+        return grpo.update(config, logprobs, optimizer, parts, T, params, reference, state, prompts, rollouts, A)
 
     (params, _, metrics), *others = (run(parts) for parts in (1, 2, 3, 6))
     assert jnp.abs(params["w"] - jnp.arange(4.0)).max() > 0.01

@@ -99,7 +99,9 @@ def test_loss_and_gradient_equal_those_of_trl(
         )
         reference = to_jax(inputs["ref_per_token_logps"]) if beta else None
         no_prompts = Instances(None, None, None, None, None, None)
-        batch = grpo.make_batch(config, no_prompts, rollouts, to_jax(inputs["advantages"]), reference)
+        batch = grpo.make_batch(
+            config, no_prompts, rollouts, to_jax(inputs["advantages"]), reference, to_jax(logp).shape[-1]
+        )
         loss = lambda logp: grpo.loss(config, logp, to_jax(entropy), batch)
         (value, metrics), grad = jax.value_and_grad(loss, has_aux=True)(to_jax(logp))
     np.testing.assert_allclose(value, expected.item(), rtol=1e-6)

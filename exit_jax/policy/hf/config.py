@@ -255,6 +255,26 @@ def token_ids(folder: str | pathlib.Path) -> dict[str, tuple[int, ...]]:
     return {kind: tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,) for kind, ids in found.items()}
 
 
+def check_tokenizer(folder: str | pathlib.Path, vocab_size: int) -> None:
+    """Refuse a tokenizer.json with more tokens than the model's vocabulary; models pad theirs, so fewer are fine.
+
+    Raises:
+      CheckpointError: naming both sizes.
+    """
+    path = pathlib.Path(folder) / "tokenizer.json"
+    if not path.exists():
+        return
+    content = read_json(path)
+    ids = [token["id"] for token in content.get("added_tokens", [])]
+    vocab = content.get("model", {}).get("vocab", {})
+    ids += vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+    if ids and max(ids) >= vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {max(ids) + 1} tokens but the model's vocab_size is {vocab_size}; they belong to "
+            "different models, or tokens were added without enlarging the embedding"
+        )
+
+
 def resolve(name: str) -> pathlib.Path:
     """Return the folder of a checkpoint: ``name`` itself, or a hub id ``owner/model[@revision]`` downloaded or cached.
 
