@@ -8,8 +8,6 @@ here; it counts no attention scores, softmax, sampling, sorting or optimiser. Pr
 """
 
 import argparse
-import dataclasses
-import functools
 import pathlib
 import runpy
 import statistics
@@ -19,10 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from exit_jax import train
-from exit_jax.algorithm.iteration import iterate
-from exit_jax.algorithm.selection import stream
 from exit_jax.config import Config, validate
-from exit_jax.parallel.mesh import make_mesh
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/sudoku.py"
 
@@ -59,24 +54,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="speed of one ExIt iteration")
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
-    config = validate(runpy.run_path(str(CONFIG))["get_config"](), jax.device_count())
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, num_devices=1))
-    domain = train.make_domain(config.domain_name, config.domain)
-    program, tasks = train.make_program(config), train.base_tasks(config, "train")
-    parts = train.make_parts(config, domain, make_mesh(1))
-    select, rollout, grade = jax.jit(parts.select), jax.jit(parts.rollout), jax.jit(parts.grade)
-    learn = jax.jit(parts.learn, donate_argnums=0)
+    content = runpy.run_path(str(CONFIG))["get_config"]()
+    content.run.mesh.data = 1
+    config = validate(content, jax.device_count())
+    content.domain.on_host, content.run.steps_per_call = True, 1  # the host is between any two iterations
+    hosted_config = validate(content, jax.device_count())
+    program, hosted = train.make_program(config), train.make_program(hosted_config)
+    given = train.Given(train.base_tasks(config, "train"), None)
     num_steps = config.run.steps_per_call
     params = program.init_params(0)
-    fused_state, host_state = program.init(params, 0), program.init(params, 0)
-
-    def grade_on_host(instances, rollouts):
-        """Move the rollouts to host memory and the grades back, as a verifier outside JAX would."""
-        return jax.device_put(jax.device_get(grade(*jax.device_get((instances, rollouts)))))
+    fused_state, host_state = program.init(params, 0), hosted.init(params, 0)
 
     def host_graded(state):
         for _ in range(num_steps):
-            state, metrics = iterate(functools.partial(select, tasks), rollout, grade_on_host, learn, state)
+            state, metrics = hosted.train(given, state)
         return state, metrics
 
     def timed(call, *args):
@@ -87,15 +78,16 @@ def main() -> None:
     secs: dict[str, list[float]] = {"fused": [], "graded on the host": [], "sampler": []}
     sampled = 0.0
     for index in range(rounds + 1):  # the first compiles and is not counted
-        (fused_state, metrics), fused = timed(program.train, tasks, fused_state)
-        (host_state, _), hosted = timed(host_graded, host_state)
-        instances = select(tasks, host_state)
+        (fused_state, metrics), fused = timed(program.train, given, fused_state)
+        (host_state, _), on_host = timed(host_graded, host_state)
+        instances = hosted.steps.select(given, host_state)
+        copy = hosted.steps.reshard(given, host_state.params)
         started = time.perf_counter()
-        for step in range(num_steps):
-            jax.block_until_ready(rollout(host_state.params, instances, stream(host_state.key, "sample", step)))
+        for _ in range(num_steps):
+            jax.block_until_ready(hosted.steps.rollout(given, copy, host_state, instances))
         alone = (time.perf_counter() - started) / num_steps
         if index:
-            for name, value in zip(secs, (fused, hosted, alone)):
+            for name, value in zip(secs, (fused, on_host, alone)):
                 secs[name].append(value)
             sampled = float(metrics["response_length"].mean())
 

@@ -4,8 +4,8 @@
     python -m exit_jax.main --config configs/sudoku_hf.py:checkpoint=<folder>,lora=16 --config.run.mesh.fsdp=4
     python -m exit_jax.main --mode export --config configs/sudoku_hf.py:checkpoint=Qwen/Qwen3-0.6B
 
-The puzzle's symbols are the tokenizer's first ids, whatever they stand for, so what the checkpoint knows of language is of little
-use: this shows that loading, sharding, training and export work, not that pretraining helps.
+The puzzle's symbols are the tokenizer's first ids, whatever they stand for, so what the checkpoint knows of language is of
+little use: this shows that loading, sharding, training and export work, not that pretraining helps.
 
 Takes the arguments of configs/sudoku.py, and
   checkpoint: a folder or a hub id; Llama 3, Qwen2, Qwen2.5, Qwen3 and Mistral are supported.

@@ -17,6 +17,7 @@ from exit_jax import config as configs
 from exit_jax.algorithm.learnability import reward
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, MODES, Instances, Rollouts
+from exit_jax.domains.domain import DomainError
 from exit_jax.domains.sudoku import domain as sudoku
 from exit_jax.domains.sudoku import puzzles
 from exit_jax.domains.sudoku.domain import CLASH, DONE, OPEN, STUCK, SudokuConfig, Vocabulary
@@ -403,3 +404,39 @@ def test_base_tasks_are_the_puzzles():
     np.testing.assert_array_equal(domain.difficulty("train")["clues"], (given_MC > 0).sum(-1))
     np.testing.assert_array_equal(tasks.task, np.arange(64))
     assert {(int(step), float(q)) for step, q in zip(tasks.step, tasks.quality)} == {(-1, 0.0)}
+
+
+def count_covers(columns, rows, limit):
+    """Count exact covers up to ``limit`` by Knuth's Algorithm X: column -> its rows, row -> its columns."""
+    if not columns:
+        return 1
+    count, column = 0, min(columns, key=lambda column: len(columns[column]))
+    for row in list(columns[column]):
+        removed = {c: columns[c] for c in rows[row]}
+        hit = {r for c in rows[row] for r in columns[c]}
+        rest = {c: members - hit for c, members in columns.items() if c not in removed}
+        count += count_covers(rest, rows, limit - count)
+        if count >= limit:
+            break
+    return count
+
+
+def test_large_puzzles_have_one_solution_by_exact_cover():
+    for puzzle, solution in zip(*puzzles.generate("train", 3, (36, 50), 8, 1)):
+        rows = {}
+        for cell, digit in itertools.product(range(81), range(1, 10)):
+            if puzzle[cell] in (0, digit):
+                y, x = divmod(cell, 9)
+                box = 3 * (y // 3) + x // 3
+                rows[cell, digit] = (("cell", cell), ("row", y, digit), ("column", x, digit), ("box", box, digit))
+        columns = {}
+        for row, members in rows.items():
+            for column in members:
+                columns.setdefault(column, set()).add(row)
+        assert count_covers(columns, rows, limit=2) == 1
+        assert all(clue in (0, digit) for clue, digit in zip(puzzle, solution))
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(DomainError, match="'tset' is not one of"):
+        puzzles.generate("tset", 2, (4, 7), 1, 0)

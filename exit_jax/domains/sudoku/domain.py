@@ -328,7 +328,7 @@ def make_domain(config: SudokuConfig) -> Domain:
         },
         tasks=tasks,
         difficulty=lambda split: {"clues": (generate(split)[0] > 0).sum(-1)},
-        grade=functools.partial(grade, config),
+        grade=jax.jit(functools.partial(grade, config)) if config.on_host else functools.partial(grade, config),
         on_host=config.on_host,
         complete=complete,
         demonstrations=demonstrations,

@@ -97,8 +97,10 @@ def generate(split: str, box: int, clues: tuple[int, int], count: int, seed: int
     Clue counts go round-robin over the inclusive range ``clues``, easiest last, so that difficulties are equally common.
 
     Raises:
-      DomainError: if so many distinct puzzles with so few clues cannot be found.
+      DomainError: if there is no such split, or so many distinct puzzles with so few clues cannot be found.
     """
+    if split not in SPLIT_SHARE:
+        raise DomainError(f"split {split!r} is not one of {tuple(SPLIT_SHARE)}")
     rng = random.Random(f"sudoku {split} {box} {clues} {seed}")
     levels = range(clues[0], clues[1] + 1)
     puzzles: dict[tuple[int, ...], list[int]] = {}
