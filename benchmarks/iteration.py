@@ -16,7 +16,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from exit_jax import train
+from exit_jax import programs, train
 from exit_jax.config import Config, validate
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/sudoku.py"
@@ -28,8 +28,8 @@ def matmul_flops(config: Config) -> tuple[float, float]:
     A token costs 2 a parameter forward and 4 backward. A group's prompt is read once, by sampler and learner alike; each of
     its G responses has T - 1 tokens to read.
     """
-    domain = train.make_domain(config.domain_name, config.domain)
-    params = train.make_program(config).init_params(0)
+    domain = programs.make_domain(config.domain_name, config.domain)
+    params = programs.make_program(config).init_params(0)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     a = config.algorithm
     num_tokens = a.num_prompts * (domain.prompt_width + a.group_size * (domain.max_tokens - 1))
@@ -59,8 +59,8 @@ def main() -> None:
     config = validate(content, jax.device_count())
     content.domain.on_host, content.run.steps_per_call = True, 1  # the host is between any two iterations
     hosted_config = validate(content, jax.device_count())
-    program, hosted = train.make_program(config), train.make_program(hosted_config)
-    given = train.Given(train.base_tasks(config, "train"), None)
+    program, hosted = programs.make_program(config), programs.make_program(hosted_config)
+    given = programs.Given(train.base_tasks(config, "train"), None)
     num_steps = config.run.steps_per_call
     params = program.init_params(0)
     fused_state, host_state = program.init(params, 0), hosted.init(params, 0)

@@ -19,7 +19,7 @@ from exit_jax.parallel import mesh as meshes
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.decoder import DecoderConfig
-from exit_jax.train import decoder_config, make_domain, make_reshard
+from exit_jax.programs import decoder_config, make_domain, make_reshard
 
 
 @pytree

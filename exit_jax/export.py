@@ -6,7 +6,8 @@ from exit_jax.config import Config, ConfigError
 from exit_jax.policy import decoder
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import export, export_adapter
-from exit_jax.train import decoder_config, restore_params
+from exit_jax.programs import decoder_config
+from exit_jax.train import restore_params
 
 
 def export_policy(config: Config, workdir: pathlib.Path) -> list[pathlib.Path]:

@@ -159,10 +159,20 @@ def show(results: dict) -> None:
         print(f"{split} accuracy: {row}")
 
 
+def parse_flags(args: list[str]) -> list[str]:
+    """Parse the command line; a config file or an override that it cannot take is one line and exit status 2."""
+    try:
+        return app.parse_flags_with_usage(args)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        lines = str(error).strip("\"'").replace("\\n", "\n").replace("\\'", "'")
+        print(f"error: --config: {lines}", file=sys.stderr)
+        sys.exit(2)
+
+
 def entry() -> None:
     """Run the command line."""
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":

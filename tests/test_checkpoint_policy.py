@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small import LLAMA, random_params
 
-from exit_jax import train
+from exit_jax import programs, train
 from exit_jax.config import ConfigError, validate
 from exit_jax.export import export_policy
 from exit_jax.main import run_experiment
@@ -79,7 +79,7 @@ def test_train_and_export_adapters(source, tmp_path):
     base = random_params(SHAPE)
     np.testing.assert_array_equal(params["embedding"], base["embedding"])
     trained = train.restore_params(config, tmp_path)
-    expected = decoder.merge_adapters(train.decoder_config(config), trained)
+    expected = decoder.merge_adapters(programs.decoder_config(config), trained)
     jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(expected))
     assert not np.array_equal(params["blocks"]["mlp"]["up"]["kernel"], base["blocks"]["mlp"]["up"]["kernel"])
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 2
@@ -113,7 +113,7 @@ def test_a_vocabulary_that_does_not_match_is_refused(source, tmp_path):
     small = dataclasses.replace(SHAPE, vocab_size=20)
     export(random_params(small), small, tmp_path / "small", None, "float32")
     with pytest.raises(ConfigError, match=r"vocab_size = 20, but the domain sudoku has"):
-        train.make_program(tiny(tmp_path / "small"))
+        programs.make_program(tiny(tmp_path / "small"))
 
     import tokenizers
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from exit_jax import train
+from exit_jax import programs
 from exit_jax.config import validate
 from exit_jax.evaluate import Chains, evaluate, run_chains, summarise
 
@@ -28,7 +28,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def params(config):
-    return train.make_program(config).init_params(0)
+    return programs.make_program(config).init_params(0)
 
 
 def make_chains(quality_KR, unchanged_KR, complete_KR) -> Chains:

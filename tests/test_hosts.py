@@ -88,12 +88,12 @@ import pathlib, jax, numpy as np
 from exit_jax.parallel import hosts
 hosts.initialize()
 from test_train import smoke
-from exit_jax import train
+from exit_jax import programs, train
 import dataclasses
 config = smoke(changes={changes!r}, num_iterations=10)
-config = dataclasses.replace(config, run=dataclasses.replace(config.run, mesh=train.meshes.MeshConfig(2, 2, 2)))
+config = dataclasses.replace(config, run=dataclasses.replace(config.run, mesh=programs.meshes.MeshConfig(2, 2, 2)))
 params = train.restore_params(config, pathlib.Path({str(whole)!r}))
-gathered = jax.jit(lambda x: x, out_shardings=train.meshes.replicated(train.make_program(config).mesh))(params)
+gathered = jax.jit(lambda x: x, out_shardings=programs.meshes.replicated(programs.make_program(config).mesh))(params)
 np.savez({str(whole.parent)!r} + f"/params{{jax.process_index()}}.npz", *jax.tree.leaves(jax.device_get(gathered)))
 """
     outcome = finish(start(whole, script=script))

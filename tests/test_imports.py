@@ -10,6 +10,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "exit_jax"
 FLOORS = (
     ("main",),
     ("study", "evaluate", "train", "report", "compile", "export"),
+    ("programs", "roofline"),
     ("config", "checkpoint", "metrics"),
     ("domains",),
     ("policy",),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exit_jax import train
+from exit_jax import programs, train
 from exit_jax.algorithm.selection import stream
 from exit_jax.config import Config, ConfigError, open_workdir, validate
 from exit_jax.metrics import Timing, read_jsonl
@@ -117,9 +117,9 @@ run_experiment(smoke(num_iterations={iterations}, checkpoint_every=5), pathlib.P
 def one_iteration():
     """Return the config, domain and initial state of an iteration, and its parts on one device."""
     config = smoke()
-    domain = train.make_domain(config.domain_name, config.domain)
-    state = train.make_program(config).init(train.initial_params(config), 0)
-    given = train.Given(domain.tasks("train"), None)
+    domain = programs.make_domain(config.domain_name, config.domain)
+    state = programs.make_program(config).init(train.initial_params(config), 0)
+    given = programs.Given(domain.tasks("train"), None)
     return config, domain, state, given
 
 
@@ -128,17 +128,17 @@ MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2)]
 
 def test_one_learn_step_agrees_on_all_meshes():
     config, domain, state, given = one_iteration()
-    one = train.make_parts(config, domain, train.make_program(config).mesh, given)
+    one = programs.make_parts(config, domain, programs.make_program(config).mesh, given)
     instances = jax.jit(one.select)(state)
     params = jax.jit(one.reshard)(state.params)
     rollouts = jax.jit(one.rollout)(params, instances, stream(state.key, "sample", state.step))
     grades = jax.jit(domain.grade)(instances, rollouts)
     outcomes = []
     for shape in MESHES:
-        run = dataclasses.replace(config.run, mesh=train.meshes.MeshConfig(*shape))
-        program = train.make_program(dataclasses.replace(config, run=run))
-        parts = train.make_parts(config, domain, program.mesh, given)
-        arguments = jax.device_put((instances, rollouts, grades), train.meshes.replicated(program.mesh))
+        run = dataclasses.replace(config.run, mesh=programs.meshes.MeshConfig(*shape))
+        program = programs.make_program(dataclasses.replace(config, run=run))
+        parts = programs.make_parts(config, domain, program.mesh, given)
+        arguments = jax.device_put((instances, rollouts, grades), programs.meshes.replicated(program.mesh))
         where = jax.tree.map(lambda leaf: leaf.sharding, program.state)
         outcome, metrics = jax.jit(parts.learn, out_shardings=(where, None))(jax.device_put(state, where), *arguments)
         assert float(metrics["grad_norm"]) > 0
@@ -175,7 +175,7 @@ def test_buckets_change_nothing_but_widths(tmp_path):
         for name in one:
             np.testing.assert_allclose(one[name] or 0.0, two[name] or 0.0, rtol=1e-4, atol=1e-4, err_msg=name)
     config = smoke(changes=changes | {"run.prompt_buckets": (8,)})
-    steps = train.make_program(config).steps
+    steps = programs.make_program(config).steps
     assert steps._fit(jnp.array([3, 8]), (8, 34)) == 8
     assert steps._fit(jnp.array([3, 9]), (8, 34)) == 34
     assert steps._fit(jnp.array([3, 99]), (8, 34)) == 34  # truncated prompts
@@ -184,10 +184,10 @@ def test_buckets_change_nothing_but_widths(tmp_path):
 def test_a_grading_fault_is_a_value(monkeypatch, caplog):
     config, domain, state, given = one_iteration()
     broken = dataclasses.replace(domain, on_host=True, grade=lambda *_: 1 / 0)
-    program = train.make_program(config)
+    program = programs.make_program(config)
     where = jax.tree.map(lambda leaf: leaf.sharding, program.state)
     before = leaves(state.params)
-    after, metrics = train.StepPrograms.make(config, broken, program.mesh, where).iterate(given, state)
+    after, metrics = programs.StepPrograms.make(config, broken, program.mesh, where).iterate(given, state)
     assert metrics["grading_faults"][0] == 1
     assert metrics["invalid"][0] == 1.0
     assert metrics["buffer/inserted"][0] <= config.algorithm.num_prompts  # the base tasks themselves, no children
@@ -212,7 +212,7 @@ def test_lora_trains_adapters_only_and_keeps_the_base(tmp_path):
     assert all("lora_" in name for name in names)
     moments = state.opt_state[1][0].mu
     assert jax.tree.structure(moments) == jax.tree.structure(state.params)
-    start = train.decoder.join(train.initial_params(config), train.untrained(config))
+    start = programs.decoder.join(train.initial_params(config), train.untrained(config))
     kernel = lambda tree: tree["blocks"]["attention"]["query"]
     np.testing.assert_array_equal(kernel(params)["kernel"], kernel(start)["kernel"])
     assert not np.array_equal(kernel(params)["lora_b"], kernel(start)["lora_b"])
@@ -222,17 +222,17 @@ def test_lora_trains_adapters_only_and_keeps_the_base(tmp_path):
 
 def test_merged_adapters_compute_what_adapters_compute():
     config = smoke(changes=LORA)
-    policy = train.decoder_config(config)
+    policy = programs.decoder_config(config)
     base = train.untrained(config)
-    params = train.decoder.join(train.initial_params(config), base)
+    params = programs.decoder.join(train.initial_params(config), base)
     noise = lambda path, x: x + 0.1 * jnp.sin(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape)
     params = jax.tree.map_with_path(noise, params)
-    merged, plain = train.decoder.merge_adapters(policy, params), train.decoder.without_adapters(policy)
+    merged, plain = programs.decoder.merge_adapters(policy, params), programs.decoder.without_adapters(policy)
     tokens = jnp.arange(12).reshape(1, 2, 6) % 7
 
     def read(policy, params):
         positions = jnp.broadcast_to(jnp.arange(6), tokens.shape)
-        return train.decoder.apply(policy, params, tokens, positions, jnp.ones(tokens.shape, bool))[0]
+        return programs.decoder.apply(policy, params, tokens, positions, jnp.ones(tokens.shape, bool))[0]
 
     np.testing.assert_allclose(read(policy, params), read(plain, merged), atol=1e-5)
     assert jnp.abs(read(plain, base) - read(plain, merged)).max() > 0.01
@@ -257,7 +257,7 @@ def test_microbatches_and_chunks_train_as_one_batch(whole, tmp_path):
 def test_key_reuse():
     """No PRNG key is consumed twice in an iteration."""
     config, domain, state, given = one_iteration()
-    parts = train.make_parts(config, domain, train.make_program(config).mesh, given)
+    parts = programs.make_parts(config, domain, programs.make_program(config).mesh, given)
     with jax.debug_key_reuse(True):
         instances = jax.jit(parts.select)(state)
         params = jax.jit(parts.reshard)(state.params)

@@ -1,0 +1,386 @@
+"""Speed and memory of the sampler on random weights of real shapes: prefill, bandwidth, skewed lengths, loading.
+
+    python benchmarks/policy.py {prefill,bound,skew,load} [--shape 0.1b] [--dtype bfloat16]
+
+Variants run in turns for several rounds, in one process; ratios are of the same round, given as median (minimum-maximum).
+Prints Markdown tables. ``--small`` is for the smoke test, and its figures mean nothing. Against torch: policy_torch.py.
+"""
+
+import argparse
+import ctypes
+import functools
+import gc
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from exit_jax.parallel import mesh as meshes
+from exit_jax.policy import decoder, sampler
+from exit_jax.policy.decoder import DecoderConfig, LoraConfig
+from exit_jax.policy.sampler import SamplingConfig
+from exit_jax.programs import make_reshard
+
+# vocabulary, layers, D, heads, kv heads, head size, MLP
+SHAPES = {
+    "tiny": (256, 2, 64, 4, 2, 16, 128),
+    "0.1b": (32000, 12, 768, 12, 4, 64, 2048),
+    "1b": (128256, 16, 2048, 32, 8, 64, 8192),  # Llama-3.2-1B
+    "3b": (128256, 28, 3072, 24, 8, 128, 8192),  # Llama-3.2-3B
+}
+MESH = meshes.MeshConfig(1, 1, 1)
+# Where others keep the cores busy, waits at the threads' barriers grow without bound, torch's most of all. Then CPU seconds are
+# the fairer clock, with one core a side: taskset -c 0 python ... --cpu_time --num_threads 1
+now = time.process_time if "--cpu_time" in sys.argv else time.perf_counter
+
+
+def make_config(shape: str, dtype: str, remat: str = "none") -> DecoderConfig:
+    """Return a Llama of one of SHAPES, with tied embeddings as Llama 3.2 has them."""
+    vocab_size, num_layers, embed_dim, num_heads, num_kv_heads, head_dim, mlp_dim = SHAPES[shape]
+    return DecoderConfig(
+        vocab_size,
+        num_layers,
+        embed_dim,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        mlp_dim,
+        rope_theta=500000.0,
+        rope_scaling=(),
+        norm_eps=1e-5,
+        tie_embeddings=True,
+        qkv_bias=False,
+        qk_norm=False,
+        dtype=dtype,
+        param_dtype=dtype,
+        attention="auto",
+        remat=remat,
+        unroll_layers=False,
+        lora=LoraConfig(0, 1.0, ()),
+    )
+
+
+def sampler_params(config: DecoderConfig, params=None):
+    """Return the sampler's copy of the parameters, as training makes it; of fresh ones if none are given."""
+    reshard = make_reshard(config, meshes.make_mesh(MESH))
+    if params is None:
+        return jax.jit(lambda: reshard(decoder.init(config, jax.random.key(0))))()
+    return jax.jit(reshard)(params)
+
+
+def make_prompts(config: DecoderConfig, num_prompts: int, width: int) -> tuple[jax.Array, jax.Array]:
+    """Return random prompts [B, P], all of the full width, and their lengths."""
+    prompt = jax.random.randint(jax.random.key(1), (num_prompts, width), 0, config.vocab_size)
+    return prompt, jnp.full(num_prompts, width, jnp.int32)
+
+
+def make_start(config: DecoderConfig, group_size: int, width: int):
+    """Return the jitted reading of prompts: (params, prompt, length) -> Reading."""
+    return jax.jit(functools.partial(sampler.start, config, group_size=group_size, width=width))
+
+
+def make_generate(config: DecoderConfig, sampling: SamplingConfig):
+    """Return jitted decoding: (params, reading, key) -> (reading, rollouts); the reading is donated, as in training."""
+    return jax.jit(functools.partial(sampler.generate, config, sampling), donate_argnums=1)
+
+
+def timed(call: Callable, *args, **kwargs) -> tuple[Any, float]:
+    """Return the call's value and its seconds."""
+    started = now()
+    value = jax.block_until_ready(call(*args, **kwargs))
+    return value, now() - started
+
+
+def in_turns(calls: dict[str, Callable[[], dict[str, float]]], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Call all of them, round by round, and collect what each measured; a first round compiles and is not counted."""
+    results: dict[str, dict[str, list[float]]] = {name: {} for name in calls}
+    for index in range(rounds + 1):
+        for name, call in calls.items():
+            for what, value in call().items():
+                results[name].setdefault(what, []).extend([value] if index else [])
+    return results
+
+
+def spread(values: list[float], scale: float = 1.0, digits: int = 3) -> str:
+    """Return "median (minimum-maximum)"."""
+    median, least, most = (
+        f"{scale * x:#.{digits}g}".rstrip(".") for x in (statistics.median(values), min(values), max(values))
+    )
+    return f"{median} ({least}-{most})"
+
+
+def ratio(above: list[float], below: list[float]) -> str:
+    """Return the spread of the ratios of the same rounds."""
+    return spread([a / b for a, b in zip(above, below)])
+
+
+def tree_bytes(tree) -> int:
+    """Return the bytes of all arrays of a tree."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def device_name() -> str:
+    """Return what computes here, and how busy it is."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    names = [row for row in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if row.startswith("model name")]
+    return f"{names[0].partition(': ')[2]}, {len(os.sched_getaffinity(0))} cores, load average {os.getloadavg()[0]:.1f}"
+
+
+def measure_bandwidth(num_bytes: int, repeats: int = 10) -> float:
+    """Return the best rate of reading, or of reading and writing, a large array, bytes a second."""
+    x = jnp.ones(num_bytes // 4, jnp.float32)
+    rates = []
+    for call, touched in ((jax.jit(jnp.sum), num_bytes), (jax.jit(lambda x: x + 1.0), 2 * num_bytes)):
+        jax.block_until_ready(call(x))
+        rates += [touched / timed(call, x)[1] for _ in range(repeats)]
+    return max(rates)
+
+
+def measure_flops(dtype: str, size: int, repeats: int = 10) -> float:
+    """Return the best rate of a square product on this device, operations a second."""
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
+    jax.block_until_ready(product(x, x))
+    return 2.0 * size**3 / min(timed(product, x, x)[1] for _ in range(repeats))
+
+
+def prefill(a: argparse.Namespace) -> None:
+    """Read a group's prompt once, against once a rollout."""
+    config = make_config(a.shape, a.dtype)
+    params = sampler_params(config)
+    prompt, length = make_prompts(config, a.num_prompts, a.prompt_width)
+    rivals = {
+        "shared": (make_start(config, a.group_size, a.max_tokens - 1), prompt, length),
+        "unshared": (
+            make_start(config, 1, a.max_tokens - 1),
+            jnp.repeat(prompt, a.group_size, 0),
+            jnp.repeat(length, a.group_size),
+        ),
+    }
+    size, work = {}, {}
+
+    def measure(name: str) -> dict[str, float]:
+        call, prompt, length = rivals[name]
+        reading, secs = timed(call, params, prompt=prompt, prompt_length=length)
+        size[name] = tree_bytes(reading.cache)
+        if name not in work:
+            compiled: Any = call.lower(params, prompt=prompt, prompt_length=length).compile()
+            work[name] = compiled.memory_analysis().temp_size_in_bytes
+        return {"secs": secs}
+
+    secs = in_turns({name: functools.partial(measure, name) for name in rivals}, a.rounds)
+    print(
+        f"{a.num_prompts} prompts of {a.prompt_width} tokens, {a.group_size} rollouts each, room for {a.max_tokens}\n"
+    )
+    print("| prompts | s (min-max) | cache MB | working memory MB |\n|---|---|---|---|")
+    for name in rivals:
+        print(f"| {name} | {spread(secs[name]['secs'])} | {size[name] / 1e6:.0f} | {work[name] / 1e6:.0f} |")
+    faster = ratio(secs["unshared"]["secs"], secs["shared"]["secs"])
+    print(
+        f"| unshared / shared | {faster} | {size['unshared'] / size['shared']:.2f} | {work['unshared'] / work['shared']:.2f} |"
+    )
+
+
+def bytes_a_step(config: DecoderConfig, params, num_prompts: int, group_size: int, prompt_width: int, own: float):
+    """Return the bytes that a step of decoding must read at least: parameters, and filled slots of the cache.
+
+    A tied embedding is read whole, as the head. Each of G rollouts has ``own`` tokens of its own, the group one prompt.
+    """
+    slot = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(config.dtype).itemsize
+    return tree_bytes(params), num_prompts * (prompt_width + group_size * own) * slot
+
+
+def bound(a: argparse.Namespace) -> None:
+    """Decode against what the measured bandwidth, and the measured rate of a product, allow."""
+    config = make_config(a.shape, a.dtype)
+    params = sampler_params(config)
+    one_copy = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))  # the sampler's may hold the head twice
+    start = {}
+    batches = [(1, 1), (1, a.group_size), (a.num_prompts, a.group_size)]
+    generate = make_generate(config, SamplingConfig(a.max_tokens, (), 1.0))
+
+    def measure(num_prompts: int, group_size: int) -> dict[str, float]:
+        if group_size not in start:
+            start[group_size] = make_start(config, group_size, a.max_tokens - 1)
+        prompt, length = make_prompts(config, num_prompts, a.prompt_width)
+        reading = jax.block_until_ready(start[group_size](params, prompt=prompt, prompt_length=length))
+        return {
+            "step": timed(generate, params, reading, jax.random.key(2))[1] / a.max_tokens,
+            "bandwidth": measure_bandwidth(a.bandwidth_bytes),
+            "flops": measure_flops(a.dtype, a.product_size),
+        }
+
+    results = in_turns({str(batch): functools.partial(measure, *batch) for batch in batches}, a.rounds)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(one_copy))
+    everything = lambda what: max(max(result[what]) for result in results.values())
+    bandwidth, flops = everything("bandwidth"), everything("flops")
+    print(
+        f"{num_params / 1e9:.2f}B parameters in {a.dtype}, prompts of {a.prompt_width} tokens, {a.max_tokens} new ones;"
+    )
+    print(f"measured {bandwidth / 1e9:.1f} GB/s, {flops / 1e9:.0f} GFLOP/s in a product of {a.product_size}²\n")
+    print(
+        "| rows | ms a step (min-max) | parameters MB | cache MB | share of bandwidth bound | share of product bound |"
+    )
+    print("|---|---|---|---|---|---|")
+    for (num_prompts, group_size), result in zip(batches, results.values()):
+        own = (a.max_tokens - 1) / 2
+        weights, cache = bytes_a_step(config, one_copy, num_prompts, group_size, a.prompt_width, own)
+        step = statistics.median(result["step"])
+        by_bytes = (weights + cache) / bandwidth / step
+        by_flops = 2.0 * num_params * num_prompts * group_size / flops / step
+        print(
+            f"| {num_prompts} x {group_size} | {spread(result['step'], 1e3)} | {weights / 1e6:.0f} | {cache / 1e6:.0f} "
+            f"| {by_bytes:.0%} | {by_flops:.0%} |"
+        )
+
+
+def skew(a: argparse.Namespace) -> None:
+    """Stop rows with a fixed probability a step, and count what the longest row costs."""
+    config = make_config(a.shape, a.dtype)
+    params = sampler_params(config)
+    num_stops = max(round(config.vocab_size / a.mean_length), 1)
+    flat = 1e6  # at this temperature all tokens are equally likely, so each of the stop tokens ends a row
+    width = a.max_tokens - 1
+    start = make_start(config, a.group_size, width)
+
+    def read(num_prompts: int):
+        prompt, length = make_prompts(config, num_prompts, a.prompt_width)
+        return jax.block_until_ready(start(params, prompt=prompt, prompt_length=length))
+
+    stopping = make_generate(config, SamplingConfig(a.max_tokens, tuple(range(num_stops)), flat))
+    _, rollouts = stopping(params, read(a.num_prompts), jax.random.key(2))
+    length = np.asarray(rollouts.mask.sum(-1)).ravel()
+    mean, longest = max(round(length.mean()), 1), int(length.max())
+    # the same steps and fewer rows, for the price of a step at a part of the batch
+    parts = [a.num_prompts >> i for i in range(a.num_prompts.bit_length())]
+    plain = make_generate(config, SamplingConfig(mean, (), flat))
+
+    def measure(generate, num_prompts: int) -> dict[str, float]:
+        return {"secs": timed(generate, params, read(num_prompts), jax.random.key(2))[1]}
+
+    calls = {"skewed": functools.partial(measure, stopping, a.num_prompts)}
+    calls |= {f"even {part}": functools.partial(measure, plain, part) for part in parts}
+    results = in_turns(calls, a.rounds)
+    even, skewed = results[f"even {a.num_prompts}"]["secs"], results["skewed"]["secs"]
+    step = {part * a.group_size: statistics.median(results[f"even {part}"]["secs"]) / mean for part in parts}
+
+    alive = np.array([(length > t).sum() for t in range(longest)])
+    rows = a.num_prompts * a.group_size
+    halving = sum(min(cost for size, cost in step.items() if size >= min(n, rows)) for n in alive)
+    full = step[rows] * longest
+    print(
+        f"{rows} rows, lengths: mean {length.mean():.0f}, median {np.median(length):.0f}, longest {longest} of {a.max_tokens}\n"
+    )
+    print("| what | value |\n|---|---|")
+    print(f"| row-steps of rows that have ended | {1 - length.sum() / (rows * longest):.0%} |")
+    print(f"| s, and s if all rows had the mean length | {spread(skewed)}, {spread(even)} |")
+    print(f"| skewed / even | {ratio(skewed, even)} |")
+    print(f"| ms a step by rows | {', '.join(f'{n}: {1e3 * cost:.1f}' for n, cost in step.items())} |")
+    print(f"| halving the batch as rows end, its copies free | {full / halving:.2f} times as fast |")
+    print(f"| refilling slots at once, prefill free | {full / (step[rows] * length.sum() / rows):.2f} times as fast |")
+
+
+def peak_memory(call: Callable[[], Any]) -> int:
+    """Return by how many bytes this process grew at most during the call (Linux with glibc)."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is freed and still held would hide growth
+    read = lambda field: next(
+        int(row.split()[1]) * 1024
+        for row in pathlib.Path("/proc/self/status").read_text().splitlines()
+        if row.startswith(field)
+    )
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    before = read("VmRSS:")
+    kept = jax.block_until_ready(call())
+    del kept
+    return read("VmHWM:") - before
+
+
+def load(a: argparse.Namespace) -> None:
+    """Load a checkpoint of several files in a process of its own, and see how far it grows."""
+    from exit_jax.policy.hf.export import export
+    from exit_jax.policy.hf.load import load as read
+
+    config = make_config(a.shape, a.dtype)
+    shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+    if a.folder:
+        where = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
+        jax.block_until_ready(jnp.ones(1))  # what JAX itself takes is no part of it
+        started = now()
+        print(peak_memory(lambda: read(a.folder, config, where)), now() - started)
+        return
+    size = tree_bytes(shapes)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary) / "checkpoint"
+        export(jax.jit(lambda: decoder.init(config, jax.random.key(0)))(), config, folder, None, a.dtype, size // 3)
+        command = [sys.executable, __file__, "load", "--shape", a.shape, "--dtype", a.dtype, "--folder", str(folder)]
+        run = functools.partial(subprocess.run, command, text=True, stdout=subprocess.PIPE, check=True)
+        rounds = [run().stdout.split() for _ in range(a.rounds)]
+    peaks, secs = ([float(row[i]) for row in rounds] for i in range(2))
+    largest = max(tree_bytes(leaf) for leaf in jax.tree.leaves(shapes))
+    print("| model MB | largest parameter MB | peak host MB | peak / model | s |\n|---|---|---|---|---|")
+    print(
+        f"| {size / 1e6:.0f} | {largest / 1e6:.0f} | {spread(peaks, 1e-6)} | {spread(peaks, 1 / size)} | {spread(secs)} |"
+    )
+
+
+COMMANDS = {"prefill": prefill, "bound": bound, "skew": skew, "load": load}
+SMALL = {
+    "shape": "tiny",
+    "num_prompts": 2,
+    "group_size": 2,
+    "prompt_width": 8,
+    "max_tokens": 8,
+    "mean_length": 3,
+    "rounds": 1,
+}
+SMALL |= {"bandwidth_bytes": 1 << 20, "product_size": 64, "num_threads": 1}
+
+
+def parse(commands: dict[str, Callable], description: str) -> argparse.Namespace:
+    """Return the arguments of a benchmark; ``--small`` sets those of the smoke test, which others may follow."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--shape", choices=SHAPES, default="0.1b")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--num_prompts", type=int, default=8)
+    parser.add_argument("--group_size", type=int, default=8)
+    parser.add_argument("--prompt_width", type=int, default=512)
+    parser.add_argument("--max_tokens", type=int, default=128)
+    parser.add_argument("--mean_length", type=int, default=32, help="of skewed responses")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--bandwidth_bytes", type=int, default=1 << 28, help="of the array that is read; beyond any cache"
+    )
+    parser.add_argument("--product_size", type=int, default=2048)
+    parser.add_argument("--cpu_time", action="store_true", help="measure seconds of the CPU and not of the wall")
+    parser.add_argument("--num_threads", type=int, default=2, help="of torch")
+    parser.add_argument("--peers", nargs="*", help="of torch's variants; without, a short run chooses the best")
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    if "--small" in sys.argv:
+        parser.set_defaults(**SMALL)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the table of one command."""
+    a = parse(COMMANDS, "speed and memory of the sampler")
+    if not a.folder:
+        print(f"{a.command}: {device_name()}\n")
+    COMMANDS[a.command](a)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The paper's three settings, and a 70B policy, as shapes: what --mode compile needs before data and weights are at hand.
+
+    python -m exit_jax.main --mode compile --config configs/fit.py:setting=math --topology v5e:4x8
+
+Nothing here can be trained on: the domain "shapes" has widths and no tasks. docs/fit.md has what came out.
+
+Arguments:
+  setting: math (Llama-3.2-3B, 128 prompts x 8 rollouts), tools (Qwen2.5-7B, 16 x 8), code (DeepSeek-R1-Distill-Qwen-7B,
+    4 x 8), the models and batches of ExIt App. A; or llama70b (Llama-3.1-70B on the batch of math).
+
+Widths are multiples of 128, and prompt + response one of 512, which give splash attention its largest tiles. The paper states
+none; ours leave room for a problem and a solution (math), the documents of an API and a transcript of ten turns (tools), a
+task, a script, its error trace and an answer with its thoughts (code).
+"""
+
+import pathlib
+import runpy
+
+from ml_collections import ConfigDict
+
+LLAMA_3B = {
+    "vocab_size": 128256,
+    "num_layers": 28,
+    "embed_dim": 3072,
+    "num_heads": 24,
+    "num_kv_heads": 8,
+    "head_dim": 128,
+    "mlp_dim": 8192,
+    "rope_theta": 500000.0,
+    "rope_scaling": (32.0, 1.0, 4.0, 8192.0),
+    "norm_eps": 1e-5,
+    "tie_embeddings": True,
+    "qkv_bias": False,
+}
+QWEN_7B = {
+    "vocab_size": 152064,
+    "num_layers": 28,
+    "embed_dim": 3584,
+    "num_heads": 28,
+    "num_kv_heads": 4,
+    "head_dim": 128,
+    "mlp_dim": 18944,
+    "rope_theta": 1000000.0,
+    "rope_scaling": (),
+    "norm_eps": 1e-6,
+    "tie_embeddings": False,
+    "qkv_bias": True,
+}
+LLAMA_70B = LLAMA_3B | {
+    "num_layers": 80,
+    "embed_dim": 8192,
+    "num_heads": 64,
+    "mlp_dim": 28672,
+    "rope_scaling": (8.0, 1.0, 4.0, 8192.0),
+    "tie_embeddings": False,
+}
+MATH = {
+    "domain.num_tasks": 1280,
+    "domain.history_width": 1408,
+    "domain.prompt_width": 1536,
+    "domain.max_tokens": 1024,
+    "algorithm.num_prompts": 128,
+    "algorithm.buffer_size": 512,
+    "algorithm.min_buffer_size": 128,
+    "run.mesh.fsdp": 8,
+    "run.mesh.tensor": 2,
+    "run.num_microbatches": 8,
+}
+# setting -> shape of the policy, and fields that differ from each other
+SETTINGS = {
+    "math": (LLAMA_3B, MATH),
+    "tools": (
+        QWEN_7B,
+        {
+            "domain.num_tasks": 100,
+            "domain.history_width": 3968,
+            "domain.prompt_width": 4096,
+            "domain.max_tokens": 1024,
+            "algorithm.num_prompts": 16,
+            "algorithm.buffer_size": 640,
+            "algorithm.min_buffer_size": 320,
+            "algorithm.divergence_prob": 0.5,
+            "algorithm.advantage_norm": "none",
+            "algorithm.aggregation": "dr_grpo",
+            "algorithm.mask_overlong": True,
+            "algorithm.num_epochs": 2,
+            "run.mesh.fsdp": 4,
+            "run.mesh.tensor": 4,
+            "run.num_microbatches": 4,
+        },
+    ),
+    "code": (
+        QWEN_7B | {"rope_theta": 10000.0},
+        {
+            "domain.num_tasks": 3,
+            "domain.history_width": 6016,
+            "domain.prompt_width": 6144,
+            "domain.max_tokens": 4096,
+            "algorithm.num_prompts": 4,
+            "algorithm.buffer_size": 24,
+            "algorithm.min_buffer_size": 3,
+            "algorithm.divergence_prob": 0.5,
+            "algorithm.reward": "improvement",
+            "algorithm.reference_mix": 0.5,
+            "run.mesh.fsdp": 4,
+            "run.mesh.tensor": 2,
+            "run.num_microbatches": 1,
+        },
+    ),
+    "llama70b": (LLAMA_70B, MATH | {"run.mesh.fsdp": 4, "run.mesh.tensor": 8, "run.num_microbatches": 32}),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Return the setting's experiment, over the fields of configs/sudoku.py that are not about shapes."""
+    sudoku = runpy.run_path(str(pathlib.Path(__file__).with_name("sudoku.py")))
+    setting = sudoku["parse"](arg, setting="math")["setting"]
+    if setting not in SETTINGS:
+        raise ValueError(f"setting={setting} is not one of {tuple(SETTINGS)}")
+    shape, fields = SETTINGS[setting]
+
+    c = sudoku["get_config"]("variant=exit")
+    c.name = f"fit-{setting}"
+    c.domain_name = "shapes"
+    c.domain = ConfigDict()
+    c.domain.vocab_size = shape["vocab_size"]
+    c.domain.num_children = 1
+    c.domain.embedding_width = 768
+    for name in ("num_tasks", "history_width", "prompt_width", "max_tokens"):
+        c.domain[name] = 0  # each setting gives its own
+
+    c.policy.update(shape)
+    c.policy.dtype = "bfloat16"
+    c.policy.remat = "layer"
+    c.policy.unroll_layers = False
+    c.warm_start.num_steps = 0
+    c.algorithm.group_size = 8
+    c.algorithm.kl_coef = 0.001
+    c.algorithm.entropy_coef = 0.0
+    c.optimizer.learning_rate = 1e-6
+    c.run.token_chunk = 128
+    c.run.steps_per_call = 1
+    c.update_from_flattened_dict(fields)
+    return c

@@ -1,0 +1,339 @@
+"""The programs of a run: the pieces of an iteration bound to policy, domain and mesh, then jitted with explicit shardings."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from exit_jax import domains
+from exit_jax.algorithm.iteration import init_state, iterate, learn
+from exit_jax.algorithm.prompts import render_by_mode
+from exit_jax.algorithm.selection import select, stream
+from exit_jax.algorithm.types import Array, Grades, History, Instances, Metrics, Params, Rollouts, State, pytree
+from exit_jax.config import Config, ConfigError, OptimizerConfig, StudyConfig
+from exit_jax.domains.domain import Domain, blank_grades
+from exit_jax.parallel import hosts
+from exit_jax.parallel import mesh as meshes
+from exit_jax.policy import decoder, sampler
+from exit_jax.policy.decoder import DecoderConfig
+
+make_domain = functools.lru_cache(domains.make)
+
+
+@pytree
+class WarmState:
+    """State of the supervised warm start."""
+
+    params: Params
+    opt_state: Any
+    key: Array
+    step: Array
+
+
+@pytree
+class Given:
+    """What a run is given and does not change."""
+
+    tasks: History  # [M]: the training split's base tasks
+    frozen: Params | None  # parameters that are not trained; None without LoRA
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The pieces of an iteration, ready to be composed and jitted in one program or in several."""
+
+    select: Callable[[State], Instances]
+    reshard: Callable[[Params], Params]  # of the learner to the sampler's form of the policy
+    rollout: Callable[[Params, Instances, Array], Rollouts]
+    learn: Callable[[State, Instances, Rollouts, Grades], tuple[State, Metrics]]
+
+
+def decoder_config(config: Config) -> DecoderConfig:
+    """Return the policy's shape with the vocabulary of its domain, unless it has a larger one.
+
+    Raises:
+      ConfigError: if the policy's vocabulary is smaller than the domain's.
+    """
+    needed = make_domain(config.domain_name, config.domain).vocab_size
+    size = config.policy.vocab_size or needed
+    if size < needed:
+        raise ConfigError(
+            f"policy.vocab_size = {size}, but the domain {config.domain_name} has {needed} tokens; take a checkpoint that "
+            "matches the domain's tokenizer"
+        )
+    return dataclasses.replace(config.policy, vocab_size=size)
+
+
+def split_params(config: Config, params: Params) -> tuple[Params, Params | None]:
+    """Split parameters into those that are trained and those that are frozen, None without LoRA."""
+    return decoder.split_adapters(params) if config.policy.lora.rank else (params, None)
+
+
+def make_optimizer(c: OptimizerConfig) -> optax.GradientTransformation:
+    """Return the optimiser after global-norm clipping, with linear warm-up and, if asked for, cosine decay."""
+    if c.decay_steps:
+        rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.warmup_steps, c.decay_steps)
+    else:
+        rate = optax.linear_schedule(0.0, c.learning_rate, c.warmup_steps) if c.warmup_steps else c.learning_rate
+    optimizer = {
+        "adamw": lambda: optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay),
+        "lion": lambda: optax.lion(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay),
+        "adafactor": lambda: optax.adafactor(rate, weight_decay_rate=c.weight_decay or None),
+    }[c.kind]()
+    return optax.chain(optax.clip_by_global_norm(c.max_grad_norm), optimizer)
+
+
+def sampling_config(config: Config, domain: Domain) -> sampler.SamplingConfig:
+    """Return how training samples."""
+    cut = config.sampling
+    return sampler.SamplingConfig(
+        domain.max_tokens,
+        domain.stop_tokens,
+        config.algorithm.temperature,
+        cut.top_k,
+        cut.top_p,
+        cut.min_p,
+        cut.min_tokens,
+        domain.stop_sequences,
+    )
+
+
+def make_reshard(policy: DecoderConfig, mesh: jax.sharding.Mesh) -> Callable[[Params], Params]:
+    """Return what makes the sampler's copy: adapters merged, cast, a tuple of layers, split by the sampler's rules."""
+
+    def reshard(params: Params) -> Params:
+        merged = decoder.cast(decoder.merge_adapters(policy, params), policy.dtype)
+        params = decoder.unstack(policy, merged)
+        where = meshes.shardings(mesh, decoder.logical_axes(params), params, meshes.SAMPLER)
+        return jax.lax.with_sharding_constraint(params, where)
+
+    return reshard
+
+
+def make_parts(config: Config, domain: Domain, mesh: jax.sharding.Mesh, given: Given) -> Parts:
+    """Bind settings, policy, domain and mesh into the functions of ``algorithm.iteration.iterate``."""
+    algorithm, policy = config.algorithm, decoder_config(config)
+    sampling, plain = sampling_config(config, domain), decoder.without_adapters(policy)
+    shard = functools.partial(meshes.shard_batch, mesh)
+    reshard = make_reshard(policy, mesh)
+
+    def rollout(params, instances, key):
+        prompt, length = shard((instances.prompt, instances.prompt_length))
+        with meshes.use(mesh):
+            return shard(sampler.sample(plain, sampling, algorithm.group_size, params, prompt, length, key))
+
+    def logprobs(trained, prompt, prompt_length, tokens):
+        params = decoder.cast(decoder.join(trained, given.frozen), policy.dtype)
+        arrays = shard((prompt, prompt_length, tokens))
+        with meshes.use(mesh):
+            return sampler.logprobs(policy, algorithm.temperature, config.run.token_chunk, params, *arrays)
+
+    optimizer = make_optimizer(config.optimizer)
+    return Parts(
+        select=functools.partial(select, algorithm, domain.templates, domain.prompt_width, given.tasks),
+        reshard=lambda trained: reshard(decoder.join(trained, given.frozen)),
+        rollout=rollout,
+        learn=functools.partial(learn, algorithm, logprobs, optimizer, config.run.num_microbatches, domain.max_tokens),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a run executes on the devices; one XLA program a field, or several for a domain that is graded on the host."""
+
+    mesh: jax.sharding.Mesh
+    params: Params  # shapes, dtypes and shardings of all parameters
+    state: State  # the same of the state that is trained
+    warm_state: WarmState
+    init_params: Callable[[int], Params]  # of a seed
+    init_warm: Callable[[Params, int], WarmState]
+    warm: Callable[[Params | None, WarmState], tuple[WarmState, Metrics]]
+    init: Callable[[Params, int], State]
+    train: Callable[[Given, State], tuple[State, Metrics]]
+    steps: "StepPrograms"  # the same iteration in parts, which are traced and compiled only where they are called
+
+
+def shared(config: Config) -> Config:
+    """Return the config without what changes no compiled program; within a process, runs share the programs of equal ones."""
+    r = config.run
+    run = dataclasses.replace(
+        r,
+        num_iterations=0,
+        checkpoint_every=1,
+        keep_checkpoints=1,
+        warm_start_dir="",
+        export_dtype="",
+        profile=False,
+    )
+    return dataclasses.replace(config, name="", variant="", seed=0, checkpoint="", run=run, study=StudyConfig((), ()))
+
+
+def make_program(config: Config, devices: Sequence[Any] | None = None) -> Program:
+    """Jit the programs of a run, for the first devices, or for ``devices`` of a topology that is only compiled for."""
+    return _make_program(shared(config), devices and tuple(devices))
+
+
+@functools.lru_cache
+def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
+    mesh = meshes.make_mesh(config.run.mesh, devices)
+    domain = make_domain(config.domain_name, config.domain)
+    if not domain.on_host and (config.run.prompt_buckets or config.run.response_buckets):
+        raise ConfigError(
+            f"run.prompt_buckets = {config.run.prompt_buckets} and run.response_buckets = {config.run.response_buckets}: the "
+            f"domain {config.domain_name} is graded on the device, in one program of one width; leave both empty"
+        )
+    policy = decoder_config(config)
+    optimizer, warm_optimizer = make_optimizer(config.optimizer), make_optimizer(config.warm_start.optimizer)
+    shard = functools.partial(meshes.shard_batch, mesh)
+
+    def warm_step(frozen: Params | None, state: WarmState):
+        key = jax.random.fold_in(state.key, state.step)
+        batch = domain.demonstrations(key, config.warm_start.num_states, config.warm_start.group_size)
+        history, mode, tokens, mask = shard(batch)
+        prompt, length = render_by_mode(domain.templates, history, mode, domain.prompt_width)
+
+        def loss(trained):
+            params = decoder.cast(decoder.join(trained, frozen), policy.dtype)
+            with meshes.use(mesh):
+                logp, _ = sampler.logprobs(policy, 1.0, config.run.token_chunk, params, prompt, length, tokens)
+            return -jnp.where(mask, logp, 0.0).sum() / mask.sum()
+
+        value, grads = jax.value_and_grad(loss)(state.params)
+        updates, opt_state = warm_optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return WarmState(params, opt_state, state.key, state.step + 1), {"warm_start/loss": value}
+
+    def key_of(seed, use: int):  # parameters, demonstrations and RL draw from keys of their own
+        return jax.random.fold_in(jax.random.key(seed), use)
+
+    def init_params(seed):
+        return decoder.init(policy, key_of(seed, 0))
+
+    def init_warm(params, seed):
+        return WarmState(params, warm_optimizer.init(params), key_of(seed, 1), jnp.int32(0))
+
+    def init(params, seed):
+        return init_state(config.algorithm, params, optimizer.init(params), key_of(seed, 2), domain.history_width)
+
+    def repeat(step, state):
+        return jax.lax.scan(lambda state, _: step(state), state, length=config.run.steps_per_call)
+
+    def fused(given: Given, state: State):
+        parts = make_parts(config, domain, mesh, given)
+        rollout = lambda params, *args: parts.rollout(parts.reshard(params), *args)
+        return repeat(functools.partial(iterate, parts.select, rollout, domain.grade, parts.learn), state)
+
+    params = jax.eval_shape(init_params, 0)
+    trained, _ = split_params(config, params)
+    state, warm_state = jax.eval_shape(init, trained, 0), jax.eval_shape(init_warm, trained, 0)
+    place = functools.partial(_place, mesh)
+    params_like, state_like = place(params, params), place(state, trained, optimizer)
+    warm_like = place(warm_state, trained, warm_optimizer)
+    same = meshes.replicated(mesh)
+    where = lambda like: jax.tree.map(lambda leaf: leaf.sharding, like)
+    steps = StepPrograms.make(config, domain, mesh, where(state_like))
+    whole = jax.jit(fused, donate_argnums=1, out_shardings=(where(state_like), same))
+    return Program(
+        mesh=mesh,
+        params=params_like,
+        state=state_like,
+        warm_state=warm_like,
+        init_params=jax.jit(init_params, out_shardings=where(params_like)),
+        init_warm=jax.jit(init_warm, out_shardings=where(warm_like)),
+        warm=jax.jit(
+            lambda frozen, state: repeat(functools.partial(warm_step, frozen), state),
+            donate_argnums=1,
+            out_shardings=(where(warm_like), same),
+        ),
+        init=jax.jit(init, out_shardings=where(state_like)),
+        train=steps.iterate if domain.on_host else whole,
+        steps=steps,
+    )
+
+
+def _place(mesh: jax.sharding.Mesh, tree, params: Params, optimizer: optax.GradientTransformation | None = None):
+    """Add shardings to shapes: parameters, and what has one value for each, by the learner's rules; copies of the rest."""
+    by_rule = meshes.shardings(mesh, decoder.logical_axes(params), params, meshes.LEARNER)
+    same = meshes.replicated(mesh)
+    put = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    if optimizer is None:
+        return jax.tree.map(put, tree, by_rule)
+
+    def like_param(leaf, param, sharding):  # factored moments have shapes of their own
+        return put(leaf, sharding if leaf.shape == param.shape else same)
+
+    placed = jax.tree.map(lambda leaf: put(leaf, same), dataclasses.replace(tree, params=None, opt_state=None))
+    opt_state = optax.tree.map_params(
+        optimizer,
+        like_param,
+        tree.opt_state,
+        params,
+        by_rule,
+        transform_non_params=lambda leaf: put(leaf, same),
+    )
+    placed = dataclasses.replace(placed, params=jax.tree.map(put, tree.params, by_rule), opt_state=opt_state)
+    if getattr(tree, "reference", None) is not None:
+        placed = dataclasses.replace(placed, reference=placed.params)
+    return placed
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPrograms:
+    """One iteration as separate programs, with the host between them to grade."""
+
+    select: Callable[[Given, State], Instances]
+    reshard: Callable[[Given, Params], Params]
+    rollout: Callable[[Given, Params, State, Instances], Rollouts]
+    learn: Callable[[Given, State, Instances, Rollouts, Grades], tuple[State, Metrics]]
+    grade: Callable[[Instances, Rollouts], tuple[Grades, bool]]
+    longest: Callable[[Array], Array]  # of a batch's lengths
+    prompt_buckets: tuple[int, ...]
+    response_buckets: tuple[int, ...]
+
+    @classmethod
+    def make(cls, config: Config, domain: Domain, mesh: jax.sharding.Mesh, state_shardings) -> "StepPrograms":
+        """Jit the parts one by one; the sampler's copy and its cache are freed before the learner begins."""
+        parts = functools.partial(make_parts, config, domain, mesh)
+        same, by_row = meshes.replicated(mesh), meshes.by_row(mesh)
+        key = lambda state: stream(state.key, "sample", state.step)
+        return cls(
+            select=jax.jit(lambda given, state: parts(given).select(state), out_shardings=by_row),
+            reshard=jax.jit(lambda given, params: parts(given).reshard(params)),
+            rollout=jax.jit(
+                lambda given, params, state, inst: parts(given).rollout(params, inst, key(state)), out_shardings=by_row
+            ),
+            learn=jax.jit(
+                lambda given, *args: parts(given).learn(*args), donate_argnums=1, out_shardings=(state_shardings, same)
+            ),
+            grade=lambda instances, rollouts: hosts.on_own_rows(
+                domain.grade, functools.partial(blank_grades, domain), instances, rollouts
+            ),
+            longest=jax.jit(jnp.max, out_shardings=same),
+            prompt_buckets=(*config.run.prompt_buckets, domain.prompt_width),
+            response_buckets=(*config.run.response_buckets, domain.max_tokens),
+        )
+
+    def iterate(self, given: Given, state: State) -> tuple[State, Metrics]:
+        """Run one iteration; metrics have a leading 1, as those of a program of one step.
+
+        Prompts and responses are cut to the smallest bucket that holds the longest of the batch; each is a program of its own.
+        """
+        instances = self.select(given, state)
+        width = self._fit(instances.prompt_length, self.prompt_buckets)
+        instances = dataclasses.replace(instances, prompt=instances.prompt[:, :width])
+        rollouts = self.rollout(given, self.reshard(given, state.params), state, instances)
+        grades, failed = self.grade(instances, rollouts)
+        width = self._fit(rollouts.mask.sum(-1), self.response_buckets)
+        rollouts = jax.tree.map(lambda leaf: leaf[:, :, :width] if leaf.ndim == 3 else leaf, rollouts)
+        state, metrics = self.learn(given, state, instances, rollouts, grades)
+        metrics["grading_faults"] = jnp.int32(hosts.agree(failed))
+        return state, jax.tree.map(lambda value: value[None], metrics)
+
+    def _fit(self, lengths: Array, buckets: tuple[int, ...]) -> int:
+        """Return the smallest bucket that holds the longest of the batch, or the largest; all hosts find the same."""
+        longest = int(self.longest(lengths)) if len(buckets) > 1 else 0
+        return min((bucket for bucket in buckets if bucket >= longest), default=max(buckets))

@@ -1,0 +1,37 @@
+"""Test that the policy's benchmarks run, at sizes that measure nothing."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(script: str, command: str) -> list[list[str]]:
+    """Return the cells of the last table's rows, without its head."""
+    arguments = [sys.executable, str(ROOT / "benchmarks" / script), command, "--small"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(arguments, env=environment, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    _, _, table = done.stdout.rpartition("---|\n")
+    return [[cell.strip() for cell in row.strip("| ").split("|")] for row in table.splitlines() if row.startswith("|")]
+
+
+@pytest.mark.parametrize(("command", "num_rows"), [("prefill", 3), ("bound", 3), ("skew", 6), ("load", 1)])
+def test_benchmarks_of_the_sampler(command, num_rows):
+    rows = run("policy.py", command)
+    assert len(rows) == num_rows
+    assert all(any(character.isdigit() for character in row[-1]) for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize("command", ["generate", "learn"])
+def test_benchmarks_against_torch(require_parity, command):
+    require_parity("torch", "transformers")
+    names = [row[0] for row in run("policy_torch.py", command)]
+    assert any(name.startswith("exit_jax") for name in names)
+    assert any(name.startswith("torch") for name in names)
