@@ -13,6 +13,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from small import LLAMA, NO_LORA
 
 from exit_jax import compile as compiling
 from exit_jax import roofline
@@ -23,7 +24,6 @@ from exit_jax.policy import costs, decoder, sampler
 from exit_jax.policy.decoder import LoraConfig
 from exit_jax.programs import make_domain, make_program
 from exit_jax.roofline import CHIPS, GIB
-from tests.small import LLAMA, NO_LORA
 
 ROOT = pathlib.Path(__file__).parents[1]
 needs_libtpu = pytest.mark.skipif(
