@@ -378,8 +378,8 @@ sys.exit(7)
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_local_forwards_a_signal_and_waits(tmp_path, signum):
-    if signal.getsignal(signum) == signal.SIG_IGN:
-        pytest.skip("started with this signal ignored, as nohup and a shell's & do, which bash cannot undo")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        pytest.skip("started with SIGINT ignored, as nohup and a shell's & do, which bash cannot undo for its children")
     # each process takes half a second to save, and notes how often it was told
     child = """
 import signal

@@ -96,6 +96,7 @@ def test_no_program_is_compiled_twice(whole, tmp_path):
     assert compiled <= 3, "a second run in one process compiles programs of its own"
 
 
+@pytest.mark.slow
 def test_run_compiles_a_fixed_number_of_programs(tmp_path):
     """The count does not grow with the number of iterations or of batches of evaluation."""
     counts = []
@@ -163,6 +164,7 @@ def test_grading_on_the_host_changes_nothing(whole, tmp_path):
     assert int(on_host.step) == 3
 
 
+@pytest.mark.slow
 def test_buckets_change_nothing_but_widths(tmp_path):
     """Prompts of 18 or 34 tokens and responses of 1 to 7 train as without buckets, also with Dr. GRPO's constant length."""
     changes = {"domain.on_host": True, "algorithm.aggregation": "dr_grpo"}
@@ -238,6 +240,7 @@ def test_merged_adapters_compute_what_adapters_compute():
     assert jnp.abs(read(plain, base) - read(plain, merged)).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lion", "adafactor"])
 def test_other_optimizers_train_and_resume(kind, tmp_path):
     config = smoke(changes={"optimizer.kind": kind}, num_iterations=10)
