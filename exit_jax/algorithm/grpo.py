@@ -119,7 +119,9 @@ def loss(config: ExItConfig, logp: Array, entropy: Array, batch: Batch) -> tuple
 
     weighted = lambda value: (value * batch.weight).sum()
     token_mean = lambda value: (value * batch.token_share).sum()
-    total = -weighted(objective) - config.entropy_coef * weighted(entropy)
+    total = -weighted(objective)
+    if config.entropy_coef:  # else its gradient would be computed, and multiplied by zero
+        total = total - config.entropy_coef * weighted(entropy)
     is_clipped = ((ratio < 1.0 - config.clip_low) & (advantage_BG1 < 0)) | (
         (ratio > 1.0 + config.clip_high) & (advantage_BG1 > 0)
     )

@@ -59,12 +59,12 @@ def grouped(query: Array, cache: LayerCache, prompt_mask: Any, mask: Array) -> A
         mask = jnp.concatenate([seen, mask], axis=-1)
     weight = jax.nn.softmax(jnp.where(mask, score * h**-0.5, -1e30), axis=-1).astype(query.dtype)
     own_weight = weight[..., split:].reshape(B, G, K, R * S, -1)
-    mixed = jnp.einsum("bgkqt,bgkth->bgkqh", own_weight, cache.value).reshape(B, G, K, R, S, h)
+    mixed = einsum("bgkqt,bgkth->bgkqh", own_weight, cache.value).reshape(B, G, K, R, S, h)
     if cache.prompt_value is not None:
         shared_weight = weight[..., :split].swapaxes(1, 2).reshape(B, K, G * R * S, split)
-        shared = jnp.einsum("bkqp,bkph->bkqh", shared_weight, cache.prompt_value)
+        shared = einsum("bkqp,bkph->bkqh", shared_weight, cache.prompt_value)
         mixed += shared.reshape(B, K, G, R, S, h).swapaxes(1, 2)
-    return mixed.transpose(0, 1, 4, 2, 3, 5).reshape(B, G, S, H, h)
+    return mixed.transpose(0, 1, 4, 2, 3, 5).reshape(B, G, S, H, h).astype(query.dtype)
 
 
 def flash(backend: str, query: Array, cache: LayerCache, prompt_mask: Any, mask: Array) -> Array:

@@ -321,3 +321,11 @@ def test_chunks_save_the_logits_memory():
     logits = 8 * 2 * 64 * 4096 * 4
     assert peak(0, 4096) - peak(0, 16) > 2 * logits
     assert peak(4, 4096) - peak(4, 16) < logits / 2
+
+
+def test_draw_is_categorical():
+    keys = jax.random.split(jax.random.key(4), (16, 8))
+    logits = jax.random.normal(jax.random.key(5), (16, 8, 500)).at[..., :100].set(-jnp.inf)
+    expected = jax.vmap(jax.vmap(jax.random.categorical))(keys, logits)
+    np.testing.assert_array_equal(sampler.draw(keys, logits), expected)
+    assert len(np.unique(expected)) > 50
