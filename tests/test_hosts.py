@@ -58,6 +58,7 @@ def whole(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_resume_on_the_same_mesh_is_bitwise(whole):
     """SIGTERM to the second process alone: both save the same step, and go on to the same end."""
     broken = whole.parent / "broken"
@@ -79,6 +80,7 @@ def test_resume_on_the_same_mesh_is_bitwise(whole):
     assert json.loads((broken / "evaluation.json").read_text()) == json.loads((whole / "evaluation.json").read_text())
 
 
+@pytest.mark.slow
 def test_one_process_and_two_with_another_mesh_restore_equal_parameters(whole):
     changes = {"algorithm.kl_coef": 0.0, "algorithm.reference_every": 100}
     config = smoke(changes=changes, num_iterations=10)
