@@ -1,0 +1,143 @@
+"""Texts in, vectors out: the encoder that a run names, on all devices of this process."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from exit_jax.embedding import encoder as encoders
+from exit_jax.embedding.config import POOLINGS, read, read_recipe
+from exit_jax.embedding.load import load
+from exit_jax.parallel.mesh import MeshConfig, by_row, make_mesh, replicated
+from exit_jax.policy.hf.config import CheckpointError, check_tokenizer, resolve
+
+SHORTEST = 16  # tokens of the narrowest program
+# Characters of a text that are looked at, for each token that is kept: no word of BERT's is longer, and 10 MB of text would
+# otherwise be tokenised to the end.
+_CHARS_PER_TOKEN = 100
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """The encoder whose vectors of responses the diversity bonus compares."""
+
+    checkpoint: str  # folder or hub id; "" for none
+    pooling: str  # of POOLINGS: "auto" is what the checkpoint says, mean if it says nothing
+    max_tokens: int  # of a text, special tokens included; the rest is cut off
+    batch_size: int  # texts at a time, rounded up to the devices; memory grows with batch_size · max_tokens²
+
+    def __post_init__(self):
+        wrong = []
+        if self.pooling not in POOLINGS:
+            wrong.append(f"encoder.pooling = {self.pooling!r} is not one of {POOLINGS}")
+        if self.max_tokens < SHORTEST:
+            wrong.append(f"encoder.max_tokens = {self.max_tokens} is below {SHORTEST}")
+        if self.batch_size < 1:
+            wrong.append(f"encoder.batch_size = {self.batch_size} is below 1")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+
+def width(checkpoint: str) -> int:
+    """Return E, the width of the encoder's vectors, without its weights being read.
+
+    Raises:
+      CheckpointError: if the checkpoint cannot be found, or is not supported.
+    """
+    return read(_resolve(checkpoint)).embed_dim
+
+
+def make_embed(config: EncoderConfig, mesh: Mesh, dtype: str = "float32") -> Callable[[Sequence[str]], np.ndarray]:
+    """Return a function from n texts to their vectors, float32 [n, E], in the order of the texts.
+
+    Any text has a vector: surrogates become "?", and an empty text is its special tokens. Texts that are the same to the
+    encoder are computed once, so their vectors are equal to the bit and a group of equal responses has no diversity at all.
+
+    Rows are split over those devices of ``mesh`` that this process has, each with a copy of the parameters: processes embed
+    the texts of their own rows, as they grade them, without waiting for each other. A batch is as wide as the next power of
+    two, so for max_tokens = 512 there are 6 programs at most.
+
+    Raises:
+      CheckpointError: if the checkpoint cannot be found or read, or is not supported.
+      ValueError: if it has fewer positions than config.max_tokens.
+    """
+    folder = _resolve(config.checkpoint)
+    encoder = read(folder)
+    recipe = read_recipe(folder, config.pooling)
+    if config.max_tokens > encoder.max_tokens:
+        raise ValueError(
+            f"encoder.max_tokens = {config.max_tokens} is above {encoder.max_tokens}, the positions that "
+            f"{config.checkpoint} has; lower it"
+        )
+    tokenizer = _load_tokenizer(folder, encoder.vocab_size)
+    devices = mesh.local_devices
+    local = make_mesh(MeshConfig(len(devices), 1, 1), devices)
+    params = jax.device_put(load(folder, encoder, dtype), replicated(local))
+    num_rows = -(-config.batch_size // len(devices)) * len(devices)
+
+    @functools.partial(jax.jit, out_shardings=by_row(local))
+    def run(params, tokens, length):
+        mask = jnp.arange(tokens.shape[1])[None] < length[:, None]
+        hidden = encoders.apply(encoder, params, tokens, mask, dtype)
+        return encoders.pool(hidden, mask, recipe.pooling, recipe.normalize)
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        texts = [text.lower() for text in texts] if recipe.lower_case else texts
+        rows = _tokenize(tokenizer, texts, config.max_tokens)
+        distinct = sorted(set(rows), key=len)
+        number = {row: i for i, row in enumerate(distinct)}
+        vectors = []
+        for start in range(0, len(distinct), num_rows):
+            batch = _pad(distinct[start : start + num_rows], num_rows, config.max_tokens, max(encoder.pad_id, 0))
+            vectors.append(run(params, *jax.device_put(batch, by_row(local))))
+        whole = np.concatenate([np.zeros((0, encoder.embed_dim), np.float32), *jax.device_get(vectors)])
+        return whole[[number[row] for row in rows]] if rows else whole
+
+    return embed
+
+
+def _resolve(checkpoint: str) -> pathlib.Path:
+    if not checkpoint:  # a path's "" would be the working directory
+        raise CheckpointError("encoder.checkpoint is empty; name an encoder's folder or hub id")
+    return resolve(checkpoint)
+
+
+def _load_tokenizer(folder: pathlib.Path, vocab_size: int) -> Any:
+    from transformers import AutoTokenizer  # costs a second
+
+    check_tokenizer(folder, vocab_size)
+    if not any((folder / name).exists() for name in _VOCABULARIES):  # transformers would make one that knows no word
+        raise CheckpointError(f"{folder} holds no tokenizer ({', '.join(_VOCABULARIES)}); copy the same model's there")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        cause = str(error).strip().splitlines() or [repr(error)]
+        raise CheckpointError(
+            f"{folder}: transformers cannot read the tokenizer ({type(error).__name__}: {cause[0]}); download it again"
+        ) from error
+
+
+def _tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[tuple[int, ...]]:
+    """Return each text's ids with the special tokens around them, ``max_tokens`` at most."""
+    if not len(texts):
+        return []
+    cut = [text[: _CHARS_PER_TOKEN * max_tokens].encode("utf-8", "replace").decode() for text in texts]
+    encoded = tokenizer(cut, truncation=True, max_length=max_tokens, padding=False)
+    return [tuple(row) for row in encoded["input_ids"]]
+
+
+def _pad(rows: Sequence[tuple[int, ...]], num_rows: int, max_tokens: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return tokens int32 [num_rows, a power of two or max_tokens], and lengths int32 [num_rows], 0 for blank rows."""
+    longest = max(map(len, rows))
+    columns = min(max(SHORTEST, 1 << (longest - 1).bit_length()), max_tokens)
+    tokens, length = np.full((num_rows, columns), pad_id, np.int32), np.zeros(num_rows, np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)], length[i] = row, len(row)
+    return tokens, length
