@@ -1,0 +1,1 @@
+"""Competition mathematics: problems with a checkable final answer, graded on the host."""
