@@ -2,15 +2,21 @@
 
 import json
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
+from lifelike import KS as STEPS
+from lifelike import SPLITS, instances, write_run
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from scipy.spatial.distance import pdist
 
 from exit_jax import report
 from exit_jax.config import ConfigError
-from exit_jax.report import lineage
+from exit_jax.report import instances as varied
+from exit_jax.report import lineage, plots
 from exit_jax.report import runs as finished
 
 KS = [0, 1, 4]
@@ -87,6 +93,7 @@ def make_run(tmp_path):
         chain = {"split": "test", "task": 3, "quality": [0.2, 0.4, 0.4, 1.0, 1.0], "responses": SOLVED}
         (path / "chains.jsonl").write_text(json.dumps(chain))
         (path / "buffer_scores.json").write_text(json.dumps({"score": [0.01, 0.02, 0.02, 0.1], "depth": [0, 1, 1, 2]}))
+        np.savez(path / "instances.npz", **instances(np.random.default_rng(seed), 0.5, num_rows))
         return path
 
     return make
@@ -212,6 +219,8 @@ def test_corrections_are_per_hundred_tasks(make_run):
         ("train.jsonl", None, ["training_curves", "curriculum"], "--mode train"),
         ("train.jsonl", "", ["training_curves", "curriculum"], "--mode train"),
         ("chains.jsonl", None, ["lineage"], "num_chains_saved"),
+        ("instances.npz", None, ["distances", "instance_map"], "no instances.npz"),
+        ("instances.npz", "PK", ["distances", "instance_map"], "no instances.npz"),
         ("config.json", "", [], "stands for its variant"),
     ],
 )
@@ -291,7 +300,7 @@ def test_text_stays_inside_its_box():
     lines = [("m" * lineage.WRAP, " " * lineage.WRAP)] * 3
     fig = lineage.draw_boxes("t", [("k=0", 0.5, lines), ("k=1", 1.0, lines)])
     assert isinstance(fig, Figure)
-    fig.set_dpi(report.plots.STYLE["savefig.dpi"])
+    fig.set_dpi(plots.STYLE["savefig.dpi"])
     fig.draw_without_rendering()
     ax = fig.axes[0]
     boxes = [patch.get_window_extent() for patch in ax.patches if patch.get_width() > 1]
@@ -300,3 +309,131 @@ def test_text_stays_inside_its_box():
             extent = text.get_window_extent()
             assert any(box.x0 < extent.x0 and extent.x1 < box.x1 and box.y0 < extent.y0 for box in boxes)
     assert math.isclose(boxes[0].width, boxes[1].width)
+
+
+def test_a_run_of_many_splits_shows_their_mean_and_no_sign_that_its_domain_lacks(tmp_path):
+    path = write_run(tmp_path / "exit-0")
+    text = report.report(path, [path]).read_text()
+    for name in report.PLOTS:
+        assert_shows_something(path / "report" / f"{name}.png")
+    assert "missing" not in text
+    assert "stopped" not in text
+    figures = json.loads((path / "evaluation.json").read_text())
+    header, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text[text.index("## All splits") : text.index("## mean")].splitlines()
+        if line.startswith("| ") and "--:" not in line
+    ]
+    assert header[1:] == ["mean", *SPLITS]
+    for row, (metric, k) in zip(rows, [("accuracy", 0), ("accuracy", -1), ("delta", -1)]):
+        assert row[1:] == [f"{100 * figures[split][metric][k]:.1f}" for split in header[1:]]
+    assert rows[2][1:] == rows[3][1:]  # Δ and net corrections, of the mean too
+    tables = rows_of(text[text.index("## aime_2024") :])
+    majority = figures["aime_2024"]["restarts"]["majority"]
+    assert tables["restarts, majority"] == [f"{100 * value:.1f}" for value in majority]
+    assert "one standard error, over problems." in text
+    assert text.count("*majority*") == len(SPLITS) + 1  # the mean has none; the plot's caption has it
+
+
+def test_variants_and_seeds_share_one_table_of_all_splits(tmp_path):
+    splits = ("math500", "aime_2024")
+    runs = [
+        write_run(tmp_path / f"{variant}-{seed}", variant, seed, num_rows=20, splits=splits)
+        for variant in ("grpo", "exit")
+        for seed in range(2)
+    ]
+    text = report.report(tmp_path / "all", runs).read_text()
+    for name in report.PLOTS:
+        assert_shows_something(tmp_path / "all" / "report" / f"{name}.png")
+    overview = text[text.index("## All splits") : text.index("## mean")]
+    values = np.array(
+        [
+            [
+                100 * json.loads((path / "evaluation.json").read_text())[split]["delta"][-1]
+                for split in ("mean", *splits)
+            ]
+            for path in runs[2:]
+        ]
+    )
+    cells = [f"{m:.1f} ± {s:.1f}" for m, s in zip(values.mean(0), values.std(0, ddof=1))]
+    assert f"| exit | {' | '.join(cells)} |" in overview
+    assert "| Δ, k = 16 | mean | math500 | aime_2024 |" in overview
+    assert "Bands: one standard error, over seeds." in text
+    assert "over problems" not in text
+
+
+def test_standard_error_is_over_seeds_or_else_over_problems(make_run, tmp_path):
+    runs = [finished.load(make_run("exit", seed, shift)) for seed, shift in enumerate([0.0, 0.02, 0.07])]
+    np.testing.assert_allclose(
+        finished.standard_error(runs, "test", KS, "accuracy"), np.std([0, 2, 7], ddof=1) / 3**0.5
+    )
+    assert np.isnan(finished.standard_error(runs[:1], "test", KS, "accuracy")).all()  # an old evaluation
+    one = finished.load(write_run(tmp_path / "one", splits=("math500",)))
+    known = 100 * np.array(one.evaluation["math500"]["accuracy_se"])
+    np.testing.assert_allclose(finished.standard_error([one], "math500", STEPS, "accuracy"), known)
+
+
+def test_what_a_domain_counts_of_its_tasks_gets_a_panel(tmp_path):
+    groups = finished.group([finished.load(write_run(tmp_path / v, v, splits=("minerva",))) for v in ("grpo", "exit")])
+    titles = lambda plot: [ax.get_title(loc="left") for ax in plot[0].axes]
+    assert "task: gold steps" in titles(plots.curriculum(groups))
+    assert "grade: truncated" in titles(plots.training_curves(groups))
+
+
+def test_distances_agree_with_scipy_and_a_case_by_hand():
+    rows = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    np.testing.assert_allclose(
+        varied.mean_distances(rows), [pdist(rows, "cosine").mean(), pdist(rows).mean()], rtol=1e-6
+    )
+    # pairs: right angle, opposite, right angle; sides √2, 2, √2
+    rows = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    np.testing.assert_allclose(varied.mean_distances(rows), [4 / 3, (2 + 2 * 2**0.5) / 3])
+    np.testing.assert_allclose(varied.mean_distances(np.ones((3, 4))), [0.0, 0.0], atol=1e-7)
+    assert np.isnan(varied.mean_distances(rows[:1])).all()
+
+
+def test_instances_are_at_most_so_many_in_order_and_all_have_an_embedding(tmp_path):
+    iteration = np.arange(5000, dtype=np.int32)
+    embedding = np.stack([iteration + 1, np.ones(5000)], 1).astype(np.float32)
+    embedding[::2], embedding[1] = np.nan, 0.0
+    np.savez(tmp_path / "instances.npz", iteration=iteration, embedding=embedding)
+    held = finished.load_instances(tmp_path / "instances.npz")
+    assert held["iteration"].size == finished.MAX_INSTANCES
+    assert (np.diff(held["iteration"]) > 0).all()
+    assert (held["iteration"] % 2 == 1).all()
+    assert held["iteration"][0] > 1
+    np.testing.assert_array_equal(held["embedding"][:, 0], held["iteration"] + 1)
+
+
+def test_the_map_is_a_plane_of_pca_or_umap(monkeypatch):
+    rng = np.random.default_rng(0)
+    flat = rng.normal(size=(50, 2)) @ np.linalg.qr(rng.normal(size=(7, 2)))[0].T
+    monkeypatch.setitem(sys.modules, "umap", None)  # not installed
+    points, method = varied.project(flat)
+    np.testing.assert_allclose(pdist(points), pdist(flat), atol=1e-9)
+    assert method.startswith("PCA (100 % of the variance")
+    fake = types.SimpleNamespace(UMAP=lambda **_: types.SimpleNamespace(fit_transform=lambda rows: rows[:, :2]))
+    monkeypatch.setitem(sys.modules, "umap", fake)
+    points, method = varied.project(flat)
+    np.testing.assert_array_equal(points, flat[:, :2])
+    assert method.startswith("UMAP")
+
+
+def test_the_map_leaves_out_what_another_encoder_made(make_run, tmp_path):
+    runs = [make_run(variant) for variant in ("grpo", "exit")]
+    np.savez(runs[1] / "instances.npz", **instances(np.random.default_rng(0), 0.5, 30, width=9))
+    plot = varied.instance_map(finished.group([finished.load(path) for path in runs]))
+    assert [ax.get_title() for ax in plot[0].axes[:-1]] == ["grpo"]  # the last is the colour bar
+    assert "exit" in plot[1]
+
+
+def test_rows_that_are_no_chains_are_passed_over_and_counted(make_run):
+    path = make_run()
+    good = (path / "chains.jsonl").read_text()
+    worse = [json.loads(good) | change for change in ({"quality": []}, {"responses": [1] * 5}, {"quality": [None] * 5})]
+    lines = [good, "[]", "{", *map(json.dumps, worse), '{"split": "test"}', "", good[:40]]
+    (path / "chains.jsonl").write_bytes("\n".join(lines).encode() + b"\xff")
+    run = finished.load(path)
+    assert len(list(run.chains)) == 1
+    assert run.chains.num_skipped == 7
+    assert "7 rows of chains.jsonl that are no chains" in report.report(path, [path]).read_text()

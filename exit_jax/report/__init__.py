@@ -1,7 +1,8 @@
-"""Tables and plots of finished runs, from the files in their workdirs alone.
+"""Tables, plots and a page of chains of finished runs, from the files in their workdirs alone.
 
 Runs are grouped by ``config.variant``: lines are means over a group's runs, bands and "±" their sample standard
-deviation (n - 1). Nothing is measured here: all that is shown was written by training or evaluation.
+deviation (n - 1), but bands over k, which are standard errors. All that is shown comes from what training or evaluation
+wrote.
 """
 
 import pathlib
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 import matplotlib
 
 from exit_jax.config import ConfigError
-from exit_jax.report import lineage, plots
+from exit_jax.report import browser, instances, lineage, plots
 from exit_jax.report.plots import STYLE, Plot
 from exit_jax.report.runs import Groups, group, load
 from exit_jax.report.tables import markdown
@@ -21,12 +22,14 @@ PLOTS: dict[str, Callable[[Groups], Plot]] = {
     "training_curves": plots.training_curves,
     "curriculum": plots.curriculum,
     "buffer": plots.buffer,
+    "distances": instances.distances,
+    "instance_map": instances.instance_map,
     "lineage": lineage.lineage,
 }
 
 
 def report(workdir: pathlib.Path, runs: Sequence[pathlib.Path]) -> pathlib.Path:
-    """Write ``report/report.md`` and its plots below ``workdir``: of the runs or, where none is named, of ``workdir``.
+    """Write ``report/report.md``, its plots and ``chains.html`` below ``workdir``: of the runs, else of ``workdir``.
 
     Raises:
       ConfigError: if no folder holds metrics or an evaluation.
@@ -48,5 +51,9 @@ def report(workdir: pathlib.Path, runs: Sequence[pathlib.Path]) -> pathlib.Path:
             if plot := draw(groups):
                 figure, captions[name] = plot
                 figure.savefig(folder / f"{name}.png")
-    (folder / "report.md").write_text(markdown(groups, captions, PLOTS))
+    (folder / "chains.html").unlink(missing_ok=True)
+    chains, note = browser.page(groups) or ("", "")
+    if chains:
+        (folder / "chains.html").write_text(chains, encoding="utf-8")
+    (folder / "report.md").write_text(markdown(groups, captions, PLOTS, note), encoding="utf-8")
     return folder / "report.md"

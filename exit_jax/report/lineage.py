@@ -11,20 +11,25 @@ from matplotlib.patches import FancyBboxPatch
 from exit_jax.report.plots import GREEN, GREY, VERMILLION, WIDTH, Plot
 from exit_jax.report.runs import Groups, all_runs
 
-MAX_BOXES, MAX_LINES, WRAP = 24, 16, 30  # of the lineage
+MAX_BOXES, MAX_LONG, MAX_LINES, WRAP = 24, 8, 16, 30  # of the lineage; MAX_LONG where boxes are cropped
 
 
 def lineage(groups: Groups) -> Plot:
     """Draw a chain as boxes of text, best a solved one of the test split with many changes."""
-    chains = [(run, chain) for run in all_runs(groups) for chain in run.chains if chain["responses"]]
-    if not chains:
-        return None
 
     def rank(item):
-        changes = sum(a != b for a, b in itertools.pairwise(item[1]["responses"]))
-        return item[1]["quality"][-1], item[1]["split"] == "test", changes if changes < MAX_BOXES else -changes
+        chain = item[1]
+        changes = sum(a != b for a, b in itertools.pairwise(chain["responses"]))
+        lines = max(sum(len(line) // WRAP + 1 for line in text.split("\n")) for text in chain["responses"])
+        limit = MAX_BOXES if lines <= MAX_LINES else MAX_LONG
+        mended = chain["quality"][0] < chain["quality"][-1]
+        return chain["quality"][-1], chain["split"] == "test", mended, changes if changes < limit else -changes
 
-    run, chain = max(chains, key=rank)
+    chains = ((run, chain) for run in all_runs(groups) for chain in run.chains)
+    best = max(chains, key=rank, default=None)
+    if best is None:
+        return None
+    run, chain = best
     who = f"{run.config.get('variant', run.path.name)}, seed {run.config.get('seed', '?')}"
     end = "solved" if chain["quality"][-1] >= 1 else "not solved, but the best chain"
     fig = draw_boxes(f"{who}, {chain['split']} task {chain['task']}: {end}", collapse(chain))

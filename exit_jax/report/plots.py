@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from exit_jax.report.runs import (
     Groups,
+    Run,
     all_runs,
     by_k,
     mean_std,
@@ -18,6 +19,7 @@ from exit_jax.report.runs import (
     relative_to_grpo,
     running_mean,
     splits_of,
+    standard_error,
 )
 
 # Okabe & Ito's colours, which people with any colour vision can tell apart; their yellow is too pale for a line
@@ -58,6 +60,7 @@ TRAINING = {
     "invalid responses (%)": (["invalid"], 100),
     "gradient norm": (["grad_norm"], 1),
     "clipped tokens (%)": (["clip_fraction"], 100),
+    "device wait (% of time)": (["time/device_wait_share"], 100),
 }
 CURRICULUM = {
     "start depth (responses)": (["start_depth"], 1),
@@ -73,10 +76,12 @@ BUFFER = {
     "entries' age (iterations)": (["buffer/age"], 1),
     "entries' depth (responses)": (["buffer/depth"], 1),
 }
-WORDS = (
-    "*Best so far* is an oracle's pick among the iterates; *stopped* ends, without an oracle, at the first iterate "
-    "that the policy's own sign calls done; *restarts* begin anew, at equal numbers of responses."
-)
+WORDS = {  # metric of an evaluation -> what it means
+    ("best_so_far",): "*Best so far* is an oracle's pick among the iterates",
+    ("stopped",): "*stopped* ends, without an oracle, at the first iterate that the policy's own sign calls done",
+    ("restarts", "best_so_far"): "*restarts* begin anew, at equal numbers of responses",
+    ("restarts", "majority"): "*majority* is the vote of the restarts' answers",
+}
 
 Plot = tuple[Figure, str] | None  # with its caption; None where there is nothing to draw
 
@@ -86,12 +91,14 @@ def style(index: int) -> dict:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def draw_mean(ax: Axes, x, values: np.ndarray, **look) -> None:
-    """Draw the mean of values [runs, n], with a band of one standard deviation where there are several runs."""
+def draw_mean(ax: Axes, x, values: np.ndarray, error: np.ndarray | None = None, **look) -> None:
+    """Draw the mean of values [runs, n] and a band of ``error`` [n], else of one standard deviation of several runs."""
     mean, std = mean_std(values)
-    ax.plot(x, mean, **look)
-    if len(values) > 1:
-        ax.fill_between(x, mean - std, mean + std, color=look["color"], alpha=0.15, linewidth=0)
+    error = std if error is None else error
+    if np.isfinite(mean).any():
+        ax.plot(x, mean, **look)
+    if np.isfinite(error).any():
+        ax.fill_between(x, mean - error, mean + error, color=look["color"], alpha=0.15, linewidth=0)
 
 
 def new_figure(num_panels: int, columns: int, width: float, height: float, **options) -> tuple[Figure, list[Axes]]:
@@ -121,58 +128,96 @@ def add_legend(fig: Figure, axes: Sequence[Axes]) -> None:
 def plot_by_k(groups: Groups, ylabel: str, metric: str, thin: tuple[str, str, int], draw_single) -> Figure | None:
     """Plot a metric over categorical k, one panel a split.
 
-    Of several groups, ``thin`` (metric, name, sign) is drawn too, dashed; a single group is left to ``draw_single``,
-    which gets the axes, x and a function from a metric's path to its values [runs, k].
+    Of several groups, ``thin`` (metric, name, sign) is drawn too, dashed, if there is room; a single group is left to
+    ``draw_single``, which gets the axes, x, a function from a metric's path to its values [runs, k], and the error [k].
     """
     splits = splits_of(groups)
     if not splits:
         return None
-    fig, axes = new_figure(len(splits), len(splits), WIDTH if len(splits) > 1 else 5.2, 2.7, sharey=True)
+    columns = len(splits) if len(splits) <= 4 else 3 if len(splits) in (5, 6, 9) else 4
+    one_row = columns == len(splits)
+    width, height = (WIDTH if len(splits) > 1 else 5.2), (2.7 if one_row else 1.75)
+    fig, axes = new_figure(len(splits), columns, width, height, sharey=one_row)
     for ax, (split, ks) in zip(axes, splits.items()):
         x = np.arange(len(ks))
         for i, (label, runs) in enumerate(groups.items()):
+            error = standard_error(runs, split, ks, metric) if has_error(groups, runs) else np.full(x.size, np.nan)
             if len(groups) == 1:
-                draw_single(ax, x, functools.partial(by_k, runs, split, ks))
+                draw_single(ax, x, functools.partial(by_k, runs, split, ks), error)
                 continue
-            draw_mean(ax, x, by_k(runs, split, ks, metric), label=label, **style(i))
-            second = thin[2] * mean_std(by_k(runs, split, ks, thin[0]))[0]
-            ax.plot(x, second, color=style(i)["color"], linestyle="--", linewidth=0.7)
-        if len(groups) > 1:
+            draw_mean(ax, x, by_k(runs, split, ks, metric), error, label=label, **style(i))
+            if one_row:
+                second = thin[2] * mean_std(by_k(runs, split, ks, thin[0]))[0]
+                ax.plot(x, second, color=style(i)["color"], linestyle="--", linewidth=0.7)
+        if len(groups) > 1 and one_row:
             ax.plot([], [], color=GREY, linestyle="--", linewidth=0.7, label=thin[1])
-        ax.set(title=split, xlabel="self-improvement step k")
+        ax.set(title=split)
         ax.set_xticks(x, [str(k) for k in ks])
-    axes[0].set_ylabel(ylabel)
+    fig.supxlabel("self-improvement step k", fontsize=8)
+    fig.supylabel(ylabel, fontsize=8)
     add_legend(fig, axes)
     return fig
+
+
+def has_error(groups: Groups, runs: Sequence[Run]) -> bool:
+    """Do these runs get a band? Errors over the problems of one run are not drawn beside errors over others' seeds."""
+    return len(runs) > 1 or all(len(others) == 1 for others in groups.values())
+
+
+def bands(groups: Groups, metric: str) -> str:
+    """Say what the bands of a plot over k are."""
+    several = any(len(runs) > 1 for runs in groups.values())
+    errors = (
+        standard_error(runs, split, ks, metric) for split, ks in splits_of(groups).items() for runs in groups.values()
+    )
+    if not any(np.isfinite(error).any() for error in errors):
+        return ""
+    return f" Bands: one standard error, over {'seeds' if several else 'problems'}."
+
+
+def words(groups: Groups, splits: Sequence[str]) -> str:
+    """Explain the ways to pick an answer that these splits' evaluations report."""
+    ks = splits_of(groups)
+    some = [
+        text
+        for path, text in WORDS.items()
+        if any(np.isfinite(by_k(all_runs(groups), split, ks[split], *path)).any() for split in splits)
+    ]
+    return "; ".join(some) + "." * bool(some)
 
 
 def accuracy_by_k(groups: Groups) -> Plot:
     """Plot the accuracy of the last iterate, of the best so far and, of a single group, of what else can be picked."""
 
-    def draw(ax, x, values):
+    def draw(ax, x, values, error):
         hollow = {"linewidth": 1.0, "markersize": 5.5, "markerfacecolor": "none"}  # it often lies on the last iterate
-        draw_mean(ax, x, values("accuracy"), label="last iterate", **style(0))
+        draw_mean(ax, x, values("accuracy"), error, label="last iterate", **style(0))
         draw_mean(ax, x, values("best_so_far"), label="best so far (oracle)", linestyle="--", **style(1) | hollow)
         draw_mean(ax, x, values("stopped"), label="stopped (no oracle)", linestyle=":", **style(2))
-        rival = style(3) | {"color": GREY, "linestyle": "-."}
+        rival: dict = style(3) | {"color": GREY, "linestyle": "-."}
         draw_mean(ax, x, values("restarts", "best_so_far"), label="restarts, best so far (oracle)", **rival)
+        draw_mean(ax, x, values("restarts", "majority"), label="restarts, majority (no oracle)", **style(4))
 
     fig = plot_by_k(groups, "accuracy (%)", "accuracy", ("best_so_far", "best so far (oracle)", 1), draw)
-    return fig and (fig, f"Accuracy after k self-improvement steps, of the last iterate and others. {WORDS}")
+    text = f"Accuracy after k self-improvement steps, of the last iterate and others.{bands(groups, 'accuracy')} "
+    return fig and (fig, text + words(groups, list(splits_of(groups))))
 
 
 def net_corrections(groups: Groups) -> Plot:
     """Plot wrong→right minus right→wrong changes (ExIt §5), and the two apart."""
 
-    def draw(ax, x, values):
+    def draw(ax, x, values, error):
         ax.bar(x, mean_std(values("corrected"))[0], 0.55, color=PALE_BLUE, label="wrong → right")
         ax.bar(x, -mean_std(values("broken"))[0], 0.55, color=PALE_VERMILLION, label="right → wrong")
-        ax.axhline(0, color=GREY, linewidth=0.6)
-        draw_mean(ax, x, values("net_corrections"), label="net corrections", **style(0))
+        draw_mean(ax, x, values("net_corrections"), error, label="net corrections", **style(0))
 
     thin = "broken", "right → wrong alone", -1
     fig = plot_by_k(groups, "corrections per 100 tasks", "net_corrections", thin, draw)
-    return fig and (fig, "Wrong → right minus right → wrong changes between neighbouring iterates, up to k.")
+    for ax in fig.axes if fig else ():
+        if ax.axison:
+            ax.axhline(0, color=GREY, linewidth=0.6)
+    text = "Wrong → right minus right → wrong changes between neighbouring iterates, up to k."
+    return fig and (fig, text + bands(groups, "net_corrections"))
 
 
 def plot_over_training(groups: Groups, panels, caption: str, *extra: Callable[[Axes], None]) -> Plot:
@@ -234,14 +279,20 @@ def choose_panels(groups: Groups, panels) -> tuple[list, list[str]]:
 
 def training_curves(groups: Groups) -> Plot:
     """Plot the objective and the health of training."""
-    return plot_over_training(groups, TRAINING, "What training optimises, and its health.")
+    return plot_over_training(groups, TRAINING | named(groups, "grade"), "What training optimises, and its health.")
+
+
+def named(groups: Groups, room: str) -> dict:
+    """Return a panel for each metric that a domain counts of its ``task`` or ``grade``, like "task/gold_steps"."""
+    keys = {key for run in all_runs(groups) for row in run.rows for key in row if key.startswith(f"{room}/")}
+    return {f"{room}: {key.partition('/')[2].replace('_', ' ')}": ([key], 1) for key in sorted(keys)}
 
 
 def curriculum(groups: Groups) -> Plot:
     """Plot what instances training selects (the curriculum figures of ExIt §5)."""
     text = "What is trained on: start depth is the ordinal of the response to be made, 1 for the first, and a history "
     text += "from the buffer is as old as its distance below the dotted line."
-    return plot_over_training(relative_to_grpo(groups), CURRICULUM, text)
+    return plot_over_training(relative_to_grpo(groups), CURRICULUM | named(groups, "task"), text)
 
 
 def buffer(groups: Groups) -> Plot:

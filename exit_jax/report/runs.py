@@ -4,8 +4,12 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import pathlib
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import TypeGuard
 
 import numpy as np
 
@@ -13,6 +17,48 @@ from exit_jax.metrics import read_jsonl
 
 COUNTS = ("net_corrections", "corrected", "broken")  # over all tasks of the split
 ORDER = ("base", "grpo", "curriculum", "improve", "diverge", "exit")  # the paper's, of its Table 1
+MEAN = "mean"  # the pseudo-split that is the unweighted mean of the test splits
+MAX_INSTANCES = 2000  # of a run: their 2 million pairs take a second
+DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # what np.load raises
+
+
+class Chains:
+    """The rows of chains.jsonl, read anew at each pass: those of a whole evaluation may be gigabytes.
+
+    A row that is no chain is passed over; ``num_skipped`` counts those of the last whole pass.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path, self.num_skipped = path, 0
+
+    def __iter__(self) -> Iterator[dict]:
+        if not self.path.exists():
+            return
+        num_skipped = 0
+        with self.path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+            for line in lines:
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                if is_chain(row):
+                    yield row
+                else:
+                    num_skipped += bool(line.strip())
+        self.num_skipped = num_skipped
+
+    def __bool__(self) -> bool:
+        return any(True for _ in self)
+
+
+def is_chain(row) -> TypeGuard[dict]:
+    """Does a row say its split and task and, for each of its responses, one at least, the quality?"""
+    match row:
+        case {"split": str(), "task": int(), "quality": [_, *_] as quality, "responses": list() as texts}:
+            numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in quality)
+            told = len(texts) == len(quality) and all(isinstance(text, str) for text in texts)
+            return numbers and told and isinstance(row.get("sample", 0), int)
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +70,9 @@ class Run:
     versions: dict
     rows: list[dict]  # train.jsonl
     evaluation: dict  # split -> results
-    chains: list[dict]
+    chains: Chains
     scores: dict  # of the final buffer
+    instances: dict[str, np.ndarray]  # at most MAX_INSTANCES of those trained on: iteration [n], embedding [n, E]
 
     @property
     def folder(self) -> str:
@@ -47,9 +94,30 @@ def load(path: pathlib.Path) -> Run:
         return content if isinstance(content, dict) else {}
 
     recorded = read("config.json")
-    rows, chains = (read_jsonl(path / f"{name}.jsonl") for name in ("train", "chains"))
-    config, versions = recorded.get("config", {}), recorded.get("versions", {})
-    return Run(path.absolute(), config, versions, rows, read("evaluation.json"), chains, read("buffer_scores.json"))
+    return Run(
+        path=path.absolute(),
+        config=recorded.get("config", {}),
+        versions=recorded.get("versions", {}),
+        rows=read_jsonl(path / "train.jsonl"),
+        evaluation=read("evaluation.json"),
+        chains=Chains(path / "chains.jsonl"),
+        scores=read("buffer_scores.json"),
+        instances=load_instances(path / "instances.npz"),
+    )
+
+
+def load_instances(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Return a random MAX_INSTANCES of the instances that have an embedding, in order; nothing of a damaged file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            iteration, embedding = file["iteration"], file["embedding"]
+            known = np.flatnonzero(np.isfinite(embedding).all(1) & embedding.any(1))
+            if known.size > MAX_INSTANCES:
+                known = np.sort(np.random.default_rng(0).choice(known, MAX_INSTANCES, replace=False))
+            held = {"iteration": iteration[known], "embedding": embedding[known].astype(np.float32)}
+            return held if known.size else {}
+    except (*DAMAGE, IndexError):
+        return {}
 
 
 def group(runs: Sequence[Run]) -> Groups:
@@ -84,22 +152,31 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def splits_of(groups: Groups) -> dict[str, list[int]]:
-    """Return the splits that were evaluated, each with the k that all its evaluations report."""
+    """Return the splits that were evaluated, their mean first, each with the k that all its evaluations report."""
     splits: dict[str, set[int]] = {}
     for run in all_runs(groups):
         for split, results in run.evaluation.items():
             splits[split] = splits.get(split, set(results["k"])) & set(results["k"])
-    return {split: sorted(ks) for split, ks in splits.items() if ks}
+    return {split: sorted(splits[split]) for split in sorted(splits, key=MEAN.__ne__) if splits[split]}
 
 
 def by_k(runs: Sequence[Run], split: str, ks: Sequence[int], *path: str) -> np.ndarray:
-    """Return a metric of the runs' evaluations [runs, len(ks)], in percent (of tasks, for counts); null is NaN."""
+    """Return a metric of the runs' evaluations [runs, len(ks)], in percent (of tasks, for counts); NaN for null or none."""
     table = []
     for results in (run.evaluation[split] for run in runs if split in run.evaluation):
-        series = dict(zip(results["k"], functools.reduce(dict.__getitem__, path, results)))
+        found = functools.reduce(lambda at, key: at.get(key) or {}, path, results)
+        series = dict(zip(results["k"], found)) if isinstance(found, list) else {}
         scale = 100 / results["num_tasks"] if path[-1] in COUNTS else 100
-        table.append([np.nan if series[k] is None else scale * series[k] for k in ks])
+        table.append([np.nan if series.get(k) is None else scale * series[k] for k in ks])
     return np.array(table, float).reshape(len(table), len(ks))
+
+
+def standard_error(runs: Sequence[Run], split: str, ks: Sequence[int], metric: str) -> np.ndarray:
+    """Return the standard error [len(ks)] of a metric's mean: over runs or, of a single one, over its problems."""
+    values = by_k(runs, split, ks, metric)
+    if len(values) > 1:
+        return mean_std(values)[1] / np.sqrt(len(values))
+    return mean_std(by_k(runs, split, ks, f"{metric}_se"))[0]
 
 
 def over_training(runs: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:

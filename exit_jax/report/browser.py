@@ -1,0 +1,102 @@
+"""The page of chains: one static HTML file in which a person steps through the iterates of every problem.
+
+The page is ``chains.html`` beside this module, with the chains in it as JSON; nothing is served or loaded.
+"""
+
+import collections
+import importlib.resources
+import json
+
+from exit_jax.report.runs import Groups, Run, all_runs
+
+MAX_BYTES = 32_000_000  # of chains in the page, which a browser opens within a few seconds
+MAX_TEXT = 20_000  # characters of a text: a response that ran away says nothing new behind them
+
+
+def page(groups: Groups, max_bytes: int = MAX_BYTES) -> tuple[str, str] | None:
+    """Return the page and a note on what it holds; None without chains."""
+    kept, total = choose(all_runs(groups), max_bytes)
+    if not kept:
+        return None
+    note = f"All {total:,} saved chains."
+    if len(kept) < total:
+        note = f"{len(kept):,} of {total:,} saved chains, to keep the page below {max_bytes / 1e6:.3g} MB: of each run "
+        note += "and split in turn, those with a corrected or broken answer first. The others are in chains.jsonl."
+    note += " Evaluation saves chains that change first, so counts are no rates."
+    texts: dict[str, int] = {}  # what chains share is held once
+    runs = [
+        {"name": name, "chains": entries(run, {i for r, i in kept if r == place}, texts)}
+        for place, (name, run) in enumerate(zip(names(groups), all_runs(groups)))
+    ]
+    titles = dict.fromkeys(str(run.config.get("name", run.path.name)) for run in all_runs(groups))
+    content = {"title": ", ".join(titles), "note": note, "runs": [run for run in runs if run["chains"]]}
+    template = (importlib.resources.files("exit_jax.report") / "chains.html").read_text(encoding="utf-8")
+    before, _, after = template.partition("{data}")
+    return before + as_json(content | {"texts": list(texts)}) + after, note
+
+
+def choose(runs: list[Run], max_bytes: int) -> tuple[set[tuple[int, int]], int]:
+    """Return which chains fit, as (run, row), and the number of all; changed ones first, runs and splits in turn."""
+    ranked, turns = [], collections.Counter()
+    for place, run in enumerate(runs):
+        for row, chain in enumerate(run.chains):
+            constant = len({quality >= 1 for quality in chain["quality"]}) == 1
+            turns[kind := (place, chain["split"], constant)] += 1
+            size = sum(len(as_json(text)) for text in {clip(text) for text in chain["responses"]})
+            ranked.append((constant, turns[kind], place, row, size + len(as_json(clip(chain.get("request")))) + 500))
+    kept = set()
+    for *_, place, row, size in sorted(ranked):
+        if size <= max_bytes:
+            kept.add((place, row))
+            max_bytes -= size
+    return kept, len(ranked)
+
+
+def entries(run: Run, kept: set[int], texts: dict[str, int]) -> list[dict]:
+    """Return the kept chains of a run by problem, with places in ``texts`` for long texts; old files lack some fields."""
+    found, splits, samples = [], {}, collections.Counter()
+    for row, chain in enumerate(run.chains):
+        problem = splits.setdefault(chain["split"], len(splits)), chain["task"]
+        sample = chain.get("sample", samples[problem])
+        samples[problem] += 1
+        if row not in kept:
+            continue
+        count = len(chain["responses"])
+        entry = {
+            "split": chain["split"],
+            "task": chain["task"],
+            "sample": sample,
+            "request": texts.setdefault(clip(chain.get("request")), len(texts)),
+            "gold": clip(chain.get("gold")),
+            "quality": chain["quality"],
+            "modes": aligned(chain, "modes") or ["base"] + ["improve"] * (count - 1),
+            "answers": [clip(answer) for answer in aligned(chain, "answers")],
+            "responses": [texts.setdefault(clip(text), len(texts)) for text in chain["responses"]],
+        }
+        found.append((*problem, sample, row, entry))
+    return [entry for *_, entry in sorted(found, key=lambda item: item[:-1])]
+
+
+def aligned(chain: dict, name: str) -> list:
+    """Return a field with a value for each response; nothing where it is missing or of another length."""
+    values = chain.get(name)
+    return values if isinstance(values, list) and len(values) == len(chain["responses"]) else []
+
+
+def names(groups: Groups) -> list[str]:
+    """Name each run by variant and seed and, where that is not enough, by its folder."""
+    plain = [f"{label}, seed {run.config.get('seed', '?')}" for label, runs in groups.items() for run in runs]
+    folders = [run.folder.strip("`") for run in all_runs(groups)]
+    return [name if plain.count(name) == 1 else f"{name}, {folder}" for name, folder in zip(plain, folders)]
+
+
+def clip(text) -> str:
+    """Return a text, nothing for None, without what is beyond MAX_TEXT."""
+    text = "" if text is None else str(text)
+    more = len(text) - MAX_TEXT
+    return text if more <= 0 else f"{text[:MAX_TEXT]}\n[… {more:,} characters more, in chains.jsonl]"
+
+
+def as_json(value) -> str:
+    """Return JSON that is safe inside a script element: ASCII, so without U+2028, and without "<"."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
