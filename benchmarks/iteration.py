@@ -80,11 +80,11 @@ def main() -> None:
     for index in range(rounds + 1):  # the first compiles and is not counted
         (fused_state, metrics), fused = timed(program.train, given, fused_state)
         (host_state, _), on_host = timed(host_graded, host_state)
-        instances = hosted.steps.select(given, host_state)
+        instances, key = hosted.steps.select(given, host_state, None)
         copy = hosted.steps.reshard(given, host_state.params)
         started = time.perf_counter()
         for _ in range(num_steps):
-            jax.block_until_ready(hosted.steps.rollout(given, copy, host_state, instances))
+            jax.block_until_ready(hosted.steps.rollout(given, copy, key, instances))
         alone = (time.perf_counter() - started) / num_steps
         if index:
             for name, value in zip(secs, (fused, on_host, alone)):

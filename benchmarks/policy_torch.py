@@ -206,6 +206,7 @@ def make_rollouts(config: DecoderConfig, a: argparse.Namespace) -> tuple[Instanc
             jnp.asarray(old),
             jnp.asarray(old),
             jnp.ones(shape[:2], bool),
+            whole,
         ),
         rng.normal(size=shape[:2]).astype(np.float32),
         reference,

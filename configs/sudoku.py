@@ -126,6 +126,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.algorithm.children = "all"
     c.algorithm.learnability_of = "quality"
     c.algorithm.reward = "quality"
+    c.algorithm.diversity_embedding = "grades"
     c.algorithm.diversity_cap = float("inf")
     c.algorithm.advantage_norm = "group"
     c.algorithm.advantage_eps = 1e-6
@@ -143,6 +144,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.algorithm.reference_mix = 1.0
     c.algorithm.temperature = 1.0
     c.algorithm.recompute_logp = False
+    c.algorithm.rollout_lag = 0
 
     c.algorithm.update(VARIANTS[base])
 
@@ -162,11 +164,18 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optimizer.weight_decay = 0.0
     c.optimizer.max_grad_norm = 1.0
 
+    c.encoder = ConfigDict()
+    c.encoder.checkpoint = ""
+    c.encoder.pooling = "auto"
+    c.encoder.max_tokens = 512
+    c.encoder.batch_size = 64
+
     c.eval = ConfigDict()
     c.eval.splits = ("validation", "test")
     c.eval.steps = (0, 1, 2, 4, 8, 16)
     c.eval.samples_per_task = 2
     c.eval.batch_size = 512
+    c.eval.from_checkpoint = False
     c.eval.temperature = 1.0
     c.eval.top_k = 0
     c.eval.top_p = 1.0

@@ -198,7 +198,7 @@ def plan(config: Config, program: Program) -> Plan:
     tasks = _put(domain.tasks("train"), meshes.replicated(mesh))
     given = Given(tasks, frozen)
 
-    copy = jax.eval_shape(steps.reshard, given, state.params)
+    copy, key, instances, rollouts = steps.shapes(given, state)
     copy = _put(copy, meshes.shardings(mesh, decoder.logical_axes(copy), copy, meshes.SAMPLER))
     prompt_cache, own_cache = cache_bytes(config, copy)
     gathered_trained = sampler_copy(config, mesh, state.params)
@@ -225,8 +225,7 @@ def plan(config: Config, program: Program) -> Plan:
         whole = {"iteration": (program.train, (given, state))}
         return Plan(whole, {"iteration": parts(copy=sizes.copy, cache=prompt_cache + own_cache)}, sizes)
 
-    instances = _put(jax.eval_shape(steps.select, given, state), rows)
-    rollouts = _put(jax.eval_shape(steps.rollout, given, copy, state, instances), rows)
+    key, instances, rollouts = _put(key, meshes.replicated(mesh)), _put(instances, rows), _put(rollouts, rows)
     blank = lambda tree: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
     grades = blank_grades(domain, blank(instances), blank(rollouts))
     grades = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), grades)
@@ -236,12 +235,15 @@ def plan(config: Config, program: Program) -> Plan:
         return jax.jit(function, keep_unused=True)
 
     programs = {
-        "select": (beside(steps.select), (given, state)),
+        "select": (beside(lambda given, state: steps.select(given, state, None)), (given, state)),
         "reshard": (
             beside(lambda given, state, _: steps.reshard(given, state.params)),
             (given, state, instances),
         ),
-        "rollout": (beside(steps.rollout), (given, copy, state, instances)),
+        "rollout": (
+            beside(lambda given, copy, _, *args: steps.rollout(given, copy, *args)),
+            (given, copy, state, key, instances),
+        ),
         "learn": (steps.learn, (given, state, instances, rollouts, grades)),
     }
     held = {

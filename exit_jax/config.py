@@ -21,6 +21,7 @@ import ml_collections
 
 from exit_jax.algorithm.types import ExItConfig
 from exit_jax.domains import DOMAINS
+from exit_jax.embedding.embed import EncoderConfig
 from exit_jax.parallel import hosts
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.policy import attention
@@ -72,11 +73,12 @@ class EvalConfig:
     steps: tuple[int, ...]  # the k reported; 0 is the first response
     samples_per_task: int  # avg@n
     batch_size: int  # chains at once; a multiple of the mesh's data x fsdp
+    from_checkpoint: bool  # the next four are those of the checkpoint's generation_config.json, where it gives them
     temperature: float  # 0 for greedy
     top_k: int
     top_p: float
     min_p: float
-    restart_every: int  # responses a chain of the rival that starts over at equal tokens
+    restart_every: int  # responses a chain of the rival that starts over; 1 for independent ones, 0 for no rival
     num_chains_saved: int  # a split, for people to read
     seed: int
 
@@ -124,12 +126,16 @@ class Config:
     sampling: TruncationConfig
     optimizer: OptimizerConfig
     warm_start: WarmStartConfig
+    encoder: EncoderConfig  # of responses, for the diversity bonus
     eval: EvalConfig
     run: RunConfig
     study: StudyConfig
 
 
-OPERATIONAL = ("run", "eval", "study", "policy.attention", "policy.remat", "policy.unroll_layers")
+OPERATIONAL = (
+    *("run", "eval", "study", "policy.attention", "policy.remat", "policy.unroll_layers"),
+    *("domain.data_dir", "domain.files_dir", "domain.num_workers"),
+)
 # what a warm start depends on, besides the domain's demonstrations
 WARM_START_DEPENDS_ON = ("seed", "checkpoint", "policy", "warm_start", "domain_name")
 
@@ -162,6 +168,22 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> Config:
     return parsed
 
 
+def domain_fields(config: ml_collections.ConfigDict) -> tuple[str, typing.Any]:
+    """Return name and settings of a config's domain, whatever the rest says: its data needs no checkpoint and no mesh.
+
+    Raises:
+      ConfigError: as ``validate``, for this group alone.
+    """
+    faults: list[str] = []
+    name = config.get("domain_name")
+    if name not in DOMAINS:
+        raise ConfigError(_list_faults([f"config.domain_name = {name!r} is not one of {tuple(DOMAINS)}"]))
+    fields = _parse(DOMAINS[name][0], config.to_dict().get("domain"), "config.domain", faults)
+    if faults or fields is None:
+        raise ConfigError(_list_faults(faults or ["config.domain is missing"]))
+    return name, fields
+
+
 def _with_shape(values: dict, faults: list[str]) -> dict:
     """Add the shape of the decoder that ``checkpoint`` names to the group ``policy``."""
     policy = values.get("policy")
@@ -178,6 +200,9 @@ def _with_shape(values: dict, faults: list[str]) -> dict:
         folder = hf_config.resolve(values["checkpoint"])
         shape = hf_config.read(folder)
         hf_config.check_tokenizer(folder, shape["vocab_size"])
+        given = values.get("eval")
+        if isinstance(given, dict) and given.get("from_checkpoint") is True:
+            values = values | {"eval": given | hf_config.read_sampling(folder)}
         return values | {"policy": policy | shape}
     except ValueError as error:
         faults.append(str(error))
@@ -274,6 +299,17 @@ def contradictions(c: Config, num_devices: int) -> list[str]:
         a.self_iteration or not a.divergence_prob,
         "algorithm.divergence_prob > 0 needs algorithm.self_iteration: without it nothing is held to diverge from",
     )
+    require(a.rollout_lag in (0, 1), f"algorithm.rollout_lag = {a.rollout_lag} is neither 0 nor 1")
+    require(
+        not a.rollout_lag or not a.recompute_logp,
+        "algorithm.recompute_logp with algorithm.rollout_lag = 1: the learner has moved on since the batch was sampled, so the "
+        "ratio can only be taken against the sampler's log-probs; set one of the two off",
+    )
+    require(
+        a.diversity_embedding == "grades" or not c.encoder.checkpoint,
+        f"encoder.checkpoint = {c.encoder.checkpoint!r} would not be used with algorithm.diversity_embedding = "
+        f'{a.diversity_embedding!r}; set that to "grades"',
+    )
     p, mesh = c.policy, c.run.mesh
     at_least(1, policy__num_layers=p.num_layers, policy__num_kv_heads=p.num_kv_heads, policy__mlp_dim=p.mlp_dim)
     at_least(0, policy__vocab_size=p.vocab_size, policy__lora__rank=p.lora.rank)
@@ -336,8 +372,8 @@ def contradictions(c: Config, num_devices: int) -> list[str]:
         )
     at_least(0, run__num_iterations=r.num_iterations, warm_start__num_steps=w.num_steps)
     at_least(1, eval__samples_per_task=e.samples_per_task, eval__batch_size=e.batch_size)
-    at_least(1, eval__restart_every=e.restart_every)
-    at_least(0, eval__temperature=e.temperature)
+    at_least(0, eval__restart_every=e.restart_every, eval__temperature=e.temperature)
+    at_least(0, eval__num_chains_saved=e.num_chains_saved)
     for name, value, divisor_name, divisor in (
         ("run.num_iterations", r.num_iterations, "run.steps_per_call", r.steps_per_call),
         ("run.checkpoint_every", r.checkpoint_every, "run.steps_per_call", r.steps_per_call),
@@ -365,7 +401,7 @@ def contradictions(c: Config, num_devices: int) -> list[str]:
         )
     require(e.steps and min(e.steps) >= 0, f"eval.steps = {e.steps} must list at least one k >= 0")
     for split in e.splits:
-        require(split in ("train", "validation", "test"), f"eval.splits: {split!r} is not train, validation or test")
+        require(split in c.domain.splits, f"eval.splits: {split!r} is not one of {c.domain.splits}")
     return faults
 
 

@@ -1,10 +1,20 @@
-"""K-step self-improvement on held-out tasks (ExIt §2.1, §5): each step sees the request and the newest response only."""
+"""K-step self-improvement on held-out tasks (ExIt §2.1, §5): each step sees the request and the newest response only.
 
+A domain that is graded on the device runs a batch of chains as one program. One that is graded on the host goes step by
+step and streams every response to ``answers/<split>.jsonl``: an evaluation that was stopped goes on behind the last complete
+step, and one that is repeated grades the stored responses again and samples nothing.
+"""
+
+import base64
 import dataclasses
 import functools
+import hashlib
+import itertools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +22,21 @@ import numpy as np
 
 from exit_jax import config as configs
 from exit_jax.algorithm.prompts import render_by_mode
-from exit_jax.algorithm.types import BASE, IMPROVE, Array, History, Instances, Params, pytree
+from exit_jax.algorithm.types import (
+    BASE,
+    IMPROVE,
+    MODES,
+    Array,
+    Grades,
+    History,
+    Instances,
+    Params,
+    Rollouts,
+    pytree,
+)
 from exit_jax.config import Config
+from exit_jax.domains.domain import Domain, blank_grades
+from exit_jax.metrics import Progress
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.parallel.mesh import MeshConfig
@@ -29,17 +52,58 @@ class Chains:
     quality: Array  # float32 [K + 1, R]
     unchanged: Array  # bool [K + 1, R]: the response left the answer as it was
     valid: Array  # bool [K + 1, R]
-    complete: Array  # bool [K + 1, R]: the policy's own sign that it is done
+    complete: Array  # bool [K + 1, R]: the policy's own sign that it is done; False where the domain has none
     tokens: Array  # int32 [K + 1, R]: sampled
-    history: History  # [K + 1, C]: of the first C chains
+    mode: Array  # int32 [K + 1, R]
+    history: History | None  # [K + 1, R]; None where the host has made texts of it already
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The chains of a split."""
+
+    chains: Chains  # without histories
+    describe: Callable[[int], list[str]]  # number of a chain -> its K + 1 responses
+    answers: list[list[str]] | None  # [K + 1][R]; None where the domain tells none
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainPrograms:
+    """What a chain's step consists of, jitted; ``whole`` runs all steps where the domain is graded on the device."""
+
+    reshard: Callable[[Params], Params]
+    respond: Callable[[Params, History, Array, Array], tuple[Instances, Rollouts]]  # (copy, held, key, k)
+    whole: Callable[
+        [Params, History, Array, Array], Chains
+    ]  # (params, base tasks [R], key, responses until a new start)
+
+
+def begin_again(tasks: History, history: History, k, every) -> History:
+    """Return the base tasks where a chain begins anew, else what is held."""
+    return jax.tree.map(lambda base, held: jnp.where(k % every == 0, base, held), tasks, history)
+
+
+def record(domain: Domain, instances: Instances, rollouts: Rollouts, grades: Grades) -> tuple[History, Chains]:
+    """Return what chains hold after a response [R], and the same as one row of ``Chains``."""
+    history = instances.history
+    child = jax.tree.map(lambda leaf: leaf[:, 0, 0], grades.children)
+    chains = Chains(
+        quality=child.quality,
+        unchanged=(child.tokens == history.tokens).all(-1) & (history.step >= 0),
+        valid=grades.valid[:, 0],
+        complete=domain.complete(child) if domain.complete else jnp.zeros_like(child.quality, bool),
+        tokens=rollouts.mask.sum((1, 2)),
+        mode=instances.mode,
+        history=child,
+    )
+    return child, chains
 
 
 @functools.lru_cache
-def chain_program(domain_name, fields, policy: DecoderConfig, settings: configs.EvalConfig, mesh_config: MeshConfig):
-    """Jit (params, base tasks [R], number of the batch, responses until a chain begins anew) -> Chains."""
+def chain_programs(domain_name, fields, policy: DecoderConfig, settings: configs.EvalConfig, mesh_config: MeshConfig):
+    """Jit the steps of a chain; the same for all splits and batches."""
     domain, mesh = make_domain(domain_name, fields), meshes.make_mesh(mesh_config)
     reshard, plain = make_reshard(policy, mesh), decoder.without_adapters(policy)
-    num_responses = max(settings.steps) + 1
     sampling = sampler.SamplingConfig(
         domain.max_tokens,
         domain.stop_tokens,
@@ -50,52 +114,235 @@ def chain_program(domain_name, fields, policy: DecoderConfig, settings: configs.
         stop_sequences=domain.stop_sequences,
     )
 
-    def respond(params: Params, tasks: History, key: Array, every: Array, history: History, k: Array):
-        again = k % every == 0
-        history = jax.tree.map(lambda base, held: jnp.where(again, base, held), tasks, history)
+    def respond(params: Params, history: History, key: Array, k: Array):
         mode = jnp.where(history.step < 0, BASE, IMPROVE)
         prompt, length = render_by_mode(domain.templates, history, mode, domain.prompt_width)
         with meshes.use(mesh):
             rollouts = sampler.sample(plain, sampling, 1, params, prompt, length, jax.random.fold_in(key, k))
         blank = jnp.zeros_like(mode, bool)
-        grades = domain.grade(Instances(history, mode, blank, blank, prompt, length), rollouts)
-        child = jax.tree.map(lambda leaf: leaf[:, 0, 0], grades.children)
-        chains = Chains(
-            quality=child.quality,
-            unchanged=(child.tokens == history.tokens).all(-1) & (history.step >= 0),
-            valid=grades.valid[:, 0],
-            complete=domain.complete(child),
-            tokens=rollouts.mask.sum((1, 2)),
-            history=jax.tree.map(lambda leaf: leaf[: settings.num_chains_saved], child),
-        )
-        return child, chains
+        return Instances(history, mode, blank, blank, prompt, length), rollouts
 
-    def run(params, tasks, index, every):
-        restarts = (every < num_responses).astype(jnp.int32)  # the two kinds of chains sample independently
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), restarts), index)
-        tasks = meshes.shard_batch(mesh, tasks)
-        body = functools.partial(respond, reshard(params), tasks, key, every)
-        return jax.lax.scan(body, tasks, jnp.arange(num_responses))[1]
+    def whole(params, tasks, key, every):
+        tasks, copy = meshes.shard_batch(mesh, tasks), reshard(params)
 
-    return jax.jit(run, out_shardings=meshes.replicated(mesh))
+        def step(history, k):
+            instances, rollouts = respond(copy, begin_again(tasks, history, k, every), key, k)
+            return record(domain, instances, rollouts, domain.grade(instances, rollouts))
+
+        return jax.lax.scan(step, tasks, jnp.arange(max(settings.steps) + 1))[1]
+
+    same, by_row = meshes.replicated(mesh), meshes.by_row(mesh)
+    return ChainPrograms(
+        reshard=jax.jit(reshard),
+        respond=jax.jit(respond, out_shardings=by_row),
+        whole=jax.jit(whole, out_shardings=same),
+    )
 
 
-def run_chains(config: Config, params: Params, split: str, restart_every: int | None = None) -> Chains:
-    """Run n chains a task of a split in batches of fixed shape; R = n · M rows, all chains of a sample together."""
-    settings = config.eval
-    program = chain_program(config.domain_name, config.domain, decoder_config(config), settings, config.run.mesh)
-    every = np.int32(restart_every or max(settings.steps) + 1)
-    tasks = jax.device_get(make_domain(config.domain_name, config.domain).tasks(split))
+def run_chains(
+    config: Config, params: Params, split: str, restart_every: int = 0, workdir: pathlib.Path | None = None
+) -> Outcome:
+    """Run n chains a task of a split in batches of fixed shape; R = n · M rows, all chains of a sample together.
+
+    Args:
+      restart_every: responses after which a chain begins anew; 0 for never.
+      workdir: where a domain that is graded on the host stores its responses; None for nowhere.
+    """
+    settings, domain = config.eval, make_domain(config.domain_name, config.domain)
+    programs = chain_programs(config.domain_name, config.domain, decoder_config(config), settings, config.run.mesh)
+    num_responses = max(settings.steps) + 1
+    every = jnp.int32(restart_every or num_responses)
+    # the two kinds of chains sample independently
+    root = jax.random.fold_in(jax.random.key(settings.seed), int(restart_every > 0))
+    tasks = jax.device_get(domain.tasks(split))
     row_of = np.tile(np.arange(tasks.task.shape[0]), settings.samples_per_task)
+    starts = range(0, row_of.size, settings.batch_size)
+    name = f"{split}-restarts" if restart_every else split
+    progress = Progress(f"evaluate {name}", 0, len(starts) * num_responses)
+    host = OnHost(config, params, programs, split, name, every, row_of, workdir) if domain.on_host else None
     batches = []
-    for index, start in enumerate(range(0, row_of.size, settings.batch_size)):
-        rows = np.resize(
-            row_of[start : start + settings.batch_size], settings.batch_size
-        )  # the last batch repeats rows
-        batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows], tasks)
-        batches.append(jax.device_get(program(params, batch, index, every)))
+    for index, start in enumerate(starts):
+        # the last batch repeats rows
+        rows = np.resize(row_of[start : start + settings.batch_size], settings.batch_size)
+        batch, key = jax.tree.map(lambda leaf, rows=rows: leaf[rows], tasks), jax.random.fold_in(root, index)
+        if host:
+            batches.append(host.run(batch, key, index, progress))
+        else:
+            batches.append(jax.device_get(programs.whole(params, batch, key, every)))
+            progress.update((index + 1) * num_responses)
     chains = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[:, : row_of.size], *batches)
-    return dataclasses.replace(chains, history=batches[0].history)
+    if host:
+        host.close()
+        return Outcome(chains, lambda c: [texts[c] for texts in host.texts], host.answers)
+    held = chains.history
+    describe = lambda c: domain.describe(jax.tree.map(lambda leaf: leaf[:, c], held))
+    return Outcome(dataclasses.replace(chains, history=None), describe, None)
+
+
+class OnHost:
+    """Chains of a domain that is graded on the host, step by step, with a file of all responses."""
+
+    def __init__(self, config: Config, params: Params, programs: ChainPrograms, split, name, every, row_of, workdir):
+        self.domain, self.programs, self.every = make_domain(config.domain_name, config.domain), programs, every
+        self.num_responses, self.row_of = max(config.eval.steps) + 1, row_of
+        self.batch_size, self.rows = config.eval.batch_size, meshes.by_row(meshes.make_mesh(config.run.mesh))
+        self.copy, self.about = programs.reshard(params), self.domain.about(split)
+        self.texts: list[list[str]] = [[] for _ in range(self.num_responses)]
+        self.answers: list[list[str]] = [[] for _ in range(self.num_responses)]
+        self.stored = None
+        if workdir is not None:
+            settings = {k: v for k, v in configs.to_dict(config)["eval"].items() if k not in EVAL_OPERATIONAL}
+            domain = {name: value for name, value in configs.scientific(config).items() if name.startswith("domain.")}
+            recipe = settings | domain | {"every": int(every)}
+            header = {"split": split, "policy": fingerprint(params), "recipe": configs.digest(recipe)}
+            self.stored = Stored(workdir / "answers" / f"{name}.jsonl", header)
+
+    def run(self, tasks: History, key: Array, index: int, progress: Progress) -> Chains:
+        """Run one batch, taking the responses that are stored in place of sampling them."""
+        history, steps = tasks, []
+        for k in range(self.num_responses):
+            number = index * self.num_responses + k
+            history = jax.tree.map(np.asarray, begin_again(tasks, history, k, self.every))
+            kept = self.stored.get(number) if self.stored else None
+            if kept is None:
+                instances, rollouts = self.programs.respond(self.copy, history, key, jnp.int32(k))
+            else:
+                instances, rollouts = jax.device_put(self._replay(history, kept), self.rows)
+            blank = functools.partial(blank_grades, self.domain)
+            grades, _ = hosts.on_own_rows(self.domain.grade, blank, instances, rollouts)
+            instances, rollouts = hosts.all_rows((instances, rollouts))
+            history, chains = record(self.domain, instances, rollouts, grades)
+            steps.append(jax.device_get(dataclasses.replace(chains, history=None)))
+            texts = self.domain.describe(history)
+            answers = self.domain.answers(history) if self.domain.answers else [""] * len(texts)
+            self.texts[k] += texts
+            self.answers[k] += answers
+            if self.stored and kept is None:
+                self.stored.put(self._rows(index, k, rollouts, steps[-1], texts, answers))
+            progress.update(number + 1)
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
+
+    def _rows(self, index: int, k: int, rollouts: Rollouts, chains: Chains, texts, answers) -> list[dict]:
+        """Return what is stored of a step: a row for each chain that counts."""
+        first, num_tasks = index * self.batch_size, len(self.about)
+        rows = []
+        for i, chain in enumerate(range(first, min(first + self.batch_size, self.row_of.size))):
+            tokens = np.asarray(rollouts.tokens[i, 0][rollouts.mask[i, 0]], "<i4")
+            row = {"chain": chain, "task": int(self.row_of[chain]), "sample": chain // num_tasks, "k": k}
+            row |= {"mode": MODES[chains.mode[i]], "text": texts[i], "answer": answers[i]} | dict(
+                self.about[row["task"]]
+            )
+            row |= {"quality": round(float(chains.quality[i]), 6), "valid": bool(chains.valid[i])}
+            row |= {"finished": bool(rollouts.finished[i, 0]), "tokens": base64.b64encode(tokens.tobytes()).decode()}
+            rows.append(row)
+        return rows
+
+    def _replay(self, history: History, kept: list[dict]) -> tuple[Instances, Rollouts]:
+        """Return instances and rollouts as they were when the rows were stored, but for prompts and log-probs."""
+        kept = [kept[i % len(kept)] for i in range(self.batch_size)]
+        tokens: Any = np.zeros((self.batch_size, 1, self.domain.max_tokens), np.int32)
+        mask: Any = np.zeros(tokens.shape, bool)
+        for i, row in enumerate(kept):
+            sampled = np.frombuffer(base64.b64decode(row["tokens"]), "<i4")
+            tokens[i, 0, : sampled.size], mask[i, 0, : sampled.size] = sampled, True
+        finished: Any = np.array([[row["finished"]] for row in kept])
+        zeros: Any = np.zeros(tokens.shape, np.float32)
+        mode: Any = np.where(history.step < 0, BASE, IMPROVE).astype(np.int32)
+        no: Any = np.zeros(mode.shape, bool)
+        instances = Instances(history, mode, no, no, tokens[:, 0, :1], mode)
+        return instances, Rollouts(tokens, mask, zeros, zeros, finished, zeros[:, :, :1])
+
+    def close(self) -> None:
+        """Drop the rows that the last batch repeats, and close the file."""
+        for lists in (self.texts, self.answers):
+            for values in lists:
+                del values[self.row_of.size :]
+        if self.stored:
+            self.stored.close()
+
+
+EVAL_OPERATIONAL = ("splits", "restart_every", "num_chains_saved")  # what does not change a chain
+
+
+def fingerprint(params: Params) -> str:
+    """Return a hash of all bits of parameters; the same however they are sharded."""
+
+    def fold(leaf):
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint16 if leaf.dtype.itemsize == 2 else jnp.uint32)
+        bits = bits.astype(jnp.uint32)
+        return jnp.stack([bits.sum(), (bits * (bits >> 7 | 1)).sum()])
+
+    sums = jax.jit(lambda tree: jnp.stack([fold(leaf) for leaf in jax.tree.leaves(tree)]))(params)
+    return hashlib.sha256(np.asarray(sums).tobytes()).hexdigest()[:16]
+
+
+class Stored:
+    """A JSONL of responses: a header, then the rows of one step of one batch after the other."""
+
+    def __init__(self, path: pathlib.Path, header: dict):
+        self.path, self._offsets = path, []
+        if hosts.is_lead():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            end = self._index(header)
+            with path.open("r+b" if end else "wb") as file:  # drop half a step, or another policy's responses
+                file.truncate(end)
+                if not end:
+                    file.write(json.dumps(header).encode() + b"\n")
+        elif path.exists():
+            self._index(header)
+        self._count = -hosts.agree(-len(self._offsets))  # steps that every process can read
+        self._file = path.open("ab") if hosts.is_lead() else None
+
+    def _index(self, header: dict) -> int:
+        """Find where complete steps begin, each marked by the number of its rows; return where the last one ends."""
+        if not self.path.exists():
+            return 0
+        end = 0
+        with self.path.open("rb") as file:
+            if not _is(file.readline(), header):
+                return 0
+            end = file.tell()
+            while line := file.readline():
+                offset, count = file.tell(), _count(line)
+                lines = [file.readline() for _ in range(count)]
+                if not count or not lines[-1].endswith(b"\n"):
+                    break
+                self._offsets.append(offset)
+                end = file.tell()
+        return end
+
+    def get(self, number: int) -> list[dict] | None:
+        """Return the rows of the number-th step; None if it is yet to be sampled."""
+        if number >= self._count:
+            return None
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[number])
+            rows = []
+            while (line := file.readline()) and not _count(line):
+                rows.append(json.loads(line))
+        return rows
+
+    def put(self, rows: list[dict]) -> None:
+        """Append the rows of a step."""
+        if self._file:
+            lines = [json.dumps({"rows": len(rows)}), *map(json.dumps, rows)]
+            self._file.write("".join(f"{line}\n" for line in lines).encode())
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+
+def _is(line: bytes, header: dict) -> bool:
+    return line == json.dumps(header).encode() + b"\n"
+
+
+def _count(line: bytes) -> int:
+    """Return the number of rows that a step's first line announces; 0 for any other line."""
+    if not line.startswith(b'{"rows": ') or not line.endswith(b"}\n"):
+        return 0
+    return int(line[9:-2])
 
 
 def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> dict:
@@ -103,19 +350,14 @@ def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> di
     domain = make_domain(config.domain_name, config.domain)
     results, saved = {}, []
     for split in config.eval.splits:
-        chains = run_chains(config, params, split)
-        rival = run_chains(config, params, split, config.eval.restart_every)
-        results[split] = summarise(config, chains, rival, domain.difficulty(split))
-        for c in range(chains.history.task.shape[1]):
-            one = jax.tree.map(lambda leaf, c=c: leaf[:, c], chains.history)
-            saved.append(
-                {
-                    "split": split,
-                    "task": int(one.task[0]),
-                    "quality": [round(float(q), 4) for q in chains.quality[:, c]],
-                    "responses": domain.describe(one),
-                }
-            )
+        outcome = run_chains(config, params, split, workdir=workdir)
+        every = config.eval.restart_every
+        rival = run_chains(config, params, split, every, workdir) if every else None
+        results[split] = summarise(config, outcome, rival, domain.difficulty(split))
+        saved += save_chains(config, split, outcome, domain.about(split))
+    tested = [results[split] for split in config.eval.splits if split in domain.test_splits]
+    if len(tested) > 1:
+        results["mean"] = mean_of(tested)
     if workdir is not None and hosts.is_lead():
         (workdir / "chains.jsonl").write_text("".join(json.dumps(chain) + "\n" for chain in saved))
         configs.write_json(
@@ -124,24 +366,62 @@ def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> di
     return results
 
 
-def summarise(config: Config, chains: Chains, rival: Chains, difficulty: Mapping[str, np.ndarray]) -> dict:
+def save_chains(config: Config, split: str, outcome: Outcome, about: Sequence[Mapping[str, str]]) -> list[dict]:
+    """Return ``eval.num_chains_saved`` chains for people to read, those first in which something changed."""
+    quality, num_tasks = outcome.chains.quality, len(about)
+    moved = ((quality[1:] >= 1.0) != (quality[:-1] >= 1.0)).sum(0)
+    chosen = np.argsort(-np.minimum(moved, 1), kind="stable")[: config.eval.num_chains_saved]
+    rows = []
+    for c in sorted(chosen.tolist()):
+        row = {"split": split, "task": c % num_tasks, "sample": c // num_tasks, **about[c % num_tasks]}
+        row["quality"] = [round(float(q), 4) for q in quality[:, c]]
+        row["modes"] = [MODES[mode] for mode in outcome.chains.mode[:, c]]
+        if outcome.answers:
+            row["answers"] = [answers[c] for answers in outcome.answers]
+        rows.append(row | {"responses": outcome.describe(c)})
+    return rows
+
+
+def mean_of(splits: Sequence[dict]) -> dict:
+    """Return the unweighted mean of splits' figures: lists over k, each a share of the split's tasks or a length."""
+    first = splits[0]
+    mean: dict[str, Any] = {"k": first["k"], "num_tasks": sum(figures["num_tasks"] for figures in splits)}
+    for name in ("accuracy", "quality", "delta", "best_so_far", "stopped", "invalid", "tokens"):
+        values = np.array([figures[name] for figures in splits], float)
+        mean[name] = [None if np.isnan(value) else value for value in values.mean(0).tolist()]
+    # standard errors of independent means add up in squares
+    errors = np.array([figures["accuracy_se"] for figures in splits], float)
+    mean["accuracy_se"] = (np.sqrt((errors**2).sum(0)) / len(splits)).tolist()
+    for name in ("net_corrections", "corrected", "broken"):  # as a share of tasks, times their number, as in any split
+        share = np.array([np.array(figures[name]) / figures["num_tasks"] for figures in splits]).mean(0)
+        mean[name] = (share * mean["num_tasks"]).tolist()
+    return mean | {"samples_per_task": first["samples_per_task"], "settings": first["settings"]}
+
+
+def summarise(config: Config, outcome: Outcome, rival: Outcome | None, difficulty: Mapping[str, np.ndarray]) -> dict:
     """Reduce the chains of a split to what is reported at each k.
 
-    Lists run over ``k``. ``accuracy`` and ``quality`` are those of the last iterate. ``best_so_far`` is the accuracy of an
-    oracle that picks the best iterate; ``stopped`` that of stopping, without an oracle, at the first iterate that
-    the policy's own sign calls done. ``net_corrections`` = ``corrected`` - ``broken`` counts wrong→right and right→wrong
-    changes between neighbouring iterates up to k, a task. ``unchanged_right`` and ``unchanged_wrong`` are the shares of
-    responses that left a right or wrong answer as it was, up to k (null where there was none). ``restarts`` is the rival at
-    equal responses: chains that start over every ``eval.restart_every`` responses, by the same rules.
+    Lists run over ``k``. ``accuracy`` and ``quality`` are those of the last iterate, ``accuracy_se`` the standard error over
+    tasks. ``best_so_far`` is the accuracy of an oracle that picks the best iterate; ``stopped`` that of stopping, without an
+    oracle, at the first iterate that the policy's own sign calls done (null where the domain has no such sign).
+    ``net_corrections`` = ``corrected`` - ``broken`` counts wrong→right and right→wrong changes between neighbouring iterates
+    up to k, a task. ``unchanged_right`` and ``unchanged_wrong`` are the shares of responses that left a right or wrong answer
+    as it was, up to k (null where there was none). ``restarts`` is the rival at equal responses: chains that start over every
+    ``eval.restart_every`` responses, by the same rules; where they do so after each response, its ``best_so_far`` is best-of-n
+    by an oracle, and ``majority`` the most frequent answer's accuracy.
     """
-    steps = config.eval.steps
+    steps, chains = config.eval.steps, outcome.chains
     right = chains.quality >= 1.0
-    stopped, best = _stop(chains), np.maximum.accumulate(right, axis=0)
+    best = np.maximum.accumulate(right, axis=0)
+    has_sign = make_domain(config.domain_name, config.domain).complete is not None
     gained, lost = np.cumsum(right[1:] & ~right[:-1], axis=0), np.cumsum(right[:-1] & ~right[1:], axis=0)
     num_tasks = right.shape[1] // config.eval.samples_per_task
 
     def at(values):  # [K + 1] -> list over k
         return [float(values[k]) for k in steps]
+
+    def stopped(chains):
+        return at(_stop(chains).mean(1)) if has_sign else [None for _ in steps]
 
     def share(event, among):  # of neighbouring pairs of iterates up to k
         hits, total = np.cumsum((event & among).sum(1)), np.cumsum(among.sum(1))
@@ -152,33 +432,30 @@ def summarise(config: Config, chains: Chains, rival: Chains, difficulty: Mapping
 
     corrected, broken = counts(gained), counts(lost)
     accuracy = right.mean(1)
-    return {
+    per_task = right.reshape(len(right), config.eval.samples_per_task, num_tasks).mean(1)
+    error = per_task.std(1, ddof=1) / np.sqrt(num_tasks) if num_tasks > 1 else np.full(len(right), np.nan)
+    summary = {
         "k": list(steps),
         "accuracy": at(accuracy),
+        "accuracy_se": [None if np.isnan(value) else value for value in at(error)],
         "quality": at(chains.quality.mean(1)),
         "delta": [value - float(accuracy[0]) for value in at(accuracy)],
         "net_corrections": [c - b for c, b in zip(corrected, broken)],
         "corrected": corrected,
         "broken": broken,
         "best_so_far": at(best.mean(1)),
-        "stopped": at(stopped.mean(1)),
+        "stopped": stopped(chains),
         "unchanged_right": share(chains.unchanged[1:], right[:-1]),
         "unchanged_wrong": share(chains.unchanged[1:], ~right[:-1]),
         "invalid": at(1.0 - chains.valid.mean(1)),
         "tokens": at(np.cumsum(chains.tokens.mean(1))),
-        "restarts": {
-            "every": config.eval.restart_every,
-            "best_so_far": at(np.maximum.accumulate(rival.quality >= 1.0, axis=0).mean(1)),
-            "stopped": at(_stop(rival).mean(1)),
-            "tokens": at(np.cumsum(rival.tokens.mean(1))),
-        },
         "by_difficulty": {
             name: {
-                str(level): {
-                    "accuracy": at(right[:, np.tile(values == level, config.eval.samples_per_task)].mean(1)),
-                    "num_tasks": int((values == level).sum()),
+                level: {
+                    "accuracy": at(right[:, np.tile(among, config.eval.samples_per_task)].mean(1)),
+                    "num_tasks": int(among.sum()),
                 }
-                for level in np.unique(values)
+                for level, among in levels(values).items()
             }
             for name, values in ((name, np.asarray(values)) for name, values in difficulty.items())
         },
@@ -186,6 +463,45 @@ def summarise(config: Config, chains: Chains, rival: Chains, difficulty: Mapping
         "samples_per_task": config.eval.samples_per_task,
         "settings": configs.to_dict(config)["eval"],
     }
+    if rival:
+        summary["restarts"] = {
+            "every": config.eval.restart_every,
+            "best_so_far": at(np.maximum.accumulate(rival.chains.quality >= 1.0, axis=0).mean(1)),
+            "stopped": stopped(rival.chains),
+            "tokens": at(np.cumsum(rival.chains.tokens.mean(1))),
+        }
+        if config.eval.restart_every == 1 and rival.answers:
+            summary["restarts"]["majority"] = at(_vote(rival).mean(1))
+    return summary
+
+
+def levels(values: np.ndarray, most: int = 8) -> dict[str, np.ndarray]:
+    """Return bool [M] by level; more than ``most`` levels are put together in ranges of about equally many tasks."""
+    distinct = np.unique(values)
+    if distinct.size <= most:
+        return {str(level): values == level for level in distinct}
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, 5), method="lower"))
+    edges[-1] += 1
+    return {
+        f"{low}-{high - 1}" if high - 1 > low else str(low): (values >= low) & (values < high)
+        for low, high in itertools.pairwise(edges)
+    }
+
+
+def _vote(rival: Outcome) -> np.ndarray:
+    """Return bool [K + 1, R]: is the most frequent answer among a chain's first k + 1 right? The earliest of ties counts."""
+    assert rival.answers is not None
+    right = rival.chains.quality >= 1.0
+    won = np.zeros_like(right)
+    for r in range(right.shape[1]):
+        count, first = Counter(), {}
+        for k, answers in enumerate(rival.answers):
+            if answers[r]:
+                count[answers[r]] += 1
+                first.setdefault(answers[r], k)
+            if count:
+                won[k, r] = right[first[count.most_common(1)[0][0]], r]
+    return won
 
 
 def _stop(chains: Chains) -> np.ndarray:

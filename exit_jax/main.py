@@ -13,12 +13,12 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from exit_jax.config import Config, ConfigError, open_workdir, validate, write_json
+from exit_jax.config import Config, ConfigError, domain_fields, open_workdir, validate, write_json
 from exit_jax.domains.domain import DomainError
 from exit_jax.metrics import Timing
 
 FLAGS = flags.FLAGS
-MODES = ("train", "evaluate", "study", "report", "export", "compile")
+MODES = ("train", "evaluate", "study", "report", "data", "export", "compile")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment to run, as <file>[:name=value,...].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<name>-<variant>-seed<seed>.")
 _MODE = flags.DEFINE_enum(
@@ -27,6 +27,7 @@ _MODE = flags.DEFINE_enum(
     MODES,
     "train: warm start, RL, evaluation and report, going on where the workdir stands; evaluate: the workdir's newest "
     "policy; study: all variants and seeds of config.study; report: plots and tables of the workdir, or of --runs; "
+    "data: fetch and prepare what the domain's tasks are made of; "
     "export: the workdir's newest policy as a Hugging Face checkpoint, in <workdir>/export; "
     "compile: what the config would take on the TPU slice --topology; needs libtpu, but no TPU.",
 )
@@ -43,7 +44,7 @@ def run_experiment(config: Config, workdir: pathlib.Path) -> dict:
     timing = Timing()
     with timing.phase("train"):
         state, params = train(config, workdir)
-        record_buffer(state, workdir)
+        record_buffer(config, state, params, workdir)
     with timing.phase("evaluate"):
         results = evaluate(config, params, workdir)
     write_json(workdir / "timing.json", timing.summary())
@@ -100,6 +101,7 @@ def main(_) -> int:
     """Carry out --mode; a fault of the user's making is one clear error and exit status 2."""
     import jax
 
+    from exit_jax import domains
     from exit_jax.export import export_policy
     from exit_jax.parallel import hosts
     from exit_jax.report import report
@@ -111,6 +113,9 @@ def main(_) -> int:
     try:
         if _MODE.value == "compile":
             return compile_config()
+        if _MODE.value == "data":
+            print(domains.prepare(*domain_fields(_CONFIG.value)))
+            return 0
         try:
             hosts.initialize()
         except (ValueError, RuntimeError) as error:

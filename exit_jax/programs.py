@@ -1,12 +1,15 @@
 """The programs of a run: the pieces of an iteration bound to policy, domain and mesh, then jitted with explicit shardings."""
 
+import concurrent.futures
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from exit_jax import domains
@@ -32,6 +35,20 @@ class WarmState:
     opt_state: Any
     key: Array
     step: Array
+
+
+@pytree
+class Flight:
+    """The state of a run that samples one batch ahead (``rollout_lag``); the batch is part of what a checkpoint holds."""
+
+    state: State
+    instances: Instances
+    rollouts: Rollouts
+
+    @property
+    def step(self) -> Array:
+        """Training iterations done."""
+        return self.state.step
 
 
 @pytree
@@ -133,12 +150,42 @@ def make_parts(config: Config, domain: Domain, mesh: jax.sharding.Mesh, given: G
             return sampler.logprobs(policy, algorithm.temperature, config.run.token_chunk, params, *arrays)
 
     optimizer = make_optimizer(config.optimizer)
+    difficulty = domain.difficulty("train")
+
+    def learn_batch(state, instances, rollouts, grades):
+        args = state, instances, rollouts, grades
+        state, metrics = learn(algorithm, logprobs, optimizer, config.run.num_microbatches, domain.max_tokens, *args)
+        drawn = {name: jnp.asarray(level)[instances.history.task].mean() for name, level in difficulty.items()}
+        return state, metrics | {f"task/{name}": mean for name, mean in drawn.items()}
+
     return Parts(
         select=functools.partial(select, algorithm, domain.templates, domain.prompt_width, given.tasks),
         reshard=lambda trained: reshard(decoder.join(trained, given.frozen)),
         rollout=rollout,
-        learn=functools.partial(learn, algorithm, logprobs, optimizer, config.run.num_microbatches, domain.max_tokens),
+        learn=learn_batch,
     )
+
+
+def make_embed(config: Config, domain: Domain, mesh: jax.sharding.Mesh) -> Callable[[Rollouts], np.ndarray] | None:
+    """Return what embeds the responses of a batch by ``config.encoder``, as float32 [B, G, E]; None without one."""
+    if not config.encoder.checkpoint:
+        return None
+    from exit_jax.embedding import embed
+
+    texts = domain.texts
+    if texts is None:
+        raise ConfigError(
+            f"encoder.checkpoint = {config.encoder.checkpoint!r}, but responses of the domain {config.domain_name} are no "
+            'text; set it to ""'
+        )
+    encode = embed.make_embed(config.encoder, mesh)
+
+    def embed_own(rollouts: Rollouts) -> np.ndarray:
+        (tokens, mask), numbers = hosts.local_rows((rollouts.tokens, rollouts.mask))
+        vectors = encode(texts(tokens, mask)).reshape(*mask.shape[:2], -1)
+        return hosts.exchange_rows(vectors, numbers, rollouts.tokens.shape[0])
+
+    return embed_own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,12 +195,14 @@ class Program:
     mesh: jax.sharding.Mesh
     params: Params  # shapes, dtypes and shardings of all parameters
     state: State  # the same of the state that is trained
+    carry: State | Flight  # the same of what goes from one iteration to the next, and into checkpoints
     warm_state: WarmState
     init_params: Callable[[int], Params]  # of a seed
     init_warm: Callable[[Params, int], WarmState]
     warm: Callable[[Params | None, WarmState], tuple[WarmState, Metrics]]
     init: Callable[[Params, int], State]
-    train: Callable[[Given, State], tuple[State, Metrics]]
+    begin: Callable[[Given, State], State | Flight]  # the first carry
+    train: Callable[[Given, Any], tuple[Any, Metrics]]  # of a carry
     steps: "StepPrograms"  # the same iteration in parts, which are traced and compiled only where they are called
 
 
@@ -181,18 +230,23 @@ def make_program(config: Config, devices: Sequence[Any] | None = None) -> Progra
 def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     mesh = meshes.make_mesh(config.run.mesh, devices)
     domain = make_domain(config.domain_name, config.domain)
-    if not domain.on_host and (config.run.prompt_buckets or config.run.response_buckets):
+    if not domain.on_host and (
+        config.run.prompt_buckets or config.run.response_buckets or config.algorithm.rollout_lag
+    ):
         raise ConfigError(
-            f"run.prompt_buckets = {config.run.prompt_buckets} and run.response_buckets = {config.run.response_buckets}: the "
-            f"domain {config.domain_name} is graded on the device, in one program of one width; leave both empty"
+            f"run.prompt_buckets = {config.run.prompt_buckets}, run.response_buckets = {config.run.response_buckets} and "
+            f"algorithm.rollout_lag = {config.algorithm.rollout_lag}: the domain {config.domain_name} is graded on the device, "
+            "in one program of one width with nothing to wait for; leave both empty and the lag 0"
         )
     policy = decoder_config(config)
     optimizer, warm_optimizer = make_optimizer(config.optimizer), make_optimizer(config.warm_start.optimizer)
     shard = functools.partial(meshes.shard_batch, mesh)
 
-    def warm_step(frozen: Params | None, state: WarmState):
-        key = jax.random.fold_in(state.key, state.step)
-        batch = domain.demonstrations(key, config.warm_start.num_states, config.warm_start.group_size)
+    demonstrate = lambda state: domain.demonstrations(
+        state.key, state.step, config.warm_start.num_states, config.warm_start.group_size
+    )
+
+    def warm_step(frozen: Params | None, state: WarmState, batch):
         history, mode, tokens, mask = shard(batch)
         prompt, length = render_by_mode(domain.templates, history, mode, domain.prompt_width)
 
@@ -237,19 +291,36 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     where = lambda like: jax.tree.map(lambda leaf: leaf.sharding, like)
     steps = StepPrograms.make(config, domain, mesh, where(state_like))
     whole = jax.jit(fused, donate_argnums=1, out_shardings=(where(state_like), same))
+    warm_out = (where(warm_like), same)
+    warm_whole = lambda frozen, state: repeat(lambda state: warm_step(frozen, state, demonstrate(state)), state)
+    warm_jit = functools.partial(jax.jit, donate_argnums=1, out_shardings=warm_out)
+
+    @warm_jit
+    def warm_batch(frozen, state, batch):
+        state, metrics = warm_step(frozen, state, batch)
+        return state, jax.tree.map(lambda value: value[None], metrics)
+
+    carry_like: State | Flight = state_like
+    if config.algorithm.rollout_lag:
+        given = Given(domain.tasks("train"), split_params(config, params_like)[1])
+        batch = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=meshes.by_row(mesh)),
+            steps.shapes(given, state_like)[2:],
+        )
+        carry_like = Flight(state_like, *batch)
     return Program(
         mesh=mesh,
         params=params_like,
         state=state_like,
+        carry=carry_like,
         warm_state=warm_like,
         init_params=jax.jit(init_params, out_shardings=where(params_like)),
         init_warm=jax.jit(init_warm, out_shardings=where(warm_like)),
-        warm=jax.jit(
-            lambda frozen, state: repeat(functools.partial(warm_step, frozen), state),
-            donate_argnums=1,
-            out_shardings=(where(warm_like), same),
-        ),
+        warm=(lambda frozen, state: warm_batch(frozen, state, demonstrate(state)))
+        if domain.on_host
+        else warm_jit(warm_whole),
         init=jax.jit(init, out_shardings=where(state_like)),
+        begin=steps.begin if config.algorithm.rollout_lag else lambda _, state: state,
         train=steps.iterate if domain.on_host else whole,
         steps=steps,
     )
@@ -281,16 +352,26 @@ def _place(mesh: jax.sharding.Mesh, tree, params: Params, optimizer: optax.Gradi
     return placed
 
 
+def ahead(state: State, flight: Instances | None) -> State:
+    """Return what selection is to see of a state while a batch is in flight: the next step, the next base tasks."""
+    if flight is None:
+        return state
+    drawn = (~flight.from_buffer).sum(dtype=state.cursor.dtype)
+    return dataclasses.replace(state, step=state.step + 1, cursor=state.cursor + drawn)
+
+
 @dataclasses.dataclass(frozen=True)
 class StepPrograms:
     """One iteration as separate programs, with the host between them to grade."""
 
-    select: Callable[[Given, State], Instances]
+    select: Callable[[Given, State, Instances | None], tuple[Instances, Array]]  # and the key to sample them with
     reshard: Callable[[Given, Params], Params]
-    rollout: Callable[[Given, Params, State, Instances], Rollouts]
+    rollout: Callable[[Given, Params, Array, Instances], Rollouts]
     learn: Callable[[Given, State, Instances, Rollouts, Grades], tuple[State, Metrics]]
     grade: Callable[[Instances, Rollouts], tuple[Grades, bool]]
+    embed: Callable[[Rollouts], np.ndarray] | None  # by a foreign encoder, float32 [B, G, E]
     longest: Callable[[Array], Array]  # of a batch's lengths
+    lag: int
     prompt_buckets: tuple[int, ...]
     response_buckets: tuple[int, ...]
 
@@ -299,12 +380,16 @@ class StepPrograms:
         """Jit the parts one by one; the sampler's copy and its cache are freed before the learner begins."""
         parts = functools.partial(make_parts, config, domain, mesh)
         same, by_row = meshes.replicated(mesh), meshes.by_row(mesh)
-        key = lambda state: stream(state.key, "sample", state.step)
+
+        def select(given, state, flight):
+            state = ahead(state, flight)
+            return parts(given).select(state), stream(state.key, "sample", state.step)
+
         return cls(
-            select=jax.jit(lambda given, state: parts(given).select(state), out_shardings=by_row),
+            select=jax.jit(select, out_shardings=(by_row, same)),
             reshard=jax.jit(lambda given, params: parts(given).reshard(params)),
             rollout=jax.jit(
-                lambda given, params, state, inst: parts(given).rollout(params, inst, key(state)), out_shardings=by_row
+                lambda given, params, key, inst: parts(given).rollout(params, inst, key), out_shardings=by_row
             ),
             learn=jax.jit(
                 lambda given, *args: parts(given).learn(*args), donate_argnums=1, out_shardings=(state_shardings, same)
@@ -312,26 +397,66 @@ class StepPrograms:
             grade=lambda instances, rollouts: hosts.on_own_rows(
                 domain.grade, functools.partial(blank_grades, domain), instances, rollouts
             ),
+            embed=make_embed(config, domain, mesh),
             longest=jax.jit(jnp.max, out_shardings=same),
+            lag=config.algorithm.rollout_lag,
             prompt_buckets=(*config.run.prompt_buckets, domain.prompt_width),
             response_buckets=(*config.run.response_buckets, domain.max_tokens),
         )
 
-    def iterate(self, given: Given, state: State) -> tuple[State, Metrics]:
+    def iterate(self, given: Given, carry: State | Flight) -> tuple[State | Flight, Metrics]:
         """Run one iteration; metrics have a leading 1, as those of a program of one step.
 
-        Prompts and responses are cut to the smallest bucket that holds the longest of the batch; each is a program of its own.
+        With a lag, the batch that is graded and learnt from was sampled during the iteration before, and the next one is
+        sampled while the host grades; its log-probs are those it was sampled with, so the ratio is exact (ExIt App. A).
         """
-        instances = self.select(given, state)
-        width = self._fit(instances.prompt_length, self.prompt_buckets)
-        instances = dataclasses.replace(instances, prompt=instances.prompt[:, :width])
-        rollouts = self.rollout(given, self.reshard(given, state.params), state, instances)
-        grades, failed = self.grade(instances, rollouts)
+        if isinstance(carry, Flight):
+            state, instances, rollouts = carry.state, carry.instances, carry.rollouts
+            following = self.expand(given, state, instances)
+            busy = following[1]
+        else:
+            state, following = carry, None
+            instances, rollouts = self.expand(given, state, None)
+            busy = rollouts
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            jax.block_until_ready(rollouts)
+            started = time.monotonic()
+            sampled = pool.submit(lambda: (jax.block_until_ready(busy), time.monotonic())[1])
+            grades, failed = self.grade(instances, rollouts)
+            graded = time.monotonic()
+            waited = max(graded - sampled.result(), 0.0)
+        if self.embed:
+            grades = dataclasses.replace(grades, embedding=self.embed(rollouts))
+        instances = self._short(instances)
         width = self._fit(rollouts.mask.sum(-1), self.response_buckets)
-        rollouts = jax.tree.map(lambda leaf: leaf[:, :, :width] if leaf.ndim == 3 else leaf, rollouts)
+        short = {name: getattr(rollouts, name)[:, :, :width] for name in ("tokens", "mask", "logp", "sampled_logp")}
+        rollouts = dataclasses.replace(rollouts, **short)
         state, metrics = self.learn(given, state, instances, rollouts, grades)
-        metrics["grading_faults"] = jnp.int32(hosts.agree(failed))
-        return state, jax.tree.map(lambda value: value[None], metrics)
+        told = {"grading_faults": hosts.agree(failed), "time/grading_secs": graded - started}
+        told |= {"time/device_wait_secs": waited}
+        metrics |= {name: jnp.float32(value) for name, value in told.items()}
+        metrics = jax.tree.map(lambda value: value[None], metrics)
+        return (Flight(state, *following) if following else state), metrics
+
+    def expand(self, given: Given, state: State, flight: Instances | None) -> tuple[Instances, Rollouts]:
+        """Select instances, beside a batch in flight, and sample their rollouts; nothing is waited for."""
+        instances, key = self.select(given, state, flight)
+        return instances, self.rollout(given, self.reshard(given, state.params), key, self._short(instances))
+
+    def begin(self, given: Given, state: State) -> Flight:
+        """Send the first batch on its way."""
+        return Flight(state, *self.expand(given, state, None))
+
+    def shapes(self, given: Given, state: State) -> tuple[Params, Array, Instances, Rollouts]:
+        """Return the shapes of the sampler's copy of the policy, of a key, and of a batch."""
+        instances, key = jax.eval_shape(self.select, given, state, None)
+        copy = jax.eval_shape(self.reshard, given, state.params)
+        return copy, key, instances, jax.eval_shape(self.rollout, given, copy, key, instances)
+
+    def _short(self, instances: Instances) -> Instances:
+        """Cut prompts to the smallest bucket that holds the longest of the batch."""
+        width = self._fit(instances.prompt_length, self.prompt_buckets)
+        return dataclasses.replace(instances, prompt=instances.prompt[:, :width])
 
     def _fit(self, lengths: Array, buckets: tuple[int, ...]) -> int:
         """Return the smallest bucket that holds the longest of the batch, or the largest; all hosts find the same."""

@@ -22,9 +22,9 @@ MEASURES = {
     "found": lambda figures: figures["best_so_far"],
     "kept": lambda figures: [a / b if b else None for a, b in zip(figures["accuracy"], figures["best_so_far"])],
     "stopped": lambda figures: figures["stopped"],
-    "restarted": lambda figures: figures["restarts"]["best_so_far"],
+    "restarted": lambda figures: figures.get("restarts", {}).get("best_so_far"),
     "quality": lambda figures: figures["quality"],
-    "frozen": lambda figures: figures["unchanged_wrong"],
+    "frozen": lambda figures: figures.get("unchanged_wrong"),  # the mean of splits has none
 }
 BASE = "base"  # the policy before RL
 
@@ -92,8 +92,9 @@ def summarise(results: dict[str, dict[int, dict]]) -> dict:
 
 
 def _per_seed(by_seed: dict[int, dict], split: str, read) -> np.ndarray:
-    """Return a measure as [seeds, k]; null is NaN."""
-    return np.array([read(evaluation[split]) for evaluation in by_seed.values()], float)
+    """Return a measure as [seeds, k]; null is NaN, and so is what a split does not have."""
+    splits = [evaluation[split] for evaluation in by_seed.values()]
+    return np.array([read(figures) or [None] * len(figures["k"]) for figures in splits], float)
 
 
 def _json(values: np.ndarray):

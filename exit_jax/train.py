@@ -9,16 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from exit_jax import config as configs
-from exit_jax.algorithm.types import History, Params, State
+from exit_jax.algorithm.prompts import render_by_mode
+from exit_jax.algorithm.types import BASE, IMPROVE, History, Params, State
 from exit_jax.checkpoint import Checkpoints
 from exit_jax.config import Config, ConfigError
+from exit_jax.embedding import embed
 from exit_jax.metrics import MetricsWriter, Progress
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder
-from exit_jax.programs import Given, decoder_config, make_domain, make_program
+from exit_jax.programs import Flight, Given, decoder_config, make_domain, make_program, make_reshard
 
 
 class Interrupted(Exception):
@@ -91,6 +95,8 @@ def _rates(config: Config, metrics, per_sec: float) -> dict[str, float]:
     if "response_length" in metrics:
         rollouts = config.algorithm.num_prompts * config.algorithm.group_size
         rates["time/tokens_per_sec"] = per_sec * rollouts * float(metrics["response_length"].mean())
+    if "time/device_wait_secs" in metrics:
+        rates["time/device_wait_share"] = per_sec * float(metrics["time/device_wait_secs"].mean())
     return rates
 
 
@@ -181,6 +187,11 @@ def warm_start(config: Config, workdir: pathlib.Path, frozen: Params | None) -> 
     return state.params
 
 
+def landed(carry: State | Flight) -> State:
+    """Return the state without a batch that is in flight."""
+    return carry.state if isinstance(carry, Flight) else carry
+
+
 def base_tasks(config: Config, split: str) -> History:
     """Return the device table of a split's base tasks, replicated on the run's mesh."""
     tasks = make_domain(config.domain_name, config.domain).tasks(split)
@@ -190,32 +201,72 @@ def base_tasks(config: Config, split: str) -> History:
 def restore_params(config: Config, workdir: pathlib.Path) -> Params | None:
     """Return all parameters of the newest policy that training left in the workdir, or None."""
     with contextlib.closing(Checkpoints(workdir / "checkpoints", config.run.keep_checkpoints)) as checkpoints:
-        state = checkpoints.restore_latest(make_program(config).state)
-    return None if state is None else decoder.join(state.params, frozen_params(config))
+        carry = checkpoints.restore_latest(make_program(config).carry)
+    return None if carry is None else decoder.join(landed(carry).params, frozen_params(config))
 
 
 def train(config: Config, workdir: pathlib.Path) -> tuple[State, Params]:
     """Train, or go on training, in ``workdir``; returns the final state and all parameters of its policy."""
     program, frozen = make_program(config), frozen_params(config)
-    state = run_loop(
+    given = Given(base_tasks(config, "train"), frozen)
+    carry = run_loop(
         "train",
-        functools.partial(program.train, Given(base_tasks(config, "train"), frozen)),
-        program.state,
-        lambda: program.init(warm_start(config, workdir, frozen), config.seed),
+        functools.partial(program.train, given),
+        program.carry,
+        lambda: program.begin(given, program.init(warm_start(config, workdir, frozen), config.seed)),
         config.run.num_iterations,
         config,
         workdir / "checkpoints",
         workdir,
         lambda row: f"quality {row['quality']:.3f}  depth {row['start_depth']:.1f}",
     )
+    state = landed(carry)
     return state, decoder.join(state.params, frozen)
 
 
-def record_buffer(state: State, workdir: pathlib.Path) -> None:
-    """Write scores and depths of the buffer's entries to ``buffer_scores.json``, for the report's histogram."""
+def record_buffer(config: Config, state: State, params: Params, workdir: pathlib.Path) -> None:
+    """Write what the report shows of the final buffer: ``buffer_scores.json``, and embeddings in ``instances.npz``.
+
+    An instance is embedded by ``config.encoder``, or else as the mean of the final policy's hidden states over its prompt.
+    """
+    held = jax.device_get(state.buffer.history)
+    full = held.id >= 0
+    score, history = jax.device_get(state.buffer.score)[full], jax.tree.map(lambda leaf: leaf[full], held)
+    embedding = embed_histories(config, params, history) if full.any() else np.zeros((0, 1), np.float32)
     if not hosts.is_lead():
         return
-    held = jax.device_get(state.buffer)
-    full = held.history.id >= 0
-    depth = held.history.step[full] + 1
-    configs.write_json(workdir / "buffer_scores.json", {"score": held.score[full].tolist(), "depth": depth.tolist()})
+    content = {"score": score.tolist(), "depth": (history.step + 1).tolist()}
+    configs.write_json(workdir / "buffer_scores.json", content)
+    mode = np.where(history.step < 0, BASE, IMPROVE)
+    arrays = {"iteration": history.born, "step": history.step, "mode": mode, "embedding": embedding.astype(np.float16)}
+    with (workdir / "instances.npz").open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def embed_histories(config: Config, params: Params, history: History) -> np.ndarray:
+    """Return vectors float32 [n, E] of histories [n]."""
+    domain, policy = make_domain(config.domain_name, config.domain), decoder_config(config)
+    if config.encoder.checkpoint and domain.texts:
+        mask = np.arange(history.tokens.shape[-1]) < history.lengths.sum(-1, keepdims=True)
+        return embed.make_embed(config.encoder, make_program(config).mesh)(domain.texts(history.tokens, mask))
+    mesh = make_program(config).mesh
+    reshard, plain = make_reshard(policy, mesh), decoder.without_adapters(policy)
+
+    @jax.jit
+    def mean_hidden(copy, history):
+        mode = jnp.where(history.step < 0, BASE, IMPROVE)
+        prompt, length = render_by_mode(domain.templates, history, mode, domain.prompt_width)
+        position = jnp.broadcast_to(jnp.arange(domain.prompt_width), prompt.shape)
+        mask = position < length[:, None]
+        with meshes.use(mesh):
+            hidden, _ = decoder.apply(plain, copy, prompt[:, None], position[:, None], mask[:, None])
+        total = jnp.where(mask[..., None], hidden[:, 0].astype(jnp.float32), 0.0).sum(1)
+        return jax.lax.with_sharding_constraint(total / mask.sum(1, keepdims=True), meshes.replicated(mesh))
+
+    copy, size, count = jax.jit(reshard)(params), config.eval.batch_size, history.id.size
+    batches = []
+    for start in range(0, count, size):
+        rows = np.resize(np.arange(start, min(start + size, count)), size)  # one width of batch, one program
+        batch = jax.device_put(jax.tree.map(lambda leaf, rows=rows: leaf[rows], history), meshes.by_row(mesh))
+        batches.append(np.asarray(mean_hidden(copy, batch))[: count - start])
+    return np.concatenate(batches)

@@ -56,6 +56,7 @@ def exit_config():
         "learnability_of": "quality",
         "reward": "quality",
         "diversity_bonus": False,
+        "diversity_embedding": "grades",
         "diversity_cap": float("inf"),
         "advantage_norm": "group",
         "advantage_eps": 1e-6,
@@ -73,6 +74,7 @@ def exit_config():
         "reference_mix": 1.0,
         "temperature": 1.0,
         "recompute_logp": False,
+        "rollout_lag": 0,
     }
     return lambda **settings: ExItConfig(**(plain | settings))
 

@@ -67,7 +67,7 @@ def test_all_faults_are_reported_together():
         ("policy.head_dim", 7, "odd"),
         ("run.checkpoint_every", 7, "not a multiple of run.steps_per_call"),
         ("run.mesh.data", 9, "JAX sees 8"),
-        ("eval.splits", ("tset",), "not train, validation or test"),
+        ("eval.splits", ("tset",), "is not one of .'train', 'validation', 'test'"),
         ("domain_name", "chess", "not one of"),
         ("eval.top_p", 0.0, "keeps all tokens"),
         ("domain.box", 5, "2 .for 4x4. or 3"),

@@ -11,7 +11,7 @@ import pytest
 
 from exit_jax import programs
 from exit_jax.config import validate
-from exit_jax.evaluate import Chains, evaluate, run_chains, summarise
+from exit_jax.evaluate import Chains, Outcome, evaluate, levels, mean_of, run_chains, summarise
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -31,10 +31,11 @@ def params(config):
     return programs.make_program(config).init_params(0)
 
 
-def make_chains(quality_KR, unchanged_KR, complete_KR) -> Chains:
+def make_chains(quality_KR, unchanged_KR, complete_KR, answers=None) -> Outcome:
     quality_KR = np.array(quality_KR, np.float32)
     yes = np.ones(quality_KR.shape, bool)
-    return Chains(quality_KR, np.array(unchanged_KR, bool), yes, np.array(complete_KR, bool), 7 * yes, None)
+    chains = Chains(quality_KR, np.array(unchanged_KR, bool), yes, np.array(complete_KR, bool), 7 * yes, 1 * yes, None)
+    return Outcome(chains, lambda c: [], answers)
 
 
 def test_summary_of_a_hand_made_case(config):
@@ -64,16 +65,17 @@ def test_summary_of_a_hand_made_case(config):
 
 
 def test_chains_have_the_shape_asked_for_and_repeat(config, params):
-    chains = run_chains(config, params, "validation")
-    assert chains.quality.shape == (5, 32)
-    np.testing.assert_array_equal(chains.history.step[:, 0], range(5))
+    outcome = run_chains(config, params, "validation")
+    assert outcome.chains.quality.shape == (5, 32)
+    np.testing.assert_array_equal(outcome.chains.mode[:, 0], [0, 1, 1, 1, 1])
     again = run_chains(config, params, "validation")
-    np.testing.assert_array_equal(chains.quality, again.quality)
+    np.testing.assert_array_equal(outcome.chains.quality, again.chains.quality)
+    assert outcome.describe(31) == again.describe(31) != outcome.describe(30)
 
 
 def test_restarts_begin_anew(config, params):
-    chains = run_chains(config, params, "validation", restart_every=2)
-    np.testing.assert_array_equal(chains.history.step[:, 0], [0, 1, 0, 1, 0])
+    chains = run_chains(config, params, "validation", restart_every=2).chains
+    np.testing.assert_array_equal(chains.mode[:, 0], [0, 1, 0, 1, 0])
     assert not chains.unchanged[::2].any()  # a first response changes nothing that was held
 
 
@@ -83,3 +85,38 @@ def test_files(config, params, tmp_path):
     saved = [json.loads(line) for line in (tmp_path / "chains.jsonl").read_text().splitlines()]
     assert len(saved) == config.eval.num_chains_saved
     assert all(len(chain["responses"]) == len(chain["quality"]) == 5 for chain in saved)
+
+
+def test_votes_and_errors_of_a_hand_made_case(config):
+    """Answers a, b, b, c, a: the vote goes to a, a, b, b, and to a again, which was the first to have two."""
+    answers = [["a", ""], ["b", "x"], ["b", "x"], ["c", ""], ["a", ""]]
+    quality = [[1, 0], [0, 0], [0, 0], [0, 0], [1, 0]]
+    blank = np.zeros((5, 2))
+    settings = dataclasses.replace(config.eval, steps=(0, 1, 2, 3, 4), samples_per_task=1, restart_every=1)
+    chosen = dataclasses.replace(config, eval=settings)
+    chains, rival = make_chains(quality, blank, blank), make_chains(quality, blank, blank, answers)
+    result = summarise(chosen, chains, rival, {})
+    assert result["restarts"]["majority"] == [0.5, 0.5, 0.0, 0.0, 0.5]
+    assert result["accuracy_se"] == pytest.approx([0.5, 0.0, 0.0, 0.0, 0.5])  # of 1 and 0: 0.7071 / sqrt(2)
+    assert "restarts" not in summarise(chosen, chains, None, {})
+
+
+def test_mean_of_splits_is_unweighted(config):
+    blank = np.zeros((1, 4))
+    settings = dataclasses.replace(config.eval, steps=(0,), samples_per_task=1)
+    chosen = dataclasses.replace(config, eval=settings)
+    small = summarise(chosen, make_chains([[1.0]], blank[:, :1], blank[:, :1]), None, {})
+    large = summarise(chosen, make_chains([[1.0, 0, 0, 0]], blank, blank), None, {})
+    mean = mean_of([small, large])
+    assert mean["accuracy"] == [0.625]
+    assert mean["num_tasks"] == 5
+    two = mean_of([large, large])
+    assert two["accuracy_se"][0] == pytest.approx(large["accuracy_se"][0] / np.sqrt(2))
+
+
+def test_many_levels_are_put_together():
+    values = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 20])
+    found = levels(values)
+    assert sum(among.sum() for among in found.values()) == 10
+    assert len(found) == 4
+    assert list(levels(values[:3])) == ["1", "2", "3"]

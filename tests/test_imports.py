@@ -13,6 +13,7 @@ FLOORS = (
     ("programs", "roofline"),
     ("config", "checkpoint", "metrics"),
     ("domains",),
+    ("embedding",),
     ("policy",),
     ("parallel",),
     ("algorithm",),

@@ -57,7 +57,8 @@ def learn(
     score_B = learnability(grades.quality if config.learnability_of == "quality" else reward_BG)
 
     advantage_BG = grpo.advantages(reward_BG, config.advantage_norm, config.advantage_eps)
-    diversity_BG = diversity(grades.embedding, config.diversity_cap)
+    embedding = {"grades": grades.embedding, "policy": rollouts.hidden}[config.diversity_embedding]
+    diversity_BG = diversity(embedding, config.diversity_cap)
     if config.diversity_bonus:
         advantage_BG = advantage_BG * diversity_BG
     params, opt_state, metrics = grpo.update(
@@ -76,6 +77,13 @@ def learn(
     step = state.step + 1
     reference = grpo.mix_reference(state.reference, params, step, config.reference_every, config.reference_mix)
 
+    fresh_B = instances.fresh
+    if (
+        config.rollout_lag
+    ):  # the batch before may have drawn the same entries, and was in flight when these were selected
+        slot_B, found_B = buffers.locate(state.buffer, instances.history)
+        met_B = found_B & ~buffers.is_base_task(instances.history) & (state.buffer.num_draws[slot_B] > 0)
+        fresh_B = fresh_B & ~met_B
     key = stream(state.key, "expand", state.step)
     buffer, first_B, expansion = expand(config, state.buffer, instances, rollouts, grades, score_B, step, key)
     state = dataclasses.replace(
@@ -86,7 +94,7 @@ def learn(
         buffer=buffer,
         step=step,
         cursor=state.cursor + (~instances.from_buffer).sum(dtype=jnp.int32),
-        num_distinct=state.num_distinct + (instances.fresh & first_B).sum(dtype=jnp.int32),
+        num_distinct=state.num_distinct + (fresh_B & first_B).sum(dtype=jnp.int32),
     )
     metrics |= expansion | batch_metrics(instances, rollouts, grades, reward_BG, score_B, step)
     metrics |= buffer_metrics(buffer, step) | {
@@ -217,6 +225,7 @@ def batch_metrics(instances, rollouts, grades, reward_BG, score_B, step) -> Metr
         "sampled_age": mean_where(step - history.born, drawn),
         "prompt_truncated": (instances.prompt_length > instances.prompt.shape[1]).sum(),
     }
+    metrics |= {f"grade/{name}": value.mean() for name, value in grades.notes.items()}
     for index, mode in enumerate(MODES):
         chosen = instances.mode == index
         metrics[f"quality/{mode}"] = mean_where(grades.quality.mean(1), chosen)

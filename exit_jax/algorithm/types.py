@@ -77,6 +77,7 @@ class Rollouts:
         Array  # float32 [B, G, T], under what was sampled from: as logp, but for tokens that top-k and such cut off
     )
     finished: Array  # bool [B, G], False where the response ran out of room
+    hidden: Array  # float32 [B, G, D]: mean of the policy's final states that the tokens were predicted from
 
 
 @pytree
@@ -88,6 +89,9 @@ class Grades:
     embedding: Array  # float32 [B, G, E]: of the response, for the diversity bonus
     children: History  # [B, G, U]: pieces, task, turn, step and quality are set
     insertable: Array  # bool [B, G, U]: may enter the buffer
+    notes: dict[
+        str, Array
+    ]  # float32 [B, G] by name: what else of the grading is worth knowing, as metrics of their means
 
 
 @pytree
@@ -120,6 +124,7 @@ CHOICES = {
     "children": ("all", "best", "one"),
     "learnability_of": ("quality", "reward"),
     "reward": ("quality", "improvement", "improve_or_keep"),
+    "diversity_embedding": ("grades", "policy"),
     "advantage_norm": ("group", "batch", "none"),
     "zero_variance": ("keep", "drop"),
     "ratio_level": ("token", "sequence"),
@@ -148,6 +153,9 @@ class ExItConfig:
     # Reward (ExIt §4, App. A)
     reward: str  # of improve steps: "quality", "improvement" or "improve_or_keep"
     diversity_bonus: bool  # ExIt eq. 6
+    diversity_embedding: (
+        str  # of responses: the domain's or an encoder's, "grades", or the "policy"'s own hidden states
+    )
     diversity_cap: float  # upper bound on d; inf for none
     # GRPO (ExIt §2.2, App. A)
     advantage_norm: str  # divide by the standard deviation of the "group", the "batch", or "none"
@@ -166,6 +174,7 @@ class ExItConfig:
     reference_mix: float  # α
     temperature: float  # of sampling, and of the log-probs
     recompute_logp: bool  # ρ against the learner's own log-probs of the rollouts, in place of the sampler's
+    rollout_lag: int  # 1: a batch is sampled while the one before is graded, from parameters one update older; 0: not
 
     def __post_init__(self):
         wrong = [

@@ -2,12 +2,24 @@
 
 from exit_jax.domains import shapes
 from exit_jax.domains.domain import Domain
-from exit_jax.domains.sudoku.domain import SudokuConfig, make_domain
+from exit_jax.domains.math import domain as math
+from exit_jax.domains.sudoku import domain as sudoku
 
 # name -> (type of config.domain's fields, builder)
-DOMAINS = {"sudoku": (SudokuConfig, make_domain), "shapes": (shapes.ShapesConfig, shapes.make_domain)}
+DOMAINS = {
+    "sudoku": (sudoku.SudokuConfig, sudoku.make_domain),
+    "math": (math.MathConfig, math.make_domain),
+    "shapes": (shapes.ShapesConfig, shapes.make_domain),
+}
 
 
 def make(name: str, fields) -> Domain:
     """Build the domain ``name`` from its settings."""
     return DOMAINS[name][1](fields)
+
+
+def prepare(name: str, fields) -> str:
+    """Fetch and prepare the data of the domain ``name``; returns an account for people."""
+    if name == "math":
+        return math.prepare(fields)
+    return f"the domain {name} needs no data: its tasks are made on the spot"

@@ -1,7 +1,7 @@
 """The one interface of a domain: token pieces in, grades out."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,8 @@ class Domain:
     """A task family, as pure functions and static shapes."""
 
     name: str
+    splits: tuple[str, ...]
+    test_splits: tuple[str, ...]  # whose unweighted mean is reported, too, where several are evaluated
     vocab_size: int
     history_width: int  # W: tokens of a packed history
     prompt_width: int  # P: tokens of the longest prompt
@@ -31,13 +33,19 @@ class Domain:
     templates: Mapping[str, Template]  # by mode
     tasks: Callable[[str], History]  # split -> base tasks [M]
     difficulty: Callable[[str], Mapping[str, np.ndarray]]  # split -> int [M] by name, what results are broken down by
+    about: Callable[
+        [str], Sequence[Mapping[str, str]]
+    ]  # split -> what people may want to read of each task, as its gold answer
     grade: Callable[[Instances, Rollouts], Grades]
+    notes: tuple[str, ...]  # names of Grades.notes
     on_host: bool  # False: grade is written in jnp and compiled with the rest; True: it is called with NumPy rows
-    complete: Callable[[History], Array]  # the policy's own sign that it is done, bool [...]; asks no oracle
-    # (key, K, G) -> histories [K], modes [K], tokens [K, G, T], mask [K, G, T] for the supervised warm start
-    demonstrations: Callable[[Array, int, int], tuple[History, Array, Array, Array]]
+    complete: Callable[[History], Array] | None  # the policy's own sign that it is done, bool [...]; asks no oracle
+    # (key, step, K, G) -> histories [K], modes [K], tokens [K, G, T], mask [K, G, T] for the supervised warm start
+    demonstrations: Callable[[Array, Array, int, int], tuple[History, Array, Array, Array]]
     demonstrations_id: str  # names all that demonstrations depend on
-    describe: Callable[[History], list[str]]  # what each history holds, as text for people
+    describe: Callable[[History], list[str]]  # what each history [K] holds, as text for people
+    answers: Callable[[History], list[str]] | None  # the answer that each gives, "" for none; what a vote counts
+    texts: Callable[[Any, Any], list[str]] | None  # (tokens, mask [..., T]) -> texts for an encoder
 
 
 def blank_grades(domain: Domain, instances: Instances, rollouts: Rollouts) -> Grades:
@@ -55,4 +63,5 @@ def blank_grades(domain: Domain, instances: Instances, rollouts: Rollouts) -> Gr
         embedding=zeros((*group, domain.embedding_width), np.float32),
         children=jax.tree.map(spread, instances.history),
         insertable=zeros((*group, children), bool),
+        notes={name: zeros(group, np.float32) for name in domain.notes},
     )

@@ -1,6 +1,7 @@
 """A domain of given widths and nothing else: what a setting costs can be compiled before its data is at hand."""
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from exit_jax.domains.domain import Domain, DomainError
 class ShapesConfig:
     """The static shapes of a domain that is graded on the host."""
 
+    splits: ClassVar = ("train", "validation", "test")
     vocab_size: int
     num_tasks: int  # M: base tasks of the training split
     history_width: int  # W: tokens of a packed history
@@ -53,6 +55,8 @@ def make_domain(config: ShapesConfig) -> Domain:
     piece = (0,) * min(64, config.prompt_width)  # a template's static text
     return Domain(
         name="shapes",
+        splits=ShapesConfig.splits,
+        test_splits=(),
         vocab_size=config.vocab_size,
         history_width=config.history_width,
         prompt_width=config.prompt_width,
@@ -67,11 +71,15 @@ def make_domain(config: ShapesConfig) -> Domain:
             "diverge": (piece, "context", "request", "solution", "feedback"),
         },
         tasks=tasks,
-        difficulty=absent,
+        difficulty=lambda _: {},
+        about=absent,
         grade=absent,
+        notes=(),
         on_host=True,
         complete=absent,
         demonstrations=absent,
         demonstrations_id="",
         describe=absent,
+        answers=None,
+        texts=None,
     )

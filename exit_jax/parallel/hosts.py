@@ -83,6 +83,12 @@ def exchange_rows(tree: _T, numbers: np.ndarray, num_rows: int) -> _T:
     return jax.tree.map(combine, tree)
 
 
+def all_rows(tree: _T) -> _T:
+    """Return arrays [B, ...] that are split over processes in NumPy, whole, on each of them."""
+    local, numbers = local_rows(tree)
+    return exchange_rows(local, numbers, jax.tree.leaves(tree)[0].shape[0])
+
+
 def on_own_rows(function: Callable[..., _T], blank: Callable[..., _T], *args) -> tuple[_T, bool]:
     """Apply a host function to the rows [B, ...] that this process owns, and share the outcome with all processes.
 

@@ -52,6 +52,7 @@ class DecodeState:
     mask: Array  # bool [B, G, T]
     done: Array  # bool [B, G]: stop token sampled
     hidden: Array  # [B, G, D]
+    total: Array  # float32 [B, G, D]: sum of the hidden states that tokens were sampled from
     cache: Cache
 
 
@@ -214,6 +215,7 @@ def generate(
             sampled_logp=put(state.sampled_logp, sampled_logp, 0.0),
             mask=put(state.mask, True, False),
             done=state.done | ends(sampling, tokens, t),
+            total=state.total + jnp.where(state.done[..., None], 0.0, state.hidden.astype(jnp.float32)),
         )
 
     def step(state: DecodeState) -> DecodeState:
@@ -235,6 +237,7 @@ def generate(
         mask=jnp.zeros(shape, bool),
         done=jnp.zeros(shape[:2], bool) if active is None else ~active,
         hidden=reading.hidden,
+        total=jnp.zeros(reading.hidden.shape, jnp.float32),
         cache=reading.cache,
     )
     end = jax.lax.while_loop(lambda state: (state.position < width) & ~state.done.all(), step, record(begin))
@@ -244,7 +247,12 @@ def generate(
     unread = (count == end.position) & (count > 0)  # sampled in the last step, so that no step has read it
     reading = Reading(end.cache, end.hidden, reading.length + count - unread, newest, unread)
     rollouts = Rollouts(
-        tokens=end.tokens, mask=end.mask, logp=end.logp, sampled_logp=end.sampled_logp, finished=end.done
+        tokens=end.tokens,
+        mask=end.mask,
+        logp=end.logp,
+        sampled_logp=end.sampled_logp,
+        finished=end.done,
+        hidden=end.total / jnp.maximum(count, 1)[..., None],
     )
     return reading, rollouts
 

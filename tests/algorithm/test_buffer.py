@@ -155,8 +155,8 @@ def batch(history, children, finished=None, insertable=None, quality=None):
     quality = np.zeros(shape[:2], np.float32) if quality is None else np.float32(quality)
     return (
         Instances(history=history, mode=None, from_buffer=None, fresh=None, prompt=None, prompt_length=None),
-        Rollouts(tokens=None, mask=None, logp=None, sampled_logp=None, finished=finished),
-        Grades(quality=quality, valid=None, embedding=None, children=children, insertable=insertable),
+        Rollouts(tokens=None, mask=None, logp=None, sampled_logp=None, finished=finished, hidden=None),
+        Grades(quality=quality, valid=None, embedding=None, children=children, insertable=insertable, notes={}),
     )
 
 

@@ -63,7 +63,7 @@ def random_batch(seed=0):
 
 def to_rollouts(old, mask, finished):
     mask, old, finished = jnp.asarray(mask), jnp.float32(old), jnp.asarray(finished)
-    return Rollouts(tokens=None, mask=mask, logp=old, sampled_logp=None, finished=finished)
+    return Rollouts(tokens=None, mask=mask, logp=old, sampled_logp=None, finished=finished, hidden=None)
 
 
 def loss(config, logp, entropy, reference, A, rollouts):

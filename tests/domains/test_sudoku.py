@@ -239,7 +239,7 @@ def test_grades_are_those_of_plain_python(box, clues):
     lengths = [[rng.choice([T, T, rng.randint(0, T)]) for _ in range(G)] for _ in range(B)]  # tokens behind are masked
     mask_BGT = np.arange(T) < np.array(lengths)[..., None]
     zeros = jnp.zeros((B, G, T))
-    rollouts = Rollouts(jnp.array(scripts), jnp.array(mask_BGT), zeros, zeros, jnp.ones((B, G), bool))
+    rollouts = Rollouts(jnp.array(scripts), jnp.array(mask_BGT), zeros, zeros, jnp.ones((B, G), bool), zeros)
     mode_B = jnp.full(B, IMPROVE)
     grades = jax.jit(functools.partial(sudoku.grade, c))(Instances(history, mode_B, *4 * [None]), rollouts)
     children = grades.children
@@ -304,8 +304,8 @@ def test_no_response_solves_an_evaluation_puzzle():
 
 def test_demonstrations_are_short_noisy_scripts_where_something_is_due():
     c, v, K, G = settings(), Vocabulary(2), 256, 4
-    demonstrations = jax.jit(sudoku.make_domain(c).demonstrations, static_argnums=(1, 2))
-    history, mode_K, tokens_KGT, mask_KGT = jax.device_get(demonstrations(jax.random.key(0), K, G))
+    demonstrations = jax.jit(sudoku.make_domain(c).demonstrations, static_argnums=(2, 3))
+    history, mode_K, tokens_KGT, mask_KGT = jax.device_get(demonstrations(jax.random.key(0), 0, K, G))
     given_KC, grid_KC = (x.tolist() for x in sudoku.unpack(v, history))
     solved = {tuple(clued): solution for clued, solution in zip(*(x.tolist() for x in train_puzzles(c)))}
 
@@ -343,7 +343,7 @@ def test_demonstrations_are_short_noisy_scripts_where_something_is_due():
 
 def test_demonstrations_use_no_key_twice():
     with jax.debug_key_reuse(True):
-        jax.jit(lambda key: sudoku.make_domain(settings()).demonstrations(key, 4, 2))(jax.random.key(1))
+        jax.jit(lambda key: sudoku.make_domain(settings()).demonstrations(key, 0, 4, 2))(jax.random.key(1))
 
 
 # Text

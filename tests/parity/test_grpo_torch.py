@@ -128,7 +128,7 @@ def test_gradients_of_all_parameters_equal_those_of_torch(checkpoints, require_p
 
     @jax.jit
     def step(params, reference):
-        rollouts = Rollouts(arrays[2], jnp.asarray(mask), jnp.asarray(old.numpy()), None, jnp.ones((B, G), bool))
+        rollouts = Rollouts(arrays[2], jnp.asarray(mask), jnp.asarray(old.numpy()), None, jnp.ones((B, G), bool), None)
         instances = Instances(None, None, None, None, prompt=arrays[0], prompt_length=arrays[1])
         advantage = grpo.advantages(jnp.asarray(REWARD_BG, jnp.float32), "group", EPS)
         batch = grpo.make_batch(algorithm, instances, rollouts, advantage, score(reference, *arrays)[0], T)

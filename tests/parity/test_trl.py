@@ -96,6 +96,7 @@ def test_loss_and_gradient_equal_those_of_trl(
             logp=to_jax(inputs["old_per_token_logps"]),
             sampled_logp=None,
             finished=jnp.ones((B, G), bool),
+            hidden=None,
         )
         reference = to_jax(inputs["ref_per_token_logps"]) if beta else None
         no_prompts = Instances(None, None, None, None, None, None)

@@ -7,6 +7,7 @@ blanks cannot be solved by one response.
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ OPEN, STUCK, CLASH, DONE = range(4)  # what the feedback token says of a grid; a
 class SudokuConfig:
     """The family of puzzles and of the warm start's demonstrations."""
 
+    splits: ClassVar = ("train", "validation", "test")
     box: int  # 2 for 4x4, 3 for 9x9
     num_clues: tuple[int, int]  # of training tasks, inclusive
     num_train: int
@@ -208,7 +210,9 @@ def grade(config: SudokuConfig, instances: Instances, rollouts: Rollouts) -> Gra
         parent=jnp.full((*group, 1), NO_ID),
     )
     embedding = jax.nn.one_hot(edited - 1, v.digits).reshape(*group, -1)
-    return Grades(quality=result, valid=valid, embedding=embedding, children=children, insertable=valid[..., None])
+    return Grades(
+        quality=result, valid=valid, embedding=embedding, children=children, insertable=valid[..., None], notes={}
+    )
 
 
 def demonstrate(config: SudokuConfig, solved: Array, clued: Array, key: Array, count: int, group_size: int):
@@ -299,10 +303,11 @@ def make_domain(config: SudokuConfig) -> Domain:
     def tasks(split: str) -> History:
         return make_tasks(generate(split)[0])
 
-    def demonstrations(key, count, group_size):
+    def demonstrations(key, step, count, group_size):
         clued, solved = puzzles.generate(
             "train", config.box, tuple(config.demo_clues), config.num_train, config.data_seed
         )
+        key = jax.random.fold_in(key, step)
         return demonstrate(config, jnp.asarray(solved), jnp.asarray(clued), key, count, group_size)
 
     def complete(history: History) -> Array:
@@ -313,6 +318,8 @@ def make_domain(config: SudokuConfig) -> Domain:
     demo = dataclasses.replace(config, num_clues=(1, 1), eval_clues=(1, 1), num_eval=1, on_host=False)  # not theirs
     return Domain(
         name=f"sudoku{v.digits}",
+        splits=SudokuConfig.splits,
+        test_splits=("test",),
         vocab_size=v.size,
         history_width=4 * v.cells + 1,
         prompt_width=2 * v.cells + 2,
@@ -328,10 +335,14 @@ def make_domain(config: SudokuConfig) -> Domain:
         },
         tasks=tasks,
         difficulty=lambda split: {"clues": (generate(split)[0] > 0).sum(-1)},
+        about=lambda split: [{}] * len(generate(split)[0]),
         grade=jax.jit(functools.partial(grade, config)) if config.on_host else functools.partial(grade, config),
+        notes=(),
         on_host=config.on_host,
         complete=complete,
         demonstrations=demonstrations,
         demonstrations_id=repr(demo),
         describe=functools.partial(describe, v),
+        answers=None,
+        texts=None,
     )

@@ -255,6 +255,15 @@ def token_ids(folder: str | pathlib.Path) -> dict[str, tuple[int, ...]]:
     return {kind: tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,) for kind, ids in found.items()}
 
 
+def read_sampling(folder: str | pathlib.Path) -> dict[str, Any]:
+    """Return temperature, top_k, top_p and min_p that a checkpoint's generation_config.json gives; {} without one."""
+    path = pathlib.Path(folder) / "generation_config.json"
+    content = read_json(path) if path.exists() else {}
+    if content.get("do_sample") is False:
+        return {"temperature": 0.0}
+    return {name: content[name] for name in ("temperature", "top_k", "top_p", "min_p") if content.get(name) is not None}
+
+
 def check_tokenizer(folder: str | pathlib.Path, vocab_size: int) -> None:
     """Refuse a tokenizer.json with more tokens than the model's vocabulary; models pad theirs, so fewer are fine.
 

@@ -1,0 +1,438 @@
+"""Competition math (ExIt §5): problems in text, responses of a chat model, math-verify for a grader, on the host.
+
+A history's request is the problem, its solution the whole of a response, as sampled. Tasks of all splits have numbers of their
+own, so that a history tells its gold answer: split · 2^20 + row.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from exit_jax.algorithm.prompts import Template
+from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, MODES, NO_ID, Array, Grades, History, Instances, Rollouts
+from exit_jax.domains.domain import Domain, DomainError
+from exit_jax.domains.math import arithmetic, data, tokenizer
+from exit_jax.domains.math.data import Problem
+from exit_jax.domains.math.grader import Grader
+from exit_jax.domains.math.sources import SPLITS, TEST_SPLITS
+from exit_jax.policy.hf import chat
+from exit_jax.policy.hf.config import resolve, token_ids
+
+Tokens = Any  # a list or a NumPy array of ids
+
+DATA = ("competition", "arithmetic")
+TRUNCATE = ("none", "front", "middle")
+GAP = "\n[...]\n"  # in the place of a middle that was cut out
+SPAN = 1 << 20  # tasks of a split
+DEMONSTRATIONS = 1 << 20  # different ones, before they repeat
+NOT_TAUGHT = (
+    "data_dir",
+    "files_dir",
+    "num_validation",
+    "num_test",
+    "num_workers",
+    "timeout_secs",
+)  # what they don't need
+
+
+@dataclasses.dataclass(frozen=True)
+class MathConfig:
+    """Where problems come from, how they are put to the policy, and how its answers are graded."""
+
+    data: str  # "competition", prepared by --mode data; or "arithmetic", made on the spot
+    data_dir: str  # of prepared problems, trained tokenizers and the log of what could not be graded
+    files_dir: str  # files of your own for --mode data, <source>.jsonl or .parquet, in place of the hub's; "" for none
+    data_seed: int
+    num_train: int
+    num_validation: int
+    num_test: int  # of arithmetic; the competitions' are what they are
+    tokenizer: str  # folder or hub id; "" for one trained on arithmetic
+    vocab_size: int  # of the trained one
+    system: str  # message before each prompt; "" for none
+    # the user's message in each mode; {request} and {solution} stand for pieces, literal braces are doubled (ExIt App. B)
+    base: str
+    improve: str
+    diverge: str
+    template_inputs: tuple[str, ...]  # what else the chat template reads, as "date_string=26 Jul 2024"
+    prompt_width: int
+    max_request_tokens: int  # longer problems are skipped
+    max_solution_tokens: int  # of the previous response in a prompt
+    max_tokens: int  # of a response
+    truncate: str  # where a longer previous response is cut: "front", "middle", or "none" where none can be longer
+    num_workers: int  # processes that grade; 0 for one a core
+    timeout_secs: float  # of one answer's grading
+    demo_noise: float  # share of a demonstration's lines that are wrong (arithmetic)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that there are."""
+        return SPLITS if self.data == "competition" else ("train", "validation", "test")
+
+    def __post_init__(self):
+        wrong = [
+            f"domain.{name} = {value!r} is not one of {choices}"
+            for name, value, choices in (("data", self.data, DATA), ("truncate", self.truncate, TRUNCATE))
+            if value not in choices
+        ]
+        names = ("num_train", "num_validation", "num_test", "max_request_tokens", "max_solution_tokens", "max_tokens")
+        wrong += [f"domain.{name} = {getattr(self, name)} is below 1" for name in names if getattr(self, name) < 1]
+        if self.num_workers < 0 or self.timeout_secs <= 0:
+            wrong.append(
+                f"domain.num_workers = {self.num_workers} and domain.timeout_secs = {self.timeout_secs}: neither fewer than "
+                "0 workers, of which 0 stands for one a core, nor a limit that is not above 0"
+            )
+        if self.truncate == "none" and self.max_solution_tokens < self.max_tokens:
+            wrong.append(
+                f"domain.max_solution_tokens = {self.max_solution_tokens} is below domain.max_tokens = {self.max_tokens}, so "
+                'a response may not fit into the next prompt; raise it, or say by domain.truncate where to cut, "front" or '
+                '"middle"'
+            )
+        if not self.tokenizer and self.data != "arithmetic":
+            wrong.append('domain.tokenizer = "" is for domain.data = "arithmetic"; name a checkpoint')
+        if max(self.num_train, self.num_validation, self.num_test) > SPAN:
+            wrong.append(f"more than {SPAN} problems in a split")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+
+class Math:
+    """The problems of a config, their tokens and their grader; each is made when first asked for."""
+
+    def __init__(self, config: MathConfig):
+        self.config = config
+        self.problems = functools.cache(self._read)
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers."""
+        if self.config.tokenizer:
+            return tokenizer.load(self.config.tokenizer)
+        c, corpus = self.config, []
+        for exercise in arithmetic.exercises("train", c.num_train, c.data_seed):
+            plan = exercise.plans[0]
+            corpus += [exercise.problem, arithmetic.write(plan, arithmetic.execute(plan))]
+        return tokenizer.train([*corpus, c.system, c.base, c.improve, c.diverge], c.vocab_size, self.data_dir)
+
+    @property
+    def data_dir(self) -> pathlib.Path:
+        """The folder for all that is kept from run to run."""
+        return pathlib.Path(self.config.data_dir).expanduser().absolute()
+
+    @functools.cached_property
+    def grader(self) -> Grader:
+        """The worker pool; it starts no process before there is something to grade."""
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        workers = self.config.num_workers or os.cpu_count() or 1
+        return Grader(workers, self.config.timeout_secs, self.data_dir / "ungraded.jsonl")
+
+    @functools.cached_property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The ids that end a response."""
+        named = token_ids(resolve(self.config.tokenizer))["eos"] if self.config.tokenizer else ()
+        return chat.stop_tokens(self.tokenizer, named)
+
+    @functools.cached_property
+    def control(self) -> frozenset[int]:
+        """The ids that no piece may hold."""
+        return frozenset(chat.control_tokens(self.tokenizer))
+
+    @functools.cached_property
+    def templates(self) -> Mapping[str, Template]:
+        """The prompts cut into token pieces.
+
+        Raises:
+          DomainError: if they cannot be cut, or do not fit into ``prompt_width`` with the longest pieces.
+        """
+        c = self.config
+        inputs = {name: _value(value) for name, _, value in (item.partition("=") for item in c.template_inputs)}
+        room = {"request": c.max_request_tokens, "solution": c.max_solution_tokens}
+        templates, faults = {}, []
+        for mode in MODES:
+            messages = [{"role": "system", "content": c.system}] if c.system else []
+            messages.append({"role": "user", "content": getattr(c, mode)})
+            try:
+                cut = chat.cut(self.tokenizer, messages, inputs, pieces=tuple(room))
+            except ValueError as error:
+                raise DomainError(f"domain.{mode}: {error}") from error
+            width = sum(room[item] if isinstance(item, str) else len(item) for item in cut)
+            if width > c.prompt_width:
+                faults.append(f"{mode} takes up to {width} tokens")
+            templates[mode] = cut
+        if faults:
+            raise DomainError(
+                f"domain.prompt_width = {c.prompt_width} is too narrow: {', '.join(faults)}, with requests of up to "
+                f"{c.max_request_tokens} and solutions of up to {c.max_solution_tokens}; raise it or lower those"
+            )
+        return templates
+
+    def _read(self, split: str) -> tuple[tuple[Problem, ...], tuple[tuple[int, ...], ...]]:
+        """Return the problems of a split and their tokens, without those that are too long, which are listed."""
+        c = self.config
+        if c.data == "arithmetic":
+            count = {"train": c.num_train, "validation": c.num_validation, "test": c.num_test}[split]
+            made = arithmetic.exercises(split, count, c.data_seed)
+            solutions = [arithmetic.write(e.plans[0], arithmetic.execute(e.plans[0])) for e in made]
+            found = [
+                Problem(e.problem, e.answer, text, len(e.plans[0].operations), c.data)
+                for e, text in zip(made, solutions, strict=True)
+            ]
+        else:
+            found = data.load(self.data_dir, split)
+        tokens = [chat.encode_piece(self.tokenizer, problem.problem.strip()) for problem in found]
+        fits = [len(ids) <= c.max_request_tokens for ids in tokens]
+        reason = f"longer than {c.max_request_tokens} tokens"
+        data.append_skipped(
+            self.data_dir,
+            [
+                {"source": problem.source, "index": i, "reason": reason, "start": problem.problem}
+                for i, (problem, fit) in enumerate(zip(found, fits))
+                if not fit
+            ],
+        )
+        if not any(fits):
+            raise DomainError(
+                f"no problem of the split {split} fits into domain.max_request_tokens = {c.max_request_tokens}; raise it"
+            )
+        keep = lambda items: tuple(item for item, fit in zip(items, fits) if fit)
+        return keep(found), keep(tokens)
+
+    def problem_of(self, task: int) -> Problem:
+        """Return the problem of a task's number."""
+        return self.problems(self.config.splits[task // SPAN])[0][task % SPAN]
+
+    def tasks(self, split: str) -> History:
+        """Return the base tasks of a split, in NumPy."""
+        requests = self.problems(split)[1]
+        row = np.arange(len(requests), dtype=np.int32)
+        return self.pack(
+            [(request, ()) for request in requests],
+            id=np.full_like(row, NO_ID),
+            task=row + SPAN * self.config.splits.index(split),
+            turn=np.zeros_like(row),
+            step=np.full_like(row, -1),
+            quality=np.zeros(row.shape, np.float32),
+            born=np.zeros_like(row),
+            parent=np.full_like(row, NO_ID),
+        )
+
+    def pack(self, rows: Sequence[tuple[Tokens, Tokens]], **fields: Any) -> History:
+        """Return histories [n] of the given (request, solution) tokens."""
+        width = self.config.max_request_tokens + self.config.max_solution_tokens
+        tokens: Any = np.zeros((len(rows), width), np.int32)
+        lengths: Any = np.zeros((len(rows), 4), np.int32)
+        for i, (request, solution) in enumerate(rows):
+            tokens[i, : len(request) + len(solution)] = [*request, *solution]
+            lengths[i, 1:3] = len(request), len(solution)
+        return History(tokens=tokens, lengths=lengths, **fields)
+
+    def decode(self, ids: Tokens) -> str:
+        """Return the text of tokens, control tokens left out."""
+        kept = [int(token) for token in ids if int(token) not in self.control]
+        return self.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
+
+    def solution_piece(self, ids: Tokens) -> tuple[list[int], bool]:
+        """Return what the next prompt shows of a response, and whether some of it had to be cut out.
+
+        It is the tokens as sampled, unless they hold thoughts up to a </think> or white space at an end, which chat templates
+        drop: then what is left is encoded anew.
+        """
+        c = self.config
+        kept = [int(token) for token in ids if int(token) not in self.control]
+        text = self.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
+        shown = text.rpartition("</think>")[2].strip()
+        if shown != text:
+            kept = list(chat.encode_piece(self.tokenizer, shown))
+        room = c.max_solution_tokens
+        if len(kept) <= room:
+            return kept, False
+        if c.truncate == "front":
+            return kept[len(kept) - room :], True
+        gap = list(chat.encode_piece(self.tokenizer, GAP))[:room]
+        head = (room - len(gap)) // 2
+        return kept[:head] + gap + kept[len(kept) - (room - len(gap) - head) :], True
+
+    def grade(self, instances: Instances, rollouts: Rollouts) -> Grades:
+        """Grade responses by math-verify: quality is 1 or 0, whatever the mode (ExIt App. A). All in NumPy."""
+        history, (batch, group) = instances.history, rollouts.finished.shape
+        responses = [rollouts.tokens[b, g][rollouts.mask[b, g]] for b in range(batch) for g in range(group)]
+        task = np.repeat(history.task, group)
+        gold = [self.problem_of(int(number)).answer for number in task]
+        verdicts = self.grader.grade(list(zip(map(self.decode, responses), gold, strict=True)))
+        shown = [self.solution_piece(response) for response in responses]
+        start, length = history.lengths[:, 0], history.lengths[:, 1]
+        requests = [history.tokens[b, start[b] : start[b] + length[b]] for b in range(batch) for _ in range(group)]
+
+        def per_rollout(values, kind: Any = np.float32) -> Any:
+            return np.array(list(values), kind).reshape(batch, group)
+
+        quality = per_rollout(verdict.correct for verdict in verdicts)
+        graded = per_rollout((verdict.graded for verdict in verdicts), bool)
+        children = self.pack(
+            [(request, solution) for request, (solution, _) in zip(requests, shown, strict=True)],
+            id=np.full(task.shape, NO_ID, np.int32),
+            task=task,
+            turn=np.repeat(history.turn, group),
+            step=np.repeat(history.step, group) + 1,
+            quality=quality.reshape(-1),
+            born=np.zeros(task.shape, np.int32),
+            parent=np.full(task.shape, NO_ID, np.int32),
+        )
+        children = History(
+            **{name: leaf.reshape(batch, group, 1, *leaf.shape[1:]) for name, leaf in vars(children).items()}
+        )
+        insertable = graded & (children.lengths[:, :, 0, 2] > 0)
+        notes = {
+            "ungraded": 1.0 - graded,
+            "no_answer": per_rollout(not verdict.answer for verdict in verdicts),
+            "truncated": per_rollout(cut for _, cut in shown),
+        }
+        return Grades(
+            quality=quality,
+            valid=graded,
+            embedding=quality[..., None] * 0.0,
+            children=children,
+            insertable=insertable[..., None],
+            notes={name: value.astype(np.float32) for name, value in notes.items()},
+        )
+
+    def solutions(self, history: History) -> list[str]:
+        """Return what histories [n] hold, as text."""
+        start = history.lengths[:, :2].sum(-1)
+        ends = start + history.lengths[:, 2]
+        return [self.decode(row[a:b]) for row, a, b in zip(np.asarray(history.tokens), start, ends)]
+
+    def answers(self, history: History) -> list[str]:
+        """Return the answer of what histories [n] hold, in a form in which equal answers are mostly equal texts."""
+        gold = [self.problem_of(int(task)).answer for task in history.task]
+        return [verdict.answer for verdict in self.grader.grade(list(zip(self.solutions(history), gold, strict=True)))]
+
+    def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
+        """Return responses tokens [..., T] as text."""
+        rows = zip(tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]), strict=True)
+        return [self.decode(row[kept]) for row, kept in rows]
+
+    @functools.cached_property
+    def demonstration_rows(self):
+        """The mapping from a number to one demonstration: (request, held, mode, responses), tokens all."""
+        import grain
+
+        return grain.MapDataset.range(DEMONSTRATIONS)
+
+    def demonstrations(self, key: Array, step: Array, count: int, group_size: int) -> tuple[History, Any, Any, Any]:
+        """Return a batch of demonstrations, as ``Domain`` wants them; the order is shuffled by ``key``, no two are alike.
+
+        Of arithmetic, half are first solutions, the others improve on (or diverge from) a faulty one. Of competitions, they
+        are the gold solutions.
+        """
+        seed = int(jax.device_get(jax.random.key_data(key))[-1])
+        rows: Any = self.demonstration_rows.shuffle(seed=seed).repeat()
+        make = self._exercise if self.config.data == "arithmetic" else self._gold_solution
+        made = [make(rows[int(step) * count + i], group_size) for i in range(count)]
+        c = self.config
+        tokens = np.zeros((count, group_size, c.max_tokens), np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for i, (*_, responses) in enumerate(made):
+            for g, response in enumerate(responses):
+                ids = [*chat.encode_piece(self.tokenizer, response)[: c.max_tokens - 1], self.stop_tokens[0]]
+                tokens[i, g, : len(ids)], mask[i, g, : len(ids)] = ids, True
+        encode = lambda text: chat.encode_piece(self.tokenizer, text)
+        mode = np.array([mode for _, _, mode, _ in made], np.int32)
+        zeros = np.zeros(count, np.int32)
+        history = self.pack(
+            [
+                (encode(request), encode(held)[: c.max_solution_tokens] if mode != BASE else ())
+                for request, held, mode, _ in made
+            ],
+            id=zeros,
+            task=zeros,
+            turn=zeros,
+            step=np.where(mode == BASE, -1, 0).astype(np.int32),
+            quality=zeros.astype(np.float32),
+            born=zeros,
+            parent=zeros,
+        )
+        return history, mode, tokens, mask
+
+    def _exercise(self, number: int, group_size: int) -> tuple[str, str, int, list[str]]:
+        c = self.config
+        rng = np.random.default_rng([c.data_seed, number])
+        made = arithmetic.exercises("train", c.num_train, c.data_seed)
+        exercise = made[number % len(made)]
+        plan = exercise.plans[rng.integers(len(exercise.plans)) if rng.random() < 0.3 else 0]
+        held = arithmetic.solve(plan, 2 * c.demo_noise, rng)
+        mode = int(rng.choice((BASE, IMPROVE, DIVERGE), p=(0.5, 0.35, 0.15)))
+        responses = []
+        for _ in range(group_size):
+            if mode == IMPROVE:
+                results, order = arithmetic.proofread(plan, held, c.demo_noise, rng), plan
+            else:
+                others = [other for other in exercise.plans if other != plan] or [plan]
+                order = others[rng.integers(len(others))] if mode == DIVERGE else plan
+                results = arithmetic.solve(order, c.demo_noise, rng)
+            responses.append(arithmetic.write(order, results))
+        return exercise.problem, arithmetic.write(plan, held), mode, responses
+
+    def _gold_solution(self, number: int, group_size: int) -> tuple[str, str, int, list[str]]:
+        taught = [problem for problem in self.problems("train")[0] if problem.solution]
+        if not taught:
+            raise DomainError("no training problem has a gold solution to warm-start on; set warm_start.num_steps to 0")
+        problem = taught[number % len(taught)]
+        return problem.problem.strip(), "", BASE, [problem.solution.strip()] * group_size
+
+
+def _value(text: str) -> Any:
+    """Return a template's input: JSON where it is such, as true or 3, else text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def prepare(config: MathConfig) -> str:
+    """Fetch and prepare the problems of all splits (``--mode data``); returns an account for people."""
+    if config.data == "arithmetic":
+        return "arithmetic needs no data: its exercises are made on the spot"
+    return data.prepare(config.data_dir, config.files_dir, config.data_seed, config.num_train, config.num_validation)
+
+
+def make_domain(config: MathConfig) -> Domain:
+    """Build the math domain.
+
+    Raises:
+      DomainError: if the tokenizer cannot be had, or the prompts do not fit.
+    """
+    math = Math(config)
+    taught = {name: value for name, value in vars(config).items() if name not in NOT_TAUGHT}
+    return Domain(
+        name=config.data,
+        splits=config.splits,
+        test_splits=TEST_SPLITS if config.data == "competition" else ("test",),
+        vocab_size=1 + max(math.tokenizer.get_vocab().values()),
+        history_width=config.max_request_tokens + config.max_solution_tokens,
+        prompt_width=config.prompt_width,
+        max_tokens=config.max_tokens,
+        stop_tokens=math.stop_tokens,
+        stop_sequences=(),
+        num_children=1,
+        embedding_width=1,
+        templates=math.templates,
+        tasks=math.tasks,
+        difficulty=lambda split: {"gold_steps": np.array([p.num_steps for p in math.problems(split)[0]])},
+        about=lambda split: [{"request": p.problem, "gold": p.answer} for p in math.problems(split)[0]],
+        grade=math.grade,
+        notes=("ungraded", "no_answer", "truncated"),
+        on_host=True,
+        complete=None,
+        demonstrations=math.demonstrations,
+        demonstrations_id=repr(taught),
+        describe=math.solutions,
+        answers=math.answers,
+        texts=math.texts,
+    )

@@ -1,0 +1,254 @@
+"""The math domain: prompts as the chat template has them, grades, pieces, training one batch ahead, evaluation that resumes."""
+
+import dataclasses
+import json
+import pathlib
+import runpy
+
+import jax
+import numpy as np
+import pytest
+
+from exit_jax import programs, train
+from exit_jax.algorithm.prompts import render_by_mode
+from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
+from exit_jax.config import ConfigError, validate
+from exit_jax.domains.domain import DomainError
+from exit_jax.domains.math import domain as maths
+from exit_jax.evaluate import evaluate
+from exit_jax.main import run_experiment
+from exit_jax.metrics import read_jsonl
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = {
+    "domain.num_train": 64,
+    "domain.max_request_tokens": 40,
+    "domain.max_solution_tokens": 60,
+    "domain.max_tokens": 60,
+    "domain.prompt_width": 110,
+    "domain.num_validation": 8,
+    "domain.num_test": 8,
+    "domain.num_workers": 1,
+    "policy.num_layers": 1,
+    "policy.embed_dim": 32,
+    "policy.num_heads": 2,
+    "policy.num_kv_heads": 1,
+    "policy.mlp_dim": 48,
+    "warm_start.num_steps": 3,
+    "warm_start.num_states": 8,
+    "warm_start.optimizer.warmup_steps": 1,
+    "warm_start.optimizer.decay_steps": 4,
+    "algorithm.num_prompts": 8,
+    "algorithm.group_size": 2,
+    "algorithm.buffer_size": 32,
+    "algorithm.min_buffer_size": 8,
+    "eval.steps": (0, 1, 2),
+    "eval.samples_per_task": 1,
+    "eval.batch_size": 8,
+    "run.num_iterations": 4,
+    "run.checkpoint_every": 2,
+    "run.mesh.data": 1,
+}
+
+
+def tiny(data_dir: pathlib.Path, **changes):
+    content = runpy.run_path(str(ROOT / "configs/arithmetic_cpu.py"))["get_config"]()
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    content.update_from_flattened_dict(TINY | {"domain.data_dir": str(data_dir)} | named)
+    return validate(content, jax.device_count())
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def math(data_dir):
+    return maths.Math(tiny(data_dir).domain)
+
+
+def test_prompts_decode_to_the_chat_template(math):
+    history = math.tasks("train")
+    solution = math.tokenizer.encode("1 + 1 = 2\n\\boxed{2}", add_special_tokens=False)
+    requests = [tuple(row[:n]) for row, n in zip(history.tokens[:3], history.lengths[:3, 1])]
+    fields = {name: np.zeros(3, np.int32) for name in ("id", "task", "turn", "step", "quality", "born", "parent")}
+    held = math.pack([(request, solution) for request in requests], **fields)
+    mode = np.array([BASE, IMPROVE, DIVERGE])
+    tokens, lengths = render_by_mode(math.templates, held, mode, math.config.prompt_width)
+    for i, name in enumerate(("base", "improve", "diverge")):
+        problem = math.problems("train")[0][i].problem
+        content = getattr(math.config, name).format(request=problem, solution="1 + 1 = 2\n\\boxed{2}")
+        expected = math.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        assert math.tokenizer.decode(np.asarray(tokens[i, : lengths[i]])) == expected
+
+
+def respond(math, texts, finished=True):
+    """Return instances of base tasks, two responses each, and their rollouts."""
+    n, stop = len(texts) // 2, math.stop_tokens[0]
+    tokens = np.zeros((n, 2, math.config.max_tokens), np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for i, text in enumerate(texts):
+        ids = [*math.tokenizer.encode(text), stop]
+        tokens[i // 2, i % 2, : len(ids)], mask[i // 2, i % 2, : len(ids)] = ids, True
+    history = jax.tree.map(lambda leaf: leaf[:n], math.tasks("test"))
+    zero, zeros = np.zeros(n, np.int32), np.zeros(tokens.shape, np.float32)
+    instances = Instances(history, zero, zero > 0, zero > 0, zero[:, None], zero)
+    return instances, Rollouts(tokens, mask, zeros, zeros, np.full((n, 2), finished), zeros[:, :, :1])
+
+
+def test_grades(math):
+    problems, _ = math.problems("test")
+    right = [f"so \\boxed{{{problem.answer}}}" for problem in problems[:2]]
+    instances, rollouts = respond(math, [right[0], "\\boxed{123456}", "", f" {right[1]} \n"])
+    grades = math.grade(instances, rollouts)
+    np.testing.assert_array_equal(grades.quality, [[1, 0], [0, 1]])
+    np.testing.assert_array_equal(grades.insertable[..., 0], [[1, 1], [0, 1]])  # an empty response is no history
+    np.testing.assert_array_equal(grades.notes["no_answer"], [[0, 0], [1, 0]])
+    children = jax.tree.map(lambda leaf: leaf[:, :, 0].reshape(4, *leaf.shape[3:]), grades.children)
+    assert math.solutions(children) == [right[0], "\\boxed{123456}", "", right[1]], "white space at the ends goes"
+    np.testing.assert_array_equal(children.step, 0)
+    np.testing.assert_array_equal(children.task // maths.SPAN, 2)
+    assert math.answers(children)[1] == "123456"
+
+
+def test_a_hanging_answer_costs_itself_alone(data_dir, tmp_path):
+    math = maths.Math(tiny(tmp_path, domain__timeout_secs=1.0).domain)
+    right = f"\\boxed{{{math.problems('test')[0][0].answer}}}"
+    instances, rollouts = respond(math, [right, "\\boxed{9^{9^{9^{9^9}}}}"])
+    grades = math.grade(instances, rollouts)
+    assert grades.quality.tolist() == [[1.0, 0.0]]
+    if not grades.valid[0, 1]:  # as fast as sympy is, it may see that no number can be that large
+        assert grades.notes["ungraded"].tolist() == [[0.0, 1.0]]
+        assert not grades.insertable[0, 1, 0]
+        assert "9^" in (tmp_path / "ungraded.jsonl").read_text()
+    math.grader.close()
+
+
+@pytest.mark.parametrize(("where", "kept"), [("front", "0 1 2 3"), ("middle", "9 8")])
+def test_long_responses_are_cut_where_told(data_dir, where, kept):
+    math = maths.Math(tiny(data_dir, domain__truncate=where, domain__max_solution_tokens=20).domain)
+    ids = math.tokenizer.encode("9 8 7 6 5 4 3 2 1 0 " * 5 + "0 1 2 3")
+    piece, was_cut = math.solution_piece(ids)
+    text = math.tokenizer.decode(piece)
+    assert was_cut
+    assert len(piece) == 20
+    assert text.endswith("0 1 2 3")
+    assert (maths.GAP in text) == (where == "middle")
+    assert text.startswith(kept) == (where == "middle")
+    assert math.solution_piece(ids[:19])[0] == ids[:19], "what fits is shown as it was sampled"
+
+
+def test_control_tokens_and_thoughts_leave_no_trace_in_a_piece(math):
+    end = math.stop_tokens[0]
+    ids = math.tokenizer.encode("let me see</think>\n\n\\boxed{7}", add_special_tokens=False)
+    piece, was_cut = math.solution_piece([*ids[:3], end, *ids[3:], end])
+    assert math.tokenizer.decode(piece) == "\\boxed{7}"
+    assert not was_cut
+
+
+def test_demonstrations_are_what_they_seem(math):
+    key = jax.random.key(3)
+    history, mode, tokens, mask = math.demonstrations(key, 5, 64, 2)
+    again = math.demonstrations(key, 5, 64, 2)
+    np.testing.assert_array_equal(tokens, again[2])
+    assert not np.array_equal(tokens, math.demonstrations(key, 6, 64, 2)[2])
+    assert {BASE, IMPROVE, DIVERGE} == set(mode.tolist())
+    np.testing.assert_array_equal(history.step, np.where(mode == BASE, -1, 0))
+    assert ((history.lengths[:, 2] > 0) == (mode != BASE)).all()
+    texts = math.texts(tokens, mask)
+    assert all("\\boxed{" in text and text.endswith("}") for text in texts)
+    last = np.take_along_axis(tokens, mask.sum(-1, keepdims=True) - 1, axis=-1)
+    assert (last == math.stop_tokens[0]).all()
+
+
+def test_faults_of_the_config_say_what_to_do(data_dir):
+    with pytest.raises(ConfigError, match="say by domain"):
+        tiny(data_dir, domain__max_solution_tokens=20)
+    with pytest.raises(ConfigError, match="name a checkpoint"):
+        tiny(data_dir, domain__data="competition")
+    with pytest.raises(DomainError, match=r"prompt_width = 70 is too narrow: improve takes up to \d+ tokens"):
+        maths.make_domain(tiny(data_dir, domain__prompt_width=70).domain)
+    with pytest.raises(DomainError, match="max_request_tokens = 2"):
+        maths.Math(tiny(data_dir, domain__max_request_tokens=2).domain).tasks("train")
+    with pytest.raises(ConfigError, match="'math500' is not one of"):
+        tiny(data_dir, eval__splits=("math500",))
+    unprepared = dataclasses.replace(tiny(data_dir).domain, data="competition", tokenizer="any")
+    with pytest.raises(DomainError, match="--mode data"):
+        maths.Math(dataclasses.replace(unprepared, data_dir=str(data_dir / "none"))).problems("train")
+
+
+def rows(workdir):
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_jsonl(workdir / "train.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def ahead(data_dir, tmp_path_factory):
+    """Return a whole run that samples one batch ahead: config, workdir, state."""
+    config, workdir = tiny(data_dir, algorithm__rollout_lag=1), tmp_path_factory.mktemp("ahead")
+    return config, workdir, train.train(config, workdir)[0]
+
+
+def test_resume_with_a_batch_in_flight_is_bitwise(ahead, tmp_path):
+    config, workdir, state = ahead
+    short = dataclasses.replace(config, run=dataclasses.replace(config.run, num_iterations=2))
+    train.train(short, tmp_path)
+    resumed = train.train(config, tmp_path)[0]
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(resumed.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(state.buffer.history.tokens, resumed.buffer.history.tokens)
+    assert rows(tmp_path) == rows(workdir)
+
+
+def test_one_batch_ahead_draws_the_tasks_that_come_next(ahead, data_dir, tmp_path):
+    """Batches in flight take up base tasks and steps of their own; the ratio is that of a policy one update older."""
+    _, workdir, state = ahead
+    base = tiny(data_dir)
+    plain, _ = train.train(base, tmp_path)
+    assert int(state.step) == int(plain.step) == 4
+    first, second = rows(workdir), rows(tmp_path)
+    assert first[0]["reward"] == second[0]["reward"], "the first batch is the same"
+    drawn = [row["distinct_instances"] for row in first[:2]]
+    assert drawn == [8, 16], "the second batch, sampled before the first was learnt from, has tasks of its own"
+    assert max(row["ratio_max"] if "ratio_max" in row else 1.0 for row in first[1:]) >= 1.0
+
+
+def test_an_evaluation_that_was_stopped_goes_on_and_can_be_graded_again(data_dir, tmp_path, monkeypatch):
+    config = tiny(data_dir)
+    params = programs.make_program(config).init_params(0)
+    whole = evaluate(config, params, tmp_path / "whole")
+    part = tmp_path / "part"
+    (part / "answers").mkdir(parents=True)
+    for path in (tmp_path / "whole/answers").iterdir():
+        content = path.read_bytes()
+        (part / "answers" / path.name).write_bytes(content[: int(0.6 * len(content))])
+    assert evaluate(config, params, part) == whole
+    for path in (tmp_path / "whole/answers").iterdir():
+        assert path.read_bytes() == (part / "answers" / path.name).read_bytes()
+
+    def refuse(*_):
+        raise AssertionError("sampled although everything is stored")
+
+    monkeypatch.setattr("exit_jax.evaluate.sampler.sample", refuse)
+    assert evaluate(config, params, part) == whole
+    monkeypatch.undo()
+    other = jax.tree.map(lambda leaf: leaf * 1.01, params)
+    evaluate(config, other, part)
+    header = json.loads((part / "answers/test.jsonl").open().readline())
+    assert header != json.loads((tmp_path / "whole/answers/test.jsonl").open().readline()), (
+        "another policy, other answers"
+    )
+
+
+def test_run_experiment_leaves_all_files(data_dir, tmp_path):
+    results = run_experiment(tiny(data_dir, algorithm__diversity_embedding="policy"), tmp_path)
+    assert set(results) == {"test"}
+    chains = read_jsonl(tmp_path / "chains.jsonl")
+    assert {"request", "gold", "quality", "modes", "answers", "responses", "split", "task", "sample"} == set(chains[0])
+    assert chains[0]["modes"] == ["base", "improve", "improve"]
+    with np.load(tmp_path / "instances.npz") as arrays:
+        assert arrays["embedding"].shape == (arrays["step"].size, 32)
+    last = rows(tmp_path)[-1]
+    assert {"task/gold_steps", "grade/ungraded", "grade/truncated", "grade/no_answer"} <= set(last)
