@@ -8,7 +8,8 @@ pairs equal and hardly a gold answer twice (a group of rollouts shares its gold 
 cold (workers started, no verdict known), and the same pairs again from the cache.
 
 With --fuzz: the kinds of answers and their shares are in ``KINDS``. One pair in a hundred has a known verdict, which must hold
-even so. Prints a Markdown table; exits with 1 if a known verdict was missed.
+even so, also on a busy machine: the limit is one of processor time. Prints a Markdown table; exits with 1 if a known verdict
+was missed.
 """
 
 import argparse

@@ -47,12 +47,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.domain.demo_noise = 0.15
 
     c.policy = small.policy
-    c.policy.num_layers = 4
-    c.policy.embed_dim = 96
-    c.policy.num_heads = 6
-    c.policy.num_kv_heads = 3
-    c.policy.head_dim = 16
-    c.policy.mlp_dim = 256
     c.policy.rope_theta = 1000.0
     c.warm_start = small.warm_start
     c.warm_start.num_steps = 800

@@ -9,7 +9,7 @@ Hardware: a TPU slice of 16 v5e or 8 v6e chips (docs/fit.md: memory and a lower 
 reports 20.4 ± 0.5 for ExIt and 18.7 ± 0.4 for GRPO after 16 steps, mean over seven test sets (ExIt, Table 1). We have not
 run it.
 
-The paper is silent on lengths: problems up to 384 tokens, responses up to 1024, which the next prompt shows whole.
+The paper is silent on lengths: problems up to 320 tokens, responses up to 1024, which the next prompt shows whole.
 
 Arguments:
   variant: grpo | curriculum | improve | diverge | exit (ExIt §5); all use the same number of rollouts.
@@ -23,8 +23,8 @@ import runpy
 from ml_collections import ConfigDict
 
 LLAMA = "meta-llama/Llama-3.2-3B-Instruct"
-SYSTEM = "You solve mathematical problems. Reason step by step and put the final answer into \\boxed{{}}."
-IMPROVE = """Below are a request and a response to it. Check the response and write a better one, complete in itself.
+SYSTEM = "Reason step by step and put the final answer into \\boxed{{}}."
+IMPROVE = """Write an improved response to the request.
 
 # Request
 {request}
@@ -32,8 +32,8 @@ IMPROVE = """Below are a request and a response to it. Check the response and wr
 # Current response
 {solution}
 
-# Better response"""
-DIVERGE = """Below are a request and a response to it. Write another response whose approach differs clearly from this one.
+# Improved response"""
+DIVERGE = """Write another response to the request, with an approach that differs significantly.
 
 # Request
 {request}
@@ -42,9 +42,9 @@ DIVERGE = """Below are a request and a response to it. Write another response wh
 {solution}
 
 # Format
-- Approach so far: one line that sums it up
-- Another approach: one line that says what you do instead
-- Response: the new response, complete in itself"""
+- Current approach: one line
+- Different approach: one line
+- Response: complete in itself"""
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -58,7 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = sudoku["get_config"](f"variant={variant},seed={given['seed']}")
     c.name = "math_llama3b"
     c.checkpoint = given["checkpoint"]
-    llama = "llama-3" in c.checkpoint.lower()
+    llama = "llama-3" in c.checkpoint.lower()  # their chat template writes a date, which is to stay the same
 
     c.domain_name = "math"
     c.domain = ConfigDict()
@@ -75,9 +75,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.domain.base = "{request}"
     c.domain.improve = IMPROVE
     c.domain.diverge = DIVERGE
-    c.domain.template_inputs = ("date_string=26 Jul 2024",) if llama else ()  # Llama 3's template would write today's
+    c.domain.template_inputs = ("date_string=26 Jul 2024",) if llama else ()
     c.domain.prompt_width = 1536
-    c.domain.max_request_tokens = 384
+    c.domain.max_request_tokens = 320
     c.domain.max_solution_tokens = 1024
     c.domain.max_tokens = 1024
     c.domain.truncate = "none"

@@ -6,6 +6,7 @@ wrote.
 """
 
 import pathlib
+import warnings
 from collections.abc import Callable, Sequence
 
 import matplotlib
@@ -50,7 +51,9 @@ def report(workdir: pathlib.Path, runs: Sequence[pathlib.Path]) -> pathlib.Path:
         with matplotlib.rc_context(STYLE):
             if plot := draw(groups):
                 figure, captions[name] = plot
-                figure.savefig(folder / f"{name}.png")
+                with warnings.catch_warnings():  # a model may write in any script; the font shows a box
+                    warnings.filterwarnings("ignore", "Glyph .* missing from font")
+                    figure.savefig(folder / f"{name}.png")
     (folder / "chains.html").unlink(missing_ok=True)
     chains, note = browser.page(groups) or ("", "")
     if chains:

@@ -1,4 +1,4 @@
-"""How varied the instances are that training selected: distances between their embeddings, and a map of them."""
+"""How varied the task space is that training leaves: distances between its instances' embeddings, and a map of them."""
 
 import importlib
 
@@ -29,7 +29,7 @@ def mean_distances(rows: np.ndarray) -> tuple[float, float]:
 
 
 def distances(groups: Groups) -> Plot:
-    """Plot the mean distance of the instances of each tenth of training, with a table over all of it."""
+    """Plot the mean distance of the final buffer's instances by the tenth of training that made them; a table of all."""
     last = max((run.instances["iteration"].max() for run in all_runs(groups) if run.instances), default=None)
     if last is None:
         return None
@@ -49,13 +49,13 @@ def distances(groups: Groups) -> Plot:
         ax.set_title(f"mean pairwise {name}", loc="left")
         ax.set(xlabel="iteration", xlim=(0, last + 1))
     add_legend(fig, axes)
-    text = f"Distances between the embeddings of instances trained on within {edges[1]:.3g} iterations, and below over "
-    text += f"all of training: of all pairs of at most {MAX_INSTANCES} instances a run.\n\n"
+    text = f"Distances between the embeddings of instances in the final buffer that were made within {edges[1]:.3g} "
+    text += f"iterations, and below of all of them: of all pairs of at most {MAX_INSTANCES} instances a run.\n\n"
     return fig, text + table(("mean pairwise", *MEASURES), rows)
 
 
 def instance_map(groups: Groups) -> Plot:
-    """Draw the instances of each variant on one plane, coloured by the iteration that trained on them."""
+    """Draw the instances of each variant on one plane, coloured by the iteration that made them."""
     found, left_out = {}, []
     for label, runs in groups.items():
         known = [run.instances for run in runs if run.instances]
@@ -84,7 +84,7 @@ def instance_map(groups: Groups) -> Plot:
         start += at.size
     scale = ScalarMappable(Normalize(0, last), "viridis")
     fig.colorbar(scale, ax=axes, label="iteration", fraction=0.04, shrink=0.8, aspect=30)
-    text = f"Instances trained on, at most {MAX_POINTS} a variant, by {method}; one plane for all variants."
+    text = f"Instances in the final buffer, at most {MAX_POINTS} a variant, by {method}; one plane for all variants."
     return fig, text + f" Left out, since of another encoder: {', '.join(left_out)}." * bool(left_out)
 
 

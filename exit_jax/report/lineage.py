@@ -39,12 +39,17 @@ def lineage(groups: Groups) -> Plot:
 def collapse(chain: dict) -> list[tuple[str, float, list[tuple[str, str]]]]:
     """Return a title, the quality and the lines of each response that differs from the one before."""
     boxes, before, k = [], None, 0
-    for text, same in itertools.groupby(text.expandtabs(4) for text in chain["responses"]):
+    for text, same in itertools.groupby(printable(text) for text in chain["responses"]):
         count, quality = len(list(same)), chain["quality"][k]
         span = f"k={k}" if count == 1 else f"k={k}–{k + count - 1} (×{count})"
         boxes.append((f"{span}\nquality {quality:.2f}", quality, lines_of(text, changes(before, text))))
         before, k = text, k + count
     return boxes
+
+
+def printable(text: str) -> str:
+    """Return a text with its tabs as spaces and a sign in the place of each control character, which fonts lack."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text.expandtabs(4))
 
 
 def changes(before: str | None, after: str) -> list[bool]:

@@ -72,7 +72,9 @@ class Run:
     evaluation: dict  # split -> results
     chains: Chains
     scores: dict  # of the final buffer
-    instances: dict[str, np.ndarray]  # at most MAX_INSTANCES of those trained on: iteration [n], embedding [n, E]
+    instances: dict[
+        str, np.ndarray
+    ]  # some of the final buffer: iteration [n] that made them, embedding [n, E]
 
     @property
     def folder(self) -> str:

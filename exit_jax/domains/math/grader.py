@@ -1,8 +1,10 @@
 """Grade answers with math-verify in worker processes: hard limits of time and memory a pair, verdicts cached.
 
 math-verify evaluates what a model wrote with sympy, which may take for ever or all memory (9^9^9^9), so it never runs
-in the trainer's own process, and the limit is a kill from outside. A pair whose worker hangs, dies or runs out of memory is
-*ungraded*: it earns nothing, is counted, and is logged, so that a resumed run repeats the verdict instead of the accident.
+in the trainer's own process, and the limit is a kill. It is one of processor time, with one by the clock far behind it:
+on a starved machine a limit by the clock alone hits plain answers, too, and others in the next run. A pair whose worker
+hangs, dies or runs out of memory is *ungraded*: it earns nothing, is counted, and is logged, so that a resumed run repeats
+the verdict instead of the accident.
 
 This module imports no JAX, and never forks the trainer: workers are fresh interpreters on worker.py, which also works from
 notebooks and from scripts without a ``__main__`` guard.
@@ -36,6 +38,7 @@ CACHE_SIZE = 1 << 16
 MEMORY_BYTES = 2 << 30  # a worker's address space
 RETIRE_BYTES = 512 << 20  # a worker that has grown beyond this is replaced, so that no pair pays for those before it
 START_SECS = 120.0
+WALL_FACTOR = 4.0  # seconds by the clock for each of processor time
 MAX_FAILED_STARTS = 3
 
 BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
@@ -130,7 +133,7 @@ class Grader:
 
         Args:
             num_workers: processes at work at the same time.
-            timeout_secs: wall-clock limit of one pair. The first pair of a worker does not pay for its start.
+            timeout_secs: processor time of one pair, and a quarter of its limit by the clock. A worker's start is not in it.
             ungraded_log: JSON lines, appended to; pairs that it names stay ungraded. Delete it to try them again.
         """
         if num_workers < 1 or not timeout_secs > 0:
@@ -259,7 +262,7 @@ class Grader:
                 try:
                     while line:
                         line = line[os.write(worker.stdin.fileno(), line) :]
-                    worker.key, worker.deadline = key, time.monotonic() + self._timeout_secs
+                    worker.key, worker.deadline = key, time.monotonic() + WALL_FACTOR * self._timeout_secs
                 except OSError:  # it died while it had nothing to do: the pair is not to blame
                     queue.appendleft(key)
                     self._drop(worker)
@@ -279,7 +282,7 @@ class Grader:
                 worker.received = b""
         late = time.monotonic()
         return found + [
-            (worker, {"error": "time limit"})
+            (worker, {"error": "wall-clock limit"})
             for worker in self._workers
             if worker.deadline <= late and worker not in spoken
         ]
@@ -299,10 +302,11 @@ def start(timeout_secs: float) -> Worker:
     """Start a worker process, without forking this one's threads and locks.
 
     It is in a session of its own: a Ctrl-C, or a signal to the trainer's process group, would otherwise end it first and
-    leave its pair ungraded. Should this process be killed, an idle worker ends with its stdin, a busy one a second after its
+    leave its pair ungraded. Should this process be killed, an idle worker ends with its stdin, a busy one at its
     limit. PR_SET_PDEATHSIG would be wrong: it fires when the *thread* that started the worker ends.
     """
-    command = [sys.executable, "-P", str(WORKER), str(timeout_secs + 1.0), str(MEMORY_BYTES)]
+    limits = (timeout_secs, WALL_FACTOR * timeout_secs + 1.0, MEMORY_BYTES)  # by the clock, this process acts first
+    command = [sys.executable, "-P", str(WORKER), *map(str, limits)]
     process = subprocess.Popen(
         command,
         bufsize=0,
@@ -328,8 +332,8 @@ def end(closed: threading.Event, workers: list[Worker]):
 def how_it_ended(process: subprocess.Popen) -> str:
     """Return why a worker that closed its stdout is gone."""
     code = process.wait()
-    if code == -signal.SIGALRM:
-        return "time limit"
+    if code in (-signal.SIGPROF, -signal.SIGALRM):
+        return "time limit" if code == -signal.SIGPROF else "wall-clock limit"
     return f"worker killed by {signal.Signals(-code).name}" if code < 0 else f"worker ended with status {code}"
 
 

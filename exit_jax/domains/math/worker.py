@@ -2,8 +2,9 @@
 
 It imports neither exit_jax nor JAX: half a second and 60 MB a process. Requests are JSON lines on stdin, ``[text, gold]``;
 each is answered by one line, ``{"correct", "answer", "rss"}`` or ``{"error"}``, after a first line that says that
-the imports are done. It ends with its stdin. Two limits hold even if the trainer is gone and the interpreter is stuck in
-one long C call, because the kernel enforces them: address space, and a timer whose signal ends the process.
+the imports are done. It ends with its stdin. Its limits hold even if the trainer is gone and the interpreter is stuck in
+one long C call, because the kernel enforces them: address space, and two timers, of processor time and of the clock, whose
+signals end the process.
 """
 
 import functools
@@ -149,8 +150,8 @@ def resident_bytes() -> int:
         return 0
 
 
-def main(pair_secs: float, memory_bytes: int):
-    """Answer requests until stdin ends."""
+def main(pair_secs: float, wall_secs: float, memory_bytes: int):
+    """Answer requests until stdin ends. A pair has ``pair_secs`` of processor time and ``wall_secs`` by the clock."""
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints must not be taken for a reply
 
@@ -160,7 +161,8 @@ def main(pair_secs: float, memory_bytes: int):
 
     for limit, value in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(limit, (value, value))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # to end the process, whatever it is in the middle of
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)  # to end the process, whatever it is in the middle of
     signal.signal(
         signal.SIGTERM, signal.SIG_IGN
     )  # of a cluster that ends a job: the trainer decides, and has pairs in hand
@@ -171,7 +173,8 @@ def main(pair_secs: float, memory_bytes: int):
         return reply(error=repr(error))
     reply(ready=True)
     for line in sys.stdin.buffer:
-        signal.setitimer(signal.ITIMER_REAL, pair_secs)
+        signal.setitimer(signal.ITIMER_PROF, pair_secs)
+        signal.setitimer(signal.ITIMER_REAL, wall_secs)
         try:
             correct, answer = grade(*json.loads(line.decode("utf-8", "surrogatepass")))
             fields = {"correct": bool(correct), "answer": answer, "rss": resident_bytes()}
@@ -179,9 +182,10 @@ def main(pair_secs: float, memory_bytes: int):
             fields = {"error": "out of memory"}
         except Exception as error:
             fields = {"error": repr(error)[:MAX_ANSWER_CHARS]}
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         reply(**fields)
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]))
+    main(float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))

@@ -304,7 +304,7 @@ def resolve(name: str) -> pathlib.Path:
             hub_id,
             revision=revision or None,
             allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "merges.txt", "vocab.txt", "LICENSE*"],
-            ignore_patterns=["*/*", "consolidated*"],  # the same weights in other formats
+            ignore_patterns=["*/*.safetensors", "consolidated*"],  # the same weights in other formats
         )
     except (OSError, ValueError, RuntimeError, huggingface_hub.errors.HfHubHTTPError) as error:
         cause = str(error).strip().splitlines() or [repr(error)]
