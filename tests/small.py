@@ -1,14 +1,18 @@
-"""A decoder small enough to be checked by hand, for all tests of the policy."""
+"""A decoder small enough to be checked by hand, for all tests of the policy; and a run of the math domain that is as small."""
 
 import functools
+import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from exit_jax.config import validate
 from exit_jax.policy import decoder
 from exit_jax.policy.decoder import DecoderConfig, LoraConfig
 
+ROOT = pathlib.Path(__file__).parents[1]
 NO_LORA = LoraConfig(rank=0, alpha=1.0, targets=())
 LLAMA = DecoderConfig(
     vocab_size=17,
@@ -48,3 +52,42 @@ def read(config: DecoderConfig, params, tokens_BGS, start=0, cache=None, mask=No
     position_BGS = start + jnp.broadcast_to(jnp.arange(tokens_BGS.shape[-1]), tokens_BGS.shape)
     hidden_BGSD, cache = decoder.apply(config, params, tokens_BGS, position_BGS, mask, cache)
     return decoder.logits(config, params, hidden_BGSD), cache
+
+
+TINY_MATH = {
+    "domain.num_train": 64,
+    "domain.max_request_tokens": 40,
+    "domain.max_solution_tokens": 60,
+    "domain.max_tokens": 60,
+    "domain.prompt_width": 110,
+    "domain.num_validation": 8,
+    "domain.num_test": 8,
+    "domain.num_workers": 1,
+    "policy.num_layers": 1,
+    "policy.embed_dim": 32,
+    "policy.num_heads": 2,
+    "policy.num_kv_heads": 1,
+    "policy.mlp_dim": 48,
+    "warm_start.num_steps": 3,
+    "warm_start.num_states": 8,
+    "warm_start.optimizer.warmup_steps": 1,
+    "warm_start.optimizer.decay_steps": 4,
+    "algorithm.num_prompts": 8,
+    "algorithm.group_size": 2,
+    "algorithm.buffer_size": 32,
+    "algorithm.min_buffer_size": 8,
+    "eval.steps": (0, 1, 2),
+    "eval.samples_per_task": 1,
+    "eval.batch_size": 8,
+    "run.num_iterations": 4,
+    "run.checkpoint_every": 2,
+    "run.mesh.data": 1,
+}
+
+
+def tiny_math(data_dir: pathlib.Path, **changes):
+    """Return configs/arithmetic_cpu.py for a few iterations of a second each; a field is given as ``run__num_iterations``."""
+    content = runpy.run_path(str(ROOT / "configs/arithmetic_cpu.py"))["get_config"]()
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    content.update_from_flattened_dict(TINY_MATH | {"domain.data_dir": str(data_dir)} | named)
+    return validate(content, jax.device_count())

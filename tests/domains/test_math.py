@@ -2,60 +2,21 @@
 
 import dataclasses
 import json
-import pathlib
-import runpy
 
 import jax
 import numpy as np
 import pytest
+from small import tiny_math as tiny
 
 from exit_jax import programs, train
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
-from exit_jax.config import ConfigError, validate
+from exit_jax.config import ConfigError
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.math import domain as maths
 from exit_jax.evaluate import evaluate
 from exit_jax.main import run_experiment
 from exit_jax.metrics import read_jsonl
-
-ROOT = pathlib.Path(__file__).parents[2]
-TINY = {
-    "domain.num_train": 64,
-    "domain.max_request_tokens": 40,
-    "domain.max_solution_tokens": 60,
-    "domain.max_tokens": 60,
-    "domain.prompt_width": 110,
-    "domain.num_validation": 8,
-    "domain.num_test": 8,
-    "domain.num_workers": 1,
-    "policy.num_layers": 1,
-    "policy.embed_dim": 32,
-    "policy.num_heads": 2,
-    "policy.num_kv_heads": 1,
-    "policy.mlp_dim": 48,
-    "warm_start.num_steps": 3,
-    "warm_start.num_states": 8,
-    "warm_start.optimizer.warmup_steps": 1,
-    "warm_start.optimizer.decay_steps": 4,
-    "algorithm.num_prompts": 8,
-    "algorithm.group_size": 2,
-    "algorithm.buffer_size": 32,
-    "algorithm.min_buffer_size": 8,
-    "eval.steps": (0, 1, 2),
-    "eval.samples_per_task": 1,
-    "eval.batch_size": 8,
-    "run.num_iterations": 4,
-    "run.checkpoint_every": 2,
-    "run.mesh.data": 1,
-}
-
-
-def tiny(data_dir: pathlib.Path, **changes):
-    content = runpy.run_path(str(ROOT / "configs/arithmetic_cpu.py"))["get_config"]()
-    named = {name.replace("__", "."): value for name, value in changes.items()}
-    content.update_from_flattened_dict(TINY | {"domain.data_dir": str(data_dir)} | named)
-    return validate(content, jax.device_count())
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from small import tiny_math
 
+from exit_jax.config import ConfigError
 from exit_jax.embedding import encoder as encoders
 from exit_jax.embedding.config import read, read_recipe
 from exit_jax.embedding.embed import EncoderConfig, make_embed, width
 from exit_jax.embedding.load import load
-from exit_jax.metrics import Timing
+from exit_jax.main import run_experiment
+from exit_jax.metrics import Timing, read_jsonl
 from exit_jax.parallel.mesh import MeshConfig, make_mesh
 from exit_jax.policy.hf.config import CheckpointError
 
@@ -462,3 +465,27 @@ def test_several_files_and_dtypes(tmp_path, stored):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
     name = "encoder.layer.1.output.dense.weight"
     np.testing.assert_array_equal(params["layers"]["output"]["dense"]["weight"][1], content[name].astype(np.float32))
+
+
+# In a run
+
+
+def test_responses_are_embedded_between_grading_and_learning(bert, tmp_path):
+    """An encoder's vectors decide the diversity bonus and the map of instances; without one, all are alike and d is 1."""
+    named = {"checkpoint": str(bert), "pooling": "mean", "max_tokens": 64, "batch_size": 8}
+    grades = {
+        "algorithm__diversity_embedding": "grades",
+        "algorithm__group_size": 4,
+    }  # two are equally far from their mean
+    given = {f"encoder__{name}": value for name, value in named.items()} | grades
+    for name, changes in (("without", grades), ("with", given)):
+        config = tiny_math(tmp_path / "data", warm_start__num_steps=0, run__num_iterations=2, **changes)
+        run_experiment(config, tmp_path / name)
+    largest = [read_jsonl(tmp_path / name / "train.jsonl")[0]["diversity_max"] for name in ("without", "with")]
+    assert largest[0] == 1.0
+    assert largest[1] > 0.9
+    assert largest[1] != 1.0
+    with np.load(tmp_path / "with/instances.npz") as arrays:
+        assert arrays["embedding"].shape[1] == SIZES["hidden_size"]
+    with pytest.raises(ConfigError, match="would not be used"):
+        tiny_math(tmp_path, **given | {"algorithm__diversity_embedding": "policy"})
