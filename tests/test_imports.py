@@ -11,6 +11,7 @@ FLOORS = (
     ("main",),
     ("study", "evaluate", "train", "report", "compile", "export"),
     ("programs", "roofline"),
+    ("episodes",),
     ("config", "checkpoint", "metrics"),
     ("domains",),
     ("embedding",),

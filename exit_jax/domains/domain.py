@@ -48,6 +48,27 @@ class Domain:
     texts: Callable[[Any, Any], list[str]] | None  # (tokens, mask [..., T]) -> texts for an encoder
 
 
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What an environment says to one response."""
+
+    observation: Sequence[int]  # tokens behind the response's stop token, up to where the next response begins
+    ended: bool  # no further response is due
+    valid: bool = True  # of an end: one that an episode may have
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """Episodes of several turns, as pure data: an episode is whatever ``begin`` and ``step`` make of it."""
+
+    max_turns: int  # responses of an episode
+    max_observation: int  # S: tokens of the longest observation; the end of a longer one is cut off
+    max_transcript: int  # T: tokens of all responses and observations of an episode
+    begin: Callable[[Instances, int], list[Any]]  # NumPy rows [b], G -> episodes [b · G]
+    # (episode, tokens of the response) of many episodes -> the same episodes after it, and what they say
+    step: Callable[[Sequence[tuple[Any, np.ndarray]]], Sequence[tuple[Any, Answer]]]
+
+
 def blank_grades(domain: Domain, instances: Instances, rollouts: Rollouts) -> Grades:
     """Return the grades of rollouts that could not be graded: invalid, of quality 0, without children. All in NumPy."""
     group, children = rollouts.finished.shape, domain.num_children

@@ -182,6 +182,7 @@ def generate(
     reading: Reading,
     key: Array,
     active: Array | None = None,
+    first_row: Array | int = 0,
 ) -> tuple[Reading, Rollouts]:
     """Sample on from what was read, until every row has ended or T tokens are out.
 
@@ -190,10 +191,11 @@ def generate(
 
     Args:
       active: bool [B, G], rows that take part; the others sample nothing. None for all.
+      first_row: logical row of the first, where these are a part of a larger batch.
     """
     batch, group_size = reading.length.shape
     width = sampling.max_tokens
-    rows = jnp.arange(batch * group_size).reshape(batch, group_size)
+    rows = first_row + jnp.arange(batch * group_size).reshape(batch, group_size)
     row_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (None, 0))(key, rows)
 
     def record(state: DecodeState) -> DecodeState:

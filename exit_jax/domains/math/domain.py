@@ -7,6 +7,7 @@ own, so that a history tells its gold answer: split · 2^20 + row.
 import dataclasses
 import functools
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from exit_jax.domains.math.sources import SPLITS, TEST_SPLITS
 from exit_jax.policy.hf import chat
 from exit_jax.policy.hf.config import resolve, token_ids
 
+log = logging.getLogger(__name__)
 Tokens = Any  # a list or a NumPy array of ids
 
 DATA = ("competition", "arithmetic")
@@ -196,6 +198,8 @@ class Math:
                 if not fit
             ],
         )
+        if not all(fits):
+            log.warning("%d of %d problems of %s are %s and are left out", fits.count(False), len(fits), split, reason)
         if not any(fits):
             raise DomainError(
                 f"no problem of the split {split} fits into domain.max_request_tokens = {c.max_request_tokens}; raise it"
