@@ -1,6 +1,6 @@
-"""Speed and memory of the sampler on random weights of real shapes: prefill, bandwidth, skewed lengths, loading.
+"""Speed and memory of the sampler on random weights of real shapes: prefill, bandwidth, skewed lengths, loading, turns.
 
-    python benchmarks/policy.py {prefill,bound,skew,load} [--shape 0.1b] [--dtype bfloat16]
+    python benchmarks/policy.py {prefill,bound,skew,load,turns} [--shape 0.1b] [--dtype bfloat16]
 
 Variants run in turns for several rounds, in one process; ratios are of the same round, given as median (minimum-maximum).
 Prints Markdown tables. ``--small`` is for the smoke test, and its figures mean nothing. Against torch: policy_torch.py.
@@ -335,7 +335,45 @@ def load(a: argparse.Namespace) -> None:
     )
 
 
-COMMANDS = {"prefill": prefill, "bound": bound, "skew": skew, "load": load}
+def turns(a: argparse.Namespace) -> None:
+    """Read what is new at each turn of an episode over one cache, against reading the whole transcript again."""
+    config = make_config(a.shape, a.dtype)
+    params, num_turns, step = sampler_params(config), a.num_turns, a.max_tokens
+    prompt, length = make_prompts(config, a.num_prompts, a.prompt_width)
+    start = make_start(config, a.group_size, (num_turns - 1) * (step + 1))
+    extend = jax.jit(functools.partial(sampler.extend, config), donate_argnums=1)
+    read = jax.jit(functools.partial(sampler.start, config, group_size=1, width=1))
+    shape = (a.num_prompts, a.group_size, step)
+    seen, count = jnp.ones(shape, jnp.int32), jnp.full(shape[:2], step)
+    rows = a.num_prompts * a.group_size
+    work = {"cache extended": 0, "read again": 0}
+
+    def extended() -> dict[str, float]:
+        reading, secs = timed(start, params, prompt=prompt, prompt_length=length)
+        work["cache extended"] = prompt.size + (num_turns - 1) * rows * (step + 1)
+        for _ in range(num_turns - 1):
+            reading, more = timed(extend, params, reading, seen, count)
+            secs += more
+        return {"secs": secs}
+
+    def again() -> dict[str, float]:
+        secs = timed(read, params, prompt=prompt, prompt_length=length)[1]
+        work["read again"] = prompt.size
+        for turn in range(1, num_turns):
+            whole = jnp.repeat(jnp.pad(prompt, ((0, 0), (0, turn * step))), a.group_size, axis=0)
+            work["read again"] += whole.size
+            secs += timed(read, params, prompt=whole, prompt_length=jnp.full(rows, whole.shape[1]))[1]
+        return {"secs": secs}
+
+    results = in_turns({"cache extended": extended, "read again": again}, a.rounds)
+    print(f"{num_turns} turns of {step} tokens behind prompts of {a.prompt_width}; the tokens of turns all given\n")
+    print("| what | tokens read | s | seconds over those of the cache |\n|---|---|---|---|")
+    for name, measured in results.items():
+        best = results["cache extended"]["secs"]
+        print(f"| {name} | {work[name]:,} | {spread(measured['secs'])} | {ratio(measured['secs'], best)} |")
+
+
+COMMANDS = {"prefill": prefill, "bound": bound, "skew": skew, "load": load, "turns": turns}
 SMALL = {
     "shape": "tiny",
     "num_prompts": 2,
@@ -343,6 +381,7 @@ SMALL = {
     "prompt_width": 8,
     "max_tokens": 8,
     "mean_length": 3,
+    "num_turns": 3,
     "rounds": 1,
 }
 SMALL |= {"bandwidth_bytes": 1 << 20, "product_size": 64, "num_threads": 1}
@@ -360,6 +399,7 @@ def parse(commands: dict[str, Callable], description: str) -> argparse.Namespace
     parser.add_argument("--prompt_width", type=int, default=512)
     parser.add_argument("--max_tokens", type=int, default=128)
     parser.add_argument("--mean_length", type=int, default=32, help="of skewed responses")
+    parser.add_argument("--num_turns", type=int, default=10, help="of an episode")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--bandwidth_bytes", type=int, default=1 << 28, help="of the array that is read; beyond any cache"

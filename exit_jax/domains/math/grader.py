@@ -14,6 +14,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import pathlib
@@ -28,6 +29,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import IO
 
+log = logging.getLogger(__name__)
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 MAX_CHARS = (
     2000  # of an answer or a gold answer; also keeps a request (6 bytes a character at most) within a pipe's 64 KiB
@@ -215,8 +217,11 @@ class Grader:
             return
         row = {"hash": key.hex(), "reason": reason, "gold": gold[:MAX_CHARS]}
         row |= {"num_chars": len(response), "start": response[:EDGE_CHARS], "end": response[-EDGE_CHARS:]}
-        with open(self._ungraded_log, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with open(self._ungraded_log, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:  # a full disk costs the log a row, not the batch its grades
+            log.warning("cannot write to %s: %s", self._ungraded_log, error)
 
     def _grade_new(self, requests: dict[bytes, tuple[str, str]]) -> Iterator[tuple[bytes, Verdict, str]]:
         """Yield (key, verdict, why it is ungraded) of pairs by key, as they come in.
