@@ -269,7 +269,15 @@ def skew(a: argparse.Namespace) -> None:
     def measure(generate, num_prompts: int) -> dict[str, float]:
         return {"secs": timed(generate, params, read(num_prompts), jax.random.key(2))[1]}
 
+    def in_slots(num_slots: int) -> dict[str, float]:
+        prompt, length = make_prompts(config, a.num_prompts, a.prompt_width)
+        return {"secs": timed(whole[num_slots], params, prompt, length, jax.random.key(2))[1]}
+
+    settings = SamplingConfig(a.max_tokens, tuple(range(num_stops)), flat)
+    counts = [a.group_size, *(n for n in (a.group_size // 2, a.group_size // 4) if n)]
+    whole = {n: jax.jit(functools.partial(sampler.sample, config, settings, a.group_size, num_slots=n)) for n in counts}
     calls = {"skewed": functools.partial(measure, stopping, a.num_prompts)}
+    calls |= {f"slots {n}": functools.partial(in_slots, n) for n in counts}
     calls |= {f"even {part}": functools.partial(measure, plain, part) for part in parts}
     results = in_turns(calls, a.rounds)
     even, skewed = results[f"even {a.num_prompts}"]["secs"], results["skewed"]["secs"]
@@ -288,6 +296,9 @@ def skew(a: argparse.Namespace) -> None:
     print(f"| skewed / even | {ratio(skewed, even)} |")
     print(f"| ms a step by rows | {', '.join(f'{n}: {1e3 * cost:.1f}' for n, cost in step.items())} |")
     print(f"| halving the batch as rows end, its copies free | {full / halving:.2f} times as fast |")
+    for n in counts[1:]:
+        saved = ratio(results[f"slots {a.group_size}"]["secs"], results[f"slots {n}"]["secs"])
+        print(f"| {n} slots a prompt, refilled (measured, prompts read, too) | {saved} times as fast |")
     print(f"| refilling slots at once, prefill free | {full / (step[rows] * length.sum() / rows):.2f} times as fast |")
 
 

@@ -193,6 +193,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.run.num_microbatches = 1
     c.run.prompt_buckets = ()
     c.run.response_buckets = ()
+    c.run.sampler_slots = 0
     c.run.token_chunk = 0
     c.run.steps_per_call = 20
     c.run.checkpoint_every = 100

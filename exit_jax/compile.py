@@ -173,7 +173,8 @@ def cache_bytes(config: Config, copy) -> tuple[int, int]:
 
     def start(params):
         prompt = jnp.zeros((a.num_prompts, domain.prompt_width), jnp.int32)
-        return sampler.start(policy, params, a.group_size, room, prompt, jnp.ones(a.num_prompts, jnp.int32))
+        rows = config.run.sampler_slots or a.group_size
+        return sampler.start(policy, params, rows, room, prompt, jnp.ones(a.num_prompts, jnp.int32))
 
     reading = jax.eval_shape(start, copy)
     layers, split = reading.cache.layers, mesh.num_batch_shards * mesh.tensor

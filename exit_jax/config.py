@@ -94,6 +94,7 @@ class RunConfig:
         int, ...
     ]  # widths, below the domain's, that a batch of shorter prompts is cut to; () for none
     response_buckets: tuple[int, ...]  # widths that a batch of shorter responses is cut to before it is learnt from
+    sampler_slots: int  # rows a prompt that are sampled at once; one that has ended makes room for another; 0 for all
     token_chunk: int  # positions of a row whose logits exist at once; 0 for all
     steps_per_call: int  # iterations in one compiled program, between two looks of the host
     checkpoint_every: int  # iterations; a multiple of steps_per_call
@@ -359,7 +360,11 @@ def contradictions(c: Config, num_devices: int) -> list[str]:
     r, e, w = c.run, c.eval, c.warm_start
     at_least(1, run__steps_per_call=r.steps_per_call, run__keep_checkpoints=r.keep_checkpoints)
     at_least(1, run__num_microbatches=r.num_microbatches)
-    at_least(0, run__token_chunk=r.token_chunk)
+    at_least(0, run__token_chunk=r.token_chunk, run__sampler_slots=r.sampler_slots)
+    require(
+        r.sampler_slots <= a.group_size,
+        f"run.sampler_slots = {r.sampler_slots} is above algorithm.group_size = {a.group_size}; 0 stands for a slot each",
+    )
     for name, cut in (("sampling", c.sampling), ("eval", e)):
         at_least(0, **{f"{name}__top_k": cut.top_k})
         require(0.0 < cut.top_p <= 1.0, f"{name}.top_p = {cut.top_p} is not in (0, 1]; 1.0 keeps all tokens")

@@ -141,7 +141,8 @@ def make_parts(config: Config, domain: Domain, mesh: jax.sharding.Mesh, given: G
     def rollout(params, instances, key):
         prompt, length = shard((instances.prompt, instances.prompt_length))
         with meshes.use(mesh):
-            return shard(sampler.sample(plain, sampling, algorithm.group_size, params, prompt, length, key))
+            sample = functools.partial(sampler.sample, plain, sampling, algorithm.group_size)
+            return shard(sample(params, prompt, length, key, config.run.sampler_slots))
 
     def logprobs(trained, prompt, prompt_length, tokens):
         params = decoder.cast(decoder.join(trained, given.frozen), policy.dtype)

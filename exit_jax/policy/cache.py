@@ -40,8 +40,11 @@ def write(slots: Array, new: Array, used: Array | int) -> Array:
 def causal_mask(mask: Array, used: Array | int, count: int) -> Array:
     """Return which own slots ``count`` tokens may see that come after ``used`` others, bool [B, G, count, T].
 
-    With 1 slot used of 3 and 2 tokens written: token 0 sees slots 0 and 1, token 1 all three; none that ``mask`` hides.
+    With 1 slot used of 3 and 2 tokens written: token 0 sees slots 0 and 1, token 1 all three; none that ``mask`` hides. A
+    single token comes after all that the mask shows, also where slots are used in a ring.
     """
+    if count == 1:
+        return mask[:, :, None]
     slot = jnp.arange(mask.shape[-1])
     causal = slot[None] <= (used + jnp.arange(count))[:, None]
     return mask[:, :, None] & causal[None, None]

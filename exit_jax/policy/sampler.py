@@ -149,7 +149,8 @@ def choose(config: SamplingConfig, logits: Array, keys: Array, may_stop: Array) 
     """
     if config.stop_tokens and config.min_tokens:
         is_stop = jnp.zeros(logits.shape, bool).at[..., jnp.asarray(config.stop_tokens)].set(True)
-        allowed = jnp.where(is_stop & ~may_stop, -jnp.inf, logits)
+        may_stop = jnp.broadcast_to(may_stop, logits.shape[:-1])
+        allowed = jnp.where(is_stop & ~may_stop[..., None], -jnp.inf, logits)
     else:
         allowed = logits
     if config.temperature == 0:
@@ -162,16 +163,16 @@ def choose(config: SamplingConfig, logits: Array, keys: Array, may_stop: Array) 
 
 
 def ends(config: SamplingConfig, tokens: Array, position: Array) -> Array:
-    """Return bool [B, G]: does the token at ``position`` of tokens [B, G, T] end its row?"""
-    token = jax.lax.dynamic_index_in_dim(tokens, position, axis=2, keepdims=False)
-    ended = jnp.zeros(token.shape, bool)
+    """Return bool [B, G]: does the token at ``position`` (of all rows, or [B, G]) of tokens [B, G, T] end its row?"""
+    position = jnp.broadcast_to(position, tokens.shape[:2])
+    at = lambda index: jnp.take_along_axis(tokens, jnp.maximum(index, 0)[..., None], axis=2)[..., 0]
+    ended = jnp.zeros(position.shape, bool)
     for stop in config.stop_tokens:
-        ended = ended | (token == stop)
+        ended = ended | (at(position) == stop)
     for sequence in config.stop_sequences:
-        n = len(sequence)
-        tail = jax.lax.dynamic_slice_in_dim(tokens, position - n + 1, n, axis=2)  # clamped at 0, hence the next line
-        equal = tail == jnp.broadcast_to(jnp.asarray(sequence), tail.shape)
-        ended = ended | (equal.all(-1) & (position >= n - 1))
+        first = position - len(sequence) + 1
+        equal = jnp.stack([at(first + i) == token for i, token in enumerate(sequence)])
+        ended = ended | (equal.all(0) & (first >= 0))
     return ended
 
 
@@ -259,6 +260,117 @@ def generate(
     return reading, rollouts
 
 
+@pytree
+class SlotState:
+    """The carry of the loop that refills slots: g slots a prompt, G responses to come."""
+
+    time: Array  # int32 []: steps so far
+    row: Array  # int32 [B, g]: response in the slot, G where none is left
+    position: Array  # int32 [B, g]: tokens of it
+    taken: Array  # int32 [B]: responses begun
+    hidden: Array  # [B, g, D]
+    cache: Cache  # its own slots of keys are a ring: no response is longer
+    rollouts: Rollouts  # [B, G, ...]; ``hidden`` is a sum
+
+
+def sample_in_slots(
+    config: DecoderConfig,
+    sampling: SamplingConfig,
+    group_size: int,
+    num_slots: int,
+    params: Params,
+    prompt: Array,
+    prompt_length: Array,
+    key: Array,
+) -> Rollouts:
+    """Sample as ``sample`` does, the same tokens, in ``num_slots`` rows a prompt: one that has ended makes room for another.
+
+    Without this, every row waits for the batch's longest. Refilling within a prompt keeps its keys and values shared.
+    """
+    batch, width = prompt.shape[0], sampling.max_tokens
+    last, prompt_cache = prefill(config, params, prompt, prompt_length)
+    first_hidden = jnp.broadcast_to(last[:, None], (batch, num_slots, last.shape[-1]))
+    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch * group_size))
+    own = jnp.arange(group_size)[None, :, None]
+    place = jnp.arange(width)[None, None]
+
+    def record(state: SlotState) -> SlotState:
+        """Sample the next token of every slot, end responses and begin others."""
+        running = state.row < group_size
+        logical = jnp.arange(batch)[:, None] * group_size + jnp.minimum(state.row, group_size - 1)
+        keys = jax.vmap(jax.vmap(jax.random.fold_in))(row_keys[logical], state.position)
+        logits = decoder.logits(config, params, state.hidden)
+        token, logp, sampled_logp = choose(sampling, logits, keys, state.position >= sampling.min_tokens)
+        out = state.rollouts
+
+        # a response is in one slot at most, so a sum over slots picks its value
+        of_slot = (own == state.row[:, None]) & running[:, None]  # [B, G, g]
+        now = of_slot.any(-1)
+        to_row = lambda value: jnp.where(of_slot, value[:, None], 0).sum(-1, dtype=value.dtype)
+        here = now[..., None] & (place == to_row(state.position)[..., None])
+
+        def put(array, value):
+            return jnp.where(here, to_row(value)[..., None], array)
+
+        hidden = jnp.einsum("bgs,bsd->bgd", of_slot.astype(jnp.float32), state.hidden.astype(jnp.float32))
+        tokens = put(out.tokens, token)
+        ended = now & ends(sampling, tokens, to_row(state.position))
+        over = now & (ended | (to_row(state.position) + 1 >= width))
+        out = Rollouts(
+            tokens=tokens,
+            mask=out.mask | here,
+            logp=put(out.logp, logp),
+            sampled_logp=put(out.sampled_logp, sampled_logp),
+            finished=out.finished | ended,
+            hidden=out.hidden + hidden,
+        )
+        free = running & (of_slot & over[..., None]).any(1)  # [B, g]
+        refill = state.taken[:, None] + jnp.cumsum(free, axis=1) - 1
+        return dataclasses.replace(
+            state,
+            row=jnp.where(free, jnp.minimum(refill, group_size), state.row),
+            position=jnp.where(free, 0, state.position + 1),
+            taken=state.taken + free.sum(1),
+            rollouts=out,
+        )
+
+    def step(state: SlotState) -> SlotState:
+        """Read the token that each slot's response has come to, unless it is yet to begin; then sample."""
+        goes_on = (state.row < group_size) & (state.position > 0)
+        at = jnp.minimum(state.row, group_size - 1)
+        of_row = jnp.take_along_axis(state.rollouts.tokens, at[..., None], axis=1)  # [B, g, T]
+        token = jnp.take_along_axis(of_row, jnp.maximum(state.position - 1, 0)[..., None], axis=2)
+        kept = state.cache.mask & goes_on[..., None]  # what a slot held before belongs to another response
+        cache = dataclasses.replace(state.cache, mask=kept, used=state.time % kept.shape[-1])
+        position = (prompt_length[:, None] + state.position - 1)[..., None]
+        hidden, cache = decoder.apply(config, params, token, position, goes_on[..., None], cache)
+        hidden = jnp.where(goes_on[..., None], hidden[:, :, 0], first_hidden)
+        return record(dataclasses.replace(state, time=state.time + 1, hidden=hidden, cache=cache))
+
+    shape = (batch, group_size, width)
+    blank = Rollouts(
+        tokens=jnp.zeros(shape, jnp.int32),
+        mask=jnp.zeros(shape, bool),
+        logp=jnp.zeros(shape, jnp.float32),
+        sampled_logp=jnp.zeros(shape, jnp.float32),
+        finished=jnp.zeros(shape[:2], bool),
+        hidden=jnp.zeros((*shape[:2], last.shape[-1]), jnp.float32),
+    )
+    slots = jnp.broadcast_to(jnp.arange(num_slots), (batch, num_slots))
+    begin = SlotState(
+        time=jnp.int32(0),
+        row=slots,
+        position=jnp.zeros_like(slots),
+        taken=jnp.full(batch, num_slots),
+        hidden=first_hidden,
+        cache=dataclasses.replace(caches.share_prompt(prompt_cache, num_slots, max(width - 1, 1)), used=jnp.int32(0)),
+        rollouts=blank,
+    )
+    rollouts = jax.lax.while_loop(lambda state: (state.row < group_size).any(), step, record(begin)).rollouts
+    count = jnp.maximum(rollouts.mask.sum(-1), 1)
+    return dataclasses.replace(rollouts, hidden=rollouts.hidden / count[..., None])
+
+
 def sample(
     config: DecoderConfig,
     sampling: SamplingConfig,
@@ -267,8 +379,11 @@ def sample(
     prompt: Array,
     prompt_length: Array,
     key: Array,
+    num_slots: int = 0,
 ) -> Rollouts:
-    """Sample ``group_size`` responses to each prompt [B, P]; see ``generate``."""
+    """Sample ``group_size`` responses to each prompt [B, P]; see ``generate``, and ``sample_in_slots`` for fewer slots."""
+    if 0 < num_slots < group_size:
+        return sample_in_slots(config, sampling, group_size, num_slots, params, prompt, prompt_length, key)
     room = max(sampling.max_tokens - 1, 1)  # the last token is not read
     reading = start(config, params, group_size, room, prompt, prompt_length)
     return generate(config, sampling, params, reading, key)[1]

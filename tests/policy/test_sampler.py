@@ -25,13 +25,13 @@ def params():
     return random_params(POLICY, seed=1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _sample(sampling, group_size, params, prompt_BP, length_B, key):
-    return sampler.sample(POLICY, sampling, group_size, params, prompt_BP, length_B, key)
+@functools.partial(jax.jit, static_argnums=(0, 1, 6))
+def _sample(sampling, group_size, params, prompt_BP, length_B, key, num_slots=0):
+    return sampler.sample(POLICY, sampling, group_size, params, prompt_BP, length_B, key, num_slots)
 
 
-def sample(sampling=PLAIN, group_size=4, seed=0, rows=slice(8)):
-    return _sample(sampling, group_size, params(), PROMPT_BP[rows], LENGTH_B[rows], jax.random.key(seed))
+def sample(sampling=PLAIN, group_size=4, seed=0, rows=slice(8), num_slots=0):
+    return _sample(sampling, group_size, params(), PROMPT_BP[rows], LENGTH_B[rows], jax.random.key(seed), num_slots)
 
 
 _logprobs = jax.jit(sampler.logprobs, static_argnums=(0, 2))
@@ -329,3 +329,18 @@ def test_draw_is_categorical():
     expected = jax.vmap(jax.vmap(jax.random.categorical))(keys, logits)
     np.testing.assert_array_equal(sampler.draw(keys, logits), expected)
     assert len(np.unique(expected)) > 50
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 5])
+@pytest.mark.parametrize("width", [1, 12])
+def test_slots_that_are_refilled_change_nothing(width, num_slots):
+    """Responses are those of a row each, token by token, whichever slot of the ring they come to lie in."""
+    long = dataclasses.replace(PLAIN, max_tokens=width, stop_sequences=((2, 5), (1, 9, 3)), min_tokens=1)
+    expected = sample(long, group_size=6)
+    found = sample(long, group_size=6, num_slots=num_slots)
+    for name in ("tokens", "mask", "finished"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    for name in ("logp", "sampled_logp", "hidden"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=2e-5, err_msg=name)
+    lengths = set(np.asarray(expected.mask.sum(-1)).ravel().tolist())
+    assert width == 1 or len(lengths) > 4, "a test of even lengths"

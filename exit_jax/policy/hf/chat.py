@@ -186,7 +186,9 @@ def control_tokens(tokenizer: Tokenizer, vocab_size: int = 0, keep: Sequence[str
       keep: tokens, as text, that a domain wants to see in its pieces.
     """
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
-    padding = range(_num_ids(tokenizer), vocab_size) if vocab_size else ()  # to ask for a vocabulary of 128,000 takes 50 ms
+    padding = (
+        range(_num_ids(tokenizer), vocab_size) if vocab_size else ()
+    )  # to ask for a vocabulary of 128,000 takes 50 ms
     return tuple(
         sorted((added | {*tokenizer.all_special_ids, *padding}) - {*tokenizer.convert_tokens_to_ids(list(keep))})
     )
