@@ -1,9 +1,9 @@
-"""Environment steps a second on BFCL's back-ends: the ground truth of 16 training tasks, 8 episodes of each in lockstep.
+"""BfclEnvironment steps a second on BFCL's back-ends: the ground truth of 16 training tasks, 8 episodes of each in lockstep.
 
     python benchmarks/environments.py [--workers 2] [--tasks 16] [--group 8] [--small]
 
-A step is a call or a finished marker; the latter brings both verdicts. "Rebuilt" plays each turn in an environment that has none of
-the states, as after a restart. Needs bfcl-eval (exit_jax/domains/tool_use/bfcl.py names the command).
+A step is a call or a finished marker; the latter brings both verdicts. "Rebuilt" plays each turn in an environment that has
+none of the states, as after a restart. Needs bfcl-eval (exit_jax/domains/tool_use/bfcl.py names the command).
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from exit_jax.domains.tool_use.bfcl import Environment, Episode, Task, load_tasks, split_tasks
+from exit_jax.domains.tool_use.bfcl import BfclEnvironment, Episode, Task, load_tasks, split_tasks
 from exit_jax.domains.tool_use.parser import render_call
 
 FINISHED = "<finished>"
@@ -25,7 +25,7 @@ def responses(task: Task) -> list[str]:
     ]
 
 
-def play(environment: Environment, tasks: Sequence[Task]) -> tuple[list[Episode], dict[str, list[float]]]:
+def play(environment: BfclEnvironment, tasks: Sequence[Task]) -> tuple[list[Episode], dict[str, list[float]]]:
     """Play the tasks in lockstep, calls and finished markers apart; return the episodes, and rows and seconds by kind."""
     episodes, scripts = [environment.reset(task.id)[0] for task in tasks], [responses(task) for task in tasks]
     spent = {"call": [0.0, 0.0, 0.0], "verdict": [0.0, 0.0, 0.0]}  # rows, seconds, seconds of this process's processor
@@ -58,7 +58,7 @@ def memory_mib(pid: int) -> float:
 def measure(tasks: Mapping[str, Task], num_workers: int, num_tasks: int, group_size: int) -> dict[str, str]:
     """Return the table's rows."""
     chosen = [tasks[task_id] for task_id in split_tasks(tasks)["train"][:num_tasks] for _ in range(group_size)]
-    environment, fresh = Environment(tasks, num_workers), Environment(tasks, num_workers)
+    environment, fresh = BfclEnvironment(tasks, num_workers), BfclEnvironment(tasks, num_workers)
     play(environment, chosen)  # starts the workers
     replayed = environment.stats.num_replayed
     episodes, spent = play(environment, chosen)

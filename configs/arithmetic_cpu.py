@@ -67,7 +67,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval = small.eval
     c.eval.splits = ("test",)
     c.eval.samples_per_task = 2
-    c.eval.temperature = 0.6  # Llama 3's generation config
     c.eval.batch_size = 256
     c.eval.restart_every = 1
     c.eval.num_chains_saved = 100

@@ -72,9 +72,7 @@ class Run:
     evaluation: dict  # split -> results
     chains: Chains
     scores: dict  # of the final buffer
-    instances: dict[
-        str, np.ndarray
-    ]  # some of the final buffer: iteration [n] that made them, embedding [n, E]
+    instances: dict[str, np.ndarray]  # some of the final buffer: iteration [n] that made them, embedding [n, E]
 
     @property
     def folder(self) -> str:

@@ -17,18 +17,19 @@ import time
 import pytest
 
 from exit_jax.domains.tool_use import bfcl
-from exit_jax.domains.tool_use.bfcl import Call, Environment, Episode, ReplayMismatch, Turn
+from exit_jax.domains.tool_use.bfcl import BfclEnvironment, Call, Episode, ReplayMismatch, Turn
 from exit_jax.domains.tool_use.parser import render_call
 from exit_jax.domains.tool_use.pool import Job, Pool
 
 SPLIT_DIGEST = "177a8c8da03f1325"
 DONE, GIVE_UP = "<finished>", "<error>"
 # runs bfcl-eval as it is, each check in a process of its own, forked before anything was checked; prints by case how many
-# requests from the first on are valid
+# requests from the first on are valid, or what the ground truth's calls return
 DIRECT = """
 import json, os, pathlib, sys
 import bfcl_eval
 from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import multi_turn_checker
+from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_utils import execute_multi_turn_func_call
 
 data = pathlib.Path(bfcl_eval.__path__[0]) / "data"
 read = lambda name: {row["id"]: row for row in map(json.loads, (data / name).read_text().splitlines())}
@@ -45,9 +46,19 @@ def is_valid(task_id, made):
         os._exit(0 if valid else 1)
     return os.waitpid(child, 0)[1] == 0
 
+def results(task_id):
+    if not os.fork():
+        task, texts = tasks[task_id], sum(truths[task_id]["ground_truth"], [])
+        config, apis = task["initial_config"], task["involved_classes"]
+        print(json.dumps(execute_multi_turn_func_call(texts, config, apis, "some-model", task_id)[0]), flush=True)
+        os._exit(0)
+    os.wait()
+
 for line in sys.stdin:
     task_id, made = json.loads(line)
-    if is_valid(task_id, made):
+    if made is None:
+        results(task_id)
+    elif is_valid(task_id, made):
         print(len(made))
     else:
         print(next(count for count in range(len(made)) if not is_valid(task_id, made[: count + 1])))
@@ -79,11 +90,11 @@ def tasks():
 
 @pytest.fixture
 def make_environment(tasks):
-    """Return a function that makes an Environment; they are closed at the end."""
+    """Return a function that makes an BfclEnvironment; they are closed at the end."""
     made = []
 
     def make(num_workers=1, **settings):
-        made.append(Environment(tasks, num_workers, **settings))
+        made.append(BfclEnvironment(tasks, num_workers, **settings))
         return made[-1]
 
     yield make
@@ -109,17 +120,21 @@ def play(environment, scripts, max_turns=100, num_requests=None) -> list[Episode
     return episodes
 
 
-def run_direct(cases) -> list[int]:
-    """Return how many requests of (task id, calls by request) are valid, says bfcl-eval in a fresh process."""
-    rows = []
-    for task_id, requests in cases:
-        text = lambda call: f"{call.name}({', '.join(f'{k}={v!r}' for k, v in call.arguments.items())})"
-        rows.append(json.dumps([task_id, [[[text(call)] for call in calls] for calls in requests]]))
+def run_direct(rows) -> list:
+    """Return what ``DIRECT`` prints on (task id, calls as text by request or None), in a fresh process."""
     environment = os.environ | {"PYTHONHASHSEED": "0", "TZ": "UTC"}
-    command = [sys.executable, "-W", "ignore", "-c", DIRECT]
-    done = subprocess.run(command, input="\n".join(rows), env=environment, text=True, capture_output=True, timeout=3600)
+    command, text = [sys.executable, "-W", "ignore", "-c", DIRECT], "\n".join(map(json.dumps, rows))
+    done = subprocess.run(command, input=text, env=environment, text=True, capture_output=True, timeout=3600)
     assert done.returncode == 0, done.stderr
-    return [int(line) for line in done.stdout.split()]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def num_valid_directly(cases) -> list[int]:
+    """Return how many requests of (task id, calls by request) are valid, says bfcl-eval."""
+    text = lambda call: f"{call.name}({', '.join(f'{name}={value!r}' for name, value in call.arguments.items())})"
+    return run_direct(
+        [(task_id, [[[text(call)] for call in calls] for calls in requests]) for task_id, requests in cases]
+    )
 
 
 def num_official(episode: Episode) -> int:
@@ -387,7 +402,7 @@ def test_hostile_arguments_never_run(tasks, make_environment, tmp_path):
         assert json.loads(shown)["file_content"] == text if len(shown) < 8000 else shown.endswith(" characters in all)")
     assert [episode.num_fulfilled for episode in episodes] == [0, 1] * len(hostile(canary))
     # bfcl-eval does evaluate; what it is given are literals
-    assert [num_official(episode) for episode in episodes] == run_direct(cases)
+    assert [num_official(episode) for episode in episodes] == num_valid_directly(cases)
     assert not canary.exists()
 
 
@@ -492,19 +507,19 @@ def causes(episode: Episode, task) -> list[str]:
     found = []
     for verdict, true in zip(episode.verdicts, task.truth):
         if verdict.success and not verdict.official:
-            found.append(f"official only: {verdict.official_error}")
+            found.append(f"official rejects: {verdict.official_error}")
         elif verdict.official and not verdict.success:
             what = "the state" if not verdict.states_equal else "a true call"
-            found.append(f"paper only: {what}" + " where there is no true call" * (not true))
+            found.append(f"paper rejects: {what}" + " where there is no true call" * (not true))
     return found
 
 
 KNOWN_CAUSES = {
-    "official only: an earlier request failed",
-    "official only: multi_turn:empty_turn_model_response",
-    "official only: multi_turn:execution_response_mismatch",
-    "paper only: a true call",
-    "paper only: the state where there is no true call",
+    "official rejects: an earlier request failed",
+    "official rejects: multi_turn:empty_turn_model_response",
+    "official rejects: multi_turn:execution_response_mismatch",
+    "paper rejects: a true call",
+    "paper rejects: the state where there is no true call",
 }
 
 
@@ -514,7 +529,7 @@ def compare(tasks, make_environment, num_each: int, seed: int) -> collections.Co
     environment = make_environment(num_workers=2)
     episodes = play(environment, [(task_id, script(requests)) for task_id, _, requests in rows])
     assert {episode.how for episode in episodes} == {"finished"}
-    direct = run_direct([(task_id, requests) for task_id, _, requests in rows])
+    direct = num_valid_directly([(task_id, requests) for task_id, _, requests in rows])
     assert [num_official(episode) for episode in episodes] == direct
     counter = collections.Counter(cause for episode in episodes for cause in causes(episode, tasks[episode.task_id]))
     counter["requests"] = sum(len(episode.verdicts) for episode in episodes)
@@ -530,6 +545,8 @@ def check_truth(tasks, make_environment):
     for episode, task in zip(episodes, tasks.values()):
         assert episode.num_fulfilled == num_official(episode) == len(task.requests)
         assert all(verdict.calls_in_request for verdict in episode.verdicts)
+    observations = [[turn.observation for turn in episode.turns if turn.kind == "call"] for episode in episodes]
+    assert observations == run_direct([(task_id, None) for task_id in tasks])
 
 
 def test_the_ground_truth_is_right_by_both_rules(tasks, make_environment):

@@ -32,6 +32,9 @@ class Markers:
     error: str = "<error>"
 
 
+MARKERS = Markers()
+
+
 @dataclasses.dataclass(frozen=True)
 class Action:
     """What a response asks for."""
@@ -42,12 +45,12 @@ class Action:
     message: str = ""  # of an invalid response, for the model
 
 
-def parse(response: str, functions: Mapping[str, Mapping[str, Any]], markers: Markers = Markers()) -> Action:
+def parse(response: str, functions: Mapping[str, Mapping[str, Any]], markers: Markers = MARKERS) -> Action:
     """Return what a response asks for; never raises.
 
-    Accepted around the one ending: reasoning before it, white space, a code fence around the call, its JSON or a marker, trailing
-    commas, line breaks within strings, no "arguments" where none is needed. Rejected: a second call, a call and a marker,
-    text after the call, names that are not the task's, numbers that are not finite, repeated keys, lone surrogates.
+    Accepted around the one ending: reasoning before it, white space, a code fence around the call, its JSON or a marker,
+    trailing commas, line breaks within strings, no "arguments" where none is needed. Rejected: a second call, a call and a
+    marker, text after the call, names that are not the task's, numbers that are not finite, repeated keys, lone surrogates.
 
     Args:
         response: the model's text, without end-of-turn tokens.
@@ -178,7 +181,7 @@ def shorten(name: str) -> str:
     return json.dumps(name[:MAX_NAME_CHARS] + "..." * (len(name) > MAX_NAME_CHARS))
 
 
-def render_call(name: str, arguments: Mapping[str, Any], markers: Markers = Markers()) -> str:
+def render_call(name: str, arguments: Mapping[str, Any], markers: Markers = MARKERS) -> str:
     """Return the ending of a response that makes this call."""
     call = json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
     return f"{markers.call_start}{call}{markers.call_end}"

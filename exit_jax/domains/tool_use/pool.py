@@ -1,8 +1,9 @@
 """Do jobs on worker processes that may hang or die: hard limits, jobs dealt one by one, each worker's states remembered.
 
-It knows nothing of what the jobs are. A worker is a fresh interpreter on a script (this process is never forked) that answers each
-line of JSON by one, keeps its own limits, and is killed here should it fail to. A job can name a state: it goes to the
-worker that holds it if that one is free, and to any other rather than wait, so that a slow job delays only its own worker.
+It knows nothing of what the jobs are. A worker is a fresh interpreter on a script (this process is never forked) that answers
+each line of JSON by one, keeps its own limits, and is killed here should it fail to. A job names the state that it starts from,
+and its reply the one that the worker then holds, as ``key``: a job goes to the worker that holds its state if that one is
+free, and to any other rather than wait, so that a slow job delays only its own worker.
 """
 
 import collections
@@ -33,8 +34,7 @@ class Job:
     """A request to a worker."""
 
     message: dict[str, Any]
-    needs: str  # the state that it starts from
-    leaves: str  # the state that its worker holds afterwards
+    state: str  # that it starts from
     limit_secs: float  # by the clock; the worker has its own, shorter ones
 
 
@@ -79,7 +79,7 @@ class Pool:
             self._check_open()
             queues: dict[Worker | None, collections.deque[int]] = {None: collections.deque()}
             for index, job in enumerate(jobs):
-                owner = self._owners.get(job.needs)
+                owner = self._owners.get(job.state)
                 queues.setdefault(owner if owner in self._workers else None, collections.deque()).append(index)
             num_failed = 0
             try:
@@ -91,9 +91,9 @@ class Pool:
                         error, was_ready, worker.is_ready = reply.get("error"), worker.is_ready, True
                         if error is not None or reply.get("rss", 0) > RETIRE_BYTES:
                             self._drop(worker)
-                        elif index is not None:
-                            self._owners[jobs[index].leaves] = worker
-                            self._owners.move_to_end(jobs[index].leaves)
+                        elif key := reply.get("key"):
+                            self._owners[key] = worker
+                            self._owners.move_to_end(key)
                             if len(self._owners) > MAX_OWNED:
                                 self._owners.popitem(last=False)
                         num_failed = num_failed + 1 if error is not None and not was_ready else 0

@@ -6,17 +6,18 @@ a cache, and one that is missing is rebuilt by making those calls again and comp
 
     {"task": {"id", "initial_config", "involved_classes"}, "history": [[name, arguments, observation], ...], "key": ...}
 
-is asked for a state, and makes no call by itself; ``"call": [name, arguments], "new_key": ...`` makes one more, and ``"judge": {"made",
-"truth", "truth_texts", "official"}`` compares with the ground truth. Nothing is evaluated: methods are looked up by
-name among an API's public ones, and the official checker's ``eval`` is replaced by a function that takes literals only.
+asks for a state and no more; ``"call": [name, arguments]`` makes a call there, and ``"judge": {"made", "truth", "truth_texts",
+"official"}`` compares with the ground truth. Nothing is evaluated: methods are looked up by name among an API's public
+ones, and the official checker's ``eval`` is replaced by a function that takes literals only.
 
-Limits are a call's, and enforced by the kernel even if the trainer is gone and the interpreter is stuck in C: address space, and
-two timers, of processor time and of the clock, whose signals end the process.
+Limits are a call's, and enforced by the kernel even if the trainer is gone and the interpreter is stuck in C: address space,
+and two timers, of processor time and of the clock, whose signals end the process.
 """
 
 import ast
 import collections
 import copy
+import hashlib
 import importlib
 import inspect
 import itertools
@@ -25,7 +26,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 MAX_STATES = 512
 MAX_OBSERVATION_CHARS = 8000
@@ -57,7 +59,7 @@ class Backends:
         self.paths, self.stateless = names.CLASS_FILE_PATH_MAPPING, set(names.STATELESS_CLASSES)
         self.classes, self.methods, self.defaults = {}, {}, {}
         self.check, self.utils = multi_turn_checker.multi_turn_checker, multi_turn_utils
-        self.utils.eval = self.evaluate
+        vars(self.utils)["eval"] = self.evaluate
 
     def load(self, names: Sequence[str]):
         """Import these APIs, and keep the defaults of their methods' parameters as they are before any call."""
@@ -78,7 +80,7 @@ class Backends:
         for function, defaults in self.defaults.items():
             function.__defaults__ = copy.deepcopy(defaults)
 
-    def find(self, state: dict, name: str) -> tuple:
+    def find(self, state: dict, name: str) -> tuple[Callable, dict[str, Any]]:
         """Return the method of this name of one of the instances, and its defaults.
 
         Raises:
@@ -100,7 +102,7 @@ class Backends:
         if not isinstance(call, ast.Call):
             raise ValueError("not a call")
         arguments = [ast.literal_eval(argument) for argument in call.args]
-        named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        named = {keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in call.keywords}
         if isinstance(call.func, ast.Name):
             raise NameError(f"name {call.func.id!r} is not defined")
         if not isinstance(call.func, ast.Attribute) or not isinstance(call.func.value, ast.Name):
@@ -121,7 +123,7 @@ def start_state(backends: Backends, task: dict) -> dict:
     return state
 
 
-def execute(backends: Backends, state: dict, name: str, arguments: dict) -> str:
+def execute(backends: Backends, state: dict, name: str, arguments: dict[str, Any]) -> str:
     """Make one call and return its observation, worded as bfcl-eval words it, cut at 8,000 characters.
 
     Raises:
@@ -267,20 +269,27 @@ class Cache:
             self.count -= len(self.states.popitem(last=False)[1])
 
 
-def answer(backends: Backends, cache: Cache, job: dict) -> dict:
+def answer(backends: Backends, cache: Cache, job: dict) -> dict[str, Any]:
     """Do one job."""
     state, num_replayed = cache.take(job["key"]), 0
     if state is None:
         state, num_replayed = rebuild(backends, job), len(job["history"])
     if isinstance(state, Mismatch):
         return {"mismatch": state._asdict()}
-    reply, key = {"replayed": num_replayed}, job["key"]
+    reply: dict[str, Any] = {"replayed": num_replayed}
+    key = job["key"]
     if "call" in job:
-        reply["observation"], key = execute(backends, state, *job["call"]), job["new_key"]
+        reply["observation"] = execute(backends, state, *job["call"])
+        key = digest([key, *job["call"], reply["observation"]])
     if "judge" in job:
-        reply |= judge(backends, state, job)
+        reply["verdict"] = judge(backends, state, job)
     cache.put(key, state)
-    return reply
+    return reply | {"key": key}
+
+
+def digest(value) -> str:
+    """Return a short name of a JSON value; bfcl.py has the same."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
 
 
 def start_timers(secs: float):

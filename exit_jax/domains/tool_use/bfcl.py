@@ -1,0 +1,544 @@
+"""BFCL v3 multi-turn-base: the 200 tasks, their splits, episodes as pure data, and the two verdicts.
+
+All of BFCL is read from the installed bfcl-eval package; none of it is in this repository. An `Episode` is what was done in
+it, turn by turn, and nothing else: no instance, no process. `BfclEnvironment` plays a turn by handing the calls to worker
+processes (worker.py), whose live instances are a cache of what the recorded calls lead to.
+
+Two verdicts on each request that a response finishes (what BFCL calls a turn is a request here, ExIt §5):
+
+- The paper's: the public attributes of all the task's instances equal those that the ground truth leads to, and this request's
+  true calls are among the calls made so far, each as often as it is there, arguments compared with defaults filled in. Calls
+  made for earlier requests count, as they do for the official checker. This is the reward.
+- The official one: bfcl-eval's ``multi_turn_checker`` on the requests up to this one.
+
+A request that no finished marker ends (error marker, turns used up, crash) has no verdict and earns nothing.
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import pathlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from exit_jax.domains.math.grader import read_ungraded
+from exit_jax.domains.tool_use.parser import MARKERS, Markers, parse
+from exit_jax.domains.tool_use.pool import Job, Pool
+
+log = logging.getLogger(__name__)
+VERSION = "2026.3.23"
+INSTALL = f"pip install --no-deps bfcl-eval=={VERSION} mpmath==1.3.0"
+CATEGORY = "BFCL_v4_multi_turn_base.json"
+SPLIT_SEED = 20250904
+NUM_VALIDATION = 25
+WORKER = pathlib.Path(__file__).with_name("worker.py")
+MEMORY_BYTES = 1 << 30  # a worker's address space
+WALL_FACTOR = 4.0  # seconds by the clock for each of processor time, as in worker.py
+DOCUMENTS = {
+    "GorillaFileSystem": "gorilla_file_system",
+    "MathAPI": "math_api",
+    "MessageAPI": "message_api",
+    "TicketAPI": "ticket_api",
+    "TradingBot": "trading_bot",
+    "TravelAPI": "travel_booking",
+    "TwitterAPI": "posting_api",
+    "VehicleControlAPI": "vehicle_control",
+}
+JSON_TYPES = {"dict": "object", "float": "number"}  # BFCL's names that JSON Schema does not have
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A function call with literal arguments by name."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One of BFCL's tasks."""
+
+    id: str
+    apis: tuple[str, ...]  # in BFCL's order
+    requests: tuple[str, ...]
+    functions: Mapping[
+        str, Mapping[str, Any]
+    ]  # name -> document, its parameters as JSON Schema; "api" tells what it is part of
+    initial_config: Mapping[str, Any]
+    truth: tuple[tuple[Call, ...], ...]  # by request
+    truth_texts: tuple[tuple[str, ...], ...]  # the same as BFCL writes it, for its checker
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the two rules say of a finished request."""
+
+    states_equal: bool
+    calls_contained: bool  # in the calls made so far
+    calls_in_request: bool  # in those made for this request: stricter than either rule
+    official: bool  # of all requests up to this one
+    official_error: str  # the checker's kind of error; "" if it is valid
+
+    @property
+    def success(self) -> bool:
+        """The paper's rule, and the reward."""
+        return self.states_equal and self.calls_contained
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One response and what came of it."""
+
+    kind: str  # call | finished | error | invalid
+    observation: str  # what the model is shown next: a call's result, the next request, or what was wrong
+    name: str = ""
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    verdict: Verdict | None = None  # of a finished turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """What was done on a task, turn by turn. Its state is a function of it."""
+
+    task_id: str
+    turns: tuple[Turn, ...] = ()
+    how: str = ""  # it ended: finished | error | turns (used up) | crashed | mismatch; "" while it runs
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.how)
+
+    @property
+    def request(self) -> int:
+        """Index of the request in hand, which is the number of those finished."""
+        return sum(turn.verdict is not None for turn in self.turns)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        return tuple(turn.verdict for turn in self.turns if turn.verdict)
+
+    @property
+    def num_fulfilled(self) -> int:
+        """The return: requests fulfilled by the paper's rule."""
+        return sum(verdict.success for verdict in self.verdicts)
+
+    @property
+    def num_invalid(self) -> int:
+        return sum(turn.kind == "invalid" for turn in self.turns)
+
+    def before(self, turn: int) -> "Episode":
+        """Return the episode as it was before this turn: what a partial history starts from."""
+        if not 0 <= turn <= len(self.turns):
+            raise ValueError(f"turn={turn} must be between 0 and {len(self.turns)}, the turns of the episode")
+        return Episode(self.task_id, self.turns[:turn])
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayMismatch:
+    """A recorded call that returns something else when it is made again."""
+
+    index: int  # among the episode's calls
+    recorded: str
+    replayed: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """What a response came to."""
+
+    episode: Episode
+    observation: str  # the next request's text if one was finished, else the call's result or what was wrong
+    request_finished: bool
+    episode_finished: bool
+    mismatch: ReplayMismatch | None = None  # why an episode ended as "mismatch"
+
+
+@dataclasses.dataclass
+class Stats:
+    """Counts since the environment was made."""
+
+    num_steps: int = 0
+    num_calls: int = 0
+    num_invalid: int = 0
+    num_judged: int = 0
+    num_replayed: int = 0  # recorded calls made again because no worker at hand had the state
+    num_mismatches: int = 0
+    num_crashed: int = 0
+
+
+def dump(episode: Episode) -> str:
+    """Return an episode as one line of JSON."""
+    return json.dumps(dataclasses.asdict(episode))
+
+
+def load(text: str) -> Episode:
+    """Return the episode of a line of JSON."""
+    fields = json.loads(text)
+    turns = (turn | {"verdict": turn["verdict"] and Verdict(**turn["verdict"])} for turn in fields["turns"])
+    return Episode(fields["task_id"], tuple(Turn(**turn) for turn in turns), fields["how"])
+
+
+def find_package() -> pathlib.Path:
+    """Return the folder of bfcl-eval, without importing it.
+
+    Raises:
+        ImportError: it is missing, or of another version.
+    """
+    try:
+        version = importlib.metadata.version("bfcl-eval")
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    spec = importlib.util.find_spec("bfcl_eval")
+    if version != VERSION or spec is None or not spec.submodule_search_locations:
+        raise ImportError(f"bfcl-eval is {version or 'missing'}, this needs {VERSION}: {INSTALL}")
+    if importlib.util.find_spec("mpmath") is None:
+        raise ImportError(f"bfcl-eval's mathematics needs mpmath: {INSTALL}")
+    return pathlib.Path(spec.submodule_search_locations[0])
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the objects of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+@functools.cache
+def load_tasks() -> Mapping[str, Task]:
+    """Return BFCL's multi-turn-base tasks by id, in BFCL's order.
+
+    Raises:
+        ImportError: bfcl-eval is missing, or of another version.
+    """
+    data = find_package() / "data"
+    documents = {
+        api: read_functions(data / "multi_turn_func_doc" / f"{name}.json", api) for api, name in DOCUMENTS.items()
+    }
+    truths = {row["id"]: row["ground_truth"] for row in read_lines(data / "possible_answer" / CATEGORY)}
+    tasks = {}
+    for row in read_lines(data / CATEGORY):
+        functions = {name: doc for api in row["involved_classes"] for name, doc in documents[api].items()}
+        tasks[row["id"]] = Task(
+            id=row["id"],
+            apis=tuple(row["involved_classes"]),
+            requests=tuple("\n".join(message["content"] for message in request) for request in row["question"]),
+            functions=functions,
+            initial_config=row["initial_config"],
+            truth=tuple(tuple(read_call(text, functions) for text in texts) for texts in truths[row["id"]]),
+            truth_texts=tuple(map(tuple, truths[row["id"]])),
+        )
+    return tasks
+
+
+def read_functions(path: pathlib.Path, api: str) -> dict[str, dict[str, Any]]:
+    """Return an API's documents by function name, with JSON Schema's names of types, and the API's own text split off."""
+    functions = {}
+    for row in read_lines(path):
+        about, _, description = row["description"].rpartition(" Tool description: ")
+        functions[row["name"]] = {
+            "description": description,
+            "parameters": to_json_schema(row["parameters"]),
+            "response": to_json_schema(row["response"]),
+            "api": api,
+            "about_api": about,
+        }
+    return functions
+
+
+def to_json_schema(schema: Any) -> Any:
+    """Return a schema with BFCL's names of types replaced."""
+    if isinstance(schema, list):
+        return [to_json_schema(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    renamed = {key: to_json_schema(value) for key, value in schema.items()}
+    if isinstance(schema.get("type"), str):
+        renamed["type"] = JSON_TYPES.get(schema["type"], schema["type"])
+    return renamed
+
+
+def read_call(text: str, functions: Mapping[str, Mapping[str, Any]]) -> Call:
+    """Return a call of the ground truth, arguments without a name given that of the parameter in their place."""
+    call: Any = ast.parse(text, mode="eval").body
+    parameters = functions[call.func.id]["parameters"]["properties"]
+    arguments = dict(zip(parameters, map(ast.literal_eval, call.args)))
+    return Call(call.func.id, arguments | {word.arg: ast.literal_eval(word.value) for word in call.keywords})
+
+
+def draw(task_id: str, seed: int) -> str:
+    """Return a task's random number, the same in every version of Python."""
+    return hashlib.sha256(f"{seed} {task_id}".encode()).hexdigest()
+
+
+def take_every(tasks: Sequence[Task], size: int, seed: int) -> list[Task]:
+    """Return one task of each ``size``, stratified by API set and, within that, by number of requests.
+
+    Tasks are lined up by stratum, the number of requests rising and falling in turns from one API set to the next, so that
+    neighbours are alike across borders, too; then one is drawn of each ``size`` in a row.
+    """
+    groups: dict[tuple[str, ...], list[Task]] = {}
+    for task in sorted(tasks, key=lambda task: (sorted(task.apis), len(task.requests), draw(task.id, seed))):
+        groups.setdefault(tuple(sorted(task.apis)), []).append(task)
+    line = [task for index, group in enumerate(groups.values()) for task in (group[::-1] if index % 2 else group)]
+    rows = (line[start : start + size] for start in range(0, len(line), size))
+    return [min(row, key=lambda task: draw(task.id, seed + 1)) for row in rows]
+
+
+def split_tasks(tasks: Mapping[str, Task], seed: int = SPLIT_SEED) -> dict[str, tuple[str, ...]]:
+    """Return task ids by split: train and test halves, and the part of train on which hyperparameters are chosen.
+
+    "validation" is part of "train"; "tuning" is the rest of it, to train on while they are chosen.
+    """
+    train = take_every(list(tasks.values()), 2, seed)
+    validation = take_every(train, len(train) // NUM_VALIDATION, seed)
+    ids = {"train": {task.id for task in train}, "validation": {task.id for task in validation}}
+    ids |= {"test": tasks.keys() - ids["train"], "tuning": ids["train"] - ids["validation"]}
+    return {name: tuple(task_id for task_id in tasks if task_id in chosen) for name, chosen in ids.items()}
+
+
+def system_prompt(task: Task, markers: Markers = MARKERS) -> str:
+    """Return what a model is told of its part and of the task's functions."""
+    return "\n".join(
+        [
+            "You carry out a user's requests by calling functions. Requests come one after the other; each may take several"
+            " calls.",
+            "Every response of yours ends in one of three ways:",
+            f'- a function call, {markers.call_start}{{"name": "...", "arguments": {{...}}}}{markers.call_end}, as JSON: you'
+            " are then shown what it returns;",
+            f"- {markers.finished} when the request is fulfilled: you are then given the next one;",
+            f"- {markers.error} if the request cannot be fulfilled with these functions.",
+            "You may think first. Make one call a response, with nothing after it. Do not ask questions, nobody answers them:"
+            " find out by calling functions, and call none that the request does not need.",
+            *describe_functions(task),
+        ]
+    )
+
+
+def describe_functions(task: Task) -> list[str]:
+    """Return the lines on a task's functions, by API."""
+    lines, about = ["", "# Functions"], None
+    for name, document in task.functions.items():
+        if about != document["about_api"]:
+            about = document["about_api"]
+            lines += ["", f"## {document['api']}", about]
+        shown = {key: document[key] for key in ("description", "parameters", "response")}
+        lines.append(json.dumps({"name": name, **shown}, ensure_ascii=False))
+    return lines
+
+
+def advance(episode: Episode, turn: Turn, task: Task, max_turns: int, num_requests: int | None) -> StepResult:
+    """Return an episode with one turn more, ended where the rules say so."""
+    num_turns, request = len(episode.turns) + 1, episode.request + (turn.kind == "finished")
+    last = len(task.requests) if num_requests is None else min(num_requests, len(task.requests))
+    how = "error" if turn.kind == "error" else ""
+    if turn.kind == "finished" and request >= last:
+        how = "finished"
+    elif not how and num_turns >= max_turns:
+        how = "turns"
+    observation = task.requests[request] if turn.kind == "finished" and not how else turn.observation
+    turn = dataclasses.replace(turn, observation=observation)
+    episode = Episode(episode.task_id, (*episode.turns, turn), how)
+    return StepResult(episode, observation, turn.kind == "finished", episode.ended)
+
+
+class BfclEnvironment:
+    """Plays episodes on worker processes, which start at the first call that needs them."""
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        num_workers: int,
+        call_secs: float = 2.0,
+        crash_log: pathlib.Path | None = None,
+        markers: Markers = MARKERS,
+    ):
+        """Read what crashed in an earlier run.
+
+        Args:
+            tasks: by id, as from ``load_tasks``.
+            num_workers: processes at work at the same time.
+            call_secs: processor time of one call, and a quarter of its limit by the clock.
+            crash_log: JSON lines, appended to; a call that it names crashes again, without being made, so that a resumed run
+                repeats what came of it. Delete it to try again.
+            markers: the texts that end a response.
+        """
+        if not call_secs > 0:
+            raise ValueError(f"call_secs={call_secs} must be positive")
+        self.tasks, self.markers, self.stats = tasks, markers, Stats()
+        self._call_secs, self._crash_log, self._lock = call_secs, crash_log, threading.Lock()
+        self._crashed = set() if crash_log is None else read_ungraded(crash_log)
+        self._pool = Pool(WORKER, [str(call_secs), str(MEMORY_BYTES)], num_workers)
+
+    @property
+    def num_replaced(self) -> int:
+        """Workers killed at a limit, found dead, or retired for their memory."""
+        return self._pool.num_replaced
+
+    def close(self):
+        """End the workers."""
+        self._pool.close()
+
+    def reset(self, task_id: str) -> tuple[Episode, str]:
+        """Return a new episode and the text of its first request."""
+        return Episode(task_id), self.tasks[task_id].requests[0]
+
+    def step(self, episode: Episode, response: str, max_turns: int, num_requests: int | None = None) -> StepResult:
+        """Play one turn; see ``step_many``."""
+        return self.step_many([(episode, response)], max_turns, num_requests)[0]
+
+    def step_many(
+        self, pairs: Sequence[tuple[Episode, str]], max_turns: int, num_requests: int | None = None
+    ) -> list[StepResult]:
+        """Play one turn of each episode with the model's response; the order is kept.
+
+        Calls and verdicts are dealt to the workers one by one, so that a slow episode delays only its worker; episodes with
+        equal histories do not share a state. A call that hangs, kills its worker or takes all memory ends its episode as
+        "crashed". Several threads may call this; their calls are played one after the other.
+
+        Args:
+            pairs: episodes that have not ended, and responses.
+            max_turns: of an episode, all its requests together. An episode that uses them up without an end has failed.
+            num_requests: how many requests are made, None for all.
+
+        Raises:
+            ValueError: an episode has ended, or a limit is not positive.
+            RuntimeError: workers cannot be started, or the environment was closed.
+        """
+        if max_turns < 1 or (num_requests is not None and num_requests < 1):
+            raise ValueError(f"max_turns={max_turns} and num_requests={num_requests} must be positive")
+        if ended := [episode for episode, _ in pairs if episode.ended]:
+            raise ValueError(
+                f"{len(ended)} episodes have ended already ({ended[0].task_id}: {ended[0].how}): drop them"
+            )
+        actions = [parse(text, self.tasks[episode.task_id].functions, self.markers) for episode, text in pairs]
+        jobs = {}
+        for index, ((episode, _), action) in enumerate(zip(pairs, actions)):
+            if action.kind == "call":
+                jobs[index] = self._job(episode, call=[action.name, action.arguments])
+            elif action.kind == "finished":
+                jobs[index] = self._job(episode, judge=self._judge(episode))
+        replies = self._run(jobs)
+        results = []
+        for index, ((episode, _), action) in enumerate(zip(pairs, actions)):
+            reply = replies.get(index, {})
+            if "error" in reply or "mismatch" in reply:
+                results.append(self._broken(episode, Turn(action.kind, "", action.name, action.arguments), reply))
+                continue
+            turn = Turn(action.kind, action.message, action.name, action.arguments)
+            if action.kind == "call":
+                turn = dataclasses.replace(turn, observation=reply["observation"])
+            elif action.kind == "finished":
+                turn = dataclasses.replace(turn, verdict=Verdict(**reply["verdict"]))
+            results.append(advance(episode, turn, self.tasks[episode.task_id], max_turns, num_requests))
+        kinds = [action.kind for action in actions]
+        with self._lock:
+            self.stats.num_steps += len(pairs)
+            self.stats.num_calls += kinds.count("call")
+            self.stats.num_invalid += kinds.count("invalid")
+            self.stats.num_judged += kinds.count("finished")
+        return results
+
+    def replay_many(self, episodes: Sequence[Episode]) -> list[ReplayMismatch | None]:
+        """Make the recorded calls of episodes again, unless a worker has just done so; None where they return the same.
+
+        A worker that crashes is a mismatch, too, with the reason as what was replayed.
+        """
+        replies = self._run({index: self._job(episode) for index, episode in enumerate(episodes)})
+        found: list[ReplayMismatch | None] = []
+        for index, episode in enumerate(episodes):
+            reply = replies[index]
+            broken = "error" in reply or "mismatch" in reply
+            found.append(self._mismatch(episode, reply) if broken else None)
+        return found
+
+    def _job(self, episode: Episode, call: list | None = None, judge: dict | None = None) -> Job:
+        """Return the job of bringing about an episode's state and then, perhaps, making a call or judging."""
+        task = self.tasks[episode.task_id]
+        history = [[turn.name, turn.arguments, turn.observation] for turn in episode.turns if turn.kind == "call"]
+        key = task.id
+        for made in history:
+            key = digest([key, *made])  # as the worker does after a call
+        message = {
+            "task": {"id": task.id, "initial_config": task.initial_config, "involved_classes": task.apis},
+            "history": history,
+            "key": key,
+        }
+        num_calls = len(history) + 1
+        if call:
+            message["call"] = call
+        if judge:
+            message["judge"] = judge
+            num_calls += 2 * sum(map(len, judge["truth"])) + len(history) + 2
+        return Job(message, key, 1.0 + WALL_FACTOR * self._call_secs * num_calls)
+
+    def _judge(self, episode: Episode) -> dict[str, Any]:
+        """Return what a worker needs for the verdicts on the request in hand."""
+        task, request = self.tasks[episode.task_id], episode.request
+        made: list[list] = [[] for _ in range(request + 1)]
+        current = 0
+        for turn in episode.turns:
+            current += turn.kind == "finished"
+            if turn.kind == "call":
+                made[current].append([turn.name, turn.arguments])
+        return {
+            "made": made,
+            "truth": [[[call.name, call.arguments] for call in calls] for calls in task.truth[: request + 1]],
+            "truth_texts": task.truth_texts[: request + 1],
+            "official": all(verdict.official for verdict in episode.verdicts),
+        }
+
+    def _run(self, jobs: Mapping[int, Job]) -> dict[int, dict[str, Any]]:
+        """Return the workers' replies; those to jobs that crashed before are made up."""
+        names = {index: bytes.fromhex(digest([job.state, job.message.get("call")])) for index, job in jobs.items()}
+        replies: dict[int, dict[str, Any]] = {
+            index: {"error": "it crashed before"} for index in jobs if names[index] in self._crashed
+        }
+        todo = [index for index in jobs if index not in replies]
+        for position, reply in self._pool.run([jobs[index] for index in todo]):
+            index = todo[position]
+            replies[index] = reply
+            if "error" in reply:
+                self._crashed.add(names[index])
+                self._log(names[index], jobs[index], reply["error"])
+        with self._lock:
+            for reply in replies.values():
+                self.stats.num_replayed += reply.get("replayed", 0)
+                self.stats.num_crashed += "error" in reply
+                self.stats.num_mismatches += "mismatch" in reply
+        return replies
+
+    def _log(self, name: bytes, job: Job, reason: str):
+        """Append a crash to the log."""
+        if self._crash_log is None:
+            return
+        row = {"hash": name.hex(), "reason": reason, "task": job.message["task"]["id"], "call": job.message.get("call")}
+        try:
+            with open(self._crash_log, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:  # a full disk costs the log a row, and no more
+            log.warning("cannot write to %s: %s", self._crash_log, error)
+
+    def _mismatch(self, episode: Episode, reply: dict[str, Any]) -> ReplayMismatch:
+        """Return where a replay went another way."""
+        recorded = [turn.observation for turn in episode.turns if turn.kind == "call"]
+        if "error" in reply:
+            return ReplayMismatch(len(recorded), "", reply["error"])
+        index = reply["mismatch"]["index"]
+        return ReplayMismatch(index, recorded[index], reply["mismatch"]["replayed"])
+
+    def _broken(self, episode: Episode, turn: Turn, reply: dict[str, Any]) -> StepResult:
+        """Return the end of an episode whose worker crashed in this turn, or whose past cannot be brought about again."""
+        if "mismatch" in reply:
+            ended = dataclasses.replace(episode, how="mismatch")
+            return StepResult(ended, "", False, True, self._mismatch(episode, reply))
+        return StepResult(Episode(episode.task_id, (*episode.turns, turn), "crashed"), "", False, True)
+
+
+def digest(value: Any) -> str:
+    """Return a short name of a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
