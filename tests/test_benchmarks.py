@@ -20,7 +20,9 @@ def run(script: str, command: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("| ").split("|")] for row in table.splitlines() if row.startswith("|")]
 
 
-@pytest.mark.parametrize(("command", "num_rows"), [("prefill", 3), ("bound", 3), ("skew", 7), ("load", 1), ("turns", 2)])
+@pytest.mark.parametrize(
+    ("command", "num_rows"), [("prefill", 3), ("bound", 3), ("skew", 7), ("load", 1), ("turns", 2)]
+)
 def test_benchmarks_of_the_sampler(command, num_rows):
     rows = run("policy.py", command)
     assert len(rows) == num_rows
