@@ -1,4 +1,4 @@
-"""Test that the policy's benchmarks run, at sizes that measure nothing."""
+"""Test that the benchmarks run, at sizes that measure nothing."""
 
 import os
 import pathlib
@@ -10,9 +10,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def run(script: str, command: str) -> list[list[str]]:
+def run(script: str, *command: str) -> list[list[str]]:
     """Return the cells of the last table's rows, without its head."""
-    arguments = [sys.executable, str(ROOT / "benchmarks" / script), command, "--small"]
+    arguments = [sys.executable, str(ROOT / "benchmarks" / script), *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(arguments, env=environment, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -24,9 +24,21 @@ def run(script: str, command: str) -> list[list[str]]:
     ("command", "num_rows"), [("prefill", 3), ("bound", 3), ("skew", 7), ("load", 1), ("turns", 2)]
 )
 def test_benchmarks_of_the_sampler(command, num_rows):
-    rows = run("policy.py", command)
+    rows = run("policy.py", command, "--small")
     assert len(rows) == num_rows
     assert all(any(character.isdigit() for character in row[-1]) for row in rows)
+
+
+def test_benchmark_of_the_grader():
+    names = [row[0] for row in run("grader.py", "--pairs", "8", "--workers", "1")]
+    assert names
+
+
+@pytest.mark.parity
+def test_benchmark_of_the_environments(require_parity):
+    require_parity("bfcl_eval")
+    fulfilled = run("environments.py", "--small")[-1]
+    assert fulfilled[0].startswith("requests fulfilled")
 
 
 @pytest.mark.slow
@@ -34,6 +46,6 @@ def test_benchmarks_of_the_sampler(command, num_rows):
 @pytest.mark.parametrize("command", ["generate", "learn"])
 def test_benchmarks_against_torch(require_parity, command):
     require_parity("torch", "transformers")
-    names = [row[0] for row in run("policy_torch.py", command)]
+    names = [row[0] for row in run("policy_torch.py", command, "--small")]
     assert any(name.startswith("exit_jax") for name in names)
     assert any(name.startswith("torch") for name in names)

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -67,7 +68,7 @@ CURRICULUM = {
     "start turn": (["start_turn"], 1),
     HISTORIES: (["sampled_from_iteration"], 1),
     "distinct instances": (["distinct_instances"], 1),
-    "distinct instances (GRPO = 1)": (["distinct_relative"], 1),
+    "distinct instances (GRPO\u00a0=\u00a01)": (["distinct_relative"], 1),
     "instances by mode (%)": ([f"share/{mode}" for mode in MODES], 100),
 }
 BUFFER = {
@@ -241,7 +242,7 @@ def plot_over_training(groups: Groups, panels, caption: str, *extra: Callable[[A
             draw_mean(ax, steps, smooth, label=label, markevery=(j * every // len(lines), every), **look)
         if name == HISTORIES:
             ax.axline((0, 0), slope=1, color=GREY, linestyle=":", linewidth=1, label="present iteration")
-        ax.set_title(name, loc="left")
+        ax.set_title(textwrap.fill(name, 26), loc="left")  # as wide as one of four panels
         ax.set(xlim=(0, 1.03 * last), xlabel="iteration" if i // columns == (num_panels - 1) // columns else None)
     for ax, draw in zip(axes[len(wanted) :], extra):
         draw(ax)
