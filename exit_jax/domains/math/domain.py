@@ -69,7 +69,7 @@ class MathConfig:
     max_tokens: int  # of a response
     truncate: str  # where a longer previous response is cut: "front", "middle", or "none" where none can be longer
     num_workers: int  # processes that grade; 0 for one a core
-    timeout_secs: float  # of one answer's grading
+    timeout_secs: float  # of processor time, for one answer's grading; by the clock four times that
     demo_noise: float  # share of a demonstration's lines that are wrong (arithmetic)
 
     @property
