@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from exit_jax.domains.tool_use.bfcl import BfclEnvironment, Episode, Task, load_tasks, split_tasks
+from exit_jax.domains.tool_use.bfcl import BfclEnvironment, load_tasks, split_tasks
+from exit_jax.domains.tool_use.episode import Episode, Task
 from exit_jax.domains.tool_use.parser import render_call
 
 FINISHED = "<finished>"

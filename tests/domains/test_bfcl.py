@@ -17,8 +17,9 @@ import time
 import pytest
 
 from exit_jax.domains.tool_use import bfcl
-from exit_jax.domains.tool_use.bfcl import BfclEnvironment, Call, Episode, ReplayMismatch, Turn
-from exit_jax.domains.tool_use.parser import render_call
+from exit_jax.domains.tool_use.bfcl import BfclEnvironment
+from exit_jax.domains.tool_use.episode import Call, Episode, ReplayMismatch, Turn, dump, load, system_prompt
+from exit_jax.domains.tool_use.parser import MARKERS, render_call
 from exit_jax.domains.tool_use.pool import Job, Pool
 
 SPLIT_DIGEST = "177a8c8da03f1325"
@@ -138,7 +139,7 @@ def num_valid_directly(cases) -> list[int]:
 
 
 def num_official(episode: Episode) -> int:
-    return sum(verdict.official for verdict in episode.verdicts)
+    return sum(verdict.official is True for verdict in episode.verdicts)
 
 
 # ---- tasks and splits
@@ -175,9 +176,9 @@ def test_splits_are_stratified_and_do_not_move(tasks):
 
 def test_system_prompt_names_every_function_and_marker(tasks):
     for task in list(tasks.values())[::20]:
-        prompt = bfcl.system_prompt(task)
+        prompt = system_prompt(task)
         assert all(f'{{"name": "{name}", ' in prompt for name in task.functions)
-        assert all(marker in prompt for marker in dataclasses.astuple(bfcl.MARKERS))
+        assert all(marker in prompt for marker in dataclasses.astuple(MARKERS))
         assert prompt.count("This tool belongs to") == len(task.apis)
         assert '"type": "dict"' not in prompt
         assert '"type": "float"' not in prompt
@@ -229,7 +230,7 @@ def test_an_episode_turn_by_turn(tasks, make_environment):
     assert observations[2:4] == ['{"current_working_directory": "document"}', "None"]
     assert observations[5:] == [task.requests[1], ""]
     assert (episode.how, episode.request, episode.num_fulfilled, episode.num_invalid) == ("error", 1, 1, 2)
-    assert bfcl.load(bfcl.dump(episode)) == episode
+    assert load(dump(episode)) == episode
     stats = environment.stats
     assert (stats.num_steps, stats.num_calls, stats.num_invalid, stats.num_judged) == (7, 3, 2, 1)
     with pytest.raises(ValueError, match="1 episodes have ended already"):

@@ -1,4 +1,4 @@
-"""What an environment process runs: calls on BFCL's back-ends, and the verdicts. Started by path, never imported (see pool.py).
+"""What an environment process runs: calls on BFCL's back-ends, and the verdicts. Started by path (see pool.py).
 
 It imports neither exit_jax nor JAX. Requests are JSON lines on stdin, each answered by one line, after a first line that says
 that the imports are done. A request names a state by the *key* of the calls that lead to it; the states held here are only
@@ -178,13 +178,18 @@ def states_equal(state: dict, other: dict) -> bool:
 
 
 def contains(backends: Backends, state: dict, made: list, true: list) -> bool:
-    """Return whether each true call is among the calls made, a repeated one as often.
-
-    Calls are equal if names and all arguments are, with defaults filled in, in Python's sense (20 == 20.0, True == 1).
-    """
+    """Return whether each true call is among the calls made, as ``among`` has it, with defaults filled in."""
     complete = lambda call: (call[0], backends.find(state, call[0])[1] | call[1])
-    rest = [complete(call) for call in made]
-    for call in map(complete, true):
+    return among([complete(call) for call in made], [complete(call) for call in true])
+
+
+def among(made: list, true: list) -> bool:
+    """Return whether each true call is among the calls made, a repeated one as often (the paper's rule, ExIt §5).
+
+    Calls are equal if names and all arguments are, in Python's sense (20 == 20.0, True == 1).
+    """
+    rest = list(made)
+    for call in true:
         if call not in rest:
             return False
         rest.remove(call)
