@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exit_jax.domains.tool_use.parser import MARKERS, Markers
+from exit_jax.domains.tool_use.worker import render
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,3 +212,44 @@ def advance(episode: Episode, turn: Turn, task: Task, max_turns: int, num_reques
     turn = dataclasses.replace(turn, observation=observation)
     episode = Episode(episode.task_id, (*episode.turns, turn), how)
     return StepResult(episode, observation, turn.kind == "finished", episode.ended)
+
+
+def describe(episode: Episode, task: Task, states: Sequence[str] = ()) -> str:
+    """Return an episode as text for people: a line for each request, call, observation, change of state and verdict.
+
+    Args:
+        episode: what was done.
+        task: what was asked.
+        states: before the first turn and after each, in words; empty where they are not at hand.
+    """
+    lines, request = [f"request 1: {task.requests[0]}"], 1
+    if states:
+        lines.insert(0, f"state: {states[0]}")
+    for index, turn in enumerate(episode.turns):
+        done = render(turn.name, dict(turn.arguments)) if turn.kind == "call" else turn.kind
+        if turn.verdict:
+            done += f": {explain(turn.verdict)}"
+        lines.append(f"  {done}")
+        if turn.kind in ("call", "invalid"):
+            lines.append(f"    {turn.observation}")
+        if states and states[index + 1] != states[index]:
+            lines.append(f"    state: {states[index + 1]}")
+        if turn.kind == "finished" and turn.observation:
+            request += 1
+            lines.append(f"request {request}: {turn.observation}")
+    if episode.ended:
+        lines.append(f"ended: {episode.how}, {episode.num_fulfilled} of {len(task.requests)} requests fulfilled")
+    return "\n".join(lines)
+
+
+def explain(verdict: Verdict) -> str:
+    """Return a verdict in words."""
+    faults = [
+        text
+        for text, holds in (
+            ("the state is another", verdict.states_equal),
+            ("a call is missing", verdict.calls_contained),
+        )
+        if not holds
+    ]
+    return "not fulfilled, " + " and ".join(faults) if faults else "fulfilled"

@@ -98,7 +98,8 @@ def find_calls(text: str, markers: Markers) -> tuple[list[Any], str, str]:
         if len(rest) > MAX_CALL_CHARS:
             fault = f"it is longer than {MAX_CALL_CHARS} characters"
             continue
-        for reading in (rest, STRING_OR_COMMA.sub(r"\1", rest)):
+        for is_mended in (False, True):
+            reading = STRING_OR_COMMA.sub(r"\1", rest) if is_mended else rest
             try:
                 value, end = DECODER.raw_decode(reading, match_end(FENCE_START, reading, 0))
                 nesting = depth(value)
