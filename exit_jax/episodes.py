@@ -6,29 +6,44 @@ gives the log-probs that it was sampled with.
 
 The prompts of a batch are split into lanes that take turns: while the environments of one lane are stepped, the device
 samples for the others. Within a lane, a row waits for the slowest response and the slowest environment of one turn.
+
+Training plays a turn once (``play``). At inference the policy improves each turn's response K times before the last iterate
+is executed (``play_steps``, ExIt §2.1).
 """
 
+import concurrent.futures
 import dataclasses
 import itertools
+import logging
+import time
 from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
 import numpy as np
 
-from exit_jax.algorithm.types import Array, Instances, Params, Rollouts
-from exit_jax.domains.domain import Environment
+from exit_jax.algorithm.types import Array, History, Instances, Params, Rollouts
+from exit_jax.domains.domain import (
+    INVALID,
+    LOST,
+    OUT_OF_TURNS,
+    OVERLONG_RESPONSE,
+    OVERLONG_TRANSCRIPT,
+    VALID,
+    Answer,
+    Environment,
+)
 from exit_jax.parallel import hosts
 from exit_jax.policy.sampler import Reading
 
-ENDS = ("valid", "invalid", "overlong_response", "overlong_transcript", "out_of_turns")  # why an episode was over
-VALID, INVALID, OVERLONG_RESPONSE, OVERLONG_TRANSCRIPT, OUT_OF_TURNS = range(5)
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class TurnPrograms:
     """The parts of a turn, jitted; the last two may be given a reading to reuse."""
 
+    part: Callable[[Instances, int, int], Instances]  # (instances [B], first, count) -> a lane's instances
     start: Callable[[Params, Array, Array], Reading]  # (copy, prompt [b, P], its length [b])
     # (copy, reading, key, active [b, G], first logical row) -> rows with responses of up to M tokens
     generate: Callable[[Params, Reading, Array, Any, Any], tuple[Reading, Rollouts]]
@@ -42,8 +57,9 @@ class Played:
     rollouts: Rollouts  # tokens [B, G, T]; finished where the episode came to a valid end
     end: np.ndarray  # int32 [B, G], of ENDS
     num_turns: np.ndarray  # int32 [B, G]: responses sampled
-    episodes: list[Any]  # of the rows that this process owns, row by row
+    episodes: list[Any]  # of the rows that this process owns, row by row; None for one that is lost
     rows: np.ndarray  # numbers of the prompts that this process owns
+    idle_secs: float = 0.0  # for which the devices had nothing to do, since all lanes waited for their environments
 
 
 @dataclasses.dataclass
@@ -92,6 +108,23 @@ class Transcripts:
         return Rollouts(**fields), self.end, self.num_turns
 
 
+class Watch:
+    """Measures for how long the devices have nothing to do between one thing that is given to them and the next."""
+
+    def __init__(self):
+        self.idle_secs, self._pool = 0.0, concurrent.futures.ThreadPoolExecutor(1)
+        self._done: concurrent.futures.Future | None = None
+
+    def given(self, arrays: Any) -> None:
+        """Note that the devices begin to make ``arrays``."""
+        if self._done is not None and self._done.done():
+            self.idle_secs += time.monotonic() - self._done.result()
+        self._done = self._pool.submit(lambda: (jax.block_until_ready(arrays), time.monotonic())[1])
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)
+
+
 def play(
     programs: TurnPrograms,
     environment: Environment,
@@ -103,14 +136,16 @@ def play(
 ) -> Played:
     """Play G episodes from each of B instances, to their end or to a limit.
 
-    An episode ends where its environment says so; where a response runs out of its own tokens, or a full response and its
-    observation might no longer fit into the transcript; and after ``max_turns``. Only the first is ``finished``.
+    An episode ends where its environment says so; where a response runs out of its own tokens, or a full response might no
+    longer fit into the transcript; and after ``max_turns``, of which those before the instance's own count. Only the first
+    is ``finished``. An instance whose environment cannot be brought about is lost: nothing is sampled for it.
     """
     num_prompts = instances.prompt.shape[0]
     edges = np.linspace(0, num_prompts, min(num_lanes, num_prompts) + 1).astype(int)
-    parts = [jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], instances) for a, b in itertools.pairwise(edges)]
+    watch = Watch()
     lanes = [
-        _play_lane(programs, environment, group_size, copy, part, key, int(first)) for part, first in zip(parts, edges)
+        _play_lane(programs, environment, group_size, copy, programs.part(instances, a, b - a), key, a, watch)
+        for a, b in itertools.pairwise(edges.tolist())
     ]
     played: list[Played | None] = [None] * len(lanes)
     while any(lane is None for lane in played):
@@ -120,6 +155,7 @@ def play(
                     next(lane)
                 except StopIteration as done:
                     played[index] = done.value
+    watch.close()
     whole = [lane for lane in played if lane is not None]
     join = lambda *leaves: np.concatenate(leaves)
     return Played(
@@ -128,6 +164,7 @@ def play(
         num_turns=join(*(lane.num_turns for lane in whole)),
         episodes=[episode for lane in whole for episode in lane.episodes],
         rows=np.concatenate([first + lane.rows for lane, first in zip(whole, edges)]),
+        idle_secs=watch.idle_secs,
     )
 
 
@@ -139,21 +176,24 @@ def _play_lane(
     instances: Instances,
     key: Array,
     first_prompt: int,
+    watch: Watch,
 ) -> Generator[None, None, Played]:
     """Play one lane; it yields whenever its next responses are being sampled, for other lanes to use the host."""
-    own, numbers = hosts.local_rows(instances)
-    episodes = environment.begin(own, group_size) if numbers.size else []
     reading = programs.start(copy, instances.prompt, instances.prompt_length)
-    batch, transcripts = instances.prompt.shape[0], None
-    active = np.ones((batch, group_size), bool)
-    for turn in range(environment.max_turns):
+    own, numbers = hosts.local_rows(instances.history)
+    batch = instances.prompt.shape[0]
+    episodes, lost = _begin(environment, own, group_size, numbers, batch)
+    transcripts = Transcripts.empty(batch, group_size, environment.max_transcript, reading.hidden.shape[-1])
+    transcripts.end[lost] = LOST
+    turns_left = environment.max_turns - hosts.all_rows(instances.history.turn)[:, None]
+    active, turn = ~lost & (turns_left > 0), 0
+    transcripts.end[~lost & ~active] = OUT_OF_TURNS
+    while active.any():
         turn_key = jax.random.fold_in(key, turn)
         reading, sampled = programs.generate(copy, reading, turn_key, active, first_prompt * group_size)
+        watch.given(sampled)
         yield
         sampled = hosts.all_rows(sampled)
-        if transcripts is None:
-            shape = (batch, group_size, environment.max_transcript, sampled.hidden.shape[-1])
-            transcripts = Transcripts.empty(*shape)
         transcripts.add_responses(sampled)
         transcripts.end[active & ~sampled.finished] = OVERLONG_RESPONSE
         spoke = active & sampled.finished
@@ -163,41 +203,148 @@ def _play_lane(
             batch,
         )
         transcripts.end[spoke] = end[spoke]
-        active = spoke & (end < 0)
-        room = environment.max_transcript - transcripts.length - count
-        cramped = active & (room < sampled.tokens.shape[-1])
-        transcripts.end[cramped] = OVERLONG_TRANSCRIPT
-        active &= ~cramped
-        if turn + 1 == environment.max_turns:
-            transcripts.end[active] = OUT_OF_TURNS
-            break
-        if not active.any():
-            break
+        active, turn = spoke & (end < 0), turn + 1
+        spent = active & (turn >= turns_left)
+        cramped = active & ~spent & (transcripts.length + count + environment.max_tokens > environment.max_transcript)
+        transcripts.end[spent], transcripts.end[cramped] = OUT_OF_TURNS, OVERLONG_TRANSCRIPT
+        active &= ~spent & ~cramped
         count = np.where(active, count, 0)
         transcripts.add_observations(observed, count)
-        width = min(1 << int(max(count.max() - 1, 15)).bit_length(), observed.shape[-1])  # few widths, few programs
-        reading = programs.extend(copy, reading, observed[..., :width], count)
-    assert transcripts is not None, "max_turns is at least 1"
+        if active.any():
+            reading = programs.extend(copy, reading, *narrow(observed, count))
     rollouts, end, num_turns = transcripts.finish()
     return Played(rollouts, end, num_turns, episodes, numbers)
 
 
+def narrow(tokens: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut rows of tokens to the next power of two, at least 16, that holds the longest: few widths, few programs."""
+    width = 1 << int(max(count.max() - 1, 15)).bit_length()
+    return tokens[..., :width], count
+
+
+@dataclasses.dataclass(frozen=True)
+class PlayedSteps:
+    """Episodes of R rows in which every turn's response was improved K times, in NumPy; episodes are this process's."""
+
+    end: np.ndarray  # int32 [R], of ENDS
+    num_tokens: np.ndarray  # int32 [R]: sampled, iterates that were not executed included
+    episodes: list[Any]
+    rows: np.ndarray  # that this process owns
+
+
+def play_steps(
+    programs: TurnPrograms,
+    environment: Environment,
+    copy: Params,
+    context: tuple[Array, Array],
+    history: History,
+    key: Array,
+    num_steps: int,
+) -> PlayedSteps:
+    """Play an episode a row, G = 1, with ``num_steps`` self-iterations on each turn before its last iterate is executed.
+
+    An iterate sees the conversation so far with nothing but last iterates in it, and the newest response of its turn. What is
+    read for one iterate is forgotten before the next: each reads on from the same cache of the clean conversation.
+
+    Args:
+      programs: none of them may reuse the readings that it is given.
+      context: tokens [R, P] and lengths [R] of the conversations up to where a response is asked for.
+      history: [R], the same as histories.
+    """
+    reading = programs.start(copy, *context)
+    own, numbers = hosts.local_rows(history)
+    batch = history.turn.shape[0]
+    share = lambda tree: hosts.exchange_rows(tree, numbers, batch)
+    episodes, lost = _begin(environment, own, 1, numbers, batch)
+    end = np.where(lost, LOST, -1)
+    length, num_tokens = np.zeros_like(end), np.zeros_like(end)
+    active, turn = ~lost, 0
+    while active.any():
+        response = None
+        for k in range(num_steps + 1):
+            asked = share(_ask(environment, episodes, response, active[numbers], numbers))
+            asking = programs.extend(copy, reading, *narrow(*asked))
+            step_key = jax.random.fold_in(jax.random.fold_in(key, turn), k)
+            response = hosts.all_rows(programs.generate(copy, asking, step_key, active, 0)[1])
+            num_tokens += response.mask.sum(-1)
+        assert response is not None
+        spoke = active & response.finished
+        end[active & ~spoke] = OVERLONG_RESPONSE
+        answers = _answer(
+            environment, episodes, response.tokens[numbers], response.mask[numbers], spoke[numbers], with_lead=False
+        )
+        observed, count, ended = share(answers)
+        end[spoke] = ended[spoke]
+        active, turn = spoke & (ended < 0), turn + 1
+        if turn >= environment.max_turns:
+            end[active] = OUT_OF_TURNS
+            break
+        spoken = response.mask.sum(-1)
+        length += np.where(active, spoken + count, 0)
+        cramped = active & (length + environment.max_tokens > environment.max_transcript)
+        end[cramped] = OVERLONG_TRANSCRIPT
+        active &= ~cramped
+        if active.any():
+            new, count = _join(response.tokens, np.where(active, spoken, 0), observed, np.where(active, count, 0))
+            reading = programs.extend(copy, reading, *narrow(new, count))
+    return PlayedSteps(end[:, 0], num_tokens[:, 0], episodes, numbers)
+
+
+def _ask(environment: Environment, episodes: list[Any], response, active, numbers) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens [r, 1, S] that ask for a response, or for a better one, and their number, 0 for idle rows."""
+    asked = np.zeros((len(episodes), 1, max(environment.max_ask, len(environment.lead))), np.int32)
+    count = np.zeros((len(episodes), 1), np.int32)
+    for row in np.flatnonzero(active[:, 0]):
+        if response is None:
+            tokens = environment.lead
+        else:
+            number = numbers[row]
+            tokens = environment.ask_again(episodes[row], response.tokens[number, 0][response.mask[number, 0]])
+        asked[row, 0, : len(tokens)], count[row, 0] = tokens, len(tokens)
+    return asked, count
+
+
+def _join(first: np.ndarray, first_count: np.ndarray, second: np.ndarray, second_count: np.ndarray):
+    """Return rows [b, G, S] of which each holds the start of one row behind the start of another, and their lengths."""
+    joined = np.zeros((*first_count.shape, first.shape[-1] + second.shape[-1]), np.int32)
+    for b, g in np.ndindex(first_count.shape):
+        tokens = [*first[b, g, : first_count[b, g]], *second[b, g, : second_count[b, g]]]
+        joined[b, g, : len(tokens)] = tokens
+    return joined, first_count + second_count
+
+
+def _begin(environment: Environment, own, group_size: int, numbers, batch: int) -> tuple[list[Any], np.ndarray]:
+    """Return the episodes of this process's rows, and which of all rows [b, G] are lost."""
+    try:
+        episodes = environment.begin(own, group_size) if numbers.size else []
+    except Exception:  # whatever an environment may raise; the other processes wait for an answer
+        log.exception("%d instances could not be begun, and are lost", numbers.size)
+        episodes = [None] * (numbers.size * group_size)
+    lost = np.array([episode is None for episode in episodes], bool).reshape(numbers.size, group_size)
+    return episodes, hosts.exchange_rows(lost, numbers, batch)
+
+
 def _answer(
-    environment: Environment, episodes: list[Any], tokens, mask, spoke
+    environment: Environment, episodes: list[Any], tokens, mask, spoke, with_lead: bool = True
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Step the episodes, in place, whose rows [b, G] spoke: observations [b, G, S], their lengths, and ends (-1: none)."""
-    shape = spoke.shape
-    observed = np.zeros((*shape, environment.max_observation), np.int32)
+    """Step the episodes, in place, whose rows [b, G] spoke: observations [b, G, S + the lead], their lengths, ends or -1."""
+    shape, lead = spoke.shape, environment.lead if with_lead else ()
+    observed = np.zeros((*shape, environment.max_observation + len(lead)), np.int32)
     count, end = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
     rows = np.flatnonzero(spoke)
     flat = tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1])
-    stepped = environment.step([(episodes[row], flat[0][row][flat[1][row]]) for row in rows]) if rows.size else []
+    pairs = [(episodes[row], flat[0][row][flat[1][row]]) for row in rows]
+    try:
+        stepped = environment.step(pairs) if pairs else []
+    except Exception:  # as in _begin
+        log.exception("%d episodes could not be stepped, and end as invalid", rows.size)
+        stepped = [(episode, Answer((), INVALID)) for episode, _ in pairs]
     for row, (episode, answer) in zip(rows, stepped, strict=True):
         episodes[row] = episode
         at = np.unravel_index(row, shape)
-        if answer.ended:
-            end[at] = VALID if answer.valid else INVALID
+        if answer.end is not None:
+            end[at] = answer.end
         else:
-            seen = list(answer.observation)[: environment.max_observation]
+            seen = [*answer.observation, *lead]
             observed[at][: len(seen)], count[at] = seen, len(seen)
     return observed, count, end

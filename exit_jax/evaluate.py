@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from exit_jax import config as configs
-from exit_jax.algorithm.prompts import render_by_mode
+from exit_jax.algorithm.prompts import render, render_by_mode
 from exit_jax.algorithm.types import (
     BASE,
     IMPROVE,
@@ -35,14 +35,15 @@ from exit_jax.algorithm.types import (
     pytree,
 )
 from exit_jax.config import Config
-from exit_jax.domains.domain import Domain, blank_grades
+from exit_jax.domains.domain import ENDS, Domain, Environment, blank_grades
+from exit_jax.episodes import PlayedSteps, play_steps
 from exit_jax.metrics import Progress
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.decoder import DecoderConfig
-from exit_jax.programs import decoder_config, make_domain, make_reshard
+from exit_jax.programs import decoder_config, make_domain, make_reshard, transcript_room, turn_programs
 
 
 @pytree
@@ -60,11 +61,12 @@ class Chains:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The chains of a split."""
+    """The chains of a split; of tasks of several turns, what episodes came to after k self-iterations on each turn."""
 
     chains: Chains  # without histories
     describe: Callable[[int], list[str]]  # number of a chain -> its K + 1 responses
     answers: list[list[str]] | None  # [K + 1][R]; None where the domain tells none
+    figures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # [K + 1, R] by name, of episodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +151,8 @@ def run_chains(
       workdir: where a domain that is graded on the host stores its responses; None for nowhere.
     """
     settings, domain = config.eval, make_domain(config.domain_name, config.domain)
+    if domain.test_environment:
+        return run_episodes(config, params, split, workdir)
     programs = chain_programs(config.domain_name, config.domain, decoder_config(config), settings, config.run.mesh)
     num_responses = max(settings.steps) + 1
     every = jnp.int32(restart_every or num_responses)
@@ -191,11 +195,7 @@ class OnHost:
         self.answers: list[list[str]] = [[] for _ in range(self.num_responses)]
         self.stored = None
         if workdir is not None:
-            settings = {k: v for k, v in configs.to_dict(config)["eval"].items() if k not in EVAL_OPERATIONAL}
-            domain = {name: value for name, value in configs.scientific(config).items() if name.startswith("domain.")}
-            recipe = settings | domain | {"every": int(every)}
-            header = {"split": split, "policy": fingerprint(params), "recipe": configs.digest(recipe)}
-            self.stored = Stored(workdir / "answers" / f"{name}.jsonl", header)
+            self.stored = open_stored(config, params, workdir, split, name, every=int(every))
 
     def run(self, tasks: History, key: Array, index: int, progress: Progress) -> Chains:
         """Run one batch, taking the responses that are stored in place of sampling them."""
@@ -261,6 +261,94 @@ class OnHost:
             self.stored.close()
 
 
+@functools.lru_cache
+def episode_programs(domain_name, fields, policy: DecoderConfig, settings: configs.EvalConfig, mesh_config: MeshConfig):
+    """Jit the parts of evaluated episodes: the sampler's copy, the conversations so far, and a turn."""
+    domain, mesh = make_domain(domain_name, fields), meshes.make_mesh(mesh_config)
+    environment, plain = domain.test_environment, decoder.without_adapters(policy)
+    assert environment is not None
+    cut = settings.temperature, settings.top_k, settings.top_p, settings.min_p
+    sampling = sampler.SamplingConfig(environment.max_tokens, domain.stop_tokens, *cut)
+    room = transcript_room(environment) + environment.max_ask + environment.max_tokens
+    context = lambda history: render(("context",), history, domain.prompt_width)
+    return (
+        jax.jit(make_reshard(policy, mesh)),
+        jax.jit(context, out_shardings=meshes.by_row(mesh)),
+        turn_programs(plain, sampling, mesh, 1, room, may_reuse=False),
+    )
+
+
+def run_episodes(config: Config, params: Params, split: str, workdir: pathlib.Path | None) -> Outcome:
+    """Play n episodes a task at each k of ``eval.steps``, with k self-iterations on every turn (ExIt §2.1).
+
+    Of the k between them, a row of the outcome repeats the one before. Rows stream to ``answers/<split>.jsonl``, a batch at
+    one k after the other; an evaluation that was stopped goes on behind the last.
+    """
+    settings, domain = config.eval, make_domain(config.domain_name, config.domain)
+    environment, steps = domain.test_environment, sorted(set(settings.steps))
+    assert environment is not None
+    reshard, context, programs = episode_programs(
+        config.domain_name, config.domain, decoder_config(config), settings, config.run.mesh
+    )
+    tasks, copy = jax.device_get(domain.tasks(split)), reshard(params)
+    by_row = meshes.by_row(meshes.make_mesh(config.run.mesh))
+    row_of = np.tile(np.arange(tasks.task.shape[0]), settings.samples_per_task)
+    starts = range(0, row_of.size, settings.batch_size)
+    stored = open_stored(config, params, workdir, split, split, steps=steps) if workdir else None
+    progress = Progress(f"evaluate {split}", 0, len(starts) * len(steps))
+    played: dict[int, list[dict]] = {k: [] for k in steps}
+    for number, (start, k) in enumerate(itertools.product(starts, steps)):
+        rows = stored.get(number) if stored else None
+        if rows is None:
+            chosen = np.resize(
+                row_of[start : start + settings.batch_size], settings.batch_size
+            )  # one width, one program
+            history = jax.device_put(jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], tasks), by_row)
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), start), k)
+            episodes = play_steps(programs, environment, copy, context(history), history, key, k)
+            rows = _episode_rows(environment, episodes, range(start, min(start + settings.batch_size, row_of.size)), k)
+            if stored:
+                stored.put(rows)
+        played[k] += rows
+        progress.update(number + 1)
+    if stored:
+        stored.close()
+    return _episodes_outcome(played)
+
+
+def _episode_rows(environment: Environment, episodes: PlayedSteps, chains: range, k: int) -> list[dict]:
+    """Return what is kept of episodes, of all processes, a row for each of the chains that count."""
+    kept = [{"figures": dict(environment.figures(e)), "text": environment.show(e)} for e in episodes.episodes]
+    kept = hosts.share_rows(kept, episodes.rows, episodes.end.size)
+    return [
+        {"chain": chain, "k": k, "end": ENDS[episodes.end[i]], "tokens": int(episodes.num_tokens[i]), **kept[i]}
+        for i, chain in enumerate(chains)
+    ]
+
+
+def _episodes_outcome(played: Mapping[int, list[dict]]) -> Outcome:
+    """Put the episodes at each k together: where k is not evaluated, what the k before it came to."""
+    steps = sorted(played)
+    at = [max([k for k in steps if k <= row], default=steps[0]) for row in range(steps[-1] + 1)]
+    table = lambda read: np.array([[read(row) for row in played[k]] for k in at])
+    text = [[row["text"] for row in played[k]] for k in at]
+    tokens = table(lambda row: row["tokens"])
+    same = np.array([[a == b for a, b in zip(now, before)] for now, before in zip(text, [text[0], *text])])
+    quality = table(lambda row: row["figures"]["quality"]).astype(np.float32)
+    chains = Chains(
+        quality=quality,
+        unchanged=same,
+        valid=table(lambda row: row["end"] == "valid"),
+        complete=np.zeros(quality.shape, bool),
+        tokens=np.diff(tokens, axis=0, prepend=0),  # what k takes, not what all k up to it take
+        mode=np.repeat(np.minimum(at, 1)[:, None], quality.shape[1], axis=1),
+        history=None,
+    )
+    names = played[steps[0]][0]["figures"]
+    figures = {name: table(lambda row, name=name: row["figures"][name]) for name in names if name != "quality"}
+    return Outcome(chains, lambda c: [text[k][c] for k in range(len(at))], None, figures)
+
+
 EVAL_OPERATIONAL = ("splits", "restart_every", "num_chains_saved")  # what does not change a chain
 
 
@@ -274,6 +362,14 @@ def fingerprint(params: Params) -> str:
 
     sums = jax.jit(lambda tree: jnp.stack([fold(leaf) for leaf in jax.tree.leaves(tree)]))(params)
     return hashlib.sha256(np.asarray(sums).tobytes()).hexdigest()[:16]
+
+
+def open_stored(config: Config, params: Params, workdir: pathlib.Path, split: str, name: str, **recipe) -> "Stored":
+    """Open ``answers/<name>.jsonl``, emptied if it is another policy's or made by other settings."""
+    settings = {k: v for k, v in configs.to_dict(config)["eval"].items() if k not in EVAL_OPERATIONAL}
+    domain = {name: value for name, value in configs.scientific(config).items() if name.startswith("domain.")}
+    header = {"split": split, "policy": fingerprint(params), "recipe": configs.digest(settings | domain | recipe)}
+    return Stored(workdir / "answers" / f"{name}.jsonl", header)
 
 
 class Stored:
@@ -459,6 +555,7 @@ def summarise(config: Config, outcome: Outcome, rival: Outcome | None, difficult
             }
             for name, values in ((name, np.asarray(values)) for name, values in difficulty.items())
         },
+        "figures": {name: at(values.mean(1)) for name, values in outcome.figures.items()},
         "num_tasks": num_tasks,
         "samples_per_task": config.eval.samples_per_task,
         "settings": configs.to_dict(config)["eval"],

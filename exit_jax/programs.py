@@ -18,7 +18,8 @@ from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.selection import select, stream
 from exit_jax.algorithm.types import Array, Grades, History, Instances, Metrics, Params, Rollouts, State, pytree
 from exit_jax.config import Config, ConfigError, OptimizerConfig, StudyConfig
-from exit_jax.domains.domain import Domain, blank_grades
+from exit_jax.domains.domain import ENDS, Domain, Environment, blank_grades
+from exit_jax.episodes import Played, TurnPrograms, play
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
@@ -167,6 +168,59 @@ def make_parts(config: Config, domain: Domain, mesh: jax.sharding.Mesh, given: G
     )
 
 
+def turn_programs(
+    policy: DecoderConfig,
+    sampling: sampler.SamplingConfig,
+    mesh: jax.sharding.Mesh,
+    group_size: int,
+    room: int,
+    may_reuse: bool,
+) -> TurnPrograms:
+    """Jit the parts of a turn.
+
+    Args:
+      room: slots of the cache for each row's own tokens.
+      may_reuse: whether readings are given away; otherwise what was read can be read on from again.
+    """
+    by_row, reused = meshes.by_row(mesh), 1 if may_reuse else None
+
+    def on_mesh(function):
+        def call(copy, *args):
+            with meshes.use(mesh):
+                return function(copy, *args)
+
+        return call
+
+    start = lambda copy, *prompt: sampler.start(policy, copy, group_size, room, *prompt)
+    extend = lambda copy, *args: sampler.extend(policy, copy, *args)
+    generate = lambda copy, *args: sampler.generate(policy, sampling, copy, *args)
+    part = lambda tree, first, count: jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, count), tree)
+    return TurnPrograms(
+        part=jax.jit(part, static_argnums=2, out_shardings=by_row),
+        start=jax.jit(on_mesh(start)),
+        generate=jax.jit(on_mesh(generate), donate_argnums=reused),
+        extend=jax.jit(on_mesh(extend), donate_argnums=reused),
+    )
+
+
+def transcript_room(environment: Environment) -> int:
+    """Return the slots of a cache that holds a transcript, the next observation, and the token that was read with it."""
+    return environment.max_transcript + environment.max_observation + len(environment.lead) + 1
+
+
+def make_play(config: Config, domain: Domain, mesh: jax.sharding.Mesh) -> Callable[..., Played] | None:
+    """Return what plays episodes, of (copy of the policy, key, instances); None for a domain without an environment."""
+    environment, group_size = domain.environment, config.algorithm.group_size
+    if environment is None:
+        return None
+    plain, sampling = decoder.without_adapters(decoder_config(config)), sampling_config(config, domain)
+    sampling = dataclasses.replace(sampling, max_tokens=environment.max_tokens)
+    programs = turn_programs(plain, sampling, mesh, group_size, transcript_room(environment), may_reuse=True)
+    num_prompts, shards = config.algorithm.num_prompts, config.run.mesh.num_batch_shards
+    num_lanes = 1 if num_prompts % (2 * shards) else 2
+    return lambda copy, key, instances: play(programs, environment, group_size, copy, instances, key, num_lanes)
+
+
 def make_embed(config: Config, domain: Domain, mesh: jax.sharding.Mesh) -> Callable[[Rollouts], np.ndarray] | None:
     """Return what embeds the responses of a batch by ``config.encoder``, as float32 [B, G, E]; None without one."""
     if not config.encoder.checkpoint:
@@ -231,6 +285,12 @@ def make_program(config: Config, devices: Sequence[Any] | None = None) -> Progra
 def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     mesh = meshes.make_mesh(config.run.mesh, devices)
     domain = make_domain(config.domain_name, config.domain)
+    if domain.environment and (config.algorithm.rollout_lag or config.run.sampler_slots or config.eval.restart_every):
+        raise ConfigError(
+            f"algorithm.rollout_lag = {config.algorithm.rollout_lag}, run.sampler_slots = {config.run.sampler_slots} and "
+            f"eval.restart_every = {config.eval.restart_every}: the domain {config.domain_name} plays episodes of several "
+            "turns, which know none of them; set all three to 0"
+        )
     if not domain.on_host and (
         config.run.prompt_buckets or config.run.response_buckets or config.algorithm.rollout_lag
     ):
@@ -361,18 +421,30 @@ def ahead(state: State, flight: Instances | None) -> State:
     return dataclasses.replace(state, step=state.step + 1, cursor=state.cursor + drawn)
 
 
+def grade_rows(domain: Domain, instances: Instances, rollouts: Rollouts, played: Played | None) -> tuple[Grades, bool]:
+    """Grade the rows that this process owns and share the grades; see ``hosts.on_own_rows``."""
+    blank = functools.partial(blank_grades, domain)
+    if played is None:
+        return hosts.on_own_rows(domain.grade, blank, instances, rollouts)
+    whole = hosts.all_rows(instances), played.rollouts
+    own = jax.tree.map(lambda leaf: leaf[played.rows], whole)
+    grade = lambda *own: domain.grade(*own, played.episodes)
+    return hosts.on_rows(grade, blank, own, played.rows, played.end.shape[0])
+
+
 @dataclasses.dataclass(frozen=True)
 class StepPrograms:
     """One iteration as separate programs, with the host between them to grade."""
 
     select: Callable[[Given, State, Instances | None], tuple[Instances, Array]]  # and the key to sample them with
     reshard: Callable[[Given, Params], Params]
-    rollout: Callable[[Given, Params, Array, Instances], Rollouts]
+    rollout: Callable[[Given, Params, Array, Instances], Rollouts]  # of tasks of one turn
+    play: Callable[[Params, Array, Instances], Played] | None  # of several
     learn: Callable[[Given, State, Instances, Rollouts, Grades], tuple[State, Metrics]]
-    grade: Callable[[Instances, Rollouts], tuple[Grades, bool]]
+    grade: Callable[..., tuple[Grades, bool]]  # (instances, rollouts) and, where episodes were played, these
     embed: Callable[[Rollouts], np.ndarray] | None  # by a foreign encoder, float32 [B, G, E]
     longest: Callable[[Array], Array]  # of a batch's lengths
-    lag: int
+    by_row: Any  # sharding
     prompt_buckets: tuple[int, ...]
     response_buckets: tuple[int, ...]
 
@@ -392,15 +464,14 @@ class StepPrograms:
             rollout=jax.jit(
                 lambda given, params, key, inst: parts(given).rollout(params, inst, key), out_shardings=by_row
             ),
+            play=make_play(config, domain, mesh),
             learn=jax.jit(
                 lambda given, *args: parts(given).learn(*args), donate_argnums=1, out_shardings=(state_shardings, same)
             ),
-            grade=lambda instances, rollouts: hosts.on_own_rows(
-                domain.grade, functools.partial(blank_grades, domain), instances, rollouts
-            ),
+            grade=functools.partial(grade_rows, domain),
             embed=make_embed(config, domain, mesh),
             longest=jax.jit(jnp.max, out_shardings=same),
-            lag=config.algorithm.rollout_lag,
+            by_row=by_row,
             prompt_buckets=(*config.run.prompt_buckets, domain.prompt_width),
             response_buckets=(*config.run.response_buckets, domain.max_tokens),
         )
@@ -412,41 +483,49 @@ class StepPrograms:
         sampled while the host grades; its log-probs are those it was sampled with, so the ratio is exact (ExIt App. A).
         """
         if isinstance(carry, Flight):
-            state, instances, rollouts = carry.state, carry.instances, carry.rollouts
-            following = self.expand(given, state, instances)
+            state, instances, rollouts, played = carry.state, carry.instances, carry.rollouts, None
+            following = self.expand(given, state, instances)[:2]
             busy = following[1]
         else:
             state, following = carry, None
-            instances, rollouts = self.expand(given, state, None)
+            instances, rollouts, played = self.expand(given, state, None)
             busy = rollouts
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             jax.block_until_ready(rollouts)
             started = time.monotonic()
             sampled = pool.submit(lambda: (jax.block_until_ready(busy), time.monotonic())[1])
-            grades, failed = self.grade(instances, rollouts)
+            grades, failed = self.grade(instances, rollouts, played)
             graded = time.monotonic()
             waited = max(graded - sampled.result(), 0.0)
         if self.embed:
             grades = dataclasses.replace(grades, embedding=self.embed(rollouts))
         instances = self._short(instances)
-        width = self._fit(rollouts.mask.sum(-1), self.response_buckets)
+        width = self._fit((rollouts.mask * jnp.arange(1, rollouts.mask.shape[-1] + 1)).max(-1), self.response_buckets)
         short = {name: getattr(rollouts, name)[:, :, :width] for name in ("tokens", "mask", "logp", "sampled_logp")}
         rollouts = dataclasses.replace(rollouts, **short)
         state, metrics = self.learn(given, state, instances, rollouts, grades)
         told = {"grading_faults": hosts.agree(failed), "time/grading_secs": graded - started}
         told |= {"time/device_wait_secs": waited}
+        if played:
+            told["time/device_wait_secs"] += played.idle_secs
+            told["turns"] = played.num_turns.mean()
+            told |= {f"end/{name}": (played.end == index).mean() for index, name in enumerate(ENDS)}
         metrics |= {name: jnp.float32(value) for name, value in told.items()}
         metrics = jax.tree.map(lambda value: value[None], metrics)
         return (Flight(state, *following) if following else state), metrics
 
-    def expand(self, given: Given, state: State, flight: Instances | None) -> tuple[Instances, Rollouts]:
-        """Select instances, beside a batch in flight, and sample their rollouts; nothing is waited for."""
+    def expand(self, given: Given, state: State, flight: Instances | None) -> tuple[Instances, Rollouts, Played | None]:
+        """Select instances, beside a batch in flight, and sample their rollouts, of which nothing is waited for, or play."""
         instances, key = self.select(given, state, flight)
-        return instances, self.rollout(given, self.reshard(given, state.params), key, self._short(instances))
+        copy = self.reshard(given, state.params)
+        if self.play is None:
+            return instances, self.rollout(given, copy, key, self._short(instances)), None
+        played = self.play(copy, key, self._short(instances))
+        return instances, jax.device_put(played.rollouts, self.by_row), played
 
     def begin(self, given: Given, state: State) -> Flight:
         """Send the first batch on its way."""
-        return Flight(state, *self.expand(given, state, None))
+        return Flight(state, *self.expand(given, state, None)[:2])
 
     def shapes(self, given: Given, state: State) -> tuple[Params, Array, Instances, Rollouts]:
         """Return the shapes of the sampler's copy of the policy, of a key, and of a batch."""

@@ -1,14 +1,16 @@
 """Rollouts of several turns against a plain reading of the rules, on a toy environment that answers with any tokens."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import LLAMA, random_params
 
-from exit_jax.algorithm.types import Instances
-from exit_jax.domains.domain import Answer, Environment
-from exit_jax.episodes import ENDS, Played, TurnPrograms, play
+from exit_jax.algorithm.types import History, Instances
+from exit_jax.domains.domain import ENDS, INVALID, VALID, Answer, Environment
+from exit_jax.episodes import Played, TurnPrograms, play, play_steps
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.sampler import SamplingConfig
 
@@ -22,8 +24,15 @@ def params():
     return decoder.unstack(LLAMA, random_params(LLAMA))
 
 
-def make_programs(width=TURNS * (M + S + 1)):
-    return TurnPrograms(lambda copy, *prompt: _start(copy, width, *prompt), _generate, _extend)
+LEAD = (5, 6)
+
+
+ROOM = T + S + len(LEAD) + 1
+
+
+def make_programs(width=ROOM):
+    part = lambda tree, first, count: jax.tree.map(lambda leaf: leaf[first : first + count], tree)
+    return TurnPrograms(part, lambda copy, *prompt: _start(copy, width, *prompt), _generate, _extend)
 
 
 _start = jax.jit(
@@ -39,10 +48,15 @@ def make_instances() -> Instances:
     rng = np.random.default_rng(0)
     length = rng.integers(1, P + 1, B).astype(np.int32)
     prompt = np.where(np.arange(P) < length[:, None], rng.integers(4, 17, (B, P)), 0).astype(np.int32)
-    return Instances(None, None, None, None, jnp.asarray(prompt), jnp.asarray(length))
+    return Instances(make_histories(), None, None, None, jnp.asarray(prompt), jnp.asarray(length))
 
 
-def toy(max_turns=TURNS, max_transcript=T, log=None) -> Environment:
+def make_histories(turn=0) -> History:
+    turns = jnp.broadcast_to(jnp.asarray(turn, jnp.int32), B)
+    return History(None, None, None, None, turns, None, None, None, None)
+
+
+def toy(max_turns=TURNS, max_transcript=T, log=None, lost=()) -> Environment:
     """An episode is the tuple of its responses; it ends after one that begins with 7 (validly) or 12 (not)."""
 
     def step(pairs):
@@ -52,15 +66,22 @@ def toy(max_turns=TURNS, max_transcript=T, log=None) -> Environment:
 
     def reply(tokens):
         if tokens[0] in (7, 12):
-            return Answer((), True, tokens[0] == 7)
-        return Answer([4 + int(tokens.sum()) % 11] * (int(tokens.sum()) % (S + 2)), False)
+            return Answer((), VALID if tokens[0] == 7 else INVALID)
+        return Answer([4 + int(tokens.sum()) % 11] * (int(tokens.sum()) % (S + 1)))
 
-    return Environment(max_turns, S, max_transcript, lambda rows, group: [()] * (len(rows.prompt) * group), step)
+    def begin(rows, group):
+        return [None if b in lost else () for b in range(rows.turn.size) for _ in range(group)]
+
+    def ask_again(episode, response):
+        return (9, *response[:3], *LEAD)
+
+    figures = lambda episode: {"quality": float(len(episode or ()))}
+    return Environment(max_turns, M, S, 6, max_transcript, LEAD, begin, step, ask_again, figures, str)
 
 
-def run(params, environment=None, num_lanes=2, seed=0) -> Played:
-    key = jax.random.key(seed)
-    return play(make_programs(), environment or toy(), G, params, make_instances(), key, num_lanes)
+def run(params, environment=None, num_lanes=2, seed=0, turn=0) -> Played:
+    instances = dataclasses.replace(make_instances(), history=make_histories(turn))
+    return play(make_programs(), environment or toy(), G, params, instances, jax.random.key(seed), num_lanes)
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +109,15 @@ def test_episodes_follow_the_rules(played):
             tokens += response
             mask += [True] * len(response)
             ((_, answer),) = environment.step([((), np.array(response))])
-            if answer.ended:
-                end = "valid" if answer.valid else "invalid"
-            elif T - len(tokens) - min(len(answer.observation), S) < M:
-                end = "overlong_transcript"
+            seen = [*answer.observation, *LEAD]
+            if answer.end is not None:
+                end = ENDS[answer.end]
             elif turn + 1 == TURNS:
                 end = "out_of_turns"
+            elif T - len(tokens) - len(seen) < M:
+                end = "overlong_transcript"
             if end:
                 break
-            seen = list(answer.observation)[:S]
             tokens, mask = tokens + seen, mask + [False] * len(seen)
         if end is None:  # the response that came next found no stop token, and no environment saw it
             end = "overlong_response"
@@ -138,3 +159,89 @@ def test_only_rows_that_spoke_are_stepped(params):
     spoke = played.num_turns.sum() - (played.end == ENDS.index("overlong_response")).sum()
     assert sum(log) == spoke
     assert log == sorted(log, reverse=True), "rows only ever leave"
+
+
+def test_turns_before_count(params):
+    played = run(params, turn=jnp.array([0, 1, 2, 3, 4, 0]))
+    assert (played.num_turns <= np.array([4, 3, 2, 1, 0, 4])[:, None]).all()
+    assert {ENDS[end] for end in played.end[4]} == {"out_of_turns"}
+    assert not played.rollouts.mask[4].any()
+
+
+def test_what_is_lost_samples_nothing_and_disturbs_no_one(params, played):
+    found = run(params, toy(lost=(1, 4)))
+    kept = [0, 2, 3, 5]
+    assert {ENDS[end] for end in found.end[[1, 4]].flat} == {"lost"}
+    assert not found.rollouts.mask[[1, 4]].any()
+    np.testing.assert_array_equal(found.rollouts.tokens[kept], played.rollouts.tokens[kept])
+    np.testing.assert_array_equal(found.end[kept], played.end[kept])
+
+
+def test_an_environment_that_fails_costs_its_rows_alone(params, caplog):
+    def fail(pairs):
+        raise RuntimeError("no more")
+
+    found = run(params, dataclasses.replace(toy(), step=fail))
+    assert {ENDS[end] for end in found.end.flat} <= {"invalid", "overlong_response"}
+    assert "no more" in caplog.text
+    found = run(params, dataclasses.replace(toy(), begin=lambda rows, group: 1 / 0))
+    assert {ENDS[end] for end in found.end.flat} == {"lost"}
+
+
+def restart(params, row, tokens):
+    """Return a reading of one row's prompt and further tokens, in a cache of its own."""
+    whole = make_instances()
+    joined = [*whole.prompt[row, : whole.prompt_length[row]].tolist(), *tokens]
+    prompt = np.zeros((1, P + 2 * T), np.int32)
+    prompt[0, : len(joined)] = joined
+    return _alone(params, prompt, np.array([len(joined)]))
+
+
+_alone = jax.jit(lambda params, *prompt: sampler.start(LLAMA, params, 1, M, *prompt))
+
+
+@pytest.mark.parametrize("num_steps", [0, 2])
+def test_k_steps_a_turn_see_the_clean_conversation_and_the_newest_response(params, num_steps):
+    """Sample every response again, greedily, behind a prompt that is put together anew for it."""
+    greedy = dataclasses.replace(SAMPLING, temperature=0.0)
+    generate = jax.jit(lambda reading, active: sampler.generate(LLAMA, greedy, params, reading, KEY, active))
+    width = T + S + 2 * M + len(LEAD) + 7
+    start = jax.jit(lambda copy, *prompt: sampler.start(LLAMA, copy, 1, width, *prompt))
+    programs = TurnPrograms(
+        make_programs().part,
+        start,
+        jax.jit(lambda copy, reading, *args: sampler.generate(LLAMA, greedy, copy, reading, *args)),
+        jax.jit(lambda copy, *args: sampler.extend(LLAMA, copy, *args)),
+    )
+    instances, environment = make_instances(), toy()
+    context = instances.prompt, instances.prompt_length
+    played = play_steps(programs, environment, params, context, instances.history, KEY, num_steps)
+    num_turns = []
+    for row in range(B):
+        clean, num_tokens, end, episode = [], 0, None, ()
+        while end is None:
+            response = None
+            for _ in range(num_steps + 1):
+                ask = LEAD if response is None else environment.ask_again(episode, response)
+                _, sampled = generate(restart(params, row, [*clean, *ask]), jnp.ones((1, 1), bool))
+                response = np.asarray(sampled.tokens[0, 0])[np.asarray(sampled.mask[0, 0])].tolist()
+                num_tokens += len(response)
+            if not sampled.finished[0, 0]:
+                end = "overlong_response"
+                break
+            ((episode, answer),) = environment.step([(episode, np.array(response))])
+            clean += [*response, *answer.observation]
+            if answer.end is not None:
+                end = ENDS[answer.end]
+            elif len(episode) == TURNS:
+                end = "out_of_turns"
+            elif len(clean) + M > T:
+                end = "overlong_transcript"
+        assert played.episodes[row] == episode
+        assert ENDS[played.end[row]] == end
+        assert played.num_tokens[row] == num_tokens
+        num_turns.append(len(episode))
+    assert max(num_turns) > 1, "a test of single turns"
+
+
+KEY = jax.random.key(3)

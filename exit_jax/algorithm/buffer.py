@@ -66,6 +66,13 @@ def rescore(buffer: TaskBuffer, slot: Array, found: Array, score: Array) -> Task
     )
 
 
+def drop(buffer: TaskBuffer, slot: Array, found: Array) -> TaskBuffer:
+    """Empty the slots [B] where ``found``."""
+    target = jnp.where(found, slot, buffer.score.size)
+    held = dataclasses.replace(buffer.history, id=buffer.history.id.at[target].set(NO_ID, mode="drop"))
+    return dataclasses.replace(buffer, history=held, score=buffer.score.at[target].set(-jnp.inf, mode="drop"))
+
+
 def assign_ids(buffer: TaskBuffer, valid: Array) -> tuple[TaskBuffer, Array]:
     """Number the valid items [C] of a coming insertion in order; the others get NO_ID."""
     ids = buffer.next_id + jnp.cumsum(valid, dtype=jnp.int32) - 1

@@ -127,7 +127,9 @@ def expand(
     score_B = jnp.where(same_BB, score_B[None], 0.0).sum(1) / same_BB.sum(1)
     first_B = jnp.argmax(same_BB, axis=1) == jnp.arange(score_B.size)
     slot_B, found_B = buffers.locate(buffer, history)
-    buffer = buffers.rescore(buffer, slot_B, found_B, score_B)
+    lost_B = jnp.zeros_like(found_B) if grades.lost is None else grades.lost
+    buffer = buffers.rescore(buffer, slot_B, found_B & ~lost_B, score_B)
+    buffer = buffers.drop(buffer, slot_B, found_B & lost_B)
 
     enters_B = first_B & ~found_B & buffers.is_base_task(history)
     buffer, new_id_B = buffers.assign_ids(buffer, enters_B)
@@ -148,7 +150,8 @@ def expand(
     num_draws = jnp.concatenate([same_BB.sum(1), jnp.zeros_like(child_id)])
     buffer, inserted = buffers.insert(buffer, newcomers, jnp.concatenate([score_B, child_score]), num_draws)
     counts["buffer/inserted"] = inserted.sum()
-    counts["buffer/rescored"] = (found_B & first_B).sum()
+    counts["buffer/rescored"] = (found_B & first_B & ~lost_B).sum()
+    counts["buffer/lost"] = (found_B & first_B & lost_B).sum()
     return buffer, first_B, counts
 
 

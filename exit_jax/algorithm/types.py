@@ -92,6 +92,7 @@ class Grades:
     notes: dict[
         str, Array
     ]  # float32 [B, G] by name: what else of the grading is worth knowing, as metrics of their means
+    lost: Any = None  # bool [B]: the history could not be brought about again, and leaves the buffer; None for no one
 
 
 @pytree

@@ -4,11 +4,13 @@ from exit_jax.domains import shapes
 from exit_jax.domains.domain import Domain
 from exit_jax.domains.math import domain as math
 from exit_jax.domains.sudoku import domain as sudoku
+from exit_jax.domains.tool_use import domain as tool_use
 
 # name -> (type of config.domain's fields, builder)
 DOMAINS = {
     "sudoku": (sudoku.SudokuConfig, sudoku.make_domain),
     "math": (math.MathConfig, math.make_domain),
+    "tool_use": (tool_use.ToolsConfig, tool_use.make_domain),
     "shapes": (shapes.ShapesConfig, shapes.make_domain),
 }
 

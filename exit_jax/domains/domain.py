@@ -15,6 +15,45 @@ class DomainError(ValueError):
     """Tasks that cannot be had as they were asked for; the message says what to change."""
 
 
+ENDS = (
+    "valid",
+    "invalid",
+    "overlong_response",
+    "overlong_transcript",
+    "out_of_turns",
+    "lost",
+)  # why an episode is over
+VALID, INVALID, OVERLONG_RESPONSE, OVERLONG_TRANSCRIPT, OUT_OF_TURNS, LOST = range(6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What an environment says to one response."""
+
+    observation: Sequence[int]  # tokens behind the response's stop token, up to where the next response is asked for
+    end: int | None = None  # VALID or INVALID where no further response is due
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """Episodes of several turns, as pure data: an episode is whatever ``begin`` and ``step`` make of it."""
+
+    max_turns: int  # responses of an episode
+    max_tokens: int  # M: of a response
+    max_observation: int  # S: tokens of the longest observation
+    max_ask: int  # tokens of what asks for a better response, at most
+    max_transcript: int  # T: tokens of all responses and observations of an episode
+    lead: Sequence[int]  # the tokens that ask for a response, behind every observation
+    # NumPy histories [b], G -> episodes [b · G] as they are before their histories' turns; None where one cannot be had
+    begin: Callable[[History, int], list[Any]]
+    # (episode, tokens of the response) of many episodes -> the same episodes after it, and what they say
+    step: Callable[[Sequence[tuple[Any, np.ndarray]]], Sequence[tuple[Any, Answer]]]
+    # (episode, tokens of a response to it) -> the tokens that ask for a better one; for K steps on every turn
+    ask_again: Callable[[Any, np.ndarray], Sequence[int]]
+    figures: Callable[[Any], Mapping[str, float]]  # of an episode: "quality" in [0, 1], and what else is reported
+    show: Callable[[Any], str]  # an episode, as text for people
+
+
 @dataclasses.dataclass(frozen=True)
 class Domain:
     """A task family, as pure functions and static shapes."""
@@ -25,7 +64,7 @@ class Domain:
     vocab_size: int
     history_width: int  # W: tokens of a packed history
     prompt_width: int  # P: tokens of the longest prompt
-    max_tokens: int  # T: tokens of the longest response
+    max_tokens: int  # T: tokens of the longest response, or transcript
     stop_tokens: tuple[int, ...]
     stop_sequences: tuple[tuple[int, ...], ...]
     num_children: int  # U: histories that one rollout yields
@@ -36,7 +75,7 @@ class Domain:
     about: Callable[
         [str], Sequence[Mapping[str, str]]
     ]  # split -> what people may want to read of each task, as its gold answer
-    grade: Callable[[Instances, Rollouts], Grades]
+    grade: Callable[..., Grades]  # (Instances, Rollouts); of episodes, which are the third argument, all in NumPy
     notes: tuple[str, ...]  # names of Grades.notes
     on_host: bool  # False: grade is written in jnp and compiled with the rest; True: it is called with NumPy rows
     complete: Callable[[History], Array] | None  # the policy's own sign that it is done, bool [...]; asks no oracle
@@ -46,27 +85,8 @@ class Domain:
     describe: Callable[[History], list[str]]  # what each history [K] holds, as text for people
     answers: Callable[[History], list[str]] | None  # the answer that each gives, "" for none; what a vote counts
     texts: Callable[[Any, Any], list[str]] | None  # (tokens, mask [..., T]) -> texts for an encoder
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What an environment says to one response."""
-
-    observation: Sequence[int]  # tokens behind the response's stop token, up to where the next response begins
-    ended: bool  # no further response is due
-    valid: bool = True  # of an end: one that an episode may have
-
-
-@dataclasses.dataclass(frozen=True)
-class Environment:
-    """Episodes of several turns, as pure data: an episode is whatever ``begin`` and ``step`` make of it."""
-
-    max_turns: int  # responses of an episode
-    max_observation: int  # S: tokens of the longest observation; the end of a longer one is cut off
-    max_transcript: int  # T: tokens of all responses and observations of an episode
-    begin: Callable[[Instances, int], list[Any]]  # NumPy rows [b], G -> episodes [b · G]
-    # (episode, tokens of the response) of many episodes -> the same episodes after it, and what they say
-    step: Callable[[Sequence[tuple[Any, np.ndarray]]], Sequence[tuple[Any, Answer]]]
+    environment: Environment | None = None  # of tasks of several turns, in training
+    test_environment: Environment | None = None  # and in evaluation
 
 
 def blank_grades(domain: Domain, instances: Instances, rollouts: Rollouts) -> Grades:

@@ -1,5 +1,6 @@
 """Several hosts: who they are, what they agree on, and which rows each of them grades."""
 
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -89,6 +90,24 @@ def all_rows(tree: _T) -> _T:
     return exchange_rows(local, numbers, jax.tree.leaves(tree)[0].shape[0])
 
 
+def share_rows(values: list, numbers: np.ndarray, num_rows: int) -> list:
+    """Put JSON values of the rows that the processes own together: every process gets all of them, in order."""
+    if jax.process_count() == 1:
+        return values
+    text = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([text.size, numbers.size]))
+    padded = np.zeros(sizes[:, 0].max(), np.uint8)
+    padded[: text.size] = text
+    texts = multihost_utils.process_allgather(padded)
+    padded_numbers = np.zeros(sizes[:, 1].max(), np.int64)
+    padded_numbers[: numbers.size] = numbers
+    whole: list = [None] * num_rows
+    for (size, count), row, owned in zip(sizes, texts, multihost_utils.process_allgather(padded_numbers)):
+        for number, value in zip(owned[:count], json.loads(row[:size].tobytes())):
+            whole[number] = value
+    return whole
+
+
 def on_own_rows(function: Callable[..., _T], blank: Callable[..., _T], *args) -> tuple[_T, bool]:
     """Apply a host function to the rows [B, ...] that this process owns, and share the outcome with all processes.
 
@@ -97,8 +116,14 @@ def on_own_rows(function: Callable[..., _T], blank: Callable[..., _T], *args) ->
     Returns:
       The function's value for all rows, and whether it failed here.
     """
-    num_rows = jax.tree.leaves(args)[0].shape[0]
     local, numbers = local_rows(args)
+    return on_rows(function, blank, local, numbers, jax.tree.leaves(args)[0].shape[0])
+
+
+def on_rows(
+    function: Callable[..., _T], blank: Callable[..., _T], local: tuple, numbers: np.ndarray, num_rows: int
+) -> tuple[_T, bool]:
+    """Do as ``on_own_rows``, of rows that are at hand: ``local`` are those with the given numbers, of ``num_rows``."""
     failed = False
     try:
         value = jax.device_get(function(*local)) if numbers.size else blank(*local)

@@ -4,6 +4,7 @@ The prompt's keys and values are stored once for B prompts, not for B x G rows. 
 structure with the gradient flowing through it, so it computes a group's prompt once, too.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -35,6 +36,22 @@ class Cache:
 def write(slots: Array, new: Array, used: Array | int) -> Array:
     """Write [B, G, K, S, h] into the next S slots of [B, G, K, T, h]."""
     return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), (0, 0, 0, used, 0))
+
+
+def compact(cache: Cache) -> Cache:
+    """Move each row's own keys and values to its first slots, so that slots that hold nothing can be used again.
+
+    A row that holds slots 0 and 2 of 3 holds 0 and 1 afterwards; the slots used are then those of the longest row.
+    """
+    order = jnp.argsort(~cache.mask, axis=-1, stable=True)
+
+    def move(layer: LayerCache) -> LayerCache:
+        take = lambda slots: jnp.take_along_axis(slots, order[:, :, None, :, None], axis=-2)
+        return dataclasses.replace(layer, key=take(layer.key), value=take(layer.value))
+
+    layers = tuple(map(move, cache.layers)) if isinstance(cache.layers, tuple) else jax.vmap(move)(cache.layers)
+    mask = jnp.take_along_axis(cache.mask, order, axis=-1)
+    return dataclasses.replace(cache, layers=layers, mask=mask, used=mask.sum(-1).max())
 
 
 def causal_mask(mask: Array, used: Array | int, count: int) -> Array:

@@ -84,13 +84,14 @@ def start(
 def extend(config: DecoderConfig, params: Params, reading: Reading, tokens: Array, count: Array) -> Reading:
     """Read given tokens int32 [B, G, S] behind what the rows hold, of which the first ``count`` [B, G] are real.
 
-    A token that was sampled last and not read yet goes first, so S + 1 slots of the cache are used.
+    A token that was sampled last and not read yet goes first, so S + 1 slots of the cache are used, behind those of the
+    longest row: what rows that ended earlier left unused is used first.
     """
     given = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape) < count[..., None]
     tokens = jnp.concatenate([reading.token[..., None], tokens], axis=-1)
     mask = jnp.concatenate([reading.unread[..., None], given], axis=-1)
     position = reading.length[..., None] + jnp.cumsum(mask, axis=-1) - 1
-    hidden, cache = decoder.apply(config, params, tokens, position, mask, reading.cache)
+    hidden, cache = decoder.apply(config, params, tokens, position, mask, caches.compact(reading.cache))
     new = jnp.take_along_axis(hidden, count[..., None, None], axis=2)[:, :, 0]
     total = mask.sum(-1)
     return Reading(

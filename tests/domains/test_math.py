@@ -17,6 +17,7 @@ from exit_jax.domains.math import domain as maths
 from exit_jax.evaluate import evaluate
 from exit_jax.main import run_experiment
 from exit_jax.metrics import read_jsonl
+from exit_jax.policy.hf import chat
 
 
 @pytest.fixture(scope="module")
@@ -88,24 +89,28 @@ def test_a_hanging_answer_costs_itself_alone(data_dir, tmp_path):
     math.grader.close()
 
 
+def shown(math, ids):
+    return chat.shown(math.tokenizer, ids, math.control, math.config.max_solution_tokens, math.config.truncate)
+
+
 @pytest.mark.parametrize(("where", "kept"), [("front", "0 1 2 3"), ("middle", "9 8")])
 def test_long_responses_are_cut_where_told(data_dir, where, kept):
     math = maths.Math(tiny(data_dir, domain__truncate=where, domain__max_solution_tokens=20).domain)
     ids = math.tokenizer.encode("9 8 7 6 5 4 3 2 1 0 " * 5 + "0 1 2 3")
-    piece, was_cut = math.solution_piece(ids)
+    piece, was_cut = shown(math, ids)
     text = math.tokenizer.decode(piece)
     assert was_cut
     assert len(piece) == 20
     assert text.endswith("0 1 2 3")
-    assert (maths.GAP in text) == (where == "middle")
+    assert (chat.GAP in text) == (where == "middle")
     assert text.startswith(kept) == (where == "middle")
-    assert math.solution_piece(ids[:19])[0] == ids[:19], "what fits is shown as it was sampled"
+    assert shown(math, ids[:19])[0] == ids[:19], "what fits is shown as it was sampled"
 
 
 def test_control_tokens_and_thoughts_leave_no_trace_in_a_piece(math):
     end = math.stop_tokens[0]
     ids = math.tokenizer.encode("let me see</think>\n\n\\boxed{7}", add_special_tokens=False)
-    piece, was_cut = math.solution_piece([*ids[:3], end, *ids[3:], end])
+    piece, was_cut = shown(math, [*ids[:3], end, *ids[3:], end])
     assert math.tokenizer.decode(piece) == "\\boxed{7}"
     assert not was_cut
 

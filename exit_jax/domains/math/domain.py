@@ -6,7 +6,6 @@ own, so that a history tells its gold answer: split · 2^20 + row.
 
 import dataclasses
 import functools
-import json
 import logging
 import os
 import pathlib
@@ -31,7 +30,6 @@ Tokens = Any  # a list or a NumPy array of ids
 
 DATA = ("competition", "arithmetic")
 TRUNCATE = ("none", "front", "middle")
-GAP = "\n[...]\n"  # in the place of a middle that was cut out
 SPAN = 1 << 20  # tasks of a split
 DEMONSTRATIONS = 1 << 20  # different ones, before they repeat
 NOT_TAUGHT = (
@@ -153,7 +151,7 @@ class Math:
           DomainError: if they cannot be cut, or do not fit into ``prompt_width`` with the longest pieces.
         """
         c = self.config
-        inputs = {name: _value(value) for name, _, value in (item.partition("=") for item in c.template_inputs)}
+        inputs = chat.parse_inputs(c.template_inputs)
         room = {"request": c.max_request_tokens, "solution": c.max_solution_tokens}
         templates, faults = {}, []
         for mode in MODES:
@@ -241,27 +239,6 @@ class Math:
         kept = [int(token) for token in ids if int(token) not in self.control]
         return self.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
 
-    def solution_piece(self, ids: Tokens) -> tuple[list[int], bool]:
-        """Return what the next prompt shows of a response, and whether some of it had to be cut out.
-
-        It is the tokens as sampled, unless they hold thoughts up to a </think> or white space at an end, which chat templates
-        drop: then what is left is encoded anew.
-        """
-        c = self.config
-        kept = [int(token) for token in ids if int(token) not in self.control]
-        text = self.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
-        shown = text.rpartition("</think>")[2].strip()
-        if shown != text:
-            kept = list(chat.encode_piece(self.tokenizer, shown))
-        room = c.max_solution_tokens
-        if len(kept) <= room:
-            return kept, False
-        if c.truncate == "front":
-            return kept[len(kept) - room :], True
-        gap = list(chat.encode_piece(self.tokenizer, GAP))[:room]
-        head = (room - len(gap)) // 2
-        return kept[:head] + gap + kept[len(kept) - (room - len(gap) - head) :], True
-
     def grade(self, instances: Instances, rollouts: Rollouts) -> Grades:
         """Grade responses by math-verify: quality is 1 or 0, whatever the mode (ExIt App. A). All in NumPy."""
         history, (batch, group) = instances.history, rollouts.finished.shape
@@ -269,7 +246,8 @@ class Math:
         task = np.repeat(history.task, group)
         gold = [self.problem_of(int(number)).answer for number in task]
         verdicts = self.grader.grade(list(zip(map(self.decode, responses), gold, strict=True)))
-        shown = [self.solution_piece(response) for response in responses]
+        room, truncate = self.config.max_solution_tokens, self.config.truncate
+        shown = [chat.shown(self.tokenizer, response, self.control, room, truncate) for response in responses]
         start, length = history.lengths[:, 0], history.lengths[:, 1]
         requests = [history.tokens[b, start[b] : start[b] + length[b]] for b in range(batch) for _ in range(group)]
 
@@ -389,14 +367,6 @@ class Math:
             raise DomainError("no training problem has a gold solution to warm-start on; set warm_start.num_steps to 0")
         problem = taught[number % len(taught)]
         return problem.problem.strip(), "", BASE, [problem.solution.strip()] * group_size
-
-
-def _value(text: str) -> Any:
-    """Return a template's input: JSON where it is such, as true or 3, else text."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def prepare(config: MathConfig) -> str:

@@ -19,9 +19,10 @@ Pieces that a host writes are encoded by ``encode_piece``; control tokens go fro
 
 import difflib
 import itertools
+import json
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -40,6 +41,7 @@ STAND_IN = "\ue000{}\ue001"
 NO_DATE = "\ue002"
 # transformers hands no functions to a template, so its own strftime_now is hidden by a macro of that name.
 STOPPED_CLOCK = "{% macro strftime_now(format) %}{{ frozen_date }}{% endmacro %}\n"
+GAP = "\n[...]\n"  # in the place of a middle that was cut out
 PLAIN = "a"
 PECULIAR = """a "b" 'c' \\d <e> & {f} {{ g }} {% h %}\ni"""  # escaping, as of JSON or HTML, shows in it
 REQUIREMENTS = {
@@ -85,6 +87,7 @@ def between(
     stops: Sequence[int],
     inputs: Mapping[str, Any] = NO_INPUTS,
     pieces: Sequence[str] = PIECES,
+    add_generation_prompt: bool = True,
 ) -> Template:
     """Return what follows a response whose stop token was sampled: ``messages``, and the prompt for the next response.
 
@@ -101,7 +104,7 @@ def between(
     Raises:
       ValueError: as ``cut``, and if the template does not close a response with one of ``stops``.
     """
-    start, rest = _after_response(tokenizer, messages, inputs, pieces)
+    start, rest = _after_response(tokenizer, messages, inputs, pieces, add_generation_prompt)
     if start[0] not in stops:
         closing, known = tokenizer.convert_ids_to_tokens(start[0]), tokenizer.convert_ids_to_tokens(list(stops))
         raise ValueError(
@@ -109,6 +112,62 @@ def between(
             "a response would not end where its turn does; add that token to the stop tokens"
         )
     return tuple(item for item in (tuple(start[1:]), *rest) if item)
+
+
+def parse_inputs(items: Sequence[str]) -> dict[str, Any]:
+    """Return a template's inputs from "name=value" each; a value is JSON where it is such, as true or 3, else text."""
+
+    def value(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
+
+    return {name: value(text) for name, _, text in (item.partition("=") for item in items)}
+
+
+def more(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    inputs: Mapping[str, Any] = NO_INPUTS,
+    pieces: Sequence[str] = PIECES,
+) -> Template:
+    """Return what follows a conversation that ends with a user's message: ``messages``, and the prompt for a response.
+
+    Without messages that is the prompt alone: "<|im_start|>assistant\n" in ChatML.
+
+    Raises:
+      ValueError: as ``cut``, and if the template writes the user's message in another way when something follows it.
+    """
+    user = {"role": "user", "content": PLAIN}
+    before = cut(tokenizer, [user], inputs, add_generation_prompt=False, pieces=())[0]
+    first, *rest = cut(tokenizer, [user, *messages], inputs, pieces=pieces)
+    if tuple(first[: len(before)]) != tuple(before):
+        raise ValueError(f"{_CANNOT} it closes a user's message in another way when {len(messages)} messages follow it")
+    return tuple(item for item in (tuple(first[len(before) :]), *rest) if item)
+
+
+def shown(
+    tokenizer: Tokenizer, ids: Sequence[int], control: Collection[int], room: int, truncate: str
+) -> tuple[list[int], bool]:
+    """Return what a later prompt shows of a response, and whether some of it had to be cut out.
+
+    It is the tokens as sampled without the ids ``control``, unless they hold thoughts up to a </think> or white space at an
+    end, which chat templates drop: then what is left is encoded anew. What is longer than ``room`` tokens loses its "front"
+    or its "middle", as ``truncate`` says.
+    """
+    kept = [int(token) for token in ids if int(token) not in control]
+    text = tokenizer.decode(kept, clean_up_tokenization_spaces=False)
+    stripped = text.rpartition("</think>")[2].strip()
+    if stripped != text:
+        kept = list(encode_piece(tokenizer, stripped))
+    if len(kept) <= room:
+        return kept, False
+    if truncate == "front":
+        return kept[len(kept) - room :], True
+    gap = list(encode_piece(tokenizer, GAP))[:room]
+    head = (room - len(gap)) // 2
+    return kept[:head] + gap + kept[len(kept) - (room - len(gap) - head) :], True
 
 
 def end_of_turn(tokenizer: Tokenizer, inputs: Mapping[str, Any] = NO_INPUTS) -> int:
@@ -363,11 +422,15 @@ def _check_wording(text: str, parts: Sequence[Sequence[tuple[str, str | None]]],
 
 
 def _after_response(
-    tokenizer: Tokenizer, messages: Sequence[Message], inputs: Mapping[str, Any], pieces: Sequence[str]
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    inputs: Mapping[str, Any],
+    pieces: Sequence[str],
+    add_generation_prompt: bool = True,
 ) -> tuple[list[int], Template]:
     """Cut a conversation that leads up to ``messages``: ids behind its response, from the stop token on, and the rest."""
     opening = [{"role": "user", "content": PLAIN}, {"role": "assistant", "content": "{ response }"}]
-    template = cut(tokenizer, [*opening, *messages], inputs, True, (*pieces, " response "))
+    template = cut(tokenizer, [*opening, *messages], inputs, add_generation_prompt, (*pieces, " response "))
     after = template[template.index(" response ") + 1 :]
     if not after or isinstance(after[0], str):
         raise ValueError("the chat template does not close a response with any token, so turns cannot be told apart")

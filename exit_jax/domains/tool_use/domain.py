@@ -1,0 +1,630 @@
+"""Multi-turn tool use (ExIt §5): episodes as tokens, played in BFCL's world or in a tiny one, graded on the host.
+
+A history holds the conversation up to a turn as *context*, from the system's message to what was last said to the policy, in
+the tokens that were sampled and observed; the *request* in hand, as text; and a response to that turn as *solution*. The
+self-iteration prompt is a further message behind the context. It stays in the transcript of the rollout that it begins, and
+out of the histories that this yields (ExIt App. A).
+
+A context can be taken apart again, since a response ends at its first stop token: that is how an environment is brought to
+where a history starts, by making the recorded calls again and comparing what is observed.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from exit_jax.algorithm.prompts import Template
+from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, MODES, NO_ID, Array, Grades, History, Instances, Rollouts
+from exit_jax.domains.domain import INVALID, VALID, Answer, Domain, DomainError, Environment
+from exit_jax.domains.math import tokenizer
+from exit_jax.domains.tool_use import bfcl, tiny, tiny_expert, tiny_tasks
+from exit_jax.domains.tool_use.episode import Episode, Task, system_prompt
+from exit_jax.policy.hf import chat
+from exit_jax.policy.hf.config import resolve, token_ids
+
+log = logging.getLogger(__name__)
+Tokens = Any  # a list or a NumPy array of ids
+
+WORLDS = ("bfcl", "tiny")
+QUALITIES = ("first_request", "requests")
+TAGS = ("<tool_call>", "</tool_call>")  # control tokens of Qwen's, which a shown response keeps
+SPAN = 1 << 20  # tasks of a split
+FIGURES = ("first_request", "requests_fulfilled", "share_fulfilled", "official", "invalid_calls", "crashed", "turns")
+NOT_TAUGHT = ("data_dir", "num_validation", "num_test", "num_workers", "call_secs")  # what demonstrations don't need
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolsConfig:
+    """The world, how it is put to the policy, and the limits of an episode."""
+
+    world: str  # "bfcl" or "tiny"
+    data_dir: str  # of trained tokenizers and the log of what crashed
+    data_seed: int  # of the tiny world
+    train_split: str  # that is trained on: "train", or BFCL's "tuning", which is "train" without "validation"
+    num_train: (
+        int  # of the tiny world; BFCL has 100 tasks to train on, 25 of which are its validation split, and 100 to test
+    )
+    num_validation: int
+    num_test: int
+    tokenizer: str  # folder or hub id; "" for one trained on the tiny world
+    vocab_size: int  # of the trained one
+    # the message of a self-iteration; {request} and {solution} stand for pieces, literal braces are doubled (ExIt App. B)
+    improve: str
+    diverge: str
+    template_inputs: tuple[str, ...]  # what else the chat template reads, as "date_string=26 Jul 2024"
+    observation_role: str  # in which the chat template is told what a call returned: "tool" or "user"
+    prompt_width: int
+    max_context_tokens: int  # longer histories are not kept, and tasks that begin longer are skipped
+    max_request_tokens: int
+    max_solution_tokens: int  # of a response in a prompt; a longer one is cut in its middle
+    max_tokens: int  # of a response
+    max_observation_tokens: int  # a longer one is cut in its middle
+    max_transcript_tokens: int  # of an episode's responses and observations, in training
+    max_turns: int  # of an episode, in training
+    num_requests: int  # that are made of a task, in training; 0 for all
+    test_max_transcript_tokens: int
+    test_max_turns: int
+    test_num_requests: int
+    quality: str  # of an episode: success on the "first_request", or the share of "requests" that were fulfilled
+    num_workers: int  # processes that play BFCL's episodes; 0 for one a core
+    call_secs: float  # of processor time, for one call; by the clock four times that
+    demo_noise: float  # share of a demonstration's turns that go wrong (tiny)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that there are."""
+        return ("train", "tuning", "validation", "test") if self.world == "bfcl" else ("train", "validation", "test")
+
+    def __post_init__(self):
+        wrong = [
+            f"domain.{name} = {getattr(self, name)!r} is not one of {choices}"
+            for name, choices in (
+                *(("world", WORLDS), ("quality", QUALITIES)),
+                ("observation_role", ("tool", "user")),
+            )
+            if getattr(self, name) not in choices
+        ]
+        positive = [field.name for field in dataclasses.fields(self) if field.name.startswith(("max_", "test_max_"))]
+        wrong += [f"domain.{name} = {getattr(self, name)} is below 1" for name in positive if getattr(self, name) < 1]
+        counts = ("num_requests", "test_num_requests", "num_workers")
+        wrong += [f"domain.{name} = {getattr(self, name)} is below 0" for name in counts if getattr(self, name) < 0]
+        if not self.call_secs > 0:
+            wrong.append(f"domain.call_secs = {self.call_secs} is not above 0")
+        for name in ("max_transcript_tokens", "test_max_transcript_tokens"):
+            if getattr(self, name) < self.max_tokens:
+                wrong.append(
+                    f"domain.{name} = {getattr(self, name)} is below domain.max_tokens = {self.max_tokens}: no response would "
+                    "fit; raise it"
+                )
+        if self.train_split not in ("train", "tuning") or self.train_split not in self.splits:
+            wrong.append(f'domain.train_split = {self.train_split!r} is neither "train" nor, for "bfcl", "tuning"')
+        if not self.tokenizer and self.world != "tiny":
+            wrong.append('domain.tokenizer = "" is for domain.world = "tiny"; name a checkpoint')
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+
+class Tools:
+    """The tasks of a config, their tokens and their world; each is made when first asked for."""
+
+    def __init__(self, config: ToolsConfig):
+        self.config = config
+        self.candidates = functools.cache(self._candidates)
+        self.tasks_of = functools.cache(self._read)
+        self.head = functools.cache(self._head)
+        self.encode = functools.lru_cache(1 << 16)(self._encode)  # a world says the same things again and again
+
+    @property
+    def data_dir(self) -> pathlib.Path:
+        """The folder for all that is kept from run to run."""
+        return pathlib.Path(self.config.data_dir).expanduser().absolute()
+
+    @functools.cached_property
+    def world(self) -> Any:
+        """Where episodes are played; workers start when there is something to play."""
+        c = self.config
+        tasks = {task.id: task for split in c.splits for task in self.candidates(split)}
+        if c.world == "tiny":
+            return tiny.TinyWorld(tasks)
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        workers = c.num_workers or os.cpu_count() or 1
+        return bfcl.BfclEnvironment(tasks, workers, c.call_secs, self.data_dir / "crashed.jsonl")
+
+    def _candidates(self, split: str) -> Sequence[Task]:
+        """Return the tasks of a split, those that are too long included.
+
+        Raises:
+          DomainError: if bfcl-eval is not installed.
+        """
+        c = self.config
+        if c.world == "tiny":
+            count = {"train": c.num_train, "validation": c.num_validation, "test": c.num_test}[split]
+            return tiny_tasks.tasks(split, count, c.data_seed)
+        try:
+            tasks = bfcl.load_tasks()
+        except ImportError as error:
+            raise DomainError(str(error)) from error
+        return [tasks[name] for name in bfcl.split_tasks(tasks)[split]]
+
+    def _read(self, split: str) -> tuple[Task, ...]:
+        """Return the tasks of a split whose beginnings fit."""
+        c = self.config
+        found = self.candidates(c.train_split if split == "train" else split)
+        requests = [max(len(chat.encode_piece(self.tokenizer, text)) for text in task.requests) for task in found]
+        fits = [
+            len(self.head(task.id)) <= c.max_context_tokens and longest <= c.max_request_tokens
+            for task, longest in zip(found, requests)
+        ]
+        if not all(fits):
+            log.warning(
+                "%d of %d tasks of %s are left out: they begin with more than domain.max_context_tokens = %d tokens, or a "
+                "request takes more than domain.max_request_tokens = %d",
+                *(fits.count(False), len(fits), split, c.max_context_tokens, c.max_request_tokens),
+            )
+        if not any(fits):
+            longest = min(len(self.head(task.id)) for task in found)
+            raise DomainError(
+                f"no task of the split {split} fits into domain.max_context_tokens = {c.max_context_tokens} and "
+                f"domain.max_request_tokens = {c.max_request_tokens}: the shortest begins with {longest} tokens, and has "
+                f"requests of {min(requests)}; raise them"
+            )
+        return tuple(task for task, fit in zip(found, fits) if fit)
+
+    def task_of(self, number: int) -> Task:
+        """Return the task of a number, which those of all splits have: split · 2^20 + row."""
+        return self.tasks_of(self.config.splits[int(number) // SPAN])[int(number) % SPAN]
+
+    # Tokens
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers."""
+        c = self.config
+        if c.tokenizer:
+            return tokenizer.load(c.tokenizer)
+        texts = tiny_expert.texts(self.candidates("train"), c.demo_noise, c.data_seed)
+        return tokenizer.train([*texts, c.improve, c.diverge], c.vocab_size, self.data_dir)
+
+    @functools.cached_property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The ids that end a response."""
+        named = token_ids(resolve(self.config.tokenizer))["eos"] if self.config.tokenizer else ()
+        return chat.stop_tokens(self.tokenizer, named)
+
+    @functools.cached_property
+    def control(self) -> frozenset[int]:
+        """The ids that no shown response may hold."""
+        return frozenset(chat.control_tokens(self.tokenizer, keep=TAGS))
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What the chat template reads besides messages."""
+        return chat.parse_inputs(self.config.template_inputs)
+
+    @functools.cached_property
+    def lead(self) -> tuple[int, ...]:
+        """The tokens that ask for a response."""
+        return tuple(chat.splice(chat.more(self.tokenizer, [], self.inputs), {}))
+
+    @functools.cached_property
+    def again(self) -> Mapping[str, Template]:
+        """What asks for a better response, or another one, behind a context: by mode."""
+        named = {"improve": self.config.improve, "diverge": self.config.diverge}
+        ask = lambda text: chat.more(self.tokenizer, [{"role": "user", "content": text}], self.inputs)
+        return {mode: ask(text) for mode, text in named.items()}
+
+    @functools.cached_property
+    def templates(self) -> Mapping[str, Template]:
+        """The prompts as token pieces.
+
+        Raises:
+          DomainError: if they cannot be cut, or do not fit into ``prompt_width`` with the longest pieces.
+        """
+        try:
+            templates = {"base": ("context", self.lead)} | {m: ("context", *ask) for m, ask in self.again.items()}
+        except ValueError as error:
+            raise DomainError(f"domain.improve or domain.diverge: {error}") from error
+        c = self.config
+        room = {
+            "context": c.max_context_tokens,
+            "request": c.max_request_tokens,
+            "solution": c.max_solution_tokens,
+        }
+        widths = {m: sum(room[i] if isinstance(i, str) else len(i) for i in templates[m]) for m in MODES}
+        if max(widths.values()) > c.prompt_width:
+            raise DomainError(
+                f"domain.prompt_width = {c.prompt_width} is too narrow: prompts take up to {widths}, with pieces of up to "
+                f"{room} tokens; raise it or lower those"
+            )
+        return templates
+
+    @functools.cached_property
+    def frames(self) -> Mapping[str, Template]:
+        """What stands around an observation, behind a response's stop token: by kind, "request" or "call"."""
+        roles = {"request": "user", "call": self.config.observation_role}
+        frame = lambda role: chat.between(
+            *(self.tokenizer, [{"role": role, "content": "{feedback}"}], self.stop_tokens, self.inputs),
+            add_generation_prompt=False,
+        )
+        try:
+            return {kind: frame(role) for kind, role in roles.items()}
+        except ValueError as error:
+            raise DomainError(f"domain.observation_role = {self.config.observation_role!r}: {error}") from error
+
+    def _head(self, task_id: str) -> tuple[int, ...]:
+        """Return the tokens of a conversation up to its first request."""
+        task = self.world.tasks[task_id]
+        system = (tiny.system_prompt if self.config.world == "tiny" else system_prompt)(task)
+        pieces = {"context": self.encode(system), "request": self.encode(task.requests[0])}
+        return tuple(chat.splice(self._opening, pieces))
+
+    @functools.cached_property
+    def _opening(self) -> Template:
+        messages = [{"role": "system", "content": "{context}"}, {"role": "user", "content": "{request}"}]
+        return chat.cut(self.tokenizer, messages, self.inputs, add_generation_prompt=False)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text inside a prompt."""
+        return chat.encode_piece(self.tokenizer, text.strip())
+
+    def decode(self, ids: Tokens) -> str:
+        """Return the text of tokens, control tokens left out."""
+        kept = [int(token) for token in ids if int(token) not in self.control]
+        return self.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
+
+    def shown(self, response: Tokens) -> list[int]:
+        """Return what a later prompt shows of a response."""
+        return chat.shown(self.tokenizer, response, self.control, self.config.max_solution_tokens, "middle")[0]
+
+    def observation(self, kind: str, text: str) -> list[int]:
+        """Return the tokens of what is said to a response of a kind; a text that is too long loses its middle."""
+        frame = self.frames["request" if kind == "finished" else "call"]
+        room = self.config.max_observation_tokens - len(chat.splice(frame, {"feedback": ()}))
+        said, _ = chat.shown(self.tokenizer, self.encode(text), (), max(room, 0), "middle")
+        return chat.splice(frame, {"feedback": said})
+
+    def request(self, episode: Episode) -> tuple[int, ...]:
+        """Return the tokens of the request in hand."""
+        requests = self.world.tasks[episode.task_id].requests
+        return self.encode(requests[min(episode.request, len(requests) - 1)])
+
+    # Episodes
+
+    def environment(self, test: bool) -> Environment:
+        """Return the environment of training or evaluation."""
+        c = self.config
+        max_turns = c.test_max_turns if test else c.max_turns
+        num_requests = (c.test_num_requests if test else c.num_requests) or None
+        ask = self.again["improve"]
+        static = len(chat.splice(ask, {"request": (), "solution": ()}))
+        return Environment(
+            max_turns=max_turns,
+            max_tokens=c.max_tokens,
+            max_observation=c.max_observation_tokens,
+            max_ask=static + c.max_request_tokens + c.max_solution_tokens,
+            max_transcript=c.test_max_transcript_tokens if test else c.max_transcript_tokens,
+            lead=self.lead,
+            begin=functools.partial(self.begin, max_turns=max_turns, num_requests=num_requests),
+            step=functools.partial(self.step, max_turns=max_turns, num_requests=num_requests),
+            ask_again=lambda episode, response: chat.splice(
+                ask, {"request": self.request(episode), "solution": self.shown(response)}
+            ),
+            figures=functools.partial(self.figures, num_requests=num_requests),
+            show=self.show,
+        )
+
+    def step(self, pairs: Sequence[tuple[Episode, Tokens]], max_turns: int, num_requests: int | None):
+        """Play a turn of each episode with a response's tokens."""
+        texts = [(episode, self.decode(response)) for episode, response in pairs]
+        results = self.world.step_many(texts, max_turns, num_requests)
+        return [(result.episode, self._answer(result.episode)) for result in results]
+
+    def _answer(self, episode: Episode) -> Answer:
+        """Return what is said to the last response of an episode; the limit of turns is the caller's."""
+        if episode.how in ("finished", "error"):
+            return Answer((), VALID)
+        if episode.how in ("crashed", "mismatch"):
+            return Answer((), INVALID)
+        turn = episode.turns[-1]
+        return Answer(self.observation(turn.kind, turn.observation))
+
+    def begin(self, history: History, group_size: int, max_turns: int, num_requests: int | None) -> list[Any]:
+        """Return the episodes that histories [b] start from, each ``group_size`` times; None where one goes another way.
+
+        The recorded responses are played again, those of all histories side by side.
+        """
+        found: list[Episode | None] = [Episode(self.task_of(number).id) for number in history.task]
+        context = [list(row[:length]) for row, length in zip(history.tokens, history.lengths[:, 0])]
+        place = [len(self.head(episode.task_id)) for episode in found if episode]
+        for turn in range(int(history.turn.max(initial=0))):
+            going = [b for b, episode in enumerate(found) if episode and turn < history.turn[b]]
+            responses = [self._next_response(context[b], place[b]) for b in going]
+            pairs: Any = [(found[b], response) for b, response in zip(going, responses)]
+            for b, response, (episode, answer) in zip(going, responses, self.step(pairs, max_turns, num_requests)):
+                start = place[b] + len(self.lead) + len(response)
+                place[b] = start + len(answer.observation)
+                same = context[b][start : place[b]] == list(answer.observation)
+                found[b] = episode if same and not episode.ended else None
+        for b, episode in enumerate(found):
+            if episode and place[b] != len(context[b]):
+                found[b] = None
+        num_lost = found.count(None)
+        if num_lost:
+            log.warning("%d of %d histories went another way when their calls were made again", num_lost, len(found))
+        return [episode for episode in found for _ in range(group_size)]
+
+    def _next_response(self, context: list[int], place: int) -> list[int]:
+        """Return the recorded response behind ``place``: all up to its first stop token."""
+        start = place + len(self.lead)
+        stops = (i for i, token in enumerate(context[start:], start) if token in self.stop_tokens)
+        return context[start : next(stops, len(context)) + 1]
+
+    def figures(self, episode: Episode | None, num_requests: int | None) -> dict[str, float]:
+        """Return what an episode came to; all 0 of None, which could not be begun."""
+        if episode is None:
+            return {"quality": 0.0} | dict.fromkeys(FIGURES, 0.0)
+        task = self.world.tasks[episode.task_id]
+        asked = len(task.requests) if num_requests is None else min(num_requests, len(task.requests))
+        first = float(bool(episode.verdicts) and episode.verdicts[0].success)
+        share = episode.num_fulfilled / asked
+        quality = first if self.config.quality == "first_request" else share
+        values = {
+            "first_request": first,
+            "requests_fulfilled": episode.num_fulfilled,
+            "share_fulfilled": share,
+            "official": sum(bool(verdict.official) for verdict in episode.verdicts) / asked,
+            "invalid_calls": episode.num_invalid,
+            "crashed": episode.how in ("crashed", "mismatch"),
+            "turns": len(episode.turns),
+        }
+        return {"quality": quality} | {name: float(value) for name, value in values.items()}
+
+    def show(self, episode: Episode | None) -> str:
+        """Return an episode as text for people."""
+        return "" if episode is None else self.world.describe(episode)
+
+    # Histories
+
+    @property
+    def width(self) -> int:
+        """Tokens of a packed history."""
+        return self.config.max_context_tokens + self.config.max_request_tokens + self.config.max_solution_tokens
+
+    def tasks(self, split: str) -> History:
+        """Return the base tasks of a split, in NumPy."""
+        found, start = self.tasks_of(split), SPAN * self.config.splits.index(split)
+        packed = Packed.empty((len(found),), self.width)
+        for row, task in enumerate(found):
+            packed.put(row, self.head(task.id), self.encode(task.requests[0]), (), start + row, 0, -1, 0.0)
+        return packed.history()
+
+    def grade(self, instances: Instances, rollouts: Rollouts, episodes: list[Any]) -> Grades:
+        """Grade episodes, and cut them into histories, one for each of their turns. All in NumPy."""
+        shape = rollouts.finished.shape
+        figures = [self.figures(episode, self.config.num_requests or None) for episode in episodes]
+        per_rollout = lambda name: np.array([row[name] for row in figures], np.float32).reshape(shape)
+        quality = per_rollout("quality")
+        packed = Packed.empty((*shape, self.config.max_turns), self.width)
+        insertable: Any = np.zeros((*shape, self.config.max_turns), bool)
+        too_long: Any = np.zeros(shape, np.float32)
+        for (b, g), episode in zip(np.ndindex(shape), episodes, strict=True):
+            if episode is None or not rollouts.finished[b, g]:
+                continue
+            for u, (context, response) in enumerate(self._turns(instances.history, rollouts, b, g)):
+                turn = int(instances.history.turn[b]) + u
+                step = int(instances.history.step[b]) + 1 if u == 0 else 0
+                solution = self.shown(response)
+                if len(context) > self.config.max_context_tokens:
+                    too_long[b, g] = 1.0
+                    break
+                insertable[b, g, u] = bool(solution)
+                request = self.request(episode.before(turn))
+                task = int(instances.history.task[b])
+                packed.put((b, g, u), context, request, solution, task, turn, step, quality[b, g])
+        notes = {name: per_rollout(name) for name in FIGURES} | {"context_too_long": too_long}
+        return Grades(
+            quality=quality,
+            valid=np.array([episode is not None for episode in episodes]).reshape(shape),
+            embedding=quality[..., None] * 0.0,
+            children=packed.history(),
+            insertable=insertable,
+            notes=notes,
+            lost=np.array([episode is None for episode in episodes]).reshape(shape)[:, 0],
+        )
+
+    def _turns(self, history: History, rollouts: Rollouts, b: int, g: int):
+        """Yield each turn of a transcript: the clean context before it, and the response."""
+        tokens, mask = rollouts.tokens[b, g].tolist(), rollouts.mask[b, g]
+        length = int(np.flatnonzero(mask)[-1]) + 1
+        changes = np.flatnonzero(mask[1:length] != mask[: length - 1]) + 1
+        runs = [tokens[start:stop] for start, stop in itertools.pairwise([0, *changes.tolist(), length])]
+        context = history.tokens[b, : history.lengths[b, 0]].tolist()
+        for response, said in itertools.zip_longest(runs[::2], runs[1::2], fillvalue=()):
+            yield context, response
+            context = [*context, *self.lead, *response, *said[: len(said) - len(self.lead)]]  # the next one's lead goes
+
+    def describe(self, history: History) -> list[str]:
+        """Return what histories [n] hold, as text."""
+        ends = np.cumsum(history.lengths, axis=-1)
+        rows = zip(np.asarray(history.tokens), ends[:, 1], ends[:, 2])
+        return [self.decode(row[start:end]) for row, start, end in rows]
+
+    def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
+        """Return responses tokens [..., T] as text."""
+        rows = zip(tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]), strict=True)
+        return [self.decode(row[kept]) for row, kept in rows]
+
+    # Demonstrations
+
+    def demonstrations(self, key: Array, step: Array, count: int, group_size: int) -> tuple[History, Any, Any, Any]:
+        """Return a batch of demonstrations, as ``Domain`` wants them; no two are alike.
+
+        Half are episodes from the start; the others improve on, or diverge from, a response in the midst of one, and play on.
+        Only the tiny world has any.
+        """
+        if self.config.world != "tiny":
+            raise DomainError("BFCL has no demonstrations to warm-start on; set warm_start.num_steps to 0")
+        c, found = self.config, self.tasks_of("train")
+        seed = int(jax.device_get(jax.random.key_data(key))[-1])
+        packed = Packed.empty((count,), self.width)
+        mode = np.zeros(count, np.int32)
+        tokens: Any = np.zeros((count, group_size, c.max_transcript_tokens), np.int32)
+        mask: Any = np.zeros(tokens.shape, bool)
+        for i in range(count):
+            number = int(step) * count + i
+            rng = np.random.default_rng([c.data_seed, seed, number])
+            task = found[rng.integers(len(found))]
+            start, held, mode[i] = self._held(task, rng)
+            context = self._context(task, start[1])
+            if len(context) > c.max_context_tokens:
+                start, held, mode[i] = (Episode(task.id), []), "", BASE
+                context = self._context(task, [])
+            step_held = -1 if mode[i] == BASE else 0
+            packed.put(i, context, self.request(start[0]), self.encode(held), 0, len(start[1]), step_held, 0.0)
+            for g in range(group_size):
+                first = self._better(start[0], held, task, int(mode[i]), rng)
+                responses = tiny_expert.demonstrate(task, c.demo_noise, rng, c.max_turns, start=start[0], first=first)
+                transcript, own = self._transcript(start[0], responses)
+                tokens[i, g, : len(transcript)], mask[i, g, : len(own)] = transcript, own
+        return packed.history(), mode, tokens, mask
+
+    def _held(self, task: Any, rng: np.random.Generator) -> tuple[tuple[Episode, list[str]], str, int]:
+        """Draw where a demonstration starts: an episode and its responses, the response that is held, and the mode."""
+        mode = int(rng.choice((BASE, IMPROVE, DIVERGE), p=(0.5, 0.35, 0.15)))
+        if mode == BASE:
+            return (Episode(task.id), []), "", mode
+        c = self.config
+        played = tiny_expert.demonstrate(task, c.demo_noise, rng, c.max_turns)
+        turn = int(rng.integers(len(played)))
+        episode = Episode(task.id)
+        for response in played[:turn]:
+            episode = self.world.step(episode, response, c.max_turns, c.num_requests or None).episode
+        held = played[turn]
+        if rng.random() < c.demo_noise:
+            held = tiny_expert.spoil(held, task, rng)
+        return (episode, played[:turn]), held, mode
+
+    def _better(self, episode: Episode, held: str, task: Any, mode: int, rng: np.random.Generator) -> str:
+        """Return the response that a demonstration of a mode begins with; "" leaves it open."""
+        if mode == BASE:
+            return ""
+        answer = tiny_expert.improve if mode == IMPROVE else tiny_expert.diverge
+        return answer(episode, held, task, self.config.demo_noise, rng)
+
+    def _context(self, task: Task, responses: Sequence[str]) -> list[int]:
+        """Return the tokens of a conversation with these responses."""
+        episode, context = Episode(task.id), list(self.head(task.id))
+        for response in responses:
+            tokens = [*self.encode(response), self.stop_tokens[0]]
+            ((episode, answer),) = self.step(
+                [(episode, tokens)], self.config.max_turns, self.config.num_requests or None
+            )
+            context += [*self.lead, *tokens, *answer.observation]
+        return context
+
+    def _transcript(self, episode: Episode, responses: Sequence[str]) -> tuple[list[int], list[bool]]:
+        """Return the tokens of responses and of what is observed between them, as far as they fit, and which are responses."""
+        tokens: list[int] = []
+        own: list[bool] = []
+        for response in responses:
+            spoken = [*self.encode(response), self.stop_tokens[0]][: self.config.max_tokens]
+            if len(tokens) + len(spoken) > self.config.max_transcript_tokens:
+                break
+            tokens, own = tokens + spoken, own + [True] * len(spoken)
+            ((episode, answer),) = self.step(
+                [(episode, spoken)], self.config.max_turns, self.config.num_requests or None
+            )
+            if answer.end is not None or episode.ended:
+                break
+            said = [*answer.observation, *self.lead]
+            tokens, own = tokens + said, own + [False] * len(said)
+        return tokens[: self.config.max_transcript_tokens], own[: self.config.max_transcript_tokens]
+
+    def difficulty(self, split: str) -> dict[str, np.ndarray]:
+        """Return what results are broken down by: the number of requests, and for each API whether the task has it."""
+        found = self.tasks_of(split)
+        apis = sorted({api for name in self.config.splits for task in self.tasks_of(name) for api in task.apis})
+        levels = {"requests": np.array([len(task.requests) for task in found])}
+        return levels | {api: np.array([int(api in task.apis) for task in found]) for api in apis}
+
+    def about(self, split: str) -> list[dict[str, str]]:
+        """Return the requests of each task, and the calls that fulfil them."""
+        gold = lambda calls: " ".join(f"{call.name}({json.dumps(dict(call.arguments))})" for call in calls)
+        return [
+            {"request": "\n".join(task.requests), "gold": "\n".join(map(gold, task.truth))}
+            for task in self.tasks_of(split)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """Histories that are being put together row by row."""
+
+    arrays: dict[str, Any]
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...], width: int) -> "Packed":
+        """Return blank rows."""
+        full = lambda value, *more: np.full((*shape, *more), value, np.int32)
+        arrays = {"tokens": full(0, width), "lengths": full(0, 4), "id": full(NO_ID), "task": full(0), "turn": full(0)}
+        arrays |= {"step": full(0), "quality": full(0).astype(np.float32), "born": full(0), "parent": full(NO_ID)}
+        return cls(arrays)
+
+    def put(self, row: Any, context: Tokens, request: Tokens, solution: Tokens, task, turn, step, quality) -> None:
+        """Fill a row."""
+        tokens = [*context, *request, *solution]
+        self.arrays["tokens"][row][: len(tokens)] = tokens
+        self.arrays["lengths"][row][:3] = len(context), len(request), len(solution)
+        for name, value in (("task", task), ("turn", turn), ("step", step), ("quality", quality)):
+            self.arrays[name][row] = value
+
+    def history(self) -> History:
+        """Return the rows."""
+        return History(**self.arrays)
+
+
+def make_domain(config: ToolsConfig) -> Domain:
+    """Build the tool-use domain.
+
+    Raises:
+      DomainError: if BFCL or the tokenizer cannot be had, or the prompts do not fit.
+    """
+    tools = Tools(config)
+    taught = {name: value for name, value in vars(config).items() if name not in NOT_TAUGHT}
+    return Domain(
+        name=config.world,
+        splits=config.splits,
+        test_splits=("test",),
+        vocab_size=1 + max(tools.tokenizer.get_vocab().values()),
+        history_width=tools.width,
+        prompt_width=config.prompt_width,
+        max_tokens=config.max_transcript_tokens,
+        stop_tokens=tools.stop_tokens,
+        stop_sequences=(),
+        num_children=config.max_turns,
+        embedding_width=1,
+        templates=tools.templates,
+        tasks=tools.tasks,
+        difficulty=tools.difficulty,
+        about=tools.about,
+        grade=tools.grade,
+        notes=(*FIGURES, "context_too_long"),
+        on_host=True,
+        complete=None,
+        demonstrations=tools.demonstrations,
+        demonstrations_id=repr(taught),
+        describe=tools.describe,
+        answers=None,
+        texts=tools.texts,
+        environment=tools.environment(test=False),
+        test_environment=tools.environment(test=True),
+    )
