@@ -443,6 +443,7 @@ class StepPrograms:
     learn: Callable[[Given, State, Instances, Rollouts, Grades], tuple[State, Metrics]]
     grade: Callable[..., tuple[Grades, bool]]  # (instances, rollouts) and, where episodes were played, these
     embed: Callable[[Rollouts], np.ndarray] | None  # by a foreign encoder, float32 [B, G, E]
+    ends: Callable[[Array], Array]  # a mask [B, G, T] -> the places behind the last tokens sampled
     longest: Callable[[Array], Array]  # of a batch's lengths
     by_row: Any  # sharding
     prompt_buckets: tuple[int, ...]
@@ -470,6 +471,7 @@ class StepPrograms:
             ),
             grade=functools.partial(grade_rows, domain),
             embed=make_embed(config, domain, mesh),
+            ends=jax.jit(lambda mask: jnp.where(mask.any(-1), mask.shape[-1] - jnp.argmax(mask[..., ::-1], -1), 0)),
             longest=jax.jit(jnp.max, out_shardings=same),
             by_row=by_row,
             prompt_buckets=(*config.run.prompt_buckets, domain.prompt_width),
@@ -500,7 +502,7 @@ class StepPrograms:
         if self.embed:
             grades = dataclasses.replace(grades, embedding=self.embed(rollouts))
         instances = self._short(instances)
-        width = self._fit((rollouts.mask * jnp.arange(1, rollouts.mask.shape[-1] + 1)).max(-1), self.response_buckets)
+        width = self._fit(self.ends(rollouts.mask), self.response_buckets)
         short = {name: getattr(rollouts, name)[:, :, :width] for name in ("tokens", "mask", "logp", "sampled_logp")}
         rollouts = dataclasses.replace(rollouts, **short)
         state, metrics = self.learn(given, state, instances, rollouts, grades)

@@ -85,9 +85,31 @@ TINY_MATH = {
 }
 
 
+TINY_TOOLS = {name: value for name, value in TINY_MATH.items() if not name.startswith("domain.")} | {
+    "domain.num_train": 24,
+    "domain.num_validation": 4,
+    "domain.num_test": 8,
+    "domain.max_turns": 6,
+    "domain.max_transcript_tokens": 96,
+    "domain.test_max_turns": 6,
+    "domain.test_max_transcript_tokens": 96,
+    "run.prompt_buckets": (128,),
+    "run.response_buckets": (),
+}
+
+
+def tiny_tools(data_dir: pathlib.Path, **changes):
+    """Return configs/tools_tiny.py for a few iterations; a field is given as ``run__num_iterations``."""
+    return _shrink("tools_tiny", TINY_TOOLS, data_dir, changes)
+
+
 def tiny_math(data_dir: pathlib.Path, **changes):
     """Return configs/arithmetic_cpu.py for a few iterations of a second each; a field is given as ``run__num_iterations``."""
-    content = runpy.run_path(str(ROOT / "configs/arithmetic_cpu.py"))["get_config"]()
+    return _shrink("arithmetic_cpu", TINY_MATH, data_dir, changes)
+
+
+def _shrink(name: str, smaller: dict, data_dir: pathlib.Path, changes: dict):
+    content = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"]()
     named = {name.replace("__", "."): value for name, value in changes.items()}
-    content.update_from_flattened_dict(TINY_MATH | {"domain.data_dir": str(data_dir)} | named)
+    content.update_from_flattened_dict(smaller | {"domain.data_dir": str(data_dir)} | named)
     return validate(content, jax.device_count())

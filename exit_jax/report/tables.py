@@ -112,6 +112,18 @@ def split_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
             for i, (label, runs) in enumerate(groups.items())
         ]
         parts.append(table(header, rows))
+    if names := list(first.get("figures", {})):
+        values = {
+            name: [by_k(runs, split, ks, "figures", name) / 100 for runs in groups.values()] for name in names
+        }  # not in %
+        if len(groups) == 1:
+            rows = [(name.replace("_", " "), *cells(value, 2)) for name, (value,) in values.items()]
+            parts.append(table(("an episode, k =", *map(str, ks)), rows))
+        else:
+            rows = [
+                (label, *(cells(value[i][:, -1:], 2)[0] for value in values.values())) for i, label in enumerate(groups)
+            ]
+            parts.append(table((f"an episode, k = {ks[-1]}", *(name.replace("_", " ") for name in names)), rows))
     for name, levels in first.get("by_difficulty", {}).items():
         paths = [("by_difficulty", name, level, "accuracy") for level in levels]
         rows = [
