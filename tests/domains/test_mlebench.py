@@ -44,7 +44,9 @@ def write_raw(name, raw):
         rows = [[f"id{i:05}", f"A text, {i}", ("EAP", "HPL", "MWS")[i % 3]] for i in number]
         zipped(raw / "train.zip", train_DOT_csv=table(["id", "text", "author"], rows))
     elif name == PIZZA:
-        rows = [{"request_id": f"t3_{i}", "request_text": "pizza", "requester_received_pizza": i % 2 == 0} for i in number]
+        rows = [
+            {"request_id": f"t3_{i}", "request_text": "pizza", "requester_received_pizza": i % 2 == 0} for i in number
+        ]
         (raw / "train.json").write_text(json.dumps(rows))
         (raw / "test.json").write_text(json.dumps([{"request_id": "x", "request_text": "pizza"}] * 20))
     elif name == JIGSAW:
@@ -54,7 +56,10 @@ def write_raw(name, raw):
         zipped(raw / "train.csv.zip", train_DOT_csv=table(["id", "comment_text", *columns[1:]], train))
         zipped(raw / "test.csv.zip", test_DOT_csv=table(["id", "comment_text"], [[row[0], "text"] for row in labels]))
         zipped(raw / "test_labels.csv.zip", test_labels_DOT_csv=table(columns, labels))
-        zipped(raw / "sample_submission.csv.zip", sample_submission_DOT_csv=table(columns, [[row[0], *[0] * 6] for row in labels]))
+        zipped(
+            raw / "sample_submission.csv.zip",
+            sample_submission_DOT_csv=table(columns, [[row[0], *[0] * 6] for row in labels]),
+        )
     elif name == NOMAD:
         columns = ["id", "spacegroup", *BY_NAME[NOMAD].target_columns]
         rows = [[i, 33, f"{rng.random():.4f}", f"{rng.random() * 5:.4f}"] for i in range(1, 61)]
@@ -100,8 +105,12 @@ def test_sample_submissions_score_what_mlebench_says(prepared, tmp_path, monkeyp
     entry, competition = prepared
     monkeypatch.chdir(tmp_path)  # mlebench.data makes a folder "cache" there
     grading = pytest.importorskip("mlebench.grade")
-    (tmp_path / "leaderboard.csv").write_text("score\n" + "\n".join(map(str, np.linspace(competition.best, competition.worst, 9))))
-    entry = dataclasses.replace(entry, leaderboard=tmp_path / "leaderboard.csv")  # the package's own is a pointer into LFS
+    (tmp_path / "leaderboard.csv").write_text(
+        "score\n" + "\n".join(map(str, np.linspace(competition.best, competition.worst, 9)))
+    )
+    entry = dataclasses.replace(
+        entry, leaderboard=tmp_path / "leaderboard.csv"
+    )  # the package's own is a pointer into LFS
     sample = (competition.public / competition.sample).read_bytes()
     (tmp_path / "submission.csv").write_bytes(sample)
     report = grading.grade_csv(tmp_path / "submission.csv", entry)

@@ -149,7 +149,9 @@ def tree_hash(folder: pathlib.Path) -> str:
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).parts):
         if path.is_symlink():
-            raise DomainError(f"{path} is a link; put the file itself there, so that nothing outside is shown to a script")
+            raise DomainError(
+                f"{path} is a link; put the file itself there, so that nothing outside is shown to a script"
+            )
         if path.is_file():
             with path.open("rb") as file:
                 name = path.relative_to(folder).as_posix()
@@ -170,7 +172,10 @@ def faults_of_public(competition: Competition) -> list[str]:
     wanted = (competition.id_column, *competition.target_columns)
     missing = [name for name in wanted if name not in table.columns]
     if missing:
-        return [*faults, f"{sample} has the columns {list(table.columns)}, without {missing}; add them or mend the declaration"]
+        return [
+            *faults,
+            f"{sample} has the columns {list(table.columns)}, without {missing}; add them or mend the declaration",
+        ]
     if not table.rows:
         faults.append(f"{sample} has no rows; it must have one for each id that is due")
     return faults
@@ -182,7 +187,9 @@ def _read_fields(folder: pathlib.Path) -> tuple[dict[str, Any], list[str]]:
     try:
         fields = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        return {}, [f"{path.name} cannot be read ({error}); it must be a JSON object with the keys {', '.join(_FIELDS)}"]
+        return {}, [
+            f"{path.name} cannot be read ({error}); it must be a JSON object with the keys {', '.join(_FIELDS)}"
+        ]
     if not isinstance(fields, dict):
         return {}, [f"{path.name} holds {type(fields).__name__}; it must be a JSON object"]
     faults = [f"the key {name!r} is missing; add it" for name in _FIELDS if name not in fields]
@@ -234,7 +241,9 @@ def _faults_of_answers(competition: Competition) -> list[str]:
     if set(answers.columns) != wanted:
         return [f"{path} has the columns {list(answers.columns)}; it must have {sorted(wanted)}"]
     if set(competition.sample_table.columns) != wanted:
-        return [f"{competition.sample} has the columns {list(competition.sample_table.columns)}; must be {sorted(wanted)}"]
+        return [
+            f"{competition.sample} has the columns {list(competition.sample_table.columns)}; must be {sorted(wanted)}"
+        ]
     ids = answers.column(competition.id_column)
     if len(set(ids)) < len(ids) or sorted(ids) != sorted(competition.ids):
         return [f"the ids of {path} and of {competition.sample} differ or repeat; both must have each id once"]

@@ -4,10 +4,11 @@ Three to train on, three other tasks to test on: a probability, a label and a nu
 bundled files, sha256 and rounding, so that every machine makes the same bytes; the sum of each folder is recorded here and
 checked whenever it is loaded. A folder is made beside its place and renamed into it, so that processes may race.
 
-What keeps a script from looking the answers up in its own scikit-learn: rows and measurements are shuffled, ids
-mean nothing, columns lose their names and get other units, scans are mirrored and inverted. That defeats a join by value, not a script that undoes it: an
-order of values survives any unit. So the sandbox must also hide the bundled files (``hidden``). Nothing hides what a language
-model remembers of these classic data sets. The private answers lie outside the public folder, which alone is mounted.
+What keeps a script from looking the answers up in its own scikit-learn: rows and measurements are shuffled, ids mean nothing,
+columns lose their names and get other units, scans are mirrored and inverted. That defeats a join by value, not a script that
+undoes it: the order of values survives any unit. So the sandbox must also hide the bundled files (``hidden``). Nothing hides
+what a language model remembers of these classic data sets. The private answers lie outside the public folder, which alone is
+mounted.
 """
 
 import dataclasses
@@ -76,7 +77,16 @@ def _cultivars() -> Data:
 
     bunch: Any = load_wine()
     # flavanoids, proline, colour and dilution stay out: each of them alone nearly tells the cultivars apart
-    names = ("alcohol", "malic_acid", "ash", "alcalinity_of_ash", "magnesium", "nonflavanoid_phenols", "proanthocyanins", "hue")
+    names = (
+        "alcohol",
+        "malic_acid",
+        "ash",
+        "alcalinity_of_ash",
+        "magnesium",
+        "nonflavanoid_phenols",
+        "proanthocyanins",
+        "hue",
+    )
     columns = [list(bunch.feature_names).index(name) for name in names]
     target = tuple("ABC"[value] for value in bunch.target)
     return Data(_numbered(len(names)), bunch.data[:, columns], target, True)
@@ -86,9 +96,7 @@ def _progression() -> Data:
     from sklearn.datasets import load_diabetes
 
     bunch: Any = load_diabetes(scaled=False)
-    return Data(
-        _numbered(bunch.data.shape[1]), bunch.data, tuple(str(int(value)) for value in bunch.target), True
-    )
+    return Data(_numbered(bunch.data.shape[1]), bunch.data, tuple(str(int(value)) for value in bunch.target), True)
 
 
 def _scans() -> tuple[Any, Any]:
@@ -137,7 +145,7 @@ TASKS = (
         num_train=200,
         num_test=369,
         sample="0.5",
-        sha256="fec2ee25a2622788ed514460c8b834501070883f217ff34c9e7989f8831ffe39",
+        sha256="c150cb4bc9134863ccd89c40b30a0fad65576ea7c662ada0323655d9a035109f",
         data=_tumours,
         text="Cells of a breast tumour were drawn by a needle and photographed. Predict whether the tumour is malignant (1) or "
         "benign (0) from ten measurements of the cells' nuclei, such as texture and symmetry and how much they vary.",
@@ -184,8 +192,8 @@ TASKS = (
         sample="0",
         sha256="c4822befe1042ddac262ab342c9f6a5ae5f70bdbd7fd6539e730c3ee95c48858",
         data=_numerals,
-        text="Read handwritten numerals, 0 to 9, from scans of 8 x 8 pixels. The column r2c5 is the pixel in row 2 and column 5, "
-        "counted from 0 at the top left; 0 is ink, 16 is paper. The scans are mirrored.",
+        text="Read handwritten numerals, 0 to 9, from scans of 8 x 8 pixels. The column r2c5 is the pixel in row 2 and "
+        "column 5, counted from 0 at the top left; 0 is ink, 16 is paper. The scans are mirrored.",
     ),
     Task(
         name="sepals",
@@ -199,8 +207,8 @@ TASKS = (
         sample="0.3333",
         sha256="4657dec6f448facf689e78509cf6f42d7c20fd47a4aaca6a2c7ad8d1a2a889fe",
         data=_sepals,
-        text="Give the probability that a flower belongs to each of three species of iris, here called east, north and west, from two "
-        "measurements of its sepal.",
+        text="Give the probability that a flower belongs to each of three species of iris, here called east, north and west, "
+        "from two measurements of its sepal.",
     ),
     Task(
         name="torn_scans",
@@ -214,13 +222,13 @@ TASKS = (
         sample="5",
         sha256="d7135b4b602b4f35222e6919a9fdcf2211f6e533358489c9e021975aefc4c81f",
         data=_torn,
-        text="Scans of handwritten numerals, 8 x 8 pixels, were torn in two. Predict from the upper half how much ink the lower half "
-        "holds: the mean over its 32 pixels, where 16 is a black pixel. The column r2c5 is the pixel in row 2 and column 5, "
-        "counted from 0 at the top left; here 0 is ink and 16 is paper. The scans are mirrored.",
+        text="Scans of handwritten numerals, 8 x 8 pixels, were torn in two. Predict from the upper half how much ink the "
+        "lower half holds: the mean over its 32 pixels, where 16 is a black pixel. The column r2c5 is the pixel in row 2 and "
+        "column 5, counted from 0 at the top left; here 0 is ink and 16 is paper. The scans are mirrored.",
     ),
 )
 _MEASURED = {
-    "auc": "the area under the ROC curve of the column {target}, any number that is larger where 1 is likelier. Higher is better.",
+    "auc": "the area under the ROC curve of the column {target}, any number, larger where 1 is likelier. Higher is better.",
     "macro_f1": "the F1 score, averaged over the labels without weights. Higher is better.",
     "rmse": "the root of the mean squared error. Lower is better.",
     "accuracy": "the share of right labels. Higher is better.",
@@ -256,8 +264,8 @@ def _load(task: Task, data_dir: pathlib.Path) -> Competition:
     found = competitions.tree_hash(folder)
     if found != task.sha256:
         raise DomainError(
-            f"{folder} has the sum {found}, recorded is {task.sha256}: its files were changed; delete the folder, so that it is "
-            "made anew"
+            f"{folder} has the sum {found}, recorded is {task.sha256}: its files were changed; delete the "
+            "folder, so that it is made anew"
         )
     return competitions.load(folder)
 
@@ -331,8 +339,9 @@ def _description(task: Task, targets: Sequence[str]) -> str:
     measured = _MEASURED[task.metric].format(target=task.target)
     names = ",".join(("id", *targets))
     return (
-        f"{task.text}\n\ntrain.csv has {task.num_train} rows with the column {task.target}, test.csv {task.num_test} rows without "
-        f"it.\n\nSubmissions have the columns {names} and a row for each id of test.csv. They are scored by {measured}\n"
+        f"{task.text}\n\ntrain.csv has {task.num_train} rows with the column {task.target}, test.csv {task.num_test} rows "
+        f"without it.\n\nSubmissions have the columns {names} and a row for each id of test.csv. They are scored by "
+        f"{measured}\n"
     )
 
 
@@ -342,7 +351,7 @@ def _labels(task: Task, data: Data) -> list[str]:
 
 
 def _cells(name: str, data: Data) -> list[list[str]]:
-    """Return the features as text of 6 digits; a column in a unit of its own has a range of 0.01 to 500, and begins anywhere."""
+    """Return the features as text of 6 digits; in a unit of its own, a column ranges over 0.01 to 500."""
     values = np.array(data.features, np.float64)
     if not data.scaled:
         return [[f"{value:.6g}" for value in row] for row in values]

@@ -1,8 +1,8 @@
 """The paper's six competitions, prepared and graded by MLE-bench's own package (arXiv:2410.07095), read where it put them.
 
-``mlebench`` is not on PyPI, and its data come from Kaggle by `mlebench prepare`, with the user's account. From this package come the
-description, the public folder, the ids due and the grading function; none of it is copied. Scores are those of `mlebench grade`,
-rounded to five decimals likewise, but ids are checked for every competition (MLE-bench does not look at nomad2018's).
+``mlebench`` is not on PyPI, and its data come from Kaggle by `mlebench prepare`, with the user's account. From the package
+come the description, the public folder, the ids due and the grading function; none of it is copied. Scores are those of
+`mlebench grade`, rounded to five decimals likewise, but ids are checked for every competition (it ignores nomad2018's).
 
 Its module ``mlebench.data`` makes a folder "cache" in the working directory when it is imported. It is not needed here.
 """
@@ -20,7 +20,7 @@ from exit_jax.domains.ml_engineering.competitions import Competition, faults_of_
 COMMIT = "783b15af77404fbaffe7255b0c4a934b46153389"  # of 26 Feb 2026, which this was run against
 REPOSITORY = "https://github.com/openai/mle-bench"
 INSTALL = (
-    f'pip install --no-deps "mlebench @ git+{REPOSITORY}@{COMMIT}" && pip install appdirs py7zr pyyaml tqdm pandas scikit-learn'
+    f'pip install --no-deps "mlebench @ git+{REPOSITORY}@{COMMIT}" && pip install appdirs py7zr pyyaml tqdm pandas'
 )
 
 
@@ -37,7 +37,7 @@ class Declared:
     target_columns: tuple[str, ...]
 
 
-# The splits and ranges are the paper's (ExIt §5). Its table calls nomad2018's metric RMSE; MLE-bench computes what is said here.
+# Splits and ranges are the paper's (ExIt §5). Its table calls nomad2018's metric RMSE; MLE-bench computes what is said here.
 PAPER = (
     Declared("detecting-insults-in-social-commentary", "train", "AUC", 0.0, 1.0, "Comment", ("Insult",)),
     Declared("spooky-author-identification", "train", "multi-class log-loss", 1.5, 0.0, "id", ("EAP", "HPL", "MWS")),
@@ -74,10 +74,11 @@ def load(declared: Sequence[Declared] = PAPER, data_dir: pathlib.Path | None = N
       DomainError: without the package, or naming all competitions that are not prepared or not as declared.
     """
     try:
-        from mlebench.registry import registry
+        from mlebench.registry import registry  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise DomainError(
-            f"MLE-bench's competitions need its package mlebench, which cannot be imported ({error}); it is not on PyPI: {INSTALL}"
+            f"MLE-bench's competitions need its package mlebench, which cannot be imported ({error}). It is not on PyPI: "
+            f"{INSTALL}"
         ) from error
     registry = registry.set_data_dir(data_dir.expanduser()) if data_dir else registry
     loaded, faults = [], []
@@ -85,7 +86,9 @@ def load(declared: Sequence[Declared] = PAPER, data_dir: pathlib.Path | None = N
         try:
             entry: Any = registry.get_competition(one.name)
         except (OSError, ImportError, LookupError, ValueError, AssertionError) as error:
-            faults.append(f"{one.name} is not in mlebench's registry ({error}); install the version this was written for: {INSTALL}")
+            faults.append(
+                f"{one.name} is not in mlebench's registry ({error}); install the version this was written for: {INSTALL}"
+            )
             continue
         competition = _competition(one, entry)
         found = _faults(competition, entry)
@@ -129,7 +132,7 @@ def _grade(answers: pathlib.Path, function: Callable[[Any, Any], float], submiss
     Raises:
       ValueError: with the grader's own words, if it refuses.
     """
-    from mlebench.utils import read_csv
+    from mlebench.utils import read_csv  # pyright: ignore[reportMissingImports]
 
     try:
         return round(float(function(read_csv(io.BytesIO(submission)), _answers(answers).copy())), 5)
@@ -141,6 +144,6 @@ def _grade(answers: pathlib.Path, function: Callable[[Any, Any], float], submiss
 @functools.lru_cache(maxsize=16)
 def _answers(path: pathlib.Path) -> Any:
     """Return the private answers, which are read once: jigsaw's take 0.1 s."""
-    from mlebench.utils import load_answers
+    from mlebench.utils import load_answers  # pyright: ignore[reportMissingImports]
 
     return load_answers(path)

@@ -9,7 +9,9 @@ IMPROVE names the first two in one line, since only the feedback piece tells whi
 apart before prompts are spliced takes IMPROVE_ONLY and DEBUG in its place.
 """
 
-ROLE = "You are an engineer of machine learning who takes part in a competition with a single Python script, solution.py."
+ROLE = (
+    "You are an engineer of machine learning who takes part in a competition with a single Python script, solution.py."
+)
 
 # what a base task shows in the place of a solution
 EMPTY_SOLUTION = """def main():

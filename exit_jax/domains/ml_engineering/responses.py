@@ -21,11 +21,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 def extract_code(response: str) -> str | None:
     """Return the last complete fenced block of Python in a response, None if there is none or it is blank.
 
-    A fence is a line of three or more backticks or tildes, its language python, py or none; blocks of other languages are passed
-    over. What precedes ``</think>`` does not count. A block ends at a bare fence of the same kind, at least as long and indented no
-    further than the opening one (so that an example in a docstring ends nothing). A fence with a language in place of the
-    end opens a new block: the one before was forgotten, or is the outer of two. What an opening fence is indented by is taken
-    off its lines.
+    A fence is a line of three or more backticks or tildes, its language python, py or none; blocks of other languages are
+    passed over. What precedes ``</think>`` does not count. A block ends at a bare fence of the same kind, at least as long and
+    indented no further than the opening one (so that an example in a docstring ends nothing). A fence with a language in place
+    of the end opens a new block: the one before was forgotten, or is the outer of two. What an opening fence is indented by is
+    taken off its lines.
 
     >>> extract_code("a\\n```python\\nx = 1\\n```\\nb\\n  ```\\n  y = 2\\n  ```\\n```py\\nz = ")
     'y = 2\\n'

@@ -65,14 +65,18 @@ def check(competition: Competition, submission: bytes | None) -> Any:
         raise TableError(f"the script wrote no {FILE} in its working directory")
     limit = competition.max_submission_bytes
     if len(submission) > limit:
-        raise TableError(f"it has {len(submission)} bytes, more than the {limit} that {len(competition.ids)} rows can need")
+        raise TableError(
+            f"it has {len(submission)} bytes, more than the {limit} that {len(competition.ids)} rows can need"
+        )
     table = tables.parse(submission, len(competition.ids), MAX_COLUMNS)
     _check_columns(competition, table)
     order = _order(competition, table)
     columns = [[row[table.columns.index(name)] for row in table.rows] for name in competition.target_columns]
     if competition.predicts.predicts == "label":
         return np.array(_labels(competition, columns[0]))[order]
-    values: Any = np.stack([_numbers(competition, name, cells) for name, cells in zip(competition.target_columns, columns)], 1)
+    values: Any = np.stack(
+        [_numbers(competition, name, cells) for name, cells in zip(competition.target_columns, columns)], 1
+    )
     if competition.predicts.predicts == "probability" and values.shape[1] > 1:
         wrong = np.abs(values.sum(1) - 1.0) > SUM_TOLERANCE
         if wrong.any():
@@ -88,17 +92,23 @@ def _check_columns(competition: Competition, table: Table) -> None:
     missing = [name for name in (competition.id_column, *competition.target_columns) if name not in table.columns]
     unknown = [name for name in table.columns if name not in known]
     if missing or unknown:
-        parts = [f"lacks {shown(missing[0])}"] * bool(missing) + [f"must not have {shown(unknown[0])}"] * bool(unknown)
+        parts = [f"lacks {shown(name)}" for name in missing[:1]] + [
+            f"must not have {shown(name)}" for name in unknown[:1]
+        ]
         index = " (pandas writes its index unless index=False)" if "" in unknown or "Unnamed: 0" in unknown else ""
-        expected = tables.shown(",".join(known))
-        raise TableError(f"its header {' and '.join(parts)}{index}; the columns must be those of the sample: {expected}")
+        expected = ",".join(known)[:200]
+        raise TableError(
+            f"its header {' and '.join(parts)}{index}; the columns must be those of the sample: {expected}"
+        )
 
 
 def _order(competition: Competition, table: Table) -> list[int]:
     """Return the row of each id due; raise unless each is there as often as it is due."""
     found = table.column(competition.id_column)
     if len(found) < len(competition.ids):
-        raise TableError(f"it has {len(found)} rows; it must have {len(competition.ids)}, one for each id of the test set")
+        raise TableError(
+            f"it has {len(found)} rows; it must have {len(competition.ids)}, one for each id of the test set"
+        )
     due, given = collections.Counter(competition.ids), collections.Counter(found)
     if due != given:
         missing, surplus = next(iter(due - given)), next(iter(given - due))
@@ -116,10 +126,14 @@ def _numbers(competition: Competition, column: str, cells: list[str]) -> Any:
     values = np.empty(len(cells))
     for row, cell in enumerate(cells):
         if len(cell) > MAX_CELL or not _NUMBER.fullmatch(cell):
-            raise TableError(f"the column {shown(column)} holds {shown(cell)}, which is not a finite number; no NaN, no inf")
+            raise TableError(
+                f"the column {shown(column)} holds {shown(cell)}, which is not a finite number; no NaN, no inf"
+            )
         values[row] = float(cell)
         if not low <= values[row] <= high:
-            raise TableError(f"the column {shown(column)} holds {shown(cell)}; it must lie between {low:g} and {high:g}")
+            raise TableError(
+                f"the column {shown(column)} holds {shown(cell)}; it must lie between {low:g} and {high:g}"
+            )
     return values
 
 
