@@ -25,7 +25,8 @@ from exit_jax.domains.ml_engineering import metrics, tables
 SPLITS = ("train", "test")
 DIRECTIONS = ("higher", "lower")
 SAMPLE = "sample_submission.csv"
-MAX_CELL = 64  # characters of a predicted number or label
+MAX_CELL = 64  # characters of a predicted number
+ROOM_PER_CELL = 32  # bytes, on average; Python writes a float in 24 characters at most
 MAX_ROWS = 1 << 20  # of a sample submission; the largest of the paper's has 153,164
 MAX_COLUMNS = 1024
 _FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -86,11 +87,10 @@ class Competition:
 
     @functools.cached_property
     def max_submission_bytes(self) -> int:
-        """A limit that no valid submission exceeds: longest ids and cells, quoted."""
-        longest = max((len(cell.encode()) for cell in self.ids), default=0)
-        others = len(self.sample_table.columns) - 1
-        sample_bytes = (self.public / self.sample).stat().st_size  # holds columns that are none of ours, too
-        return 4096 + 2 * sample_bytes + len(self.ids) * (2 * longest + 4 + others * (MAX_CELL + 4))
+        """A limit for submissions, which no reasonable one comes near: twice the sample's bytes, and room for numbers in full."""
+        cell = max(ROOM_PER_CELL, *(len(label.encode()) + 4 for label in ("", *self.labels)))
+        num_cells = len(self.ids) * len(self.target_columns)
+        return 4096 + 2 * (self.public / self.sample).stat().st_size + num_cells * cell
 
     @functools.cached_property
     def truth(self) -> Any:

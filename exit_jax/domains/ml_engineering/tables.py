@@ -5,12 +5,15 @@ columns took it seconds and hundreds of MiB), guesses types, and reads "NA" as a
 bytes, whose number the caller bounds.
 """
 
+import codecs
 import collections
 import csv
 import dataclasses
 import io
+from collections.abc import Iterator
 
 SHOWN_CHARS = 40  # of a value in a message
+MAX_ROW_BYTES = 1 << 18  # no more than as many cells, whatever the number of bytes
 
 
 class TableError(ValueError):
@@ -41,15 +44,22 @@ def parse(data: bytes, max_rows: int, max_columns: int) -> Table:
     Raises:
       TableError: if it is no UTF-8, is malformed or ragged, repeats a column, or exceeds the bounds.
     """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TableError(f"it is not UTF-8 text (byte {error.start}); write it as CSV") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    row_bytes = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal row_bytes
+        for line in io.BytesIO(data.removeprefix(codecs.BOM_UTF8)):
+            row_bytes += len(line)
+            if row_bytes > MAX_ROW_BYTES:  # quoted line breaks may spread a row over many lines
+                raise TableError(f"it has a row of more than {MAX_ROW_BYTES} bytes, at line {reader.line_num + 1}")
+            yield line.decode()
+
+    reader = csv.reader(lines(), strict=True)
     rows: list[list[str]] = []
     columns: tuple[str, ...] = ()
     try:
         for row in reader:
+            row_bytes = 0
             if not row:
                 continue
             if not columns:
@@ -60,6 +70,8 @@ def parse(data: bytes, max_rows: int, max_columns: int) -> Table:
                 raise TableError(f"it has more than the {max_rows} rows expected")
             else:
                 rows.append([cell.strip() for cell in row])
+    except UnicodeDecodeError:
+        raise TableError(f"it is not UTF-8 text at line {reader.line_num + 1}; write it as CSV") from None
     except csv.Error as error:
         raise TableError(f"it is malformed CSV at line {reader.line_num}: {error}") from None
     if not columns:
