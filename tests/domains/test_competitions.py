@@ -153,6 +153,18 @@ def test_a_sound_folder_loads(tmp_path):
         ({"private/answers.csv": None}, ["answers.csv cannot be read"]),
         ({"private/answers.csv": "id,heads\n1,0\n2,1\n4,1\n"}, ["the ids of"]),
         ({"private/answers.csv": "id,heads\n1,1\n2,1\n3,1\n"}, ["by auc"]),
+        (
+            {
+                "metric": "log_loss",
+                "direction": "lower",
+                "worst": 1,
+                "best": 0,
+                "target_columns": ["a", "b"],
+                "public/sample_submission.csv": "id,a,b\n1,0,1\n",
+                "private/answers.csv": "id,a,b\n1,1,1\n",
+            },
+            ["a single 1 in each row"],
+        ),
         ({"private/answers.csv": "id,heads\n1,a\n2,1\n3,1\n"}, ["cannot be scored by auc"]),
     ],
 )
@@ -307,7 +319,9 @@ def test_2000_damaged_submissions_never_raise(entered):
     assert 20 < valid < 1000  # else it is not the checks that were tested
 
 
-@pytest.mark.parametrize("kind", ["columns", "header", "quotes", "quoted", "spread", "lines", "nul", "digits", "ragged"])
+@pytest.mark.parametrize(
+    "kind", ["columns", "header", "quotes", "quoted", "spread", "lines", "nul", "digits", "ragged"]
+)
 def test_hostile_sizes_take_no_time(entered, kind):
     competition = entered["numerals"]
     size = competition.max_submission_bytes
@@ -464,7 +478,7 @@ DOCSTRING = 'def f():\n    """\n    ```\n    f()\n    ```\n    """\n'
         ("```Python  \r\nx\r\ny\r\n```\r\n", "x\ny\n"),
         ("<think>\n```python\ndraft\n```\n</think>\n```python\nfinal\n```", "final\n"),
         ("<think>\n```python\ndraft\n```\n</think>\nI cannot.", None),
-        ("```python title=solution.py\nx\n```", None),
+        ("```python title=solution.py\nx\n```", "x\n"),
         ("```python\nx = '\x0b\u2028'\n```", "x = '\x0b\u2028'\n"),
     ],
 )

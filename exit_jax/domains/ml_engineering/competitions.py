@@ -70,10 +70,9 @@ class Competition:
         return metrics.normalise(score, self.worst, self.best)
 
     @property
-    def predicts(self) -> metrics.Metric:
-        """What a predicted cell must be."""
-        plain = metrics.Metric(self.higher_is_better, "number", lambda truth, prediction: math.nan)
-        return metrics.METRICS[self.metric] if self.grader is None else plain
+    def scoring(self) -> metrics.Metric:
+        """What predicted cells must be, and how they are scored where there is no grader."""
+        return metrics.METRICS[self.metric] if self.grader is None else metrics.ANY_NUMBER
 
     @functools.cached_property
     def sample_table(self) -> tables.Table:
@@ -87,7 +86,7 @@ class Competition:
 
     @functools.cached_property
     def max_submission_bytes(self) -> int:
-        """A limit for submissions, which no reasonable one comes near: twice the sample's bytes, and room for numbers in full."""
+        """A limit that no reasonable submission comes near: twice the sample's bytes, and room for numbers in full."""
         cell = max(ROOM_PER_CELL, *(len(label.encode()) + 4 for label in ("", *self.labels)))
         num_cells = len(self.ids) * len(self.target_columns)
         return 4096 + 2 * (self.public / self.sample).stat().st_size + num_cells * cell
@@ -99,7 +98,7 @@ class Competition:
         row_of = {name: row for row, name in enumerate(answers.column(self.id_column))}
         order = [row_of[name] for name in self.ids]
         columns = [np.array(answers.column(name))[order] for name in self.target_columns]
-        if self.predicts.predicts == "label":
+        if self.scoring.predicts == "label":
             return columns[0]
         return np.stack(columns, axis=1).astype(np.float64)
 
@@ -213,7 +212,7 @@ def _faults_of_range(competition: Competition, direction: str) -> list[str]:
     metric, faults = metrics.METRICS[competition.metric], []
     if not math.isfinite(worst) or not math.isfinite(best) or worst == best:
         faults.append(f"worst = {worst} and best = {best} must be two different finite numbers, to normalise by")
-    elif not (direction == "higher") == metric.higher_is_better == competition.higher_is_better:
+    elif len({direction == "higher", metric.higher_is_better, competition.higher_is_better}) > 1:
         right = DIRECTIONS[not metric.higher_is_better]
         faults.append(
             f"direction = {direction!r} with worst = {worst} and best = {best}: {competition.metric} is better when {right}; "
@@ -232,7 +231,7 @@ def _faults_of_range(competition: Competition, direction: str) -> list[str]:
 
 def _faults_of_answers(competition: Competition) -> list[str]:
     """Return what is wrong with the private answers, given that all else is right."""
-    path, predicted = competition.private / "answers.csv", competition.predicts
+    path, scoring = competition.private / "answers.csv", competition.scoring
     try:
         answers = _read(path)
     except (OSError, tables.TableError) as error:
@@ -249,12 +248,15 @@ def _faults_of_answers(competition: Competition) -> list[str]:
         return [f"the ids of {path} and of {competition.sample} differ or repeat; both must have each id once"]
     try:
         truth = competition.truth
-        score = predicted.score(truth, truth)
+        score = scoring.score(truth, truth)
     except ValueError as error:
         return [f"{path} cannot be scored by {competition.metric} ({error}); mend its values"]
-    if predicted.predicts == "label":
+    if scoring.predicts == "label":
         unknown = sorted(set(truth.tolist()) - set(competition.labels))
         return [f"{path} holds the labels {unknown}, which are not in labels = {competition.labels}"] if unknown else []
+    one_hot = ((truth == 0) | (truth == 1)).all() and (truth.sum(1) == 1).all()
+    if scoring.predicts == "probability" and truth.shape[1] > 1 and not one_hot:
+        return [f"{path} must hold a single 1 in each row, and 0 in the other target columns; mend its values"]
     if not math.isfinite(score):
         return [f"{path} scores {score} against itself by {competition.metric}; mend its values"]
     return []

@@ -83,12 +83,15 @@ METRICS = {
     "macro_f1": Metric(True, "label", macro_f1),
 }
 
+# of a competition that someone else's code scores
+ANY_NUMBER = Metric(True, "number", lambda truth, prediction: math.nan)
+
 
 def normalise(score: float | None, worst: float, best: float) -> float:
     """Return clip((score - worst) / (best - worst), 0, 1), whichever way is better (ExIt §5); 0 for no finite score.
 
-    >>> normalise(0.3, worst=1.5, best=0.0)
-    0.8
+    >>> normalise(0.375, worst=1.5, best=0.0)
+    0.75
     """
     if score is None or not math.isfinite(score):
         return 0.0

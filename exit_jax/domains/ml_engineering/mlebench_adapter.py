@@ -143,7 +143,7 @@ def _grade(answers: pathlib.Path, function: Callable[[Any, Any], float], submiss
 
 @functools.lru_cache(maxsize=16)
 def _answers(path: pathlib.Path) -> Any:
-    """Return the private answers, which are read once: jigsaw's take 0.1 s."""
+    """Return the private answers, which are read once."""
     from mlebench.utils import load_answers  # pyright: ignore[reportMissingImports]
 
     return load_answers(path)

@@ -37,7 +37,7 @@ def extract_code(response: str) -> str | None:
         match = _FENCE.match(line)
         if match is None or "`" in match[3]:  # the latter is code within a line
             continue
-        indent, fence, language = len(match[1]), match[2], match[3].strip().lower()
+        indent, fence, language = len(match[1]), match[2], match[3].strip().lower().partition(" ")[0]
         if opened is not None:
             first, indent_opened, fence_opened, is_python = opened
             if fence[0] != fence_opened[0] or len(fence) < len(fence_opened) or indent > indent_opened:

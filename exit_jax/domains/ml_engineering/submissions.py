@@ -6,7 +6,6 @@ Nothing in them can make this module raise, run away or answer at length: sizes 
 
 import collections
 import dataclasses
-import logging
 import math
 import re
 from typing import Any
@@ -17,7 +16,6 @@ from exit_jax.domains.ml_engineering import tables
 from exit_jax.domains.ml_engineering.competitions import MAX_CELL, MAX_COLUMNS, Competition
 from exit_jax.domains.ml_engineering.tables import Table, TableError, shown
 
-log = logging.getLogger(__name__)
 FILE = "submission.csv"
 MAX_FEEDBACK = 400  # characters
 SUM_TOLERANCE = 1e-3  # of a row of probabilities
@@ -41,7 +39,7 @@ def grade(competition: Competition, submission: bytes | None) -> Verdict:
     except TableError as error:
         return _invalid(str(error))
     if competition.grader is None:
-        score = competition.predicts.score(competition.truth, prediction)
+        score = competition.scoring.score(competition.truth, prediction)
     else:
         try:
             score = competition.grader(submission or b"")
@@ -72,12 +70,12 @@ def check(competition: Competition, submission: bytes | None) -> Any:
     _check_columns(competition, table)
     order = _order(competition, table)
     columns = [[row[table.columns.index(name)] for row in table.rows] for name in competition.target_columns]
-    if competition.predicts.predicts == "label":
+    if competition.scoring.predicts == "label":
         return np.array(_labels(competition, columns[0]))[order]
     values: Any = np.stack(
         [_numbers(competition, name, cells) for name, cells in zip(competition.target_columns, columns)], 1
     )
-    if competition.predicts.predicts == "probability" and values.shape[1] > 1:
+    if competition.scoring.predicts == "probability" and values.shape[1] > 1:
         wrong = np.abs(values.sum(1) - 1.0) > SUM_TOLERANCE
         if wrong.any():
             name = table.column(competition.id_column)[int(wrong.argmax())]
@@ -122,7 +120,7 @@ def _order(competition: Competition, table: Table) -> list[int]:
 
 def _numbers(competition: Competition, column: str, cells: list[str]) -> Any:
     """Return the numbers of a column; raise for a cell that is none, or out of bounds."""
-    low, high = competition.predicts.low, competition.predicts.high
+    low, high = competition.scoring.low, competition.scoring.high
     values = np.empty(len(cells))
     for row, cell in enumerate(cells):
         if len(cell) > MAX_CELL or not _NUMBER.fullmatch(cell):
