@@ -39,6 +39,7 @@ from exit_jax.domains.tool_use.episode import (
     Verdict,
     advance,
     check_steps,
+    describe,
 )
 from exit_jax.domains.tool_use.parser import MARKERS, Markers, parse
 from exit_jax.domains.tool_use.pool import Job, Pool
@@ -285,6 +286,17 @@ class BfclEnvironment:
             broken = "error" in reply or "mismatch" in reply
             found.append(self._mismatch(episode, reply) if broken else None)
         return found
+
+    def describe(self, episode: Episode) -> str:
+        """Return an episode as text for people, with what its calls changed in the state."""
+        job = self._job(episode)
+        job.message["show"] = True
+        changes = iter(self._run({0: job})[0].get("changes", ()))
+        states = [""]
+        for turn in episode.turns:
+            changed = next(changes, "") if turn.kind == "call" else ""
+            states.append(changed or states[-1])
+        return describe(episode, self.tasks[episode.task_id], states)
 
     def _job(self, episode: Episode, call: list | None = None, judge: dict | None = None) -> Job:
         """Return the job of bringing about an episode's state and then, perhaps, making a call or judging."""

@@ -223,7 +223,7 @@ def describe(episode: Episode, task: Task, states: Sequence[str] = ()) -> str:
         states: before the first turn and after each, in words; empty where they are not at hand.
     """
     lines, request = [f"request 1: {task.requests[0]}"], 1
-    if states:
+    if states and states[0]:
         lines.insert(0, f"state: {states[0]}")
     for index, turn in enumerate(episode.turns):
         done = render(turn.name, dict(turn.arguments)) if turn.kind == "call" else turn.kind

@@ -48,6 +48,9 @@ Mismatch = collections.namedtuple("Mismatch", ["index", "replayed"])
 COUNTER = itertools.count()
 
 
+MAX_SHOWN_CHARS = 2000  # of an attribute
+
+
 class Backends:
     """The APIs' classes, and what is global about them."""
 
@@ -274,8 +277,45 @@ class Cache:
             self.count -= len(self.states.popitem(last=False)[1])
 
 
+def show(backends: Backends, job: dict) -> list[str]:
+    """Return what each recorded call changes in the state, in words; "" where it changes nothing."""
+    state = start_state(backends, job["task"])
+    changes, before = [], in_words(state)
+    for name, arguments, _ in job["history"]:
+        execute(backends, state, name, arguments)
+        after = in_words(state)
+        changes.append("; ".join(f"{key} {text}" for key, text in after.items() if before.get(key) != text))
+        before = after
+    return changes
+
+
+def in_words(state: dict) -> dict[str, str]:
+    """Return the public attributes of a state's instances as text, by API and name."""
+    return {
+        f"{api}.{name}": json.dumps(plain(value), ensure_ascii=False)[:MAX_SHOWN_CHARS]
+        for api, instance in state.items()
+        for name, value in public_attributes(instance).items()
+    }
+
+
+def plain(value, depth: int = 8):
+    """Return a value as JSON: an object as its attributes, without the way back to its parent, and to a depth."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if not depth:
+        return "..."
+    if isinstance(value, dict):
+        return {str(key): plain(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item, depth - 1) for item in value]
+    attributes = vars(value) if hasattr(value, "__dict__") else {"": str(value)}
+    return {name: plain(item, depth - 1) for name, item in attributes.items() if name not in ("parent", "_parent")}
+
+
 def answer(backends: Backends, cache: Cache, job: dict) -> dict[str, Any]:
     """Do one job."""
+    if "show" in job:
+        return {"changes": show(backends, job), "key": job["key"]}
     state, num_replayed = cache.take(job["key"]), 0
     if state is None:
         state, num_replayed = rebuild(backends, job), len(job["history"])
