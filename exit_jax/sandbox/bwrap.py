@@ -41,7 +41,7 @@ class Jail:
 LEVELS = ("bubblewrap+seccomp", "bubblewrap", "none")  # strongest first
 
 
-def command(jail: Jail, filter_fd: int | None, public: pathlib.Path | None, disk_bytes: int) -> list[str]:
+def command(jail: Jail, filter_fd: int, public: pathlib.Path | None, disk_bytes: int) -> list[str]:
     """Return bubblewrap's command line up to the program to run inside."""
     line = [jail.bwrap, "--die-with-parent", "--new-session", "--as-pid-1"]
     line += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
@@ -62,7 +62,7 @@ def command(jail: Jail, filter_fd: int | None, public: pathlib.Path | None, disk
     if public is not None:
         line += ["--ro-bind", str(public), DATA]
     line += ["--remount-ro", "/"]
-    return line + (["--seccomp", str(filter_fd)] if filter_fd is not None else [])
+    return line + (["--seccomp", str(filter_fd)] if jail.filter else [])
 
 
 def mounts() -> list[str]:
@@ -81,7 +81,9 @@ def mounts() -> list[str]:
                 binds = [bound for bound in binds if not bound.startswith(real + "/")] + [real]
     links = {link: to for link, to in links.items() if not any(link.startswith(bound + "/") for bound in binds)}
     parents = {str(parent) for path in (*binds, *links) for parent in pathlib.Path(path).parents} - {"/"}
-    line = [word for path in sorted(parents) for word in ("--dir", path)]  # of themselves they might be open to root alone
+    line = [
+        word for path in sorted(parents) for word in ("--dir", path)
+    ]  # of themselves they might be open to root alone
     line += [word for path in binds for word in ("--ro-bind", path, path)]
     return line + [word for link, target in links.items() for word in ("--symlink", target, link)]
 

@@ -1,5 +1,6 @@
 """One run: the request, the process, the report."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -54,17 +55,20 @@ def run_unguarded(jail: Jail, job: Job, limits: Limits) -> Result:
     Raises:
         OSError, ValueError, KeyError, TypeError, SubprocessError: the sandbox failed.
     """
-    box = tempfile.mkdtemp(prefix="exit_jax-") if jail.level == "none" else bwrap.BOX
     uid = bwrap.foreign_uid() if jail.way and os.geteuid() == 0 else None
-    fds = [memory_file(request(jail, job, limits, box, uid)), *([memory_file(jail.filter)] if jail.filter else [])]
-    alive, trainer_end = os.pipe()
-    supervisor = [sys.executable, "-I", "-S", "-c", SUPERVISOR.read_text(), str(fds[0])]
     outside = uid if jail.way == "user" else None
-    if jail.level != "none":
-        supervisor = bwrap.command(jail, fds[1] if jail.filter else None, job.public, limits.disk_bytes) + supervisor
-    try:
+    with contextlib.ExitStack() as stack:
+        box = bwrap.BOX
+        if jail.level == "none":
+            box = tempfile.mkdtemp(prefix="exit_jax-")
+            stack.callback(shutil.rmtree, box, ignore_errors=True)
+        alive, trainer_end = os.pipe()
+        fds = [memory_file(request(jail, job, limits, box, uid)), memory_file(jail.filter)]
+        for fd in (*fds, alive, trainer_end):
+            stack.callback(os.close, fd)
+        line = [] if jail.level == "none" else bwrap.command(jail, fds[1], job.public, limits.disk_bytes)
         process = subprocess.Popen(
-            supervisor,
+            [*line, sys.executable, "-I", "-S", "-c", SUPERVISOR.read_text(), str(fds[0])],
             stdin=alive,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -84,11 +88,6 @@ def run_unguarded(jail: Jail, job: Job, limits: Limits) -> Result:
             text = errors.decode(errors="replace").strip()[-ERROR_CHARS:]
             return fault(f"its supervisor ended with status {process.returncode}: {text}")
         return read_report(report, job)
-    finally:
-        for fd in (*fds, alive, trainer_end):
-            os.close(fd)
-        if jail.level == "none":
-            shutil.rmtree(box, ignore_errors=True)
 
 
 def memory_file(content: bytes) -> int:
