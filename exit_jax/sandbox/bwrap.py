@@ -1,7 +1,7 @@
 """bubblewrap's command lines: what a program finds around it, and nothing else.
 
-Mounted read-only are the interpreter, its packages, the system's libraries and the public data; one folder in memory, /box, can
-be written. There are a process, a network, an IPC and a host-name namespace of its own, no capability, and three devices: null,
+Mounted read-only are the interpreter, its packages, the system's libraries and the public data; one folder in memory, /tmp, can
+be written: in it are the working folder, the home folder and shared memory. There are a process, a network, an IPC and a host-name namespace of its own, no capability, and three devices: null,
 random and urandom. (Not zero: a shared mapping of it is memory that nobody counts. And no full, tty or pts.)
 
 Two ways lead there, and the program is not the trainer's user on either:
@@ -22,7 +22,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-BOX, DATA = "/box", "/data"
+BOX, DATA = "/tmp", "/data"
 NOBODY = 65534
 CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_KILL")  # for the supervisor to change users, and end the other one's
 
@@ -50,15 +50,15 @@ def command(jail: Jail, filter_fd: int, public: pathlib.Path | None, disk_bytes:
         line += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
     else:
         line += [word for name in CAPABILITIES for word in ("--cap-add", name)]
-    line += mounts()
+    line += ["--size", str(disk_bytes)] if jail.has_size else []
+    line += ["--tmpfs", BOX, *mounts()]  # in this order: an interpreter may live below /tmp
     # /proc/sys would be writable for a root that has lost all capabilities, which is the supervisor
     line += ["--proc", "/proc", "--tmpfs", "/proc/sys", "--remount-ro", "/proc/sys", "--dir", "/dev"]
     for name in ("null", "random", "urandom"):
         line += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
         line += ["--symlink", f"/proc/self/fd{target}", f"/dev/{name}"]
-    line += ["--size", str(disk_bytes)] if jail.has_size else []
-    line += ["--tmpfs", BOX, "--symlink", f"{BOX}/shm", "/dev/shm", "--symlink", f"{BOX}/tmp", "/tmp"]
+    line += ["--symlink", f"{BOX}/shm", "/dev/shm"]
     if public is not None:
         line += ["--ro-bind", str(public), DATA]
     line += ["--remount-ro", "/"]
@@ -80,7 +80,7 @@ def mounts() -> list[str]:
             if not any(real == bound or real.startswith(bound + "/") for bound in binds):
                 binds = [bound for bound in binds if not bound.startswith(real + "/")] + [real]
     links = {link: to for link, to in links.items() if not any(link.startswith(bound + "/") for bound in binds)}
-    parents = {str(parent) for path in (*binds, *links) for parent in pathlib.Path(path).parents} - {"/"}
+    parents = {str(parent) for path in (*binds, *links) for parent in pathlib.Path(path).parents} - {"/", BOX}
     line = [
         word for path in sorted(parents) for word in ("--dir", path)
     ]  # of themselves they might be open to root alone

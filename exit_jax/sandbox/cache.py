@@ -137,7 +137,9 @@ class Folders:
         while pending:
             here = pending.pop()
             self._check_mode(here, 0o005)
-            for entry in os.scandir(here):
+            with os.scandir(here) as entries:
+                inside = list(entries)
+            for entry in inside:
                 path, info = here / entry.name, entry.stat(follow_symlinks=False)
                 is_file = entry.is_file(follow_symlinks=False)
                 if not is_file and not entry.is_dir(follow_symlinks=False):

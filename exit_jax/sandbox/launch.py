@@ -132,7 +132,7 @@ def environment(box: str, public: str | None, threads: int) -> dict[str, str]:
     fixed = {
         "PATH": "/usr/bin:/bin",
         "HOME": f"{box}/home",
-        "TMPDIR": f"{box}/tmp",
+        "TMPDIR": box,
         "USER": "sandbox",
         "LOGNAME": "sandbox",
         "LANG": "C.UTF-8",

@@ -38,8 +38,8 @@ class Turns:
         self._condition = threading.Condition()
         self.is_closed = False
 
-    def put(self, owner: int, task: Task):
-        """Add a task at the end of its owner's.
+    def put(self, tasks: Sequence[tuple[int, Task]]):
+        """Add tasks, each at the end of its owner's.
 
         Raises:
             RuntimeError: the sandbox was closed.
@@ -47,8 +47,9 @@ class Turns:
         with self._condition:
             if self.is_closed:
                 raise RuntimeError("the sandbox was closed")
-            self._queues.setdefault(owner, collections.deque()).append(task)
-            self._condition.notify()
+            for owner, task in tasks:
+                self._queues.setdefault(owner, collections.deque()).append(task)
+            self._condition.notify_all()
 
     def take(self) -> Task | None:
         """Wait for a task and return it, None if there will be no more."""
@@ -150,8 +151,7 @@ class Sandbox:
             if index not in results and same.get(key, index) == index:
                 tasks[index] = Task(job, key)
         try:
-            for index, task in tasks.items():
-                self._turns.put(index if owners is None else owners[index], task)
+            self._turns.put([(index if owners is None else owners[index], task) for index, task in tasks.items()])
             self._start_threads(len(tasks))
             results |= {index: task.future.result() for index, task in tasks.items()}
         except concurrent.futures.CancelledError:

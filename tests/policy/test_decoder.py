@@ -33,7 +33,9 @@ def test_causal_mask_is_as_in_its_docstring():
     np.testing.assert_array_equal(caches.causal_mask(mask, 1, 2)[0, 0], [[True, True, False], [True, True, True]])
     unused = mask.at[0, 0, 2].set(False)
     np.testing.assert_array_equal(caches.causal_mask(unused, 1, 1)[0, 0], [[True, True, False]])
-    np.testing.assert_array_equal(caches.causal_mask(mask, 1, 1)[0, 0], [[True, True, True]])  # of a ring, all before it
+    np.testing.assert_array_equal(
+        caches.causal_mask(mask, 1, 1)[0, 0], [[True, True, True]]
+    )  # of a ring, all before it
     hidden = mask.at[0, 0, 0].set(False)
     np.testing.assert_array_equal(caches.causal_mask(hidden, 1, 2)[0, 0], [[False, True, False], [False, True, True]])
 

@@ -12,11 +12,12 @@ import subprocess
 import sys
 import threading
 import time
+import typing
 
 import pytest
 
-from exit_jax.sandbox import Job, Limits, Result, Sandbox, SandboxError, bwrap, launch, levels, pool
-from exit_jax.sandbox.cache import Cache, Folders, decode, encode, key_of
+from exit_jax.sandbox import Job, Limits, Result, Sandbox, SandboxError, bwrap, launch, levels
+from exit_jax.sandbox.cache import Cache, Folders, decode, encode, key_of, versions_of
 from exit_jax.sandbox.pool import Task, Turns
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def make(tmp_path):
     made = []
 
     def make(isolation="none", cache_dir=tmp_path / "cache", num_workers=2, **limits):
-        made.append(Sandbox(isolation, Limits(**{"wall_secs": 20.0} | limits), num_workers, cache_dir))
+        made.append(Sandbox(isolation, dataclasses.replace(Limits(wall_secs=20.0), **limits), num_workers, cache_dir))
         return made[-1]
 
     yield make
@@ -115,14 +116,12 @@ def test_exit_codes(isolated):
         ("crashed", 1, "exit status 1"),
     ]
     assert results[3].stdout == "ü\n"
-    assert "null bytes" in results[4].stderr
 
 
 def test_owners_take_turns():
     turns = Turns()
     tasks = {name: Task(Job(name), name) for name in ("a1", "a2", "a3", "b1", "c1", "c2")}
-    for name, task in tasks.items():
-        turns.put(ord(name[0]), task)
+    turns.put([(ord(name[0]), task) for name, task in tasks.items()])
     taken = [turns.take() for _ in tasks]
     assert [task.key for task in taken if task] == ["a1", "b1", "c1", "a2", "c2", "a3"]
 
@@ -131,12 +130,16 @@ def test_a_group_of_many_does_not_delay_another(fake, make):
     order = []
     fake(lambda jail, job, limits: order.append(job.code) or done(job))
     sandbox = make(num_workers=1, cache_dir=None)
-    sandbox.run([Job(name) for name in ("a1", "a2", "a3", "a4", "b1")], owners=[7, 7, 7, 7, 8])
-    assert order == ["a1", "a2", "a3", "a4", "b1"] or order[:3] == ["a1", "b1", "a2"] or order[:3] == ["a1", "a2", "b1"]
-    assert order.index("b1") <= 2
+    for _ in range(2):  # the second time a worker is waiting
+        order.clear()
+        sandbox.run([Job(name) for name in ("a1", "a2", "a3", "b1", "a4")], owners=[7, 7, 7, 8, 7])
+        assert order == ["a1", "b1", "a2", "a3", "a4"]
 
 
-@pytest.mark.parametrize(("cores", "threads", "asked", "expected"), [(8, 1, 0, 8), (8, 2, 0, 4), (8, 3, 9, 2), (2, 4, 0, 1), (8, 1, 3, 3)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cores", "threads", "asked", "expected"),
+    [(8, 1, 0, 8), (8, 2, 0, 4), (8, 3, 9, 2), (2, 4, 0, 1), (8, 1, 3, 3)],
+)
 def test_never_more_than_the_cores(fake, make, monkeypatch, cores, threads, asked, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     running, most, lock = 0, 0, threading.Lock()
@@ -175,7 +178,7 @@ def test_without_a_cache_everything_runs(make):
 def test_key_depends_on_everything(public, tmp_path):
     job, limits, folders = Job("x", public, ("a",)), Limits(), Folders(needs_all=True)
     key = lambda job=job, limits=limits, level="none", versions=("1",): key_of(
-        job, folders.digest(job.public), limits, level, versions
+        job, folders.digest(job.public or public), limits, level, versions
     )
     keys = {
         key(),
@@ -308,11 +311,7 @@ def test_interpreter_that_does_not_start_is_a_fault(isolated, monkeypatch):
     real = launch.request
 
     def broken(*arguments):
-        return (
-            real(*arguments)
-            .replace(b'"solution.py"', b'"solution.py"')
-            .replace(b'"command": ["', b'"command": ["/nowhere', 1)
-        )
+        return real(*arguments).replace(b'"command": ["', b'"command": ["/nowhere', 1)
 
     monkeypatch.setattr(launch, "request", broken)
     result = isolated.run([Job("")])[0]
@@ -465,7 +464,7 @@ def test_collected_names_have_no_path(name):
 def test_limits_are_positive(name):
     for value in (0, -1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"limits.{name}"):
-            Limits(**{name: value})
+            Limits(**{name: typing.cast(typing.Any, value)})
 
 
 def scraps() -> dict[str, int]:
@@ -521,4 +520,4 @@ def test_noise_and_truncated_programs(isolated, number, mark, find_named):
 
 
 def test_versions_name_what_is_missing():
-    assert pool.versions_of(["numpy", "no-such-package"])[-1] == "no-such-package-"
+    assert versions_of(["numpy", "no-such-package"])[-1] == "no-such-package-"

@@ -20,7 +20,7 @@ HEADERS = {
 
 
 def verdict(machine: str, number: int, *arguments: int, audit: int | None = None) -> int:
-    """Return what the filter says of a call: a machine for classic BPF's instructions, by their codes in the kernel's headers."""
+    """Return what the filter says of a call: a machine for classic BPF, by the codes in the kernel's headers."""
     program = seccomp.program(machine)
     assert program is not None
     data = struct.pack("<IIQ6Q", number, audit or AUDIT[machine], 0, *(*arguments, *[0] * 6)[:6])
@@ -39,7 +39,7 @@ def verdict(machine: str, number: int, *arguments: int, audit: int | None = None
             at += yes if holds else no
 
 
-@pytest.mark.parametrize(("column", "machine"), enumerate(AUDIT))
+@pytest.mark.parametrize(("column", "machine"), list(enumerate(AUDIT)))
 def test_every_call_by_number(column, machine):
     """Of all numbers, those of the table are denied, those after the last known one do not exist, the others are allowed."""
     denied = {numbers[column] for numbers in seccomp.DENIED.values()} - {None}
@@ -75,7 +75,7 @@ def test_arguments(machine, clone, mmap, setpriority):
         assert verdict(machine, setpriority, *arguments) == said
 
 
-@pytest.mark.parametrize(("column", "machine"), enumerate(AUDIT))
+@pytest.mark.parametrize(("column", "machine"), list(enumerate(AUDIT)))
 def test_numbers_are_the_headers(column, machine):
     if not HEADERS[machine].exists():
         pytest.skip("the kernel's headers are not installed (linux-libc-dev)")
