@@ -1,8 +1,9 @@
 """bubblewrap's command lines: what a program finds around it, and nothing else.
 
-Mounted read-only are the interpreter, its packages, the system's libraries and the public data; one folder in memory, /tmp, can
-be written: in it are the working folder, the home folder and shared memory. There are a process, a network, an IPC and a host-name namespace of its own, no capability, and three devices: null,
-random and urandom. (Not zero: a shared mapping of it is memory that nobody counts. And no full, tty or pts.)
+Mounted read-only are the interpreter, its packages, the system's libraries and the public data; one folder in memory, /tmp,
+can be written: in it are the working folder, the home folder and shared memory. There are a process, a network, an IPC and a
+host-name namespace of its own, no capability, and three devices: null, random and urandom. (Not zero: a shared mapping of it
+is memory that nobody counts. And no full, tty or pts.)
 
 Two ways lead there, and the program is not the trainer's user on either:
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
-import json
+import functools
+import itertools
+import marshal
 import os
 import pathlib
 import platform
@@ -10,12 +12,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 
 from exit_jax.sandbox import bwrap
 from exit_jax.sandbox.bwrap import Jail
-from exit_jax.sandbox.job import Job, Limits, Result
+from exit_jax.sandbox.job import STATUSES, Job, Limits, Result
 
 SUPERVISOR = pathlib.Path(__file__).with_name("supervisor.py")
+# the supervisor comes compiled and in memory: 10 ms less, and the user that it may run as need not be able to read this package
+START = "import marshal, sys; code, *given = marshal.load(open(int(sys.argv[1]), 'rb')); exec(code); main(*given)"
 SPARE_SECS = 60.0  # beyond a run's limit, to start, end and report on a starved machine; then it is given up
 ERROR_CHARS = 2000
 THREAD_VARIABLES = (
@@ -40,7 +45,7 @@ def run(jail: Jail, job: Job, limits: Limits) -> Result:
     """Run a job once. Whatever befalls the sandbox itself is a result of status ``fault``; nothing is raised for it."""
     try:
         return run_unguarded(jail, job, limits)
-    except (OSError, ValueError, KeyError, TypeError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         return fault(f"{type(error).__name__}: {error}")
 
 
@@ -53,7 +58,7 @@ def run_unguarded(jail: Jail, job: Job, limits: Limits) -> Result:
     """Run a job once. The supervisor lives as long as this thread and the pipe of its stdin.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError, SubprocessError: the sandbox failed.
+        OSError, ValueError, SubprocessError: the sandbox failed.
     """
     uid = bwrap.foreign_uid() if jail.way and os.geteuid() == 0 else None
     outside = uid if jail.way == "user" else None
@@ -68,7 +73,7 @@ def run_unguarded(jail: Jail, job: Job, limits: Limits) -> Result:
             stack.callback(os.close, fd)
         line = [] if jail.level == "none" else bwrap.command(jail, fds[1], job.public, limits.disk_bytes)
         process = subprocess.Popen(
-            [*line, sys.executable, "-I", "-S", "-c", SUPERVISOR.read_text(), str(fds[0])],
+            [*line, sys.executable, "-I", "-S", "-c", START, str(fds[0])],
             stdin=alive,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -100,7 +105,7 @@ def memory_file(content: bytes) -> int:
 
 
 def request(jail: Jail, job: Job, limits: Limits, box: str, uid: int | None) -> bytes:
-    """Return what the supervisor is told: a line of JSON, and the program."""
+    """Return what the supervisor is started from: its code, and what it is told."""
     public = None if job.public is None else str(job.public) if jail.level == "none" else bwrap.DATA
     header = {
         "bare": jail.level == "none",
@@ -112,7 +117,13 @@ def request(jail: Jail, job: Job, limits: Limits, box: str, uid: int | None) -> 
         "limits": dataclasses.asdict(limits),
         "collect": job.collect,
     }
-    return json.dumps(header).encode() + b"\n" + job.code.encode("utf-8", "surrogatepass")
+    return marshal.dumps((supervisor(), header, job.code.encode("utf-8", "surrogatepass")))
+
+
+@functools.cache
+def supervisor() -> types.CodeType:
+    """Return the supervisor's code."""
+    return compile(SUPERVISOR.read_text(), SUPERVISOR.name, "exec")
 
 
 def max_tasks(way: str, num_processes: int) -> int | None:
@@ -154,26 +165,27 @@ def read_report(report: bytes, job: Job) -> Result:
     """Return what the supervisor reports.
 
     Raises:
-        ValueError, KeyError, TypeError: the report is not one.
+        ValueError: the report is not one.
     """
     header, _, body = report.partition(b"\n")
-    said = json.loads(header)
-    sizes, names = list(map(int, said["sizes"])), list(said["names"])
-    if min(sizes) < 0 or sum(sizes) != len(body) or len(sizes) != len(names) + 2 or not set(names) <= set(job.collect):
-        raise ValueError(f"a report of {len(body)} bytes with sizes {sizes} and files {names}")
-    parts, start = [], 0
-    for size in sizes:
-        parts.append(body[start : start + size])
-        start += size
-    if said["status"] == "fault":
-        return fault(said["reason"])
+    sizes = [int(word) for word in header.split()]
+    if len(sizes) != 6 + len(job.collect) or min(sizes) < 0 or sum(sizes) != len(body):
+        raise ValueError(f"a report of {len(body)} bytes with sizes {sizes}")
+    ends = list(itertools.accumulate(sizes))
+    parts = [body[end - size : end] for size, end in zip(sizes, ends)]
+    status, reason, exit_code, secs, stdout, stderr = (part.decode(errors="replace") for part in parts[:6])
+    if status not in STATUSES:
+        raise ValueError(f"a report of status {status!r}")
+    if status == "fault":
+        return fault(reason)
+    collected = dict(zip(job.collect, parts[6:]))
     return Result(
-        status=said["status"],
-        reason=said["reason"],
-        exit_code=said["exit_code"],
-        stdout=parts[0].decode(errors="replace"),
-        stderr=parts[1].decode(errors="replace"),
-        files=dict(zip(names, parts[2:])),
-        faults=said["faults"],
-        secs=float(said["secs"]),
+        status,
+        reason,
+        int(exit_code) if exit_code else None,
+        stdout,
+        stderr,
+        files={name: part[1:] for name, part in collected.items() if part[:1] == b"+"},
+        faults={name: part[1:].decode(errors="replace") for name, part in collected.items() if part[:1] != b"+"},
+        secs=float(secs),
     )

@@ -1,16 +1,18 @@
-"""Run one program within its limits, then report on it and on the files it left. A script on the standard library alone.
+"""Run one program within its limits, then report on it and on the files it left.
 
 Inside bubblewrap it is process 1: no signal from within can end it, and with it everything ends. It starts the program as
 another user where it can, and lets nobody read or trace it, so that a program that shares its user cannot either. Every
 20 ms it adds up the memory, processes and processor time of all processes but itself. Without bubblewrap ("bare") it does the
 same to its descendants, which it adopts should their parents die.
 
-The request comes on the file descriptor that the argument names, the report goes to stdout: a line of JSON, then bytes. It
-holds its stdin open for one thing: when the other end closes, the trainer is gone, and so is all of this.
+The report goes to stdout: a line of the parts' sizes, then the parts (``report`` names them). Stdin is open for one thing: when
+its other end closes, the trainer is gone, and so is all of this. launch.py starts it, without the site's packages; of the
+standard library it imports what costs little, for it starts anew with every run (json would add 8 ms).
 """
 
+from __future__ import annotations
+
 import ctypes
-import json
 import os
 import resource
 import select
@@ -18,7 +20,6 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Sequence
 
 POLL_SECS = 0.02  # a program touches 1-2 GB of fresh memory a second and core: 20-40 MB too late
 MAX_NAMES = 1 << 16  # files and folders in the writable folder: at about 1 KB of kernel memory each
@@ -53,10 +54,10 @@ class Output:
         return bytes(self._kept[-self._limit :])
 
 
-def main():
-    """Receive, run, report."""
+def main(request: dict, code: bytes):
+    """Do what launch.py asks for: run a program, given as its text, and report."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # process 1 is spared signals from within that it has no handler for
-    request, code = receive(int(sys.argv[1]))
+    os.closerange(3, 64)  # what bubblewrap or the trainer left open would be the program's, too
     folder = prepare(request, code)
     try:
         serve(request, folder)
@@ -66,14 +67,6 @@ def main():
 
             os.chdir("/")
             shutil.rmtree(request["box"], ignore_errors=True)
-
-
-def receive(fd: int) -> tuple[dict, bytes]:
-    """Return the request and the program's text."""
-    with open(fd, "rb") as file:
-        header, _, code = file.read().partition(b"\n")
-    os.closerange(3, 64)  # what bubblewrap or the trainer left open would be the program's, too
-    return json.loads(header), code
 
 
 def prepare(request: dict, code: bytes) -> int:
@@ -100,7 +93,7 @@ def serve(request: dict, folder: int):
     child, outputs, error_fd = start(request)
     status, reason, exit_code = watch(request, child, outputs, started)
     secs = time.monotonic() - started
-    end_all(request["bare"], request["limits"]["num_processes"])
+    end_all(request["bare"])
     for output in outputs:
         while output.read():
             pass
@@ -108,20 +101,25 @@ def serve(request: dict, folder: int):
         status, reason, exit_code = "fault", f"the program did not start: {error.decode()}", None
     if status == "crashed" and not request["bare"] and is_full(request["box"]):
         status, reason = "disk", f"the writable folder is full ({reason})"
-    files, faults = collect(folder, request["collect"], request["limits"]["file_bytes"])
-    bodies = [output.tail() for output in outputs] + list(files.values())
-    report = {
-        "status": status,
-        "reason": reason,
-        "exit_code": exit_code,
-        "secs": secs,
-        "faults": faults,
-        "names": list(files),
-        "sizes": [len(body) for body in bodies],
-    }
+    report(request, status, reason, exit_code, secs, outputs, folder)
+
+
+def report(
+    request: dict, status: str, reason: str, exit_code: int | None, secs: float, outputs: list[Output], folder: int
+):
+    """Write what came of the run: status, reason, exit code ("" for none), seconds, stdout, stderr, and for each of the files
+    asked for its content behind a "+" or behind a "-" why it was refused.
+    """
+    words = (status, reason, "" if exit_code is None else str(exit_code), repr(secs))
+    parts = [*(word.encode() for word in words), *(output.tail() for output in outputs)]
+    for name in request["collect"]:
+        try:
+            parts.append(b"+" + read_plain(folder, name, request["limits"]["file_bytes"]))
+        except (OSError, ValueError) as error:
+            parts.append(b"-" + (getattr(error, "strerror", None) or str(error)).encode())
     with open(1, "wb") as stdout:
-        stdout.write(json.dumps(report).encode() + b"\n")
-        stdout.writelines(bodies)
+        stdout.write(" ".join(str(len(part)) for part in parts).encode() + b"\n")
+        stdout.writelines(parts)
 
 
 def start(request: dict) -> tuple[int, list[Output], int]:
@@ -141,7 +139,7 @@ def start(request: dict) -> tuple[int, list[Output], int]:
     return child, [Output(read, limit) for read, _ in pipes[:2]], pipes[2][0]
 
 
-def become(request: dict, pipes: Sequence[int]):
+def become(request: dict, pipes: list[int]):
     """Turn this process, a fresh fork, into the program. Other descriptors close by themselves."""
     limits = request["limits"]
     os.setsid()
@@ -170,21 +168,26 @@ def become(request: dict, pipes: Sequence[int]):
     os.execve(request["command"][0], request["command"], request["environment"])
 
 
-def watch(request: dict, child: int, outputs: Sequence[Output], started: float) -> tuple[str, str, int | None]:
+def watch(request: dict, child: int, outputs: list[Output], started: float) -> tuple[str, str, int | None]:
     """Wait until the program ends or exceeds a limit; return status, reason and exit code."""
     poll = select.poll()
     poll.register(0, 0)  # the trainer's end
     for output in outputs:
         poll.register(output.fd, select.POLLIN)
+    try:
+        ending = os.pidfd_open(child)  # its output may end before it does, and go on after
+        poll.register(ending, select.POLLIN)
+    except OSError:  # Linux before 5.3: seen at the next look
+        pass
     checked = started
     while True:
         for fd, event in poll.poll(1e3 * POLL_SECS):
             if fd == 0:
-                end_all(request["bare"], request["limits"]["num_processes"])
+                end_all(request["bare"])
                 sys.exit("the trainer is gone")
-            output = next(output for output in outputs if output.fd == fd)
-            if event and not output.read() and not output.is_open:
-                poll.unregister(fd)
+            for output in outputs:
+                if fd == output.fd and event and not output.read() and not output.is_open:
+                    poll.unregister(fd)
         if (ended := reap(child)) is not None:
             return how_it_ended(ended)
         if (now := time.monotonic()) - checked >= POLL_SECS:
@@ -240,7 +243,7 @@ def stat_of(pid: int) -> list[str]:
         return []
 
 
-def usage(pids: Sequence[int]) -> tuple[int, float, int]:
+def usage(pids: list[int]) -> tuple[int, float, int]:
     """Return memory in bytes, seconds of processor time, and the number of threads of these processes and the dead ones."""
     memory, secs, threads = 0, cpu_secs_of_children(), 0
     for pid in pids:
@@ -308,7 +311,7 @@ def is_full(box: str) -> bool:
     return os.statvfs(box).f_bavail == 0
 
 
-def end_all(bare: bool, num_processes: int):
+def end_all(bare: bool):
     """Kill every process that counts, and wait until it is gone."""
     if not bare:
         try:
@@ -329,17 +332,6 @@ def end_all(bare: bool, num_processes: int):
         reap(0)
 
 
-def collect(folder: int, names: Sequence[str], limit: int) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Return the contents of the regular files among the names, and why each of the others was refused."""
-    files, faults = {}, {}
-    for name in names:
-        try:
-            files[name] = read_plain(folder, name, limit)
-        except (OSError, ValueError) as error:
-            faults[name] = getattr(error, "strerror", None) or str(error)
-    return files, faults
-
-
 def read_plain(folder: int, name: str, limit: int) -> bytes:
     """Return a file's content.
 
@@ -356,6 +348,3 @@ def read_plain(folder: int, name: str, limit: int) -> bytes:
         if (size := os.fstat(fd).st_size) > limit:
             raise ValueError(f"it has {size} bytes, the limit is {limit}")
         return file.read(limit)
-
-
-main()

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import logging
+import marshal
 import os
 import pathlib
 import random
@@ -311,7 +312,8 @@ def test_interpreter_that_does_not_start_is_a_fault(isolated, monkeypatch):
     real = launch.request
 
     def broken(*arguments):
-        return real(*arguments).replace(b'"command": ["', b'"command": ["/nowhere', 1)
+        code, header, program = marshal.loads(real(*arguments))
+        return marshal.dumps((code, header | {"command": ["/nowhere/python", "solution.py"]}, program))
 
     monkeypatch.setattr(launch, "request", broken)
     result = isolated.run([Job("")])[0]
