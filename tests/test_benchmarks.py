@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -48,6 +49,14 @@ def test_benchmark_of_the_environments(require_parity):
     require_parity("bfcl_eval")
     fulfilled = run("environments.py", "--small")[-1]
     assert fulfilled[0].startswith("requests fulfilled")
+
+
+def test_benchmark_of_the_sandbox():
+    if shutil.which("bwrap") is None and os.environ.get("EXIT_JAX_REQUIRE_SANDBOX") != "1":
+        pytest.skip("bubblewrap is not installed (apt-get install bubblewrap)")
+    rows = run("sandbox.py", "--small")
+    assert [row[0] for row in rows][-1] == "cached runs a second"
+    assert all(any(character.isdigit() for character in row[1]) for row in rows)
 
 
 @pytest.mark.slow

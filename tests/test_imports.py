@@ -14,6 +14,7 @@ FLOORS = (
     ("episodes",),
     ("config", "checkpoint", "metrics"),
     ("domains",),
+    ("sandbox",),
     ("embedding",),
     ("policy",),
     ("parallel",),
