@@ -260,14 +260,13 @@ def play_steps(
     length, num_tokens = np.zeros_like(end), np.zeros_like(end)
     active, turn = ~lost, 0
     while active.any():
-        response = None
+        response: Any = None
         for k in range(num_steps + 1):
             asked = share(_ask(environment, episodes, response, active[numbers], numbers))
             asking = programs.extend(copy, reading, *narrow(*asked))
             step_key = jax.random.fold_in(jax.random.fold_in(key, turn), k)
             response = hosts.all_rows(programs.generate(copy, asking, step_key, active, 0)[1])
             num_tokens += response.mask.sum(-1)
-        assert response is not None
         spoke = active & response.finished
         end[active & ~spoke] = OVERLONG_RESPONSE
         answers = _answer(

@@ -330,18 +330,21 @@ def _episodes_outcome(played: Mapping[int, list[dict]]) -> Outcome:
     """Put the episodes at each k together: where k is not evaluated, what the k before it came to."""
     steps = sorted(played)
     at = [max([k for k in steps if k <= row], default=steps[0]) for row in range(steps[-1] + 1)]
-    table = lambda read: np.array([[read(row) for row in played[k]] for k in at])
+
+    def table(read: Callable[[dict], Any]) -> Any:
+        return np.array([[read(row) for row in played[k]] for k in at])
+
     text = [[row["text"] for row in played[k]] for k in at]
-    tokens = table(lambda row: row["tokens"])
-    same = np.array([[a == b for a, b in zip(now, before)] for now, before in zip(text, [text[0], *text])])
-    quality = table(lambda row: row["figures"]["quality"]).astype(np.float32)
+    tokens, quality = table(lambda row: row["tokens"]), table(lambda row: row["figures"]["quality"])
+    same: Any = np.array([[a == b for a, b in zip(now, before)] for now, before in zip(text, [text[0], *text])])
+    mode: Any = np.repeat(np.minimum(at, 1)[:, None], quality.shape[1], axis=1)
     chains = Chains(
-        quality=quality,
+        quality=quality.astype(np.float32),
         unchanged=same,
         valid=table(lambda row: row["end"] == "valid"),
-        complete=np.zeros(quality.shape, bool),
+        complete=quality < 0,  # no sign of its own
         tokens=np.diff(tokens, axis=0, prepend=0),  # what k takes, not what all k up to it take
-        mode=np.repeat(np.minimum(at, 1)[:, None], quality.shape[1], axis=1),
+        mode=mode,
         history=None,
     )
     names = played[steps[0]][0]["figures"]

@@ -139,7 +139,7 @@ class Tools:
         workers = c.num_workers or os.cpu_count() or 1
         return bfcl.BfclEnvironment(tasks, workers, c.call_secs, self.data_dir / "crashed.jsonl")
 
-    def _candidates(self, split: str) -> Sequence[Task]:
+    def _candidates(self, split: str) -> Sequence[Any]:
         """Return the tasks of a split, those that are too long included.
 
         Raises:
@@ -411,8 +411,12 @@ class Tools:
         """Grade episodes, and cut them into histories, one for each of their turns. All in NumPy."""
         shape = rollouts.finished.shape
         figures = [self.figures(episode, self.config.num_requests or None) for episode in episodes]
-        per_rollout = lambda name: np.array([row[name] for row in figures], np.float32).reshape(shape)
+
+        def per_rollout(name: str) -> Any:
+            return np.array([row[name] for row in figures], np.float32).reshape(shape)
+
         quality = per_rollout("quality")
+        lost: Any = np.array([episode is None for episode in episodes]).reshape(shape)
         packed = Packed.empty((*shape, self.config.max_turns), self.width)
         insertable: Any = np.zeros((*shape, self.config.max_turns), bool)
         too_long: Any = np.zeros(shape, np.float32)
@@ -433,12 +437,12 @@ class Tools:
         notes = {name: per_rollout(name) for name in FIGURES} | {"context_too_long": too_long}
         return Grades(
             quality=quality,
-            valid=np.array([episode is not None for episode in episodes]).reshape(shape),
+            valid=~lost,
             embedding=quality[..., None] * 0.0,
             children=packed.history(),
             insertable=insertable,
             notes=notes,
-            lost=np.array([episode is None for episode in episodes]).reshape(shape)[:, 0],
+            lost=lost[:, 0],
         )
 
     def _turns(self, history: History, rollouts: Rollouts, b: int, g: int):
@@ -482,7 +486,7 @@ class Tools:
         for i in range(count):
             number = int(step) * count + i
             rng = np.random.default_rng([c.data_seed, seed, number])
-            task = found[rng.integers(len(found))]
+            task: Any = found[rng.integers(len(found))]
             start, held, mode[i] = self._held(task, rng)
             context = self._context(task, start[1])
             if len(context) > c.max_context_tokens:

@@ -140,21 +140,23 @@ def more(
       ValueError: as ``cut``, and if the template writes the user's message in another way when something follows it.
     """
     user = {"role": "user", "content": PLAIN}
-    before = cut(tokenizer, [user], inputs, add_generation_prompt=False, pieces=())[0]
-    first, *rest = cut(tokenizer, [user, *messages], inputs, pieces=pieces)
-    if tuple(first[: len(before)]) != tuple(before):
+    before: Any = cut(tokenizer, [user], inputs, add_generation_prompt=False, pieces=())[0]
+    whole: Any = cut(tokenizer, [user, *messages], inputs, pieces=pieces)
+    first, rest = whole[0], whole[1:]
+    if first[: len(before)] != before:
         raise ValueError(f"{_CANNOT} it closes a user's message in another way when {len(messages)} messages follow it")
-    return tuple(item for item in (tuple(first[len(before) :]), *rest) if item)
+    return tuple(item for item in (first[len(before) :], *rest) if item)
 
 
-def shown(
-    tokenizer: Tokenizer, ids: Sequence[int], control: Collection[int], room: int, truncate: str
-) -> tuple[list[int], bool]:
+def shown(tokenizer: Tokenizer, ids: Any, control: Collection[int], room: int, truncate: str) -> tuple[list[int], bool]:
     """Return what a later prompt shows of a response, and whether some of it had to be cut out.
 
     It is the tokens as sampled without the ids ``control``, unless they hold thoughts up to a </think> or white space at an
     end, which chat templates drop: then what is left is encoded anew. What is longer than ``room`` tokens loses its "front"
     or its "middle", as ``truncate`` says.
+
+    Args:
+      ids: a list or an array.
     """
     kept = [int(token) for token in ids if int(token) not in control]
     text = tokenizer.decode(kept, clean_up_tokenization_spaces=False)
