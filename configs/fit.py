@@ -9,8 +9,8 @@ Arguments:
     4 x 8), the models and batches of ExIt App. A; or llama70b (Llama-3.1-70B on the batch of math).
 
 Widths are multiples of 128, and prompt + response one of 512, which give splash attention its largest tiles. The paper states
-none; ours leave room for a problem and a solution (math), the documents of an API and a transcript of ten turns (tools), a
-task, a script, its error trace and an answer with its thoughts (code).
+none; ours leave room for a problem and a solution (math), the documents of several APIs and transcripts of ten turns (tools,
+which are played turn by turn), a task, a script, its error trace and an answer with its thoughts (code).
 """
 
 import pathlib
@@ -73,9 +73,14 @@ SETTINGS = {
         QWEN_7B,
         {
             "domain.num_tasks": 100,
-            "domain.history_width": 3968,
-            "domain.prompt_width": 4096,
-            "domain.max_tokens": 1024,
+            "domain.history_width": 8832,
+            "domain.prompt_width": 8960,
+            "domain.max_tokens": 4096,
+            "domain.num_children": 10,
+            "eval.restart_every": 0,
+            "domain.max_turns": 10,
+            "domain.turn_tokens": 512,
+            "domain.observation_tokens": 512,
             "algorithm.num_prompts": 16,
             "algorithm.buffer_size": 640,
             "algorithm.min_buffer_size": 320,
@@ -125,6 +130,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.domain = ConfigDict()
     c.domain.vocab_size = shape["vocab_size"]
     c.domain.num_children = 1
+    c.domain.max_turns = c.domain.turn_tokens = c.domain.observation_tokens = 0
     c.domain.embedding_width = 768
     for name in ("num_tasks", "history_width", "prompt_width", "max_tokens"):
         c.domain[name] = 0  # each setting gives its own

@@ -22,9 +22,20 @@ from exit_jax import config as configs
 from exit_jax import roofline
 from exit_jax.config import Config, ConfigError
 from exit_jax.domains.domain import blank_grades
+from exit_jax.episodes import TurnPrograms
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
-from exit_jax.programs import Given, Program, decoder_config, make_domain, make_program, split_params
+from exit_jax.programs import (
+    Given,
+    Program,
+    decoder_config,
+    make_domain,
+    make_program,
+    num_lanes,
+    shard_reading,
+    split_params,
+    transcript_room,
+)
 from exit_jax.report.tables import table
 from exit_jax.roofline import CHIPS, GIB, Chip, Phase
 
@@ -169,7 +180,7 @@ def cache_bytes(config: Config, copy) -> tuple[int, int]:
     domain = make_domain(config.domain_name, config.domain)
     policy, mesh, a = decoder.without_adapters(config.policy), config.run.mesh, config.algorithm
     policy = dataclasses.replace(policy, attention="xla")  # shapes are the same, and no mesh is needed
-    room = max(domain.max_tokens - 1, 1)
+    room = transcript_room(domain.environment) if domain.environment else max(domain.max_tokens - 1, 1)
 
     def start(params):
         prompt = jnp.zeros((a.num_prompts, domain.prompt_width), jnp.int32)
@@ -235,25 +246,67 @@ def plan(config: Config, program: Program) -> Plan:
         """Let what a program does not use stay among its arguments: it is in memory all the same."""
         return jax.jit(function, keep_unused=True)
 
+    cache = prompt_cache + own_cache
+    if steps.turns:
+        rollout = turn_plan(config, steps.turns, (given, state, instances), copy, key)
+    else:
+        sample = beside(lambda given, copy, _, *args: steps.rollout(given, copy, *args))
+        rollout = {"rollout": (sample, (given, copy, state, key, instances))}
     programs = {
         "select": (beside(lambda given, state: steps.select(given, state, None)), (given, state)),
         "reshard": (
             beside(lambda given, state, _: steps.reshard(given, state.params)),
             (given, state, instances),
         ),
-        "rollout": (
-            beside(lambda given, copy, _, *args: steps.rollout(given, copy, *args)),
-            (given, copy, state, key, instances),
-        ),
+        **rollout,
         "learn": (steps.learn, (given, state, instances, rollouts, grades)),
     }
     held = {
         "select": parts(),
         "reshard": parts(instances, copy=sizes.copy),
-        "rollout": parts(instances, copy=sizes.copy, cache=prompt_cache + own_cache),
+        **{name: parts(instances, copy=sizes.copy, cache=cache) for name in rollout},
         "learn": parts(instances, rollouts, grades),
     }
     return Plan(programs, held, sizes)
+
+
+def turn_plan(config: Config, turns: TurnPrograms, held: tuple, copy, key) -> dict[str, tuple[Any, tuple]]:
+    """Return the programs of a turn: read the prompts of a lane, sample responses, read observations; the last in place.
+
+    Args:
+      held: what is in memory all the while; while one lane is sampled, the cache of the other is, too.
+    """
+    domain, group = make_domain(config.domain_name, config.domain), config.algorithm.group_size
+    environment, instances, lanes = domain.environment, held[-1], num_lanes(config)
+    assert environment is not None
+    count = config.algorithm.num_prompts // lanes
+    lane = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding),
+        (instances.prompt, instances.prompt_length),
+    )
+    mesh = instances.prompt.sharding.mesh
+    where = jax.jit(lambda reading: shard_reading(mesh, reading)).lower(jax.eval_shape(turns.start, copy, *lane))
+    reading = _put(where.out_info, where.compile().output_shardings)
+    others = (reading,) * (lanes - 1)
+    array = lambda kind, *more: jax.ShapeDtypeStruct((count, group, *more), kind)
+    width = environment.max_observation + len(environment.lead)
+
+    def in_place(function: Callable):
+        return jax.jit(
+            lambda copy, reading, _, *args: function(copy, reading, *args), donate_argnums=1, keep_unused=True
+        )
+
+    row = jax.ShapeDtypeStruct((), jnp.int32)
+    read = jax.jit(lambda copy, _, *prompt: turns.start(copy, *prompt), keep_unused=True)
+    beside = (held, others)
+    return {
+        "read": (read, (copy, beside, *lane)),
+        "sample": (in_place(turns.generate), (copy, reading, beside, key, array(bool), row)),
+        "observe": (
+            in_place(turns.extend),
+            (copy, reading, beside, array(jnp.int32, width), array(jnp.int32)),
+        ),
+    }
 
 
 _CODE = "The compiler lets it pass, but its code, which is in the same memory, does not fit beside it."

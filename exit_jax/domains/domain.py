@@ -105,4 +105,5 @@ def blank_grades(domain: Domain, instances: Instances, rollouts: Rollouts) -> Gr
         children=jax.tree.map(spread, instances.history),
         insertable=zeros((*group, children), bool),
         notes={name: zeros(group, np.float32) for name in domain.notes},
+        lost=zeros(group[:1], bool) if domain.environment else None,
     )

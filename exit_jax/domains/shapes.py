@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from exit_jax.algorithm.types import NO_ID, History
-from exit_jax.domains.domain import Domain, DomainError
+from exit_jax.domains.domain import Domain, DomainError, Environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +21,17 @@ class ShapesConfig:
     max_tokens: int  # T: tokens of the longest response
     num_children: int  # U: histories that one rollout yields
     embedding_width: int  # E
+    max_turns: int  # of an episode, whose transcript max_tokens then is; 0 for tasks of one turn
+    turn_tokens: int  # of a response in an episode
+    observation_tokens: int  # of what is said to it
 
     def __post_init__(self):
-        wrong = [f"domain.{name} = {value} is below 1" for name, value in vars(self).items() if value < 1]
+        lowest = dict.fromkeys(("max_turns", "turn_tokens", "observation_tokens"), min(1, self.max_turns))
+        wrong = [
+            f"domain.{name} = {value} is below {lowest.get(name, 1)}"
+            for name, value in vars(self).items()
+            if value < lowest.get(name, 1)
+        ]
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -52,6 +60,10 @@ def make_domain(config: ShapesConfig) -> Domain:
             'the domain "shapes" has widths only, for --mode compile; set domain_name to one that has tasks'
         )
 
+    environment = None
+    if config.max_turns:
+        widths = config.max_turns, config.turn_tokens, config.observation_tokens, config.prompt_width, config.max_tokens
+        environment = Environment(*widths, (0,) * 4, absent, absent, absent, absent, absent)
     piece = (0,) * min(64, config.prompt_width)  # a template's static text
     return Domain(
         name="shapes",
@@ -82,4 +94,6 @@ def make_domain(config: ShapesConfig) -> Domain:
         describe=absent,
         answers=None,
         texts=None,
+        environment=environment,
+        test_environment=environment,
     )

@@ -278,6 +278,25 @@ def test_children_of_a_history_that_has_left_still_name_it(exit_config, make_his
     assert buffer.history.parent.tolist() == [41, 41, NO_ID, NO_ID]
 
 
+def test_a_history_that_is_lost_leaves_the_buffer(exit_config, make_history):
+    """Its slot is free again, with no score written to it, and its rollouts yield nothing; the others stay."""
+    first = make_history(2, step=0, tokens=[1, 9, 0, 0], lengths=[0, 1, 1, 0])
+    parts = batch(first, children_of(make_history, first, [[[1], [2]], [[3], [4]]]))
+    buffer, _, _ = run_expand(exit_config(), buffers.create(6, 4), parts, [0.1, 0.2])
+    held = jax.tree.map(lambda leaf: leaf[:2], buffer.history)
+    children = children_of(make_history, held, [[[5], [6]], [[7], [8]]])
+    instances, rollouts, grades = batch(held, children, insertable=np.array([[[False]] * 2, [[True]] * 2]))
+    grades = dataclasses.replace(grades, lost=np.array([True, False]))
+    kept = np.asarray(buffer.history.id).tolist()[1:4]
+    buffer, _, counts = run_expand(exit_config(), buffer, (instances, rollouts, grades), [0.0, 0.15])
+    assert int(counts["buffer/lost"]) == 1
+    assert int(counts["buffer/rescored"]) == 1
+    ids = buffer.history.id.tolist()
+    assert set(kept) <= set(ids)
+    assert int(held.id[0]) not in ids
+    assert int(buffers.filled(buffer).sum()) == 3 + 2
+
+
 def inserted_answers(buffer):
     """Return the answers of the entries that hold one."""
     return sorted(buffer.history.tokens[buffers.filled(buffer) & (buffer.history.step >= 0)][:, 1].tolist())

@@ -234,6 +234,25 @@ def test_extend_then_sample_is_one_prefill():
     np.testing.assert_allclose(rollouts.logp.reshape(16, -1), whole.logp[:, 0], atol=1e-5)
 
 
+def test_what_is_read_in_chunks_is_read_all_the_same(monkeypatch):
+    whole = sampler.extend(POLICY, params(), start_reading(), OBSERVED, COUNT)
+    monkeypatch.setattr(sampler, "READ_CHUNK", 2)
+    parts = sampler.extend(POLICY, params(), start_reading(), OBSERVED, COUNT)
+    np.testing.assert_allclose(parts.hidden, whole.hidden, atol=1e-5)
+    np.testing.assert_array_equal(parts.cache.mask, whole.cache.mask)
+
+
+def test_slots_that_rows_leave_unused_are_used_again():
+    """Rows read 4 tokens in turns: a call begins behind the longest row, not behind all calls before."""
+    reading = start_reading()
+    for turn in range(4):
+        count = np.where((np.arange(8)[:, None] + turn) % 2 == 0, 4, 0) * np.ones((1, 2), int)
+        reading = _extend(POLICY, params(), reading, OBSERVED, count)
+    held = reading.cache.mask.sum(-1)
+    assert held.max() == 8
+    assert int(reading.cache.used) == 8 + 5, "the longest row and the last call, where four calls took 20"
+
+
 def test_turns_over_one_cache_equal_one_pass_of_the_learner():
     """Sample, observe, sample on: the transcript's log-probs in one pass of the learner are the sampler's."""
     reading, first = _generate(POLICY, PLAIN, params(), start_reading(), jax.random.key(0))
