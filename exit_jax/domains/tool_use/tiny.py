@@ -41,6 +41,7 @@ WORDS = {
     "door": ("open", "shut"),
 }
 MAX_COUNT = 9  # of an item in all boxes together, and of coins: counts have one digit
+INVALID = '{"error": "invalid"}'  # what is observed after a response that is no call and no marker; the parser's words are many
 ABOUT = {
     "Store": "Boxes that hold things.",
     "Bank": "People and their coins.",
@@ -176,12 +177,8 @@ def schema(kind: str) -> dict[str, Any]:
 
 
 def system_prompt(task: Task, markers: Markers = MARKERS) -> str:
-    """Return what a policy is told of its part: functions by name and parameters only, for few tokens."""
-    lines = [f"One call a turn. {markers.finished} if fulfilled."]
-    for api in task.apis:
-        names = (name for name in FUNCTIONS if FUNCTIONS[name].api == api)
-        lines.append(" ".join(f"{name}({', '.join(FUNCTIONS[name].parameters)})" for name in names))
-    return "\n".join(lines)
+    """Return what a policy is told of its part, in few tokens: it has to learn the functions by trial."""
+    return f"Tools: {', '.join(task.apis)}. End: {markers.finished}"
 
 
 def copy_state(state: Mapping[str, Any]) -> State:
@@ -287,7 +284,7 @@ class TinyWorld:
     def _step(self, episode: Episode, response: str, max_turns: int, num_requests: int | None) -> StepResult:
         task = self.tasks[episode.task_id]
         action = parse(response, task.functions, self.markers)
-        observation, verdict = action.message, None
+        observation, verdict = INVALID if action.kind == "invalid" else "", None
         if action.kind in ("call", "finished"):
             state = self.replay(episode)
             if isinstance(state, ReplayMismatch):

@@ -21,9 +21,9 @@ from exit_jax.domains.tool_use.tiny import FUNCTIONS, MAX_COUNT, WORDS, State, c
 API_SETS = (("Store", "Bank"), ("Store", "House"), ("Bank", "House"))
 MAX_TURNS = 12  # responses that an episode may take
 MAX_CALLS = 3  # of a request, what it takes to find out apart
-SHORTEST_TURNS = 10  # and that it takes the expert, at most, if nothing goes wrong
+MAX_NEEDED = 10  # of them, if nothing goes wrong
 FOCUS_PROB = 0.7  # that a goal is about something that an earlier one was about
-FOLLOW_UP_PROB = 0.25  # that a later request refers to the one before by "that" or "the same"
+FOLLOW_UP_PROB = 0.1  # that a later request refers to the one before by "that" or "the same"
 KEEP_PROBS = {
     "undo": 0.2,
     "look": 0.1,
@@ -65,6 +65,7 @@ class Kind:
     # (state, slots, calls made for the request before) -> calls; none if there is nothing to do or it is ambiguous
     resolve: Callable[[State, Slots, Calls], Sequence[Call]]
     ways: Callable[[Slots], Sequence[Calls]] = field(default=lambda slots: ((),))  # to find out what resolve depends on
+    weight: int = 4  # how often it is drawn
 
 
 def call(name: str, *arguments: Any) -> Call:
@@ -205,104 +206,105 @@ STORE, BANK, HOUSE = ("Store",), ("Bank",), ("House",)
 BOXES = {"item": "item", "box": "box", "to": "box"}
 NAMES = {"name": "name", "to": "name"}
 KINDS = {
-    "look": Kind(STORE, {"box": "box"}, ("Look into {box}.",), direct("look")),
-    "find": Kind(STORE, {"item": "item"}, ("Find the {item}.",), direct("find")),
+    "look": Kind(STORE, {"box": "box"}, ("Look into {box}.",), direct("look"), weight=1),
+    "find": Kind(STORE, {"item": "item"}, ("Look for {item}.",), direct("find"), weight=1),
     "move": Kind(
         STORE,
         {"count": "count"} | BOXES,
-        ("Move {count} {item} from {box} to {to}.", "Take {count} {item} out of {box} into {to}."),
+        ("Move {count} {item} from {box} to {to}.", "Take {count} {item} from {box} to {to}."),
         direct("move"),
     ),
     "move_all": Kind(
         STORE,
         BOXES,
-        ("Move all {item} from {box} to {to}.", "Take all {item} out of {box} into {to}."),
+        ("Move all {item} from {box} to {to}.", "Take all {item} from {box} to {to}."),
         lambda state, slots, past: move_all(state, slots["item"], [slots["box"]], slots["to"]),
         by_look,
     ),
     "gather": Kind(
         STORE,
         {"item": "item", "to": "box"},
-        ("Gather all {item} in {to}.", "Move all {item} to {to}."),
+        ("Move all {item} to {to}.", "Take all {item} to {to}."),
         lambda state, slots, past: move_all(state, slots["item"], others("box", slots["to"]), slots["to"]),
         by_find,
     ),
     "heap": Kind(
         STORE,
         {"item": "item", "to": "box"},
-        ("Move the biggest heap of {item} to {to}.", "Where most {item} are, move them to {to}."),
+        ("Move the biggest heap of {item} to {to}.", "Take the biggest heap of {item} to {to}."),
         move_heap,
         lambda slots: by_find(slots)[:1],
     ),
     "empty": Kind(
         STORE,
         {"box": "box", "to": "box"},
-        ("Empty {box} into {to}.", "Move all from {box} to {to}."),
+        ("Move all from {box} to {to}.", "Take all from {box} to {to}."),
         empty,
         lambda slots: ((call("look", slots["box"]),),),
     ),
-    "coins": Kind(BANK, {"name": "name"}, ("Look up the coins of {name}.",), direct("coins")),
+    "coins": Kind(BANK, {"name": "name"}, ("Look up {name}.",), direct("coins"), weight=1),
     "pay": Kind(
         BANK,
         {"count": "count"} | NAMES,
-        ("Pay {count} from {name} to {to}.", "Take {count} from {name}, give it to {to}."),
+        ("Pay {count} from {name} to {to}.", "Take {count} from {name} to {to}."),
         direct("pay"),
     ),
     "pay_all": Kind(
         BANK,
         NAMES,
-        ("Pay all from {name} to {to}.", "Take all from {name}, give it to {to}."),
+        ("Pay all from {name} to {to}.", "Take all from {name} to {to}."),
         pay_all,
         by_account,
     ),
     "richest": Kind(
         BANK,
         {"count": "count", "to": "name"},
-        ("Pay {count} from the richest to {to}.", "The richest gives {count} to {to}."),
+        ("Pay {count} from the richest to {to}.", "Take {count} from the richest to {to}."),
         richest_pays,
         lambda slots: ((call("accounts"),),),
     ),
     "poorest": Kind(
         BANK,
         {"count": "count", "name": "name"},
-        ("Pay {count} from {name} to the poorest.", "Take {count} from {name} for the poorest."),
+        ("Pay {count} from {name} to the poorest.", "Take {count} from {name} to the poorest."),
         pay_poorest,
         lambda slots: ((call("accounts"),),),
     ),
-    "show": Kind(HOUSE, {"room": "room"}, ("Look into the {room}.",), direct("show")),
+    "show": Kind(HOUSE, {"room": "room"}, ("Look into the {room}.",), direct("show"), weight=1),
     "door": Kind(
         HOUSE,
         {"room": "room", "door": "door"},
-        ("Make the {room} {door}.", "The {room} should be {door}."),
+        ("Make the {room} {door}.", "Make {door} the {room}."),
         lambda state, slots, past: [call("door", slots["room"], slots["door"])],
     ),
     "light": Kind(
         HOUSE,
         {"room": "room", "light": "light"},
-        ("Turn {light} the light in the {room}.", "In the {room}, light {light}."),
+        ("Turn {light} the {room}.", "Turn the {room} {light}."),
         lambda state, slots, past: switch(state, slots["room"], slots["light"]),
         by_try,
     ),
     "all_lights": Kind(
         HOUSE,
         {"light": "light"},
-        ("Turn {light} all lights.", "All lights {light}."),
+        ("Turn {light} all rooms.", "Turn all rooms {light}."),
         all_lights,
         lambda slots: ((call("rooms"),),),
     ),
     "shut_dark": Kind(
         HOUSE,
         {},
-        ("Make all dark rooms shut.", "Dark rooms should be shut."),
+        ("Make all dark rooms shut.", "Make shut all dark rooms."),
         shut_dark,
         lambda slots: ((call("rooms"),),),
     ),
     "each": Kind(
         ("Store", "Bank"),
         {"item": "item", "box": "box"} | NAMES,
-        ("For each of the {item} in {box}, {name} gives {to} a coin.",),
+        ("For the {item} in {box}, pay 1 each from {name} to {to}.",),
         pay_each,
         by_look,
+        weight=8,
     ),
     "lit_pay": Kind(
         ("Bank", "House"),
@@ -318,7 +320,7 @@ KINDS = {
         if_lit(lambda slots: call("move", slots["count"], slots["item"], slots["box"], slots["to"])),
         by_room,
     ),
-    "undo": Kind((), {}, ("Undo that.", "Take that back."), undo),
+    "undo": Kind((), {}, ("Undo that.", "Take that back."), undo, weight=0),
 }
 SAME = ("The same with {}.", "Also {}.")  # a goal like the one before, but for one word
 
@@ -377,8 +379,8 @@ def draw(rng: np.random.Generator) -> TinyTask | None:
         for _ in range(NUM_TRIES):
             goal, text = draw_request(goals, apis, rng)
             calls = resolve(goal, state, past)
-            is_new = goal not in goals and num_turns + num_needed(goal, calls) <= SHORTEST_TURNS
-            if is_new and is_possible(calls, state) and is_kept(goal, calls, initial, goals, rng):
+            is_new = goal not in goals and num_turns + num_needed(goal, calls) <= MAX_NEEDED
+            if is_new and is_possible(calls, state) and (not goals or is_kept(goal, calls, initial, rng)):
                 break
         else:
             return None
@@ -400,8 +402,8 @@ def draw(rng: np.random.Generator) -> TinyTask | None:
 
 
 def num_needed(goal: Goal, calls: Calls) -> int:
-    """Return how many responses a goal takes: what is to be found out, the calls, the finished marker."""
-    return min(sum(made not in calls for made in way) for way in ways(goal)) + len(calls) + 1
+    """Return how many responses a goal takes at most: what is to be found out, the calls, the finished marker."""
+    return max(sum(made not in calls for made in way) for way in ways(goal)) + len(calls) + 1
 
 
 def is_possible(calls: Calls, state: State) -> bool:
@@ -410,14 +412,12 @@ def is_possible(calls: Calls, state: State) -> bool:
     return 0 < len(calls) <= MAX_CALLS and not any("error" in execute(state, made) for made in calls)
 
 
-def is_kept(goal: Goal, calls: Calls, initial: State, goals: Sequence[Goal], rng: np.random.Generator) -> bool:
-    """Draw whether a possible goal is kept: some kinds come up too often, and so do those that depend on nothing before."""
-    if rng.random() >= KEEP_PROBS.get(goal.kind, KEEP_PROB):
-        return False
-    return not goals or calls != resolve(goal, initial, ()) or rng.random() < INDEPENDENT_PROB
+def is_kept(goal: Goal, calls: Calls, initial: State, rng: np.random.Generator) -> bool:
+    """Draw whether a later goal is kept: those that depend on nothing before come up too often."""
+    return calls != resolve(goal, initial, ()) or rng.random() < INDEPENDENT_PROB
 
 
-def draw_request(goals: Sequence[Goal], apis: Sequence[str], rng: np.random.Generator) -> tuple[Goal, str]:
+def draw_request(goals: Sequence[Goal], apis: tuple[str, ...], rng: np.random.Generator) -> tuple[Goal, str]:
     """Draw the next goal and put it into words."""
     if goals and rng.random() < FOLLOW_UP_PROB:
         slots = changeable(goals[-1])
@@ -425,10 +425,16 @@ def draw_request(goals: Sequence[Goal], apis: Sequence[str], rng: np.random.Gene
             return same_with(goals[-1], pick(slots, rng), rng)
         if goals[-1].kind != "undo":
             return Goal("undo", {}), pick(KINDS["undo"].phrasings, rng)
-    name = pick([name for name, kind in KINDS.items() if kind.apis and set(kind.apis) <= set(apis)], rng)
+    name = pick(choices(apis), rng)
     slots = draw_slots(KINDS[name].slots, goals, rng)
     text = pick(KINDS[name].phrasings, rng).format(**slots)
     return Goal(name, slots), text[0].upper() + text[1:]
+
+
+@functools.cache
+def choices(apis: tuple[str, ...]) -> list[str]:
+    """Return the names of the kinds that need no other APIs, each as often as it weighs."""
+    return [name for name, kind in KINDS.items() if set(kind.apis) <= set(apis) for _ in range(kind.weight)]
 
 
 def draw_slots(kinds: Mapping[str, str], goals: Sequence[Goal], rng: np.random.Generator) -> dict[str, Any]:
@@ -486,7 +492,7 @@ DRAW_PART = {"Store": draw_store, "Bank": draw_bank, "House": draw_house}
 
 def pick(options: Sequence[Any], rng: np.random.Generator) -> Any:
     """Draw one of some options."""
-    return options[rng.integers(len(options))]
+    return options[int(rng.random() * len(options))]
 
 
 def shuffled(words: Sequence[str], rng: np.random.Generator) -> list[str]:
