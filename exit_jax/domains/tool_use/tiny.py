@@ -32,7 +32,7 @@ from exit_jax.domains.tool_use.worker import among
 State = dict[str, dict[str, dict[str, Any]]]
 Part = dict[str, dict[str, Any]]  # an API's part of a state
 
-WORDS = {
+WORDS: Mapping[str, tuple[str, ...]] = {
     "box": ("red", "blue", "green"),
     "item": ("apples", "nuts", "eggs"),
     "name": ("Ann", "Ben", "Eva"),
@@ -47,6 +47,21 @@ ABOUT = {
     "Bank": "People and their coins.",
     "House": "Rooms with a door and a light, which can be reached only while the door is open.",
 }
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a request is after."""
+
+    kind: str  # of tiny_tasks.KINDS
+    slots: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TinyTask(Task):
+    """A task of the tiny world, with what its requests mean."""
+
+    goals: tuple[Goal, ...] = ()
 
 
 def look(store: Part, box: str) -> dict[str, Any]:
@@ -210,7 +225,7 @@ def run_all(state: Mapping[str, Any], calls: Sequence[Call]) -> State:
 class TinyWorld:
     """Plays episodes as ``BfclEnvironment`` does, in this process. Nothing is kept but the tasks and the counts."""
 
-    def __init__(self, tasks: Mapping[str, Task], markers: Markers = MARKERS):
+    def __init__(self, tasks: Mapping[str, TinyTask], markers: Markers = MARKERS):
         """Take the tasks, by id."""
         self.tasks, self.markers, self.stats = tasks, markers, Stats()
         self._true_states: dict[str, list[State]] = {}

@@ -16,43 +16,32 @@ from typing import Any
 import numpy as np
 
 from exit_jax.domains.tool_use.episode import Call, Task
-from exit_jax.domains.tool_use.tiny import FUNCTIONS, MAX_COUNT, WORDS, State, copy_state, documents, execute, run_all
+from exit_jax.domains.tool_use.tiny import (
+    FUNCTIONS,
+    MAX_COUNT,
+    WORDS,
+    Goal,
+    State,
+    TinyTask,
+    copy_state,
+    documents,
+    execute,
+    run_all,
+)
 
 API_SETS = (("Store", "Bank"), ("Store", "House"), ("Bank", "House"))
 MAX_TURNS = 12  # responses that an episode may take
 MAX_CALLS = 3  # of a request, what it takes to find out apart
 MAX_NEEDED = 10  # of them, if nothing goes wrong
 FOCUS_PROB = 0.7  # that a goal is about something that an earlier one was about
-FOLLOW_UP_PROB = 0.1  # that a later request refers to the one before by "that" or "the same"
-KEEP_PROBS = {
-    "undo": 0.2,
-    "look": 0.1,
-    "find": 0.1,
-    "coins": 0.1,
-    "show": 0.1,
-    "each": 1.0,
-}  # those that come up too often
-KEEP_PROB = 0.5  # of all others
-INDEPENDENT_PROB = 0.4  # that a later goal is kept which would take the same calls without those before
-NUM_TRIES = 50  # at a goal that is possible
+FOLLOW_UP_PROB = (
+    0.06  # a try, that a later request refers to the one before by "that" or "the same"; few others are possible
+)
+INDEPENDENT_PROB = 0.3  # that a later goal is kept which would take the same calls without those before
+NUM_TRIES = 20  # at the next goal, before a task is given up
 
 Slots = Mapping[str, Any]
 Calls = tuple[Call, ...]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a request is after."""
-
-    kind: str  # of KINDS
-    slots: Slots
-
-
-@dataclass(frozen=True)
-class TinyTask(Task):
-    """A task of the tiny world, with what its requests mean."""
-
-    goals: tuple[Goal, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,11 +50,11 @@ class Kind:
 
     apis: tuple[str, ...]
     slots: Mapping[str, str]  # name -> kind of word, or "count"
-    phrasings: tuple[str, ...]  # with slots in braces, and "{Name}" for a slot with a capital
+    phrasings: tuple[str, ...]  # with slots in braces
     # (state, slots, calls made for the request before) -> calls; none if there is nothing to do or it is ambiguous
     resolve: Callable[[State, Slots, Calls], Sequence[Call]]
     ways: Callable[[Slots], Sequence[Calls]] = field(default=lambda slots: ((),))  # to find out what resolve depends on
-    weight: int = 4  # how often it is drawn
+    weight: int = 4  # how often it is drawn; more where there are several ways, or where few states allow it
 
 
 def call(name: str, *arguments: Any) -> Call:
@@ -213,6 +202,7 @@ KINDS = {
         {"count": "count"} | BOXES,
         ("Move {count} {item} from {box} to {to}.", "Take {count} {item} from {box} to {to}."),
         direct("move"),
+        weight=3,
     ),
     "move_all": Kind(
         STORE,
@@ -220,6 +210,7 @@ KINDS = {
         ("Move all {item} from {box} to {to}.", "Take all {item} from {box} to {to}."),
         lambda state, slots, past: move_all(state, slots["item"], [slots["box"]], slots["to"]),
         by_look,
+        weight=6,
     ),
     "gather": Kind(
         STORE,
@@ -227,6 +218,7 @@ KINDS = {
         ("Move all {item} to {to}.", "Take all {item} to {to}."),
         lambda state, slots, past: move_all(state, slots["item"], others("box", slots["to"]), slots["to"]),
         by_find,
+        weight=6,
     ),
     "heap": Kind(
         STORE,
@@ -248,6 +240,7 @@ KINDS = {
         {"count": "count"} | NAMES,
         ("Pay {count} from {name} to {to}.", "Take {count} from {name} to {to}."),
         direct("pay"),
+        weight=3,
     ),
     "pay_all": Kind(
         BANK,
@@ -255,6 +248,7 @@ KINDS = {
         ("Pay all from {name} to {to}.", "Take all from {name} to {to}."),
         pay_all,
         by_account,
+        weight=6,
     ),
     "richest": Kind(
         BANK,
@@ -276,6 +270,7 @@ KINDS = {
         {"room": "room", "door": "door"},
         ("Make the {room} {door}.", "Make {door} the {room}."),
         lambda state, slots, past: [call("door", slots["room"], slots["door"])],
+        weight=3,
     ),
     "light": Kind(
         HOUSE,
@@ -283,6 +278,7 @@ KINDS = {
         ("Turn {light} the {room}.", "Turn the {room} {light}."),
         lambda state, slots, past: switch(state, slots["room"], slots["light"]),
         by_try,
+        weight=6,
     ),
     "all_lights": Kind(
         HOUSE,
@@ -304,7 +300,7 @@ KINDS = {
         ("For the {item} in {box}, pay 1 each from {name} to {to}.",),
         pay_each,
         by_look,
-        weight=8,
+        weight=10,
     ),
     "lit_pay": Kind(
         ("Bank", "House"),
@@ -312,6 +308,7 @@ KINDS = {
         ("If lit, turn off the {room}, else pay {count} from {name} to {to}.",),
         if_lit(lambda slots: call("pay", slots["count"], slots["name"], slots["to"])),
         by_room,
+        weight=6,
     ),
     "lit_move": Kind(
         ("Store", "House"),
@@ -319,6 +316,7 @@ KINDS = {
         ("If lit, turn off the {room}, else move {count} {item} from {box} to {to}.",),
         if_lit(lambda slots: call("move", slots["count"], slots["item"], slots["box"], slots["to"])),
         by_room,
+        weight=6,
     ),
     "undo": Kind((), {}, ("Undo that.", "Take that back."), undo, weight=0),
 }
@@ -379,8 +377,8 @@ def draw(rng: np.random.Generator) -> TinyTask | None:
         for _ in range(NUM_TRIES):
             goal, text = draw_request(goals, apis, rng)
             calls = resolve(goal, state, past)
-            is_new = goal not in goals and num_turns + num_needed(goal, calls) <= MAX_NEEDED
-            if is_new and is_possible(calls, state) and (not goals or is_kept(goal, calls, initial, rng)):
+            fits = calls and goal not in goals and num_turns + num_needed(goal, calls) <= MAX_NEEDED
+            if fits and is_possible(calls, state) and (not goals or is_kept(goal, calls, initial, rng)):
                 break
         else:
             return None
@@ -407,9 +405,9 @@ def num_needed(goal: Goal, calls: Calls) -> int:
 
 
 def is_possible(calls: Calls, state: State) -> bool:
-    """Return whether there are calls, not too many, and none of them fails."""
+    """Return whether there are not too many calls, and none of them fails."""
     state = copy_state(state)
-    return 0 < len(calls) <= MAX_CALLS and not any("error" in execute(state, made) for made in calls)
+    return len(calls) <= MAX_CALLS and not any("error" in execute(state, made) for made in calls)
 
 
 def is_kept(goal: Goal, calls: Calls, initial: State, rng: np.random.Generator) -> bool:
@@ -440,12 +438,13 @@ def choices(apis: tuple[str, ...]) -> list[str]:
 def draw_slots(kinds: Mapping[str, str], goals: Sequence[Goal], rng: np.random.Generator) -> dict[str, Any]:
     """Draw what a goal is about, never the same word twice; often it is what earlier goals were about."""
     slots: dict[str, Any] = {}
+    used = {word for goal in goals for word in goal.slots.values()}
     for name, kind in kinds.items():
         if kind == "count":
-            slots[name] = int(rng.integers(1, 5))
+            slots[name] = pick((1, 2, 3, 4), rng)
             continue
         free = [word for word in WORDS[kind] if word not in slots.values()]
-        known = [word for word in free if any(word in goal.slots.values() for goal in goals)]
+        known = [word for word in free if word in used]
         slots[name] = pick(known if known and rng.random() < FOCUS_PROB else free, rng)
     return slots
 
@@ -459,7 +458,7 @@ def changeable(goal: Goal) -> list[str]:
 def same_with(goal: Goal, slot: str, rng: np.random.Generator) -> tuple[Goal, str]:
     """Draw a goal that is like another but for one slot."""
     word = pick(others(KINDS[goal.kind].slots[slot], goal.slots[slot]), rng)
-    return replace(goal, slots=goal.slots | {slot: word}), pick(SAME, rng).format(word)
+    return replace(goal, slots={**goal.slots, slot: word}), pick(SAME, rng).format(word)
 
 
 def draw_store(rng: np.random.Generator) -> dict[str, dict[str, Any]]:
@@ -495,6 +494,6 @@ def pick(options: Sequence[Any], rng: np.random.Generator) -> Any:
     return options[int(rng.random() * len(options))]
 
 
-def shuffled(words: Sequence[str], rng: np.random.Generator) -> list[str]:
+def shuffled(words: tuple[str, ...], rng: np.random.Generator) -> list[str]:
     """Return words in any order."""
     return [words[index] for index in rng.permutation(len(words))]
