@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from exit_jax.domains.math import tokenizer as tokenizers
-from exit_jax.domains.tool_use import tiny_expert, tiny_tasks
+from exit_jax.domains.tool_use import tiny_expert, tiny_goals, tiny_tasks
 from exit_jax.domains.tool_use.episode import Call, Episode, ReplayMismatch, describe, dump, load
 from exit_jax.domains.tool_use.parser import MARKERS, render_call
 from exit_jax.domains.tool_use.tiny import FUNCTIONS, INVALID, WORDS, TinyWorld, observe, system_prompt
@@ -164,7 +164,7 @@ def test_tasks_are_what_they_should_be():
     assert found[:50] == tasks("train", 50, 0)
     assert found[0] not in tasks("train", 50, 1)
     kinds = collections.Counter(goal.kind for task in found for goal in task.goals)
-    assert kinds.keys() == tiny_tasks.KINDS.keys()
+    assert kinds.keys() == tiny_goals.KINDS.keys()
     assert max(kinds.values()) < 0.2 * kinds.total()
     assert {len(task.requests) for task in found} == {2, 3, 4}
     assert {len(calls) for task in found for calls in task.truth} == {1, 2, 3}
@@ -173,7 +173,7 @@ def test_tasks_are_what_they_should_be():
         for call in (call for calls in task.truth for call in calls):
             parameters = task.functions[call.name]["parameters"]
             assert list(call.arguments) == parameters["required"] == list(parameters["properties"])
-    several_ways = [len(tiny_tasks.ways(goal)) > 1 for task in found for goal in task.goals]
+    several_ways = [len(tiny_goals.ways(goal)) > 1 for task in found for goal in task.goals]
     assert np.mean(several_ways) > 0.2
 
 
@@ -194,7 +194,7 @@ def test_later_requests_depend_on_those_before():
     """On state or talk: the share of later requests whose calls would be others as first requests; and what a slip costs."""
     world = make_world(count=300)
     later = [
-        tiny_tasks.resolve(goal, dict(task.initial_config), ()) != calls
+        tiny_goals.resolve(goal, dict(task.initial_config), ()) != calls
         for task in world.tasks.values()
         for goal, calls in list(zip(task.goals, task.truth))[1:]
     ]
@@ -378,6 +378,21 @@ def test_the_expert_fulfils_all_requests_if_it_never_slips():
             for response in responses:
                 found[tiny_expert.style_of(response)].add(response)
     assert found.keys() == set(tiny_expert.STYLES)
+
+
+def test_the_expert_plays_on_from_a_first_response():
+    world, rng = make_world(), np.random.default_rng(0)
+    for task in list(world.tasks.values())[:50]:
+        (played,) = play(world, [(task.id, script(task.truth))])
+        start = played.before(int(rng.integers(len(played.turns))))
+        first = str(rng.choice(tiny_expert.correct(start, task)))
+        responses = tiny_expert.demonstrate(task, 0.0, rng, start=start, first=first)
+        episode = start
+        for response in responses:
+            episode = world.step(episode, response, MAX_TURNS).episode
+        assert responses[0] == first
+        assert {tiny_expert.style_of(response) for response in responses} == {tiny_expert.style_of(first)}
+        assert (episode.how, episode.num_fulfilled) == ("finished", len(task.requests))
 
 
 def test_slips_leave_room_to_learn():

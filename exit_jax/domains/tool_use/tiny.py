@@ -2,12 +2,13 @@
 
 It has episodes, turns and verdicts as BFCL has them (episode.py), the same parser, and the paper's rule of success (ExIt §5):
 after a finished request the state equals what the ground truth leads to, and its true calls are among the calls made so far.
-Tasks are in tiny_tasks.py, an expert that errs in tiny_expert.py.
+What is asked for is in tiny_goals.py, tasks are in tiny_tasks.py, an expert that errs in tiny_expert.py.
 
 A state is JSON: API -> thing -> attribute -> value, such as {"Store": {"red": {"apples": 3, ...}, ...}}; what a call returns is
 a short JSON object, {"error": "..."} if it was refused, and then the state is as it was.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +42,9 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "door": ("open", "shut"),
 }
 MAX_COUNT = 9  # of an item in all boxes together, and of coins: counts have one digit
-INVALID = '{"error": "invalid"}'  # what is observed after a response that is no call and no marker; the parser's words are many
+INVALID = (
+    '{"error": "invalid"}'  # after a response that is no call and no marker; the parser would say more, in many tokens
+)
 ABOUT = {
     "Store": "Boxes that hold things.",
     "Bank": "People and their coins.",
@@ -53,7 +56,7 @@ ABOUT = {
 class Goal:
     """What a request is after."""
 
-    kind: str  # of tiny_tasks.KINDS
+    kind: str  # of tiny_goals.KINDS
     slots: Mapping[str, Any]
 
 
@@ -165,7 +168,8 @@ FUNCTIONS = {
 }
 
 
-def documents(apis: Sequence[str]) -> dict[str, dict[str, Any]]:
+@functools.cache
+def documents(apis: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Return the documents of some APIs' functions by name, with parameters as JSON Schema."""
     found = {}
     for name, function in FUNCTIONS.items():
@@ -192,7 +196,7 @@ def schema(kind: str) -> dict[str, Any]:
 
 
 def system_prompt(task: Task, markers: Markers = MARKERS) -> str:
-    """Return what a policy is told of its part, in few tokens: it has to learn the functions by trial."""
+    """Return what a policy is told of its part, in few tokens: the functions it has seen in demonstrations."""
     return f"Tools: {', '.join(task.apis)}. End: {markers.finished}"
 
 

@@ -20,14 +20,17 @@ from exit_jax.domains.tool_use.tiny import (
     FUNCTIONS,
     MAX_COUNT,
     WORDS,
+    Goal,
     State,
+    TinyTask,
     TinyWorld,
     copy_state,
     execute,
     run_all,
     system_prompt,
 )
-from exit_jax.domains.tool_use.tiny_tasks import MAX_TURNS, Calls, Goal, TinyTask, pick, resolve, ways
+from exit_jax.domains.tool_use.tiny_goals import Calls, resolve, ways
+from exit_jax.domains.tool_use.tiny_tasks import MAX_TURNS, pick
 
 STYLES = ("plain", "purpose", "words")  # of what is said before a call or marker
 NOTICE_PROB = 0.5  # a turn, that the expert notices what went wrong before
@@ -214,15 +217,27 @@ def read(response: str, task: Task, markers: Markers = MARKERS) -> Action | str:
 
 
 def demonstrate(
-    task: TinyTask, noise: float, rng: np.random.Generator, max_turns: int = MAX_TURNS, markers: Markers = MARKERS
+    task: TinyTask,
+    noise: float,
+    rng: np.random.Generator,
+    max_turns: int = MAX_TURNS,
+    markers: Markers = MARKERS,
+    start: Episode | None = None,
+    first: str = "",
 ) -> list[str]:
     """Return the responses of an episode, of which each slips with probability ``noise``.
 
     The expert keeps to one style, and each turn notices with probability ``NOTICE_PROB`` what went wrong before; then it mends
     that. Else it goes on as if nothing had happened, which may come to guessing.
+
+    Args:
+        start: the episode that is played on; None for a new one.
+        first: the first response, in whose style it goes on; "" leaves both open.
     """
-    world, style, responses = TinyWorld({task.id: task}, markers), pick(STYLES, rng), []
-    episode, _ = world.reset(task.id)
+    world, style = TinyWorld({task.id: task}, markers), style_of(first) if first else pick(STYLES, rng)
+    responses, episode = [], start or Episode(task.id)
+    if first:
+        responses, episode = [first], world.step(episode, first, max_turns).episode
     while not episode.ended:
         if rng.random() < NOTICE_PROB:
             actions, is_guess = right_actions(episode, task), False
@@ -329,8 +344,7 @@ def texts(tasks: Sequence[TinyTask], noise: float, seed: int, markers: Markers =
             found += [response, *([result.observation] if result.observation else [])]
             episode = result.episode
     pieces = collections.Counter(piece for text in found for piece in BETWEEN_WORDS.split(text) if piece)
-    counts = {
-        piece: math.isqrt(count) for piece, count in pieces.items()
-    }  # else what is said seldom comes out as letters
+    # by the square root, else what is said seldom comes out as letters
+    counts = {piece: math.isqrt(count) for piece, count in pieces.items()}
     counts |= {word: 10 * max(counts.values()) for words in WORDS.values() for word in words}
     return [piece for piece, count in counts.items() for _ in range(count)]
