@@ -68,7 +68,7 @@ class Table:
                 cells[source, what] - a["count"],
                 cells[target, what] + a["count"],
             )
-            return {source: cells[source, what], target: cells[target, what]}
+            return {"left": cells[source, what]}
         if name in ("door", "light"):
             if name == "light" and cells[a["room"], "door"] == "shut":
                 return {"error": "door shut"}

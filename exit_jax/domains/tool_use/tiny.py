@@ -119,14 +119,14 @@ def light(house: Part, room: str, to: str) -> dict[str, Any]:
 
 
 def transfer(part: Part, count: int, what: str, source: str, target: str) -> dict[str, Any]:
-    """Move a number of things from one place to another, and return what is there then."""
+    """Move a number of things from one place to another, and return how many are left."""
     if source == target:
         return {"error": "same place"}
     if part[source][what] < count:
         return {"error": f"only {part[source][what]}"}
     part[source][what] -= count
     part[target][what] += count
-    return {source: part[source][what], target: part[target][what]}
+    return {"left": part[source][what]}
 
 
 def change(attributes: dict[str, Any], name: str, value: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from exit_jax.domains.tool_use.tiny_goals import KINDS, SAME, Calls, others, res
 
 API_SETS = (("Store", "Bank"), ("Store", "House"), ("Bank", "House"))
 MAX_TURNS = 12  # responses that an episode may take
-MAX_NEEDED = 11  # of these, if nothing goes wrong
+MAX_NEEDED = 10  # of these, if nothing goes wrong
 MAX_CALLS = 3  # of a request, besides those to find out
 FOCUS_PROB = 0.7  # that a goal is about something that an earlier one was about
 FOLLOW_UP_PROB = (
