@@ -53,15 +53,16 @@ def play(
     return episodes, spent
 
 
-def measure_tiny(num_tasks: int, group_size: int) -> dict[str, str]:
-    """Return the tiny world's row."""
-    tasks = tiny_tasks("train", num_tasks, 0)
-    episodes, spent = play(
-        TinyWorld({task.id: task for task in tasks}), [task for task in tasks for _ in range(group_size)]
-    )
-    assert all(episode.how == "finished" for episode in episodes)
-    rows, secs, _ = (sum(parts) for parts in zip(*spent.values()))
-    return {"tiny world: steps a second": f"{rows / secs:.0f}"}
+def measure_tiny(num_tasks: int, group_size: int, num_times: int = 20) -> dict[str, str]:
+    """Return the tiny world's row; it is so fast that it is played several times."""
+    tasks, rows, processor = tiny_tasks("train", num_tasks, 0), 0.0, 0.0
+    for _ in range(num_times):
+        world = TinyWorld({task.id: task for task in tasks})
+        episodes, spent = play(world, [task for task in tasks for _ in range(group_size)])
+        assert all(episode.how == "finished" for episode in episodes)
+        rows += sum(parts[0] for parts in spent.values())
+        processor += sum(parts[2] for parts in spent.values())
+    return {"tiny world: steps a second of processor time": f"{rows / processor:.0f}"}
 
 
 def memory_mib(pid: int) -> float:
