@@ -1,6 +1,8 @@
-"""BfclEnvironment steps a second on BFCL's back-ends: the ground truth of 16 training tasks, 8 episodes of each in lockstep.
+"""Environment steps a second on BFCL's back-ends: the ground truth of 16 training tasks, 8 episodes of each in lockstep.
 
     python benchmarks/environments.py [--workers 2] [--tasks 16] [--group 8] [--small]
+
+The first row is the tiny world's (exit_jax/domains/tool_use/tiny.py), as many episodes of as many tasks, in this process.
 
 A step is a call or a finished marker; the latter brings both verdicts. "Rebuilt" plays each turn in an environment that has
 none of the states, as after a restart. Needs bfcl-eval (exit_jax/domains/tool_use/bfcl.py names the command).
@@ -15,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from exit_jax.domains.tool_use.bfcl import BfclEnvironment, load_tasks, split_tasks
 from exit_jax.domains.tool_use.episode import Episode, Task
 from exit_jax.domains.tool_use.parser import render_call
+from exit_jax.domains.tool_use.tiny import TinyWorld
+from exit_jax.domains.tool_use.tiny_tasks import tasks as tiny_tasks
 
 FINISHED = "<finished>"
 
@@ -26,7 +30,9 @@ def responses(task: Task) -> list[str]:
     ]
 
 
-def play(environment: BfclEnvironment, tasks: Sequence[Task]) -> tuple[list[Episode], dict[str, list[float]]]:
+def play(
+    environment: BfclEnvironment | TinyWorld, tasks: Sequence[Task]
+) -> tuple[list[Episode], dict[str, list[float]]]:
     """Play the tasks in lockstep, calls and finished markers apart; return the episodes, and rows and seconds by kind."""
     episodes, scripts = [environment.reset(task.id)[0] for task in tasks], [responses(task) for task in tasks]
     spent = {"call": [0.0, 0.0, 0.0], "verdict": [0.0, 0.0, 0.0]}  # rows, seconds, seconds of this process's processor
@@ -45,6 +51,18 @@ def play(environment: BfclEnvironment, tasks: Sequence[Task]) -> tuple[list[Epis
             for row, result in zip(rows, results):
                 episodes[row] = result.episode
     return episodes, spent
+
+
+def measure_tiny(num_tasks: int, group_size: int, num_times: int = 20) -> dict[str, str]:
+    """Return the tiny world's row; it is so fast that it is played several times."""
+    tasks, rows, processor = tiny_tasks("train", num_tasks, 0), 0.0, 0.0
+    for _ in range(num_times):
+        world = TinyWorld({task.id: task for task in tasks})
+        episodes, spent = play(world, [task for task in tasks for _ in range(group_size)])
+        assert all(episode.how == "finished" for episode in episodes)
+        rows += sum(parts[0] for parts in spent.values())
+        processor += sum(parts[2] for parts in spent.values())
+    return {"tiny world: steps a second of processor time": f"{rows / processor:.0f}"}
 
 
 def memory_mib(pid: int) -> float:
@@ -105,7 +123,8 @@ def main() -> int:
         return 1
     num_tasks, group_size = (2, 2) if flags.small else (flags.tasks, flags.group)
     print("| what | value |\n|---|---|")
-    for name, value in measure(tasks, flags.workers, num_tasks, group_size).items():
+    rows = measure_tiny(num_tasks, group_size) | measure(tasks, flags.workers, num_tasks, group_size)
+    for name, value in rows.items():
         print(f"| {name} | {value} |")
     return 0
 

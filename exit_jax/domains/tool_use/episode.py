@@ -209,7 +209,8 @@ def advance(episode: Episode, turn: Turn, task: Task, max_turns: int, num_reques
     elif not how and num_turns >= max_turns:
         how = "turns"
     observation = task.requests[request] if turn.kind == "finished" and not how else turn.observation
-    turn = dataclasses.replace(turn, observation=observation)
+    if observation != turn.observation:
+        turn = dataclasses.replace(turn, observation=observation)
     episode = Episode(episode.task_id, (*episode.turns, turn), how)
     return StepResult(episode, observation, turn.kind == "finished", episode.ended)
 
@@ -244,12 +245,6 @@ def describe(episode: Episode, task: Task, states: Sequence[str] = ()) -> str:
 
 def explain(verdict: Verdict) -> str:
     """Return a verdict in words."""
-    faults = [
-        text
-        for text, holds in (
-            ("the state is another", verdict.states_equal),
-            ("a call is missing", verdict.calls_contained),
-        )
-        if not holds
-    ]
-    return "not fulfilled, " + " and ".join(faults) if faults else "fulfilled"
+    faults = {"the state is another": not verdict.states_equal, "a call is missing": not verdict.calls_contained}
+    found = " and ".join(text for text, holds in faults.items() if holds)
+    return f"not fulfilled, {found}" if found else "fulfilled"

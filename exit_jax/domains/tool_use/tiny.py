@@ -2,12 +2,13 @@
 
 It has episodes, turns and verdicts as BFCL has them (episode.py), the same parser, and the paper's rule of success (ExIt §5):
 after a finished request the state equals what the ground truth leads to, and its true calls are among the calls made so far.
-Tasks are in tiny_tasks.py, an expert that errs in tiny_expert.py.
+What is asked for is in tiny_goals.py, tasks are in tiny_tasks.py, an expert that errs in tiny_expert.py.
 
 A state is JSON: API -> thing -> attribute -> value, such as {"Store": {"red": {"apples": 3, ...}, ...}}; what a call returns is
 a short JSON object, {"error": "..."} if it was refused, and then the state is as it was.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from exit_jax.domains.tool_use.worker import among
 State = dict[str, dict[str, dict[str, Any]]]
 Part = dict[str, dict[str, Any]]  # an API's part of a state
 
-WORDS = {
+WORDS: Mapping[str, tuple[str, ...]] = {
     "box": ("red", "blue", "green"),
     "item": ("apples", "nuts", "eggs"),
     "name": ("Ann", "Ben", "Eva"),
@@ -41,11 +42,29 @@ WORDS = {
     "door": ("open", "shut"),
 }
 MAX_COUNT = 9  # of an item in all boxes together, and of coins: counts have one digit
+INVALID = (
+    '{"error": "invalid"}'  # after a response that is no call and no marker; the parser would say more, in many tokens
+)
 ABOUT = {
     "Store": "Boxes that hold things.",
     "Bank": "People and their coins.",
     "House": "Rooms with a door and a light, which can be reached only while the door is open.",
 }
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a request is after."""
+
+    kind: str  # of tiny_goals.KINDS
+    slots: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TinyTask(Task):
+    """A task of the tiny world, with what its requests mean."""
+
+    goals: tuple[Goal, ...] = ()
 
 
 def look(store: Part, box: str) -> dict[str, Any]:
@@ -100,14 +119,14 @@ def light(house: Part, room: str, to: str) -> dict[str, Any]:
 
 
 def transfer(part: Part, count: int, what: str, source: str, target: str) -> dict[str, Any]:
-    """Move a number of things from one place to another, and return what is there then."""
+    """Move a number of things from one place to another, and return how many are left."""
     if source == target:
         return {"error": "same place"}
     if part[source][what] < count:
         return {"error": f"only {part[source][what]}"}
     part[source][what] -= count
     part[target][what] += count
-    return {source: part[source][what], target: part[target][what]}
+    return {"left": part[source][what]}
 
 
 def change(attributes: dict[str, Any], name: str, value: str) -> dict[str, Any]:
@@ -149,7 +168,8 @@ FUNCTIONS = {
 }
 
 
-def documents(apis: Sequence[str]) -> dict[str, dict[str, Any]]:
+@functools.cache
+def documents(apis: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Return the documents of some APIs' functions by name, with parameters as JSON Schema."""
     found = {}
     for name, function in FUNCTIONS.items():
@@ -176,12 +196,8 @@ def schema(kind: str) -> dict[str, Any]:
 
 
 def system_prompt(task: Task, markers: Markers = MARKERS) -> str:
-    """Return what a policy is told of its part: functions by name and parameters only, for few tokens."""
-    lines = [f"One call a turn. {markers.finished} if fulfilled."]
-    for api in task.apis:
-        names = (name for name in FUNCTIONS if FUNCTIONS[name].api == api)
-        lines.append(" ".join(f"{name}({', '.join(FUNCTIONS[name].parameters)})" for name in names))
-    return "\n".join(lines)
+    """Return what a policy is told of its part, in few tokens: the functions it has seen in demonstrations."""
+    return f"Tools: {', '.join(task.apis)}. End: {markers.finished}"
 
 
 def copy_state(state: Mapping[str, Any]) -> State:
@@ -213,7 +229,7 @@ def run_all(state: Mapping[str, Any], calls: Sequence[Call]) -> State:
 class TinyWorld:
     """Plays episodes as ``BfclEnvironment`` does, in this process. Nothing is kept but the tasks and the counts."""
 
-    def __init__(self, tasks: Mapping[str, Task], markers: Markers = MARKERS):
+    def __init__(self, tasks: Mapping[str, TinyTask], markers: Markers = MARKERS):
         """Take the tasks, by id."""
         self.tasks, self.markers, self.stats = tasks, markers, Stats()
         self._true_states: dict[str, list[State]] = {}
@@ -287,7 +303,7 @@ class TinyWorld:
     def _step(self, episode: Episode, response: str, max_turns: int, num_requests: int | None) -> StepResult:
         task = self.tasks[episode.task_id]
         action = parse(response, task.functions, self.markers)
-        observation, verdict = action.message, None
+        observation, verdict = INVALID if action.kind == "invalid" else "", None
         if action.kind in ("call", "finished"):
             state = self.replay(episode)
             if isinstance(state, ReplayMismatch):

@@ -5,7 +5,10 @@ does not notice, all that comes later builds on the slip. What *improve* and *di
 responses differ in the way to find something out, in the order of calls, and in the words before a call.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import collections
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +20,24 @@ from exit_jax.domains.tool_use.tiny import (
     FUNCTIONS,
     MAX_COUNT,
     WORDS,
+    Goal,
     State,
+    TinyTask,
     TinyWorld,
     copy_state,
     execute,
     run_all,
     system_prompt,
 )
-from exit_jax.domains.tool_use.tiny_tasks import MAX_TURNS, Calls, Goal, TinyTask, pick, resolve, ways
+from exit_jax.domains.tool_use.tiny_goals import Calls, resolve, ways
+from exit_jax.domains.tool_use.tiny_tasks import MAX_TURNS, pick
 
 STYLES = ("plain", "purpose", "words")  # of what is said before a call or marker
 NOTICE_PROB = 0.5  # a turn, that the expert notices what went wrong before
 # how often a slip is of which kind; a response that cannot slip so (a marker has no argument) slips in another way
 SLIPS = {"argument": 0.55, "function": 0.15, "early": 0.2, "give up": 0.05, "garbled": 0.05}
+
+BETWEEN_WORDS = re.compile(rf"\b(?:{'|'.join(word for words in WORDS.values() for word in words)}|\d)\b")
 
 Action = Call | None  # a call to make, or None: the request is fulfilled
 
@@ -61,7 +69,13 @@ def stand(episode: Episode, task: Task) -> Standing:
 
 
 def right_actions(episode: Episode, task: TinyTask) -> list[Action]:
-    """Return what may rightly be done next, given all that the ground truth says: first mend what is wrong, if anything is."""
+    """Return what may rightly be done next, given all that the ground truth says: first mend what is wrong, if anything is.
+
+    Raises:
+        ValueError: nothing is left to do, the episode has ended.
+    """
+    if episode.ended or episode.request == len(task.requests):
+        raise ValueError(f"the episode on {task.id} has ended: {episode.how or 'all requests are finished'}")
     now, request = stand(episode, task), episode.request
     before = run_all(task.initial_config, [call for calls in task.truth[:request] for call in calls])
     plan, rest = task.truth[request], without(task.truth[request], now.done)
@@ -74,11 +88,13 @@ def right_actions(episode: Episode, task: TinyTask) -> list[Action]:
 def careless_actions(episode: Episode, task: TinyTask) -> tuple[list[Action], bool]:
     """Return what is done next by somebody who takes the past for right, and whether that is a guess.
 
-    Calls that failed are not made again. It is a guess if something else was looked at than what the goal depends on.
+    Calls that would fail once more are not made again. It is a guess if something was done, but not what tells what the goal
+    depends on.
     """
     now, goal = stand(episode, task), task.goals[episode.request]
-    rest = without(resolve(goal, now.start, now.past), now.made)
-    if now.made and not is_known(goal, now):
+    rest = without(resolve(goal, now.start, now.past), now.done)
+    rest = tuple(call for call in rest if call not in now.made or can_make(call, now.state))
+    if not is_known(goal, now) and any(all(call not in way for way in ways(goal)) for call in now.made):
         return list(rest[:1]) or [None], True
     return proceed(goal, rest, now), False
 
@@ -88,7 +104,7 @@ def proceed(goal: Goal, rest: Calls, now: Standing) -> list[Action]:
     if not rest:
         return [None]
     if not is_known(goal, now):
-        return list(dict_of_calls(without(way, now.made)[0] for way in ways(goal)))
+        return list(distinct(without(way, now.made)[0] for way in ways(goal)))
     return [call for call in rest if leads_there(call, rest, now.state)] or [rest[0]]
 
 
@@ -104,6 +120,11 @@ def leads_there(first: Call, calls: Calls, state: State) -> bool:
     return not any("error" in execute(after, call) for call in order) and after == run_all(state, calls)
 
 
+def can_make(call: Call, state: State) -> bool:
+    """Return whether a call would succeed."""
+    return "error" not in execute(copy_state(state), call)
+
+
 def without(calls: Calls, others: Calls) -> Calls:
     """Return calls less others, each as often as it is there."""
     rest = list(calls)
@@ -113,7 +134,7 @@ def without(calls: Calls, others: Calls) -> Calls:
     return tuple(rest)
 
 
-def dict_of_calls(calls: Iterator[Call]) -> list[Call]:
+def distinct(calls: Iterable[Call]) -> list[Call]:
     """Return the different ones of some calls, which cannot be hashed."""
     found: list[Call] = []
     for call in calls:
@@ -308,9 +329,12 @@ def draw_call(
 
 
 def texts(tasks: Sequence[TinyTask], noise: float, seed: int, markers: Markers = MARKERS) -> list[str]:
-    """Return what is said in a demonstration of each task, and each system prompt once: to train a tokenizer on."""
+    """Return what is said in a demonstration of each task, in pieces to train a tokenizer of byte pairs on.
+
+    Texts are split around the world's words and digits, and there is more of each word than of anything else: so it becomes a
+    token, the same wherever it stands, and what stands between words becomes few tokens. 686 tokens are as many as can be used.
+    """
     rng, found = np.random.default_rng(seed), [system_prompt(task, markers) for task in tasks]
-    found = list(dict.fromkeys(found))
     world = TinyWorld({task.id: task for task in tasks}, markers)
     for task in tasks:
         episode, request = world.reset(task.id)
@@ -319,4 +343,8 @@ def texts(tasks: Sequence[TinyTask], noise: float, seed: int, markers: Markers =
             result = world.step(episode, response, MAX_TURNS)
             found += [response, *([result.observation] if result.observation else [])]
             episode = result.episode
-    return found
+    pieces = collections.Counter(piece for text in found for piece in BETWEEN_WORDS.split(text) if piece)
+    # by the square root, else what is said seldom comes out as letters
+    counts = {piece: math.isqrt(count) for piece, count in pieces.items()}
+    counts |= {word: 10 * max(counts.values()) for words in WORDS.values() for word in words}
+    return [piece for piece, count in counts.items() for _ in range(count)]

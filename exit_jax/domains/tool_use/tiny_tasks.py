@@ -1,342 +1,42 @@
 """Tasks in the tiny world: two to four requests, most of which depend on what is found there or on those before.
 
-A request is a `Goal` put into words. What calls it takes follows from the goal and the state that it is made in (``resolve``);
-the ground truth are those that change the state, or the one that was asked for. How to find out what they depend on is left
-open: most goals have several ways (``ways``), and calls that do not depend on one another may be made in any order.
+The ground truth of a request are the calls that change the state as it asks, or the look that it asks for (tiny_goals.py).
 """
 
 import functools
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from exit_jax.domains.tool_use.episode import Call, Task
-from exit_jax.domains.tool_use.tiny import FUNCTIONS, MAX_COUNT, WORDS, State, copy_state, documents, execute, run_all
+from exit_jax.domains.tool_use.episode import Task
+from exit_jax.domains.tool_use.tiny import (
+    MAX_COUNT,
+    WORDS,
+    Goal,
+    State,
+    TinyTask,
+    copy_state,
+    documents,
+    execute,
+    run_all,
+)
+from exit_jax.domains.tool_use.tiny_goals import KINDS, SAME, Calls, others, resolve, ways
 
 API_SETS = (("Store", "Bank"), ("Store", "House"), ("Bank", "House"))
 MAX_TURNS = 12  # responses that an episode may take
-MAX_CALLS = 3  # of a request, what it takes to find out apart
-SHORTEST_TURNS = 10  # and that it takes the expert, at most, if nothing goes wrong
+MAX_NEEDED = 10  # of these, if nothing goes wrong
+MAX_CALLS = 3  # of a request, besides those to find out
 FOCUS_PROB = 0.7  # that a goal is about something that an earlier one was about
-FOLLOW_UP_PROB = 0.25  # that a later request refers to the one before by "that" or "the same"
-KEEP_PROBS = {
-    "undo": 0.2,
-    "look": 0.1,
-    "find": 0.1,
-    "coins": 0.1,
-    "show": 0.1,
-    "each": 1.0,
-}  # those that come up too often
-KEEP_PROB = 0.5  # of all others
-INDEPENDENT_PROB = 0.4  # that a later goal is kept which would take the same calls without those before
-NUM_TRIES = 50  # at a goal that is possible
-
-Slots = Mapping[str, Any]
-Calls = tuple[Call, ...]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a request is after."""
-
-    kind: str  # of KINDS
-    slots: Slots
-
-
-@dataclass(frozen=True)
-class TinyTask(Task):
-    """A task of the tiny world, with what its requests mean."""
-
-    goals: tuple[Goal, ...] = ()
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of goal."""
-
-    apis: tuple[str, ...]
-    slots: Mapping[str, str]  # name -> kind of word, or "count"
-    phrasings: tuple[str, ...]  # with slots in braces, and "{Name}" for a slot with a capital
-    # (state, slots, calls made for the request before) -> calls; none if there is nothing to do or it is ambiguous
-    resolve: Callable[[State, Slots, Calls], Sequence[Call]]
-    ways: Callable[[Slots], Sequence[Calls]] = field(default=lambda slots: ((),))  # to find out what resolve depends on
-
-
-def call(name: str, *arguments: Any) -> Call:
-    """Return a call with arguments in the order of the parameters."""
-    return Call(name, dict(zip(FUNCTIONS[name].parameters, arguments)))
-
-
-def move_all(state: State, item: str, boxes: Sequence[str], to: str) -> list[Call]:
-    """Return the calls that move all of an item from boxes to another."""
-    return [call("move", state["Store"][box][item], item, box, to) for box in boxes if state["Store"][box].get(item)]
-
-
-def switch(state: State, room: str, to: str) -> list[Call]:
-    """Return the calls that turn a room's light on or off; its door is opened for that."""
-    attributes = state["House"][room]
-    if attributes["light"] == to:
-        return []
-    return [call("door", room, "open")] * (attributes["door"] == "shut") + [call("light", room, to)]
-
-
-def others(kind: str, word: str) -> list[str]:
-    """Return the other words of a kind."""
-    return [other for other in WORDS[kind] if other != word]
-
-
-def extreme(values: Mapping[str, int], sign: int) -> str | None:
-    """Return the name of the greatest value (sign 1) or the least (-1), None if there are several."""
-    best = max(sign * value for value in values.values())
-    names = [name for name, value in values.items() if sign * value == best]
-    return names[0] if len(names) == 1 else None
-
-
-def balances(state: State) -> dict[str, int]:
-    """Return how many coins each has."""
-    return {name: account["coins"] for name, account in state["Bank"].items()}
-
-
-def move_heap(state: State, slots: Slots, _: Calls) -> list[Call]:
-    """Move the biggest heap of an item."""
-    box = extreme({box: items[slots["item"]] for box, items in state["Store"].items()}, 1)
-    return move_all(state, slots["item"], [box], slots["to"]) if box not in (None, slots["to"]) else []
-
-
-def richest_pays(state: State, slots: Slots, _: Calls) -> list[Call]:
-    """Let the one with the most coins pay."""
-    name = extreme(balances(state), 1)
-    return [call("pay", slots["count"], name, slots["to"])] if name not in (None, slots["to"]) else []
-
-
-def pay_poorest(state: State, slots: Slots, _: Calls) -> list[Call]:
-    """Pay the one with the fewest coins."""
-    name = extreme(balances(state), -1)
-    return [call("pay", slots["count"], slots["name"], name)] if name not in (None, slots["name"]) else []
-
-
-def pay_all(state: State, slots: Slots, _: Calls) -> list[Call]:
-    """Pay everything one has."""
-    amount = balances(state)[slots["name"]]
-    return [call("pay", amount, slots["name"], slots["to"])] * (amount > 0)
-
-
-def pay_each(state: State, slots: Slots, _: Calls) -> list[Call]:
-    """Pay a coin for each of an item in a box."""
-    amount = state["Store"][slots["box"]][slots["item"]]
-    return [call("pay", amount, slots["name"], slots["to"])] * (amount > 0)
-
-
-def empty(state: State, slots: Slots, _: Calls) -> list[Call]:
-    """Move all that a box holds."""
-    return [made for item in WORDS["item"] for made in move_all(state, item, [slots["box"]], slots["to"])]
-
-
-def all_lights(state: State, slots: Slots, _: Calls) -> list[Call]:
-    """Turn all lights on or off."""
-    return [made for room in WORDS["room"] for made in switch(state, room, slots["light"])]
-
-
-def shut_dark(state: State, slots: Slots, _: Calls) -> list[Call]:
-    """Shut the open doors of dark rooms."""
-    dark = {"light": "off", "door": "open"}
-    return [call("door", room, "shut") for room, attributes in state["House"].items() if attributes == dark]
-
-
-def if_lit(otherwise: Callable[[Slots], Call]) -> Callable[[State, Slots, Calls], list[Call]]:
-    """Return what turns a light off if it is on, and else makes another call."""
-
-    def resolve(state: State, slots: Slots, _: Calls) -> list[Call]:
-        is_lit = state["House"][slots["room"]]["light"] == "on"
-        return switch(state, slots["room"], "off") if is_lit else [otherwise(slots)]
-
-    return resolve
-
-
-def undo(state: State, slots: Slots, past: Calls) -> list[Call]:
-    """Take back the calls made for the request before, the last one first."""
-    opposite = {"on": "off", "off": "on", "open": "shut", "shut": "open"}
-    calls = []
-    for made in reversed([made for made in past if FUNCTIONS[made.name].changes]):
-        if made.name in ("door", "light"):
-            calls.append(call(made.name, made.arguments["room"], opposite[made.arguments["to"]]))
-        else:
-            count, *rest, source, target = made.arguments.values()
-            calls.append(call(made.name, count, *rest, target, source))
-    return calls
-
-
-def direct(name: str) -> Callable[[State, Slots, Calls], list[Call]]:
-    """Return what makes one call with the slots as its arguments."""
-    return lambda state, slots, past: [Call(name, dict(slots))]
-
-
-def by_look(slots: Slots) -> tuple[Calls, ...]:
-    """Look by box, or by item."""
-    return (call("look", slots["box"]),), (call("find", slots["item"]),)
-
-
-def by_find(slots: Slots) -> tuple[Calls, ...]:
-    """Look by item, or at the boxes one by one."""
-    return (call("find", slots["item"]),), tuple(call("look", box) for box in others("box", slots["to"]))
-
-
-def by_account(slots: Slots) -> tuple[Calls, ...]:
-    """Look at one account, or at all."""
-    return (call("coins", slots["name"]),), (call("accounts"),)
-
-
-def by_room(slots: Slots) -> tuple[Calls, ...]:
-    """Look at one room, or at all."""
-    return (call("show", slots["room"]),), (call("rooms"),)
-
-
-def by_try(slots: Slots) -> tuple[Calls, ...]:
-    """Look at one room or at all, or try, and learn from the error whether the door is shut."""
-    return (*by_room(slots), (call("light", slots["room"], slots["light"]),))
-
-
-STORE, BANK, HOUSE = ("Store",), ("Bank",), ("House",)
-BOXES = {"item": "item", "box": "box", "to": "box"}
-NAMES = {"name": "name", "to": "name"}
-KINDS = {
-    "look": Kind(STORE, {"box": "box"}, ("Look into {box}.",), direct("look")),
-    "find": Kind(STORE, {"item": "item"}, ("Find the {item}.",), direct("find")),
-    "move": Kind(
-        STORE,
-        {"count": "count"} | BOXES,
-        ("Move {count} {item} from {box} to {to}.", "Take {count} {item} out of {box} into {to}."),
-        direct("move"),
-    ),
-    "move_all": Kind(
-        STORE,
-        BOXES,
-        ("Move all {item} from {box} to {to}.", "Take all {item} out of {box} into {to}."),
-        lambda state, slots, past: move_all(state, slots["item"], [slots["box"]], slots["to"]),
-        by_look,
-    ),
-    "gather": Kind(
-        STORE,
-        {"item": "item", "to": "box"},
-        ("Gather all {item} in {to}.", "Move all {item} to {to}."),
-        lambda state, slots, past: move_all(state, slots["item"], others("box", slots["to"]), slots["to"]),
-        by_find,
-    ),
-    "heap": Kind(
-        STORE,
-        {"item": "item", "to": "box"},
-        ("Move the biggest heap of {item} to {to}.", "Where most {item} are, move them to {to}."),
-        move_heap,
-        lambda slots: by_find(slots)[:1],
-    ),
-    "empty": Kind(
-        STORE,
-        {"box": "box", "to": "box"},
-        ("Empty {box} into {to}.", "Move all from {box} to {to}."),
-        empty,
-        lambda slots: ((call("look", slots["box"]),),),
-    ),
-    "coins": Kind(BANK, {"name": "name"}, ("Look up the coins of {name}.",), direct("coins")),
-    "pay": Kind(
-        BANK,
-        {"count": "count"} | NAMES,
-        ("Pay {count} from {name} to {to}.", "Take {count} from {name}, give it to {to}."),
-        direct("pay"),
-    ),
-    "pay_all": Kind(
-        BANK,
-        NAMES,
-        ("Pay all from {name} to {to}.", "Take all from {name}, give it to {to}."),
-        pay_all,
-        by_account,
-    ),
-    "richest": Kind(
-        BANK,
-        {"count": "count", "to": "name"},
-        ("Pay {count} from the richest to {to}.", "The richest gives {count} to {to}."),
-        richest_pays,
-        lambda slots: ((call("accounts"),),),
-    ),
-    "poorest": Kind(
-        BANK,
-        {"count": "count", "name": "name"},
-        ("Pay {count} from {name} to the poorest.", "Take {count} from {name} for the poorest."),
-        pay_poorest,
-        lambda slots: ((call("accounts"),),),
-    ),
-    "show": Kind(HOUSE, {"room": "room"}, ("Look into the {room}.",), direct("show")),
-    "door": Kind(
-        HOUSE,
-        {"room": "room", "door": "door"},
-        ("Make the {room} {door}.", "The {room} should be {door}."),
-        lambda state, slots, past: [call("door", slots["room"], slots["door"])],
-    ),
-    "light": Kind(
-        HOUSE,
-        {"room": "room", "light": "light"},
-        ("Turn {light} the light in the {room}.", "In the {room}, light {light}."),
-        lambda state, slots, past: switch(state, slots["room"], slots["light"]),
-        by_try,
-    ),
-    "all_lights": Kind(
-        HOUSE,
-        {"light": "light"},
-        ("Turn {light} all lights.", "All lights {light}."),
-        all_lights,
-        lambda slots: ((call("rooms"),),),
-    ),
-    "shut_dark": Kind(
-        HOUSE,
-        {},
-        ("Make all dark rooms shut.", "Dark rooms should be shut."),
-        shut_dark,
-        lambda slots: ((call("rooms"),),),
-    ),
-    "each": Kind(
-        ("Store", "Bank"),
-        {"item": "item", "box": "box"} | NAMES,
-        ("For each of the {item} in {box}, {name} gives {to} a coin.",),
-        pay_each,
-        by_look,
-    ),
-    "lit_pay": Kind(
-        ("Bank", "House"),
-        {"room": "room", "count": "count"} | NAMES,
-        ("If lit, turn off the {room}, else pay {count} from {name} to {to}.",),
-        if_lit(lambda slots: call("pay", slots["count"], slots["name"], slots["to"])),
-        by_room,
-    ),
-    "lit_move": Kind(
-        ("Store", "House"),
-        {"room": "room", "count": "count"} | BOXES,
-        ("If lit, turn off the {room}, else move {count} {item} from {box} to {to}.",),
-        if_lit(lambda slots: call("move", slots["count"], slots["item"], slots["box"], slots["to"])),
-        by_room,
-    ),
-    "undo": Kind((), {}, ("Undo that.", "Take that back."), undo),
-}
-SAME = ("The same with {}.", "Also {}.")  # a goal like the one before, but for one word
-
-
-def resolve(goal: Goal, state: State, past: Calls) -> Calls:
-    """Return the calls that fulfil a goal in a state, none if there is nothing to do or no telling what.
-
-    Args:
-        goal: what is asked for.
-        state: as it is when it is asked for.
-        past: the calls made for the request before.
-    """
-    return tuple(KINDS[goal.kind].resolve(state, goal.slots, past))
-
-
-def ways(goal: Goal) -> tuple[Calls, ...]:
-    """Return the ways to find out what a goal depends on, each a sequence of calls; one that is empty if nothing."""
-    return tuple(KINDS[goal.kind].ways(goal.slots))
+FOLLOW_UP_PROB = (
+    0.06  # a try, that a request refers to the one before by "that" or "the same"; this is possible more often
+)
+INDEPENDENT_PROB = 0.3  # that a later goal is kept which would take the same calls without those before
+NUM_TRIES = 20  # at the next goal, before a task is given up
 
 
 @functools.lru_cache
@@ -377,8 +77,8 @@ def draw(rng: np.random.Generator) -> TinyTask | None:
         for _ in range(NUM_TRIES):
             goal, text = draw_request(goals, apis, rng)
             calls = resolve(goal, state, past)
-            is_new = goal not in goals and num_turns + num_needed(goal, calls) <= SHORTEST_TURNS
-            if is_new and is_possible(calls, state) and is_kept(goal, calls, initial, goals, rng):
+            fits = calls and goal not in goals and num_turns + num_needed(goal, calls) <= MAX_NEEDED
+            if fits and is_possible(calls, state) and (not goals or is_kept(goal, calls, initial, rng)):
                 break
         else:
             return None
@@ -400,24 +100,22 @@ def draw(rng: np.random.Generator) -> TinyTask | None:
 
 
 def num_needed(goal: Goal, calls: Calls) -> int:
-    """Return how many responses a goal takes: what is to be found out, the calls, the finished marker."""
-    return min(sum(made not in calls for made in way) for way in ways(goal)) + len(calls) + 1
+    """Return how many responses a goal takes at most: what is to be found out, the calls, the finished marker."""
+    return max(sum(made not in calls for made in way) for way in ways(goal)) + len(calls) + 1
 
 
 def is_possible(calls: Calls, state: State) -> bool:
-    """Return whether there are calls, not too many, and none of them fails."""
+    """Return whether there are not too many calls, and none of them fails."""
     state = copy_state(state)
-    return 0 < len(calls) <= MAX_CALLS and not any("error" in execute(state, made) for made in calls)
+    return len(calls) <= MAX_CALLS and not any("error" in execute(state, made) for made in calls)
 
 
-def is_kept(goal: Goal, calls: Calls, initial: State, goals: Sequence[Goal], rng: np.random.Generator) -> bool:
-    """Draw whether a possible goal is kept: some kinds come up too often, and so do those that depend on nothing before."""
-    if rng.random() >= KEEP_PROBS.get(goal.kind, KEEP_PROB):
-        return False
-    return not goals or calls != resolve(goal, initial, ()) or rng.random() < INDEPENDENT_PROB
+def is_kept(goal: Goal, calls: Calls, initial: State, rng: np.random.Generator) -> bool:
+    """Draw whether a later goal is kept: those that depend on nothing before come up too often."""
+    return calls != resolve(goal, initial, ()) or rng.random() < INDEPENDENT_PROB
 
 
-def draw_request(goals: Sequence[Goal], apis: Sequence[str], rng: np.random.Generator) -> tuple[Goal, str]:
+def draw_request(goals: Sequence[Goal], apis: tuple[str, ...], rng: np.random.Generator) -> tuple[Goal, str]:
     """Draw the next goal and put it into words."""
     if goals and rng.random() < FOLLOW_UP_PROB:
         slots = changeable(goals[-1])
@@ -425,21 +123,28 @@ def draw_request(goals: Sequence[Goal], apis: Sequence[str], rng: np.random.Gene
             return same_with(goals[-1], pick(slots, rng), rng)
         if goals[-1].kind != "undo":
             return Goal("undo", {}), pick(KINDS["undo"].phrasings, rng)
-    name = pick([name for name, kind in KINDS.items() if kind.apis and set(kind.apis) <= set(apis)], rng)
+    name = pick(choices(apis), rng)
     slots = draw_slots(KINDS[name].slots, goals, rng)
     text = pick(KINDS[name].phrasings, rng).format(**slots)
     return Goal(name, slots), text[0].upper() + text[1:]
 
 
+@functools.cache
+def choices(apis: tuple[str, ...]) -> list[str]:
+    """Return the names of the kinds that need no other APIs, each as often as it weighs."""
+    return [name for name, kind in KINDS.items() if set(kind.apis) <= set(apis) for _ in range(kind.weight)]
+
+
 def draw_slots(kinds: Mapping[str, str], goals: Sequence[Goal], rng: np.random.Generator) -> dict[str, Any]:
     """Draw what a goal is about, never the same word twice; often it is what earlier goals were about."""
     slots: dict[str, Any] = {}
+    used = {word for goal in goals for word in goal.slots.values()}
     for name, kind in kinds.items():
         if kind == "count":
-            slots[name] = int(rng.integers(1, 5))
+            slots[name] = pick((1, 2, 3, 4), rng)
             continue
         free = [word for word in WORDS[kind] if word not in slots.values()]
-        known = [word for word in free if any(word in goal.slots.values() for goal in goals)]
+        known = [word for word in free if word in used]
         slots[name] = pick(known if known and rng.random() < FOCUS_PROB else free, rng)
     return slots
 
@@ -453,7 +158,7 @@ def changeable(goal: Goal) -> list[str]:
 def same_with(goal: Goal, slot: str, rng: np.random.Generator) -> tuple[Goal, str]:
     """Draw a goal that is like another but for one slot."""
     word = pick(others(KINDS[goal.kind].slots[slot], goal.slots[slot]), rng)
-    return replace(goal, slots=goal.slots | {slot: word}), pick(SAME, rng).format(word)
+    return replace(goal, slots={**goal.slots, slot: word}), pick(SAME, rng).format(word)
 
 
 def draw_store(rng: np.random.Generator) -> dict[str, dict[str, Any]]:
@@ -486,9 +191,9 @@ DRAW_PART = {"Store": draw_store, "Bank": draw_bank, "House": draw_house}
 
 def pick(options: Sequence[Any], rng: np.random.Generator) -> Any:
     """Draw one of some options."""
-    return options[rng.integers(len(options))]
+    return options[int(rng.random() * len(options))]
 
 
-def shuffled(words: Sequence[str], rng: np.random.Generator) -> list[str]:
+def shuffled(words: tuple[str, ...], rng: np.random.Generator) -> list[str]:
     """Return words in any order."""
     return [words[index] for index in rng.permutation(len(words))]
