@@ -220,8 +220,8 @@ def test_faults_are_told(data_dir):
         programs.make_program(tiny_tools(data_dir, algorithm__rollout_lag=1))
     with pytest.raises(DomainError, match="prompt_width = 100 is too narrow"):
         tools.Tools(tiny_tools(data_dir, domain__prompt_width=100).domain).templates  # noqa: B018
-    with pytest.raises(DomainError, match=r"no task of the split train fits into domain.max_context_tokens = 20"):
-        tools.Tools(tiny_tools(data_dir, domain__max_context_tokens=20).domain).tasks("train")
+    with pytest.raises(DomainError, match=r"no task of the split train fits into domain.max_context_tokens = 4"):
+        tools.Tools(tiny_tools(data_dir, domain__max_context_tokens=4).domain).tasks("train")
     with pytest.raises(ValueError, match="train_split = 'tuning'"):
         tiny_tools(data_dir, domain__train_split="tuning")
 
