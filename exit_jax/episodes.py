@@ -102,7 +102,7 @@ class Transcripts:
         """Return the rollouts, how their episodes ended, and their numbers of turns."""
         num_sampled = np.maximum(self.arrays["mask"].sum(-1, keepdims=True), 1)
         fields: dict[str, Any] = self.arrays | {
-            "hidden": self.arrays["hidden"] / num_sampled,
+            "hidden": (self.arrays["hidden"] / num_sampled).astype(np.float32),
             "finished": self.end == VALID,
         }
         return Rollouts(**fields), self.end, self.num_turns

@@ -153,6 +153,13 @@ def test_limits(params):
     assert tight.rollouts.tokens.shape[-1] == M + 3
 
 
+def test_rollouts_have_the_dtypes_of_one_turn(params, played):
+    one = jax.eval_shape(
+        lambda: sampler.sample(LLAMA, SAMPLING, G, params, *jax.tree.leaves(make_instances())[-2:], KEY)
+    )
+    assert jax.tree.map(lambda leaf: leaf.dtype, played.rollouts) == jax.tree.map(lambda leaf: leaf.dtype, one)
+
+
 def test_only_rows_that_spoke_are_stepped(params):
     log: list[int] = []
     played = run(params, toy(log=log), num_lanes=1)
