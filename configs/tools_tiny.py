@@ -65,7 +65,6 @@ def get_config(arg: str = "") -> ConfigDict:
     a.num_prompts = 8
     a.buffer_size = 512
     a.min_buffer_size = 64
-    a.selection_prob = 0.5
     a.kl_coef = 0.0
     c.optimizer.learning_rate = 1e-4
 
@@ -78,7 +77,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.num_chains_saved = 100
 
     c.run = small.run
-    c.run.num_iterations = 80
+    c.run.num_iterations = 60
     c.run.steps_per_call = 1
     c.run.checkpoint_every = 20
     c.run.prompt_buckets = (64, 128)

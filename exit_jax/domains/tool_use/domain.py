@@ -38,7 +38,8 @@ WORLDS = ("bfcl", "tiny")
 QUALITIES = ("first_request", "requests")
 TAGS = ("<tool_call>", "</tool_call>")  # control tokens of Qwen's, which a shown response keeps
 SPAN = 1 << 20  # tasks of a split
-FIGURES = ("first_request", "requests_fulfilled", "share_fulfilled", "official", "invalid_calls", "crashed", "turns")
+FIGURES = ("first_request", "requests_fulfilled", "share_fulfilled", "invalid_calls", "crashed", "turns")
+OFFICIAL = "official"  # BFCL's own verdict, which the tiny world has not
 NOT_TAUGHT = ("data_dir", "num_validation", "num_test", "num_workers", "call_secs")  # what demonstrations don't need
 
 
@@ -368,10 +369,15 @@ class Tools:
         stops = (i for i, token in enumerate(context[start:], start) if token in self.stop_tokens)
         return context[start : next(stops, len(context)) + 1]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of what is reported of an episode."""
+        return FIGURES if self.config.world == "tiny" else (*FIGURES, OFFICIAL)
+
     def figures(self, episode: Episode | None, num_requests: int | None) -> dict[str, float]:
         """Return what an episode came to; all 0 of None, which could not be begun."""
         if episode is None:
-            return {"quality": 0.0} | dict.fromkeys(FIGURES, 0.0)
+            return {"quality": 0.0} | dict.fromkeys(self.names, 0.0)
         task = self.world.tasks[episode.task_id]
         asked = len(task.requests) if num_requests is None else min(num_requests, len(task.requests))
         first = float(bool(episode.verdicts) and episode.verdicts[0].success)
@@ -381,12 +387,12 @@ class Tools:
             "first_request": first,
             "requests_fulfilled": episode.num_fulfilled,
             "share_fulfilled": share,
-            "official": sum(bool(verdict.official) for verdict in episode.verdicts) / asked,
+            OFFICIAL: sum(bool(verdict.official) for verdict in episode.verdicts) / asked,
             "invalid_calls": episode.num_invalid,
             "crashed": episode.how in ("crashed", "mismatch"),
             "turns": len(episode.turns),
         }
-        return {"quality": quality} | {name: float(value) for name, value in values.items()}
+        return {"quality": quality} | {name: float(values[name]) for name in self.names}
 
     def show(self, episode: Episode | None) -> str:
         """Return an episode as text for people."""
@@ -434,7 +440,7 @@ class Tools:
                 request = self.request(episode.before(turn))
                 task = int(instances.history.task[b])
                 packed.put((b, g, u), context, request, solution, task, turn, step, quality[b, g])
-        notes = {name: per_rollout(name) for name in FIGURES} | {"context_too_long": too_long}
+        notes = {name: per_rollout(name) for name in self.names} | {"context_too_long": too_long}
         return Grades(
             quality=quality,
             valid=~lost,
@@ -621,7 +627,7 @@ def make_domain(config: ToolsConfig) -> Domain:
         difficulty=tools.difficulty,
         about=tools.about,
         grade=tools.grade,
-        notes=(*FIGURES, "context_too_long"),
+        notes=(*tools.names, "context_too_long"),
         on_host=True,
         complete=None,
         demonstrations=tools.demonstrations,
