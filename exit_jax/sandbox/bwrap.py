@@ -25,7 +25,8 @@ from collections.abc import Iterator
 
 BOX, DATA = "/tmp", "/data"
 NOBODY = 65534
-CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_KILL")  # for the supervisor to change users, and end the other one's
+# of the supervisor where it is root: to become another user, to end that one's processes, to read its files
+CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_DAC_READ_SEARCH")
 
 
 @dataclasses.dataclass(frozen=True)
