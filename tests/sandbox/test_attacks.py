@@ -22,7 +22,6 @@ from exit_jax.sandbox import Job, Sandbox, launch
 from exit_jax.sandbox.levels import find_jail
 
 IS_ROOT = os.geteuid() == 0
-needs_root = pytest.mark.skipif(not IS_ROOT, reason="the control needs root")
 SYSCALL = """
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
@@ -260,13 +259,11 @@ def test_calls_by_another_table_end_the_program(isolated):
 @pytest.mark.parametrize(
     "path", ["/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/1/mem", "/proc/1/oom_score_adj"]
 )
-def test_kernel_files_cannot_be_opened_for_writing(isolated, path):
-    assert "GOT" not in attack(isolated, f"open({path!r}, 'r+b', buffering=0); print('GOT')").stdout
-
-
-@needs_root
-def test_kernel_files_control(bare):
-    assert "GOT" in attack(bare, "open('/proc/sys/kernel/core_pattern', 'r+b', buffering=0); print('GOT')").stdout
+def test_kernel_files_cannot_be_opened_for_writing(isolated, bare, path):
+    code = f"open({path!r}, 'r+b', buffering=0); print('GOT')"
+    assert "GOT" not in attack(isolated, code).stdout
+    if IS_ROOT and "core_pattern" in path:
+        assert "GOT" in attack(bare, code).stdout
 
 
 def test_what_a_program_is(isolated):
@@ -292,11 +289,10 @@ def test_what_a_program_is(isolated):
     assert lines[7:] == ["['solution.py'] /tmp/work (1, 1)", "1" if IS_ROOT else lines[-1]]
 
 
-@needs_root
 def test_no_two_runs_are_the_same_user(isolated):
-    results = isolated.run([Job("import os; print(os.getuid())")] * 3)
-    uids = {int(result.stdout) for result in results}
-    assert len(uids) == 3
+    """Where the trainer is root. Elsewhere a user namespace hides the user that they are."""
+    uids = {int(result.stdout) for result in isolated.run([Job("import os; print(os.getuid())")] * 3)}
+    assert len(uids) == 3 if IS_ROOT else uids == {65534}
     assert min(uids) >= 1 << 15
 
 
@@ -522,13 +518,13 @@ def test_submissions_that_are_none(isolated, bare, name):
         assert (result.files, result.faults) == ({"good.csv": b"1"}, {"submission.csv": reason})
 
 
-@needs_root
 def test_submission_that_is_a_device(isolated, bare):
     code = f"import os, stat; os.mknod('submission.csv', {stat.S_IFCHR | 0o666}, os.makedev(1, 5))"
     result = attack(isolated, code, collect=("submission.csv",))
     assert (result.status, list(result.files)) == ("crashed", [])
-    result = attack(bare, code, collect=("submission.csv",))
-    assert result.faults == {"submission.csv": "it is a device, not a regular file"}
+    if IS_ROOT:
+        result = attack(bare, code, collect=("submission.csv",))
+        assert result.faults == {"submission.csv": "it is a device, not a regular file"}
 
 
 def test_private_submission(isolated):
