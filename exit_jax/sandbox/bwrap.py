@@ -62,7 +62,7 @@ def command(jail: Jail, filter_fd: int, public: pathlib.Path | None, disk_bytes:
         line += ["--symlink", f"/proc/self/fd{target}", f"/dev/{name}"]
     line += ["--symlink", f"{BOX}/shm", "/dev/shm"]
     if public is not None:
-        line += ["--ro-bind", str(public), DATA]
+        line += ["--ro-bind", str(public.resolve()), DATA]
     line += ["--remount-ro", "/"]
     return line + (["--seccomp", str(filter_fd)] if jail.filter else [])
 

@@ -125,7 +125,7 @@ def memory_file(content: bytes) -> int:
 
 def request(jail: Jail, job: Job, limits: Limits, box: str, uid: int | None) -> bytes:
     """Return what the supervisor is started from: its code, and what it is told."""
-    public = None if job.public is None else str(job.public) if jail.level == "none" else bwrap.DATA
+    public = None if job.public is None else str(job.public.resolve()) if jail.level == "none" else bwrap.DATA
     header = {
         "bare": jail.level == "none",
         "box": box,

@@ -75,6 +75,16 @@ print({})
     assert not any(result.cached for result in results)
 
 
+@pytest.mark.parametrize("isolation", ["auto", "none"])
+def test_data_by_a_relative_path_and_a_link(isolation, isolated, bare, public, monkeypatch):
+    monkeypatch.chdir(public.parent)
+    pathlib.Path("link").symlink_to("public")
+    code = "import os; print(open(os.environ['DATA_DIR'] + '/train.csv').read())"
+    sandbox = {"auto": isolated, "none": bare}[isolation]
+    for path in ("public", "link"):
+        assert sandbox.run([Job(code, pathlib.Path(path))])[0].stdout == "x,y\n1,2\n\n"
+
+
 def test_numerical_libraries(isolated, public):
     code = """
 import numpy as np, pandas as pd
