@@ -3,13 +3,15 @@
     python benchmarks/sandbox.py [--rounds 15] [--runs 10] [--workers 2] [--isolation auto] [--small]
 
 A round times the kinds one after the other, so that a machine that is busy with something else slows them all. "None" is the
-supervisor with its limits but without bubblewrap. Shown are the median of the rounds and, in brackets, their quartiles.
+supervisor with its limits but without bubblewrap. Shown are the median of the rounds and, in brackets, their quartiles. On a
+busy machine the processor time, of all child processes, is the better measure.
 """
 
 import argparse
 import concurrent.futures
 import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
@@ -36,11 +38,12 @@ def in_sandbox(sandbox: Sandbox, jobs: Sequence[Job]):
     assert all(result.status == "ok" for result in results), results[0]
 
 
-def timed(action: Callable[[], object]) -> float:
-    """Return the seconds that an action takes."""
-    started = time.perf_counter()
+def timed(action: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds that an action takes by the clock, and its child processes' seconds of processor time."""
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     action()
-    return time.perf_counter() - started
+    secs, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return secs, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -54,6 +57,7 @@ def measure(isolation: str, num_rounds: int, num_runs: int, num_workers: int) ->
     sandboxes = {name: Sandbox(name, Limits(), num_workers) for name in (isolation, "none")}
     one: dict[str, list[float]] = {name: [] for name in ("bare", *sandboxes)}
     many: dict[str, list[float]] = {name: [] for name in one}
+    processor: dict[str, list[float]] = {name: [] for name in one}
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(num_workers) as threads:
         for index in range(num_rounds + 1):
             seconds = {"bare": timed(lambda: [bare(folder, run) for run in range(num_runs)])}
@@ -64,12 +68,13 @@ def measure(isolation: str, num_rounds: int, num_runs: int, num_workers: int) ->
                 seconds[name], together[name] = timed(alone), timed(at_once)
             if index:  # the first warms up
                 for name in one:
-                    one[name].append(1e3 * seconds[name] / num_runs)
-                    many[name].append(num_runs / together[name])
+                    one[name].append(1e3 * seconds[name][0] / num_runs)
+                    processor[name].append(1e3 * seconds[name][1] / num_runs)
+                    many[name].append(num_runs / together[name][0])
         cached = Sandbox(isolation, Limits(), num_workers, pathlib.Path(folder) / "cache")
         jobs = [Job(f"{CODE}  # {index}") for index in range(num_runs)]
         in_sandbox(cached, jobs)
-        rates = [num_runs / timed(lambda: in_sandbox(cached, jobs)) for _ in range(max(num_rounds, 2))]
+        rates = [num_runs / timed(lambda: in_sandbox(cached, jobs))[0] for _ in range(max(num_rounds, 2))]
     level = sandboxes[isolation].level
     rows = {
         "cores; runs at once; rounds; runs a round": f"{os.cpu_count()}; {cached.num_workers}; {num_rounds}; {num_runs}",
@@ -78,6 +83,9 @@ def measure(isolation: str, num_rounds: int, num_runs: int, num_workers: int) ->
         "ms a run alone, none": spread(one["none"], 1),
         f"ms that {level} adds": spread([a - b for a, b in zip(one[isolation], one["bare"])], 1),
         f"times as long, {level}": spread([a / b for a, b in zip(one[isolation], one["bare"])], 2),
+        "ms of processor time, bare subprocess": spread(processor["bare"], 1),
+        f"ms of processor time, {level}": spread(processor[isolation], 1),
+        "ms of processor time, none": spread(processor["none"], 1),
         "runs a second, bare subprocesses": spread(many["bare"], 1),
         f"runs a second, {level}": spread(many[isolation], 1),
         "runs a second, none": spread(many["none"], 1),

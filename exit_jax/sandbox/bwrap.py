@@ -25,7 +25,8 @@ from collections.abc import Iterator
 
 BOX, DATA = "/tmp", "/data"
 NOBODY = 65534
-CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_KILL")  # for the supervisor to change users, and end the other one's
+# of the supervisor where it is root: to become another user, to end that one's processes, to read its files
+CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_DAC_READ_SEARCH")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def command(jail: Jail, filter_fd: int, public: pathlib.Path | None, disk_bytes:
         line += ["--symlink", f"/proc/self/fd{target}", f"/dev/{name}"]
     line += ["--symlink", f"{BOX}/shm", "/dev/shm"]
     if public is not None:
-        line += ["--ro-bind", str(public), DATA]
+        line += ["--ro-bind", str(public.resolve()), DATA]
     line += ["--remount-ro", "/"]
     return line + (["--seccomp", str(filter_fd)] if jail.filter else [])
 

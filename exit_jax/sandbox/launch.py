@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import types
+from collections.abc import Callable
+from typing import BinaryIO
 
 from exit_jax.sandbox import bwrap
 from exit_jax.sandbox.bwrap import Jail
@@ -22,6 +24,7 @@ SUPERVISOR = pathlib.Path(__file__).with_name("supervisor.py")
 # the supervisor comes compiled and in memory: 10 ms less, and the user that it may run as need not be able to read this package
 START = "import marshal, sys; code, *given = marshal.load(open(int(sys.argv[1]), 'rb')); exec(code); main(*given)"
 SPARE_SECS = 60.0  # beyond a run's limit, to start, end and report on a starved machine; then it is given up
+END_SECS = 5.0
 ERROR_CHARS = 2000
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -41,10 +44,15 @@ THREAD_VARIABLES = (
 )
 
 
-def run(jail: Jail, job: Job, limits: Limits) -> Result:
-    """Run a job once. Whatever befalls the sandbox itself is a result of status ``fault``; nothing is raised for it."""
+def run(jail: Jail, job: Job, limits: Limits, hold: Callable[[BinaryIO], None] = lambda lifeline: None) -> Result:
+    """Run a job once. Whatever befalls the sandbox itself is a result of status ``fault``; nothing is raised for it.
+
+    ``hold`` is given a file; closing that one ends the run at once, and makes it a fault.
+    """
     try:
-        return run_unguarded(jail, job, limits)
+        return run_unguarded(jail, job, limits, hold)
+    except subprocess.TimeoutExpired:
+        return fault(f"no report {SPARE_SECS:g} s after the limit of {limits.wall_secs:g} s")
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         return fault(f"{type(error).__name__}: {error}")
 
@@ -54,7 +62,7 @@ def fault(reason: str) -> Result:
     return Result("fault", f"the sandbox failed: {reason}")
 
 
-def run_unguarded(jail: Jail, job: Job, limits: Limits) -> Result:
+def run_unguarded(jail: Jail, job: Job, limits: Limits, hold: Callable[[BinaryIO], None]) -> Result:
     """Run a job once. The supervisor lives as long as this thread and the pipe of its stdin.
 
     Raises:
@@ -69,7 +77,8 @@ def run_unguarded(jail: Jail, job: Job, limits: Limits) -> Result:
             stack.callback(shutil.rmtree, box, ignore_errors=True)
         alive, trainer_end = os.pipe()
         fds = [memory_file(request(jail, job, limits, box, uid)), memory_file(jail.filter)]
-        for fd in (*fds, alive, trainer_end):
+        lifeline = stack.enter_context(open(trainer_end, "wb", buffering=0))
+        for fd in (*fds, alive):
             stack.callback(os.close, fd)
         line = [] if jail.level == "none" else bwrap.command(jail, fds[1], job.public, limits.disk_bytes)
         process = subprocess.Popen(
@@ -84,15 +93,25 @@ def run_unguarded(jail: Jail, job: Job, limits: Limits) -> Result:
             group=outside,
             extra_groups=None if outside is None else (),
         )
+        hold(lifeline)
         with process:
             try:
                 report, errors = process.communicate(timeout=limits.wall_secs + SPARE_SECS)
             finally:
-                process.kill()
+                end(process, lifeline)
         if process.returncode != 0 or not report:
             text = errors.decode(errors="replace").strip()[-ERROR_CHARS:]
             return fault(f"its supervisor ended with status {process.returncode}: {text}")
         return read_report(report, job)
+
+
+def end(process: subprocess.Popen, lifeline: BinaryIO):
+    """End a supervisor, which ends its program first if it still can."""
+    lifeline.close()
+    try:
+        process.wait(END_SECS)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def memory_file(content: bytes) -> int:
@@ -106,7 +125,7 @@ def memory_file(content: bytes) -> int:
 
 def request(jail: Jail, job: Job, limits: Limits, box: str, uid: int | None) -> bytes:
     """Return what the supervisor is started from: its code, and what it is told."""
-    public = None if job.public is None else str(job.public) if jail.level == "none" else bwrap.DATA
+    public = None if job.public is None else str(job.public.resolve()) if jail.level == "none" else bwrap.DATA
     header = {
         "bare": jail.level == "none",
         "box": box,

@@ -9,6 +9,7 @@ import pathlib
 import threading
 import weakref
 from collections.abc import Sequence
+from typing import BinaryIO
 
 from exit_jax.sandbox import launch
 from exit_jax.sandbox.bwrap import Jail
@@ -36,6 +37,7 @@ class Turns:
     def __init__(self):
         self._queues: collections.OrderedDict[int, collections.deque[Task]] = collections.OrderedDict()
         self._condition = threading.Condition()
+        self._lifelines: weakref.WeakSet[BinaryIO] = weakref.WeakSet()  # of the runs under way
         self.is_closed = False
 
     def put(self, tasks: Sequence[tuple[int, Task]]):
@@ -76,12 +78,21 @@ class Turns:
         for task in tasks:
             task.future.cancel()
 
+    def hold(self, lifeline: BinaryIO):
+        """Keep the file that ends a run when it is closed."""
+        with self._condition:
+            self._lifelines.add(lifeline)
+            if self.is_closed:
+                lifeline.close()
+
     def close(self):
-        """Let the workers end after what they are at, and give up the rest."""
+        """End the runs under way, give up the rest, and let the workers go."""
         with self._condition:
             self.is_closed = True
             rest = [task for queue in self._queues.values() for task in queue]
             self._queues.clear()
+            for lifeline in self._lifelines:
+                lifeline.close()
             self._condition.notify_all()
         for task in rest:
             task.future.cancel()
@@ -158,21 +169,23 @@ class Sandbox:
             raise RuntimeError("the sandbox was closed") from None
         finally:
             self._turns.drop(list(tasks.values()))
+        if tasks and self._turns.is_closed:
+            raise RuntimeError("the sandbox was closed")
         for index, key in enumerate(keys):
             if index not in results:
                 results[index] = dataclasses.replace(results[same[key]], cached=True)
         return [results[index] for index in range(len(jobs))]
 
     def close(self):
-        """Give up what has not begun, wait for what has, end the threads. A call of ``run`` in another thread fails."""
+        """End the runs under way and the threads. A call of ``run`` in another thread fails."""
         self._turns.close()
         for thread in self._threads:
             thread.join()
 
     def _start_threads(self, num_tasks: int):
-        """Start the threads that are missing for so many tasks."""
+        """Start the threads that so many more tasks may need."""
         with self._lock:
-            while len(self._threads) < min(self.num_workers, num_tasks):
+            for _ in range(min(num_tasks, self.num_workers - len(self._threads))):
                 arguments = (self._turns, self._jail, self.limits, self._cache)
                 self._threads.append(threading.Thread(target=work, args=arguments, daemon=True, name="sandbox"))
                 self._threads[-1].start()
@@ -187,20 +200,20 @@ def work(turns: Turns, jail: Jail, limits: Limits, cache: Cache | None):
         if not task.future.set_running_or_notify_cancel():
             continue
         try:
-            task.future.set_result(run_task(task, jail, limits, cache))
+            task.future.set_result(run_task(task, turns, jail, limits, cache))
         except Exception as error:  # of the host's, a full memory for one: a value for the training run
             log.exception("sandbox: a run failed")
             task.future.set_result(launch.fault(f"{type(error).__name__}: {error}"))
 
 
-def run_task(task: Task, jail: Jail, limits: Limits, cache: Cache | None) -> Result:
+def run_task(task: Task, turns: Turns, jail: Jail, limits: Limits, cache: Cache | None) -> Result:
     """Return a task's result, from the cache if another call has put it there meanwhile."""
     if cache is not None and (found := cache.get(task.key)) is not None:
         return found
-    result = launch.run(jail, task.job, limits)
-    if result.status == "fault":
+    result = launch.run(jail, task.job, limits, turns.hold)
+    if result.status == "fault" and not turns.is_closed:
         log.warning("sandbox: %s; once more", result.reason)
-        result = launch.run(jail, task.job, limits)
+        result = launch.run(jail, task.job, limits, turns.hold)
     if cache is not None and result.status != "fault":
         cache.put(task.key, result)
     return result

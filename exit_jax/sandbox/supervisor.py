@@ -57,6 +57,7 @@ class Output:
 def main(request: dict, code: bytes):
     """Do what launch.py asks for: run a program, given as its text, and report."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # process 1 is spared signals from within that it has no handler for
+    os.umask(0o022)  # the trainer's may be one that hides the program from the program
     os.closerange(3, 64)  # what bubblewrap or the trainer left open would be the program's, too
     folder = prepare(request, code)
     try:

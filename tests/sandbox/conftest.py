@@ -10,8 +10,8 @@ import pytest
 from exit_jax.sandbox import Limits, Sandbox
 
 LIMITS = Limits(
-    wall_secs=20.0,
-    cpu_secs=20.0,
+    wall_secs=120.0,  # the machine may be busy
+    cpu_secs=60.0,
     memory_bytes=512 << 20,
     disk_bytes=32 << 20,
     num_processes=32,

@@ -40,7 +40,7 @@ def make(tmp_path):
     made = []
 
     def make(isolation="none", cache_dir=tmp_path / "cache", num_workers=2, **limits):
-        made.append(Sandbox(isolation, dataclasses.replace(Limits(wall_secs=20.0), **limits), num_workers, cache_dir))
+        made.append(Sandbox(isolation, dataclasses.replace(Limits(wall_secs=60.0), **limits), num_workers, cache_dir))
         return made[-1]
 
     yield make
@@ -75,6 +75,16 @@ print({})
     assert not any(result.cached for result in results)
 
 
+@pytest.mark.parametrize("isolation", ["auto", "none"])
+def test_data_by_a_relative_path_and_a_link(isolation, isolated, bare, public, monkeypatch):
+    monkeypatch.chdir(public.parent)
+    pathlib.Path("link").symlink_to("public")
+    code = "import os; print(open(os.environ['DATA_DIR'] + '/train.csv').read())"
+    sandbox = {"auto": isolated, "none": bare}[isolation]
+    for path in ("public", "link"):
+        assert sandbox.run([Job(code, pathlib.Path(path))])[0].stdout == "x,y\n1,2\n\n"
+
+
 def test_numerical_libraries(isolated, public):
     code = """
 import numpy as np, pandas as pd
@@ -96,6 +106,15 @@ def test_same_environment_and_hashes_each_time(isolation, isolated, bare):
     first, second = sandbox.run([Job(code)] * 2)
     assert first.stdout == second.stdout
     assert first.stdout.split()[1:3] == ["1", "1"]
+
+
+def test_any_umask(isolated):
+    before = os.umask(0o777)
+    try:
+        result = isolated.run([Job("open('s', 'w').write('1')", collect=("s",))])[0]
+    finally:
+        os.umask(before)
+    assert (result.status, result.files) == ("ok", {"s": b"1"})
 
 
 def test_exit_codes(isolated):
@@ -129,12 +148,24 @@ def test_owners_take_turns():
 
 def test_a_group_of_many_does_not_delay_another(fake, make):
     order = []
-    fake(lambda jail, job, limits: order.append(job.code) or done(job))
+    fake(lambda jail, job, limits, hold: order.append(job.code) or done(job))
     sandbox = make(num_workers=1, cache_dir=None)
     for _ in range(2):  # the second time a worker is waiting
         order.clear()
         sandbox.run([Job(name) for name in ("a1", "a2", "a3", "b1", "a4")], owners=[7, 7, 7, 8, 7])
         assert order == ["a1", "b1", "a2", "a3", "a4"]
+
+
+def test_calls_at_once_share_the_workers(fake, make, monkeypatch):
+    """Two calls of one job each run side by side: each waits for the other to have begun."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    both = threading.Barrier(2)
+    fake(lambda jail, job, limits, hold: both.wait(20) < 2 and done(job))
+    sandbox = make(cache_dir=None)
+    other = threading.Thread(target=sandbox.run, args=([Job("a")],))
+    other.start()
+    assert sandbox.run([Job("b")])[0].status == "ok"
+    other.join()
 
 
 @pytest.mark.parametrize(
@@ -145,7 +176,7 @@ def test_never_more_than_the_cores(fake, make, monkeypatch, cores, threads, aske
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     running, most, lock = 0, 0, threading.Lock()
 
-    def run(jail, job, limits):
+    def run(jail, job, limits, hold):
         nonlocal running, most
         with lock:
             running += 1
@@ -291,13 +322,13 @@ def test_fault_of_the_sandbox_is_told_apart(make, monkeypatch, tmp_path, bwrap_s
 
 def test_a_passing_fault_is_retried(make, fake, tmp_path):
     answers = [launch.fault("x"), Result("ok", "", 0)]
-    fake(lambda jail, job, limits: answers.pop(0))
+    fake(lambda jail, job, limits, hold: answers.pop(0))
     assert make().run([Job("")])[0].status == "ok"
     assert not answers
 
 
 def test_an_exception_of_the_host_is_a_fault(make, fake):
-    def run(jail, job, limits):
+    def run(jail, job, limits, hold):
         if job.code == "bad":
             raise MemoryError("none left")
         return done(job)
@@ -321,19 +352,23 @@ def test_interpreter_that_does_not_start_is_a_fault(isolated, monkeypatch):
     assert "did not start" in result.reason
 
 
-def test_close(make):
-    sandbox = make(num_workers=1, cache_dir=None)
+@pytest.mark.parametrize("isolation", ["auto", "none"])
+def test_close(make, mark, find_named, isolation, require_sandbox):
+    sandbox = make(isolation, num_workers=1, cache_dir=None, wall_secs=100.0)
     errors = []
 
     def run():
         try:
-            sandbox.run([Job("import time; time.sleep(1)")] * 3)
+            sandbox.run([Job(f"open('/proc/self/comm', 'w').write({mark!r}); import time; time.sleep(60)")] * 3)
         except RuntimeError as error:
             errors.append(str(error))
 
     thread = threading.Thread(target=run)
     thread.start()
-    time.sleep(0.5)
+    for _ in range(200):
+        if not find_named(mark):
+            time.sleep(0.05)
+    assert len(find_named(mark)) == 1
     started = time.monotonic()
     sandbox.close()
     thread.join()
