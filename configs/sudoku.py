@@ -102,6 +102,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.policy.lora.targets = ()
 
     c.warm_start = ConfigDict()
+    c.warm_start.seed = -1
     c.warm_start.num_steps = 1000
     c.warm_start.num_states = 128
     c.warm_start.group_size = 4

@@ -49,6 +49,7 @@ OPTIMIZERS = ("adamw", "lion", "adafactor")
 class WarmStartConfig:
     """Supervised phase before RL, on the domain's demonstrations."""
 
+    seed: int  # of parameters and demonstrations, so that runs of all seeds begin alike; -1 for the run's own
     num_steps: int  # 0 for none
     num_states: int  # prompts a batch
     group_size: int  # demonstrations a prompt

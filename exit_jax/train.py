@@ -1,6 +1,7 @@
 """Training: checkpoints, signals and metrics around the programs of a run."""
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import signal
@@ -166,6 +167,9 @@ def warm_start(config: Config, workdir: pathlib.Path, frozen: Params | None) -> 
     """
     if not config.warm_start.num_steps:
         return initial_params(config)
+    if config.warm_start.seed >= 0:
+        own = dataclasses.replace(config.warm_start, seed=-1)
+        config = dataclasses.replace(config, seed=config.warm_start.seed, warm_start=own)
     program = make_program(config)
     recipe = configs.scientific(config)
     recipe = {name: recipe[name] for name in recipe if name.partition(".")[0] in configs.WARM_START_DEPENDS_ON}
