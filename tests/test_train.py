@@ -330,3 +330,15 @@ def test_another_experiment_is_refused(tmp_path):
     open_workdir(tmp_path, smoke(num_iterations=100))  # operational: may change
     with pytest.raises(ConfigError, match=r"seed: 0 there, 5 here"):
         open_workdir(tmp_path, smoke("seed=5"))
+
+
+def test_runs_of_all_seeds_may_begin_alike(tmp_path):
+    changes = {"warm_start.seed": 7, "warm_start.num_steps": 10}
+    one, other = (train.warm_start(smoke(f"seed={seed}", changes), tmp_path, None) for seed in (0, 1))
+    assert len(list((tmp_path / "warm_start").iterdir())) == 1
+    own = train.warm_start(smoke("seed=7", changes | {"warm_start.seed": -1}), tmp_path, None)
+    for a, b, c in zip(*map(leaves, (one, other, own))):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+    apart = train.warm_start(smoke("seed=1", changes | {"warm_start.seed": -1}), tmp_path, None)
+    assert any((a != b).any() for a, b in zip(leaves(one), leaves(apart)))
