@@ -4,10 +4,10 @@
     python -m exit_jax.main --mode study --config configs/mle_tiny.py
     python -m exit_jax.main --config configs/mle_tiny.py:variant=exit --config.domain.train="('tumours',)"
 
-The code of configs/mle_r1_qwen7b.py but for the model: its tokens are fragments of Python, of which a sampled script may well be
-wrong, and its prompts tell a competition, and what a run came to, in a few words. It is warm-started on the random scripts of
-a teacher that slips. Scripts run in the sandbox (bubblewrap), or in none with --config.domain.isolation=none; their results
-are kept in domain.cache_dir for all runs. What came out is in docs/results.md.
+The code of configs/mle_r1_qwen7b.py but for the model: its tokens are fragments of Python, of which a sampled script may well
+be wrong, and its prompts tell a competition, and what a run came to, in a few words. It is warm-started on the random scripts
+of a teacher that slips. Scripts run in the sandbox (bubblewrap), or in none with --config.domain.isolation=none; their
+results are kept in domain.cache_dir for all runs. What came out is in docs/results.md.
 
 Arguments:
   variant: grpo | curriculum | improve | diverge | exit (ExIt §5); all use the same number of rollouts.

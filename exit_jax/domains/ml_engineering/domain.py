@@ -120,15 +120,9 @@ class MleConfig:
             if value not in choices
         ]
         wrong += self._faults_of_competitions() if self.source in SOURCES else []
-        wrong += [
-            f"domain.{name} = {getattr(self, name)} is below 1"
-            for name in (
-                *(f"max_{piece}_tokens" for piece in ("goal", "request", "solution", "feedback")),
-                "max_tokens",
-            )
-            + ("memory_mb", "disk_mb", "threads")
-            if getattr(self, name) < 1
-        ]
+        pieces = (f"max_{piece}_tokens" for piece in ("goal", "request", "solution", "feedback"))
+        names = (*pieces, "max_tokens", "memory_mb", "disk_mb", "threads")
+        wrong += [f"domain.{name} = {getattr(self, name)} is below 1" for name in names if getattr(self, name) < 1]
         if self.num_workers < 0 or self.wall_secs <= 0 or self.preview_chars < 0:
             wrong.append(
                 f"domain.num_workers = {self.num_workers}, wall_secs = {self.wall_secs} and preview_chars = "

@@ -50,6 +50,10 @@ VALUES = ("0.03", "0.3", "1", "3", "10", "30")
 COLUMNS = "X, Z = (np.array([row[{columns}] for row in part], float) for part in (train, test))\n"
 PROBABILITIES = "out = np.clip(P, {low}, None) / np.clip(P, {low}, None).sum(1, keepdims=True)\n"
 
+CLASSES = """names = sorted({row[-1] for row in train})
+Y = np.array([[row[-1] == name for name in names] for row in train], float)
+"""
+
 # slot -> fragment by name, in the order of a script; an empty fragment stands for none
 SLOTS: Mapping[str, Mapping[str, str]] = {
     "os": {"os": "import os\n", "none": ""},
@@ -80,7 +84,7 @@ SLOTS: Mapping[str, Mapping[str, str]] = {
         "roots": "X, Z = [np.hstack([part, np.sign(part) * np.abs(part) ** 0.5]) for part in (X, Z)]\n",
     },
     "target": {
-        "classes": "names = sorted({row[-1] for row in train})\nY = np.array([[row[-1] == name for name in names] for row in train], float)\n",
+        "classes": CLASSES,
         "numbers": "Y = np.array([[row[-1]] for row in train], float)\n",
         "labels": "Y = np.array([[row[-1]] for row in train])\n",
     },
@@ -210,7 +214,7 @@ def is_sound(slot: str, metric: str, choices: Choices) -> bool:
 def mend(metric: str, held: Choices, noise: float, rng: np.random.Generator) -> dict[str, str]:
     """Return a held script with its mistakes put right; of one without, one decision changed."""
     wrong = [slot for slot in SLOTS if not is_sound(slot, metric, held)]
-    again = wrong or CHANGED[rng.integers(len(CHANGED))]
+    again = wrong or CHANGED[int(rng.integers(len(CHANGED)))]
     return _draw_again(metric, held, again, noise, rng)
 
 
@@ -251,7 +255,7 @@ def _sound(slot: str, metric: str, choices: Choices) -> Sequence[str]:
 
 def _pick(slot: str, metric: str, choices: Choices, noise: float, rng: np.random.Generator) -> str:
     names = list(SLOTS[slot]) if rng.random() < noise else _sound(slot, metric, choices)
-    return names[rng.integers(len(names))]
+    return names[int(rng.integers(len(names)))]
 
 
 def _draw_again(
