@@ -256,7 +256,7 @@ def test_long_texts_are_cut(wordy):
     object.__setattr__(short.config, "brief", False)
     request = short.decode(short.requests["progression"])
     assert len(short.requests["progression"]) <= 900
-    assert chat.GAP + "\n\n# Data files\n" in request
+    assert "\n[...]\n\n# Data files\n" in request
     assert request.startswith(short.competitions["progression"].description[:20])
     object.__setattr__(short.config, "max_request_tokens", 100)
     with pytest.raises(DomainError, match="no room for tumours"):
