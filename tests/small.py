@@ -98,6 +98,23 @@ TINY_TOOLS = {name: value for name, value in TINY_MATH.items() if not name.start
 }
 
 
+TINY_MLE = {name: value for name, value in TINY_MATH.items() if not name.startswith("domain.")} | {
+    "domain.num_workers": 2,
+    "algorithm.num_prompts": 4,
+    "algorithm.buffer_size": 8,
+    "algorithm.min_buffer_size": 3,
+    "eval.splits": ("train",),
+    "eval.steps": (0, 1),
+    "eval.restart_every": 0,
+    "eval.batch_size": 3,
+}
+
+
+def tiny_mle(data_dir: pathlib.Path, **changes):
+    """Return configs/mle_tiny.py for a few iterations, with a cache of its own."""
+    return _shrink("mle_tiny", TINY_MLE, data_dir, {"domain__cache_dir": str(data_dir / "runs")} | changes)
+
+
 def tiny_tools(data_dir: pathlib.Path, **changes):
     """Return configs/tools_tiny.py for a few iterations; a field is given as ``run__num_iterations``."""
     return _shrink("tools_tiny", TINY_TOOLS, data_dir, changes)

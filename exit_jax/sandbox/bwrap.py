@@ -38,6 +38,7 @@ class Jail:
     bwrap: str = ""  # the program
     filter: bytes = b""  # of system calls
     has_size: bool = False  # bubblewrap can limit a folder in memory, else the supervisor has to notice
+    hidden: tuple[str, ...] = ()  # folders that appear empty, without links on their ways
 
 
 LEVELS = ("bubblewrap+seccomp", "bubblewrap", "none")  # strongest first
@@ -54,6 +55,7 @@ def command(jail: Jail, filter_fd: int, public: pathlib.Path | None, disk_bytes:
         line += [word for name in CAPABILITIES for word in ("--cap-add", name)]
     line += ["--size", str(disk_bytes)] if jail.has_size else []
     line += ["--tmpfs", BOX, *mounts()]  # in this order: an interpreter may live below /tmp
+    line += [word for path in jail.hidden for word in ("--tmpfs", path, "--remount-ro", path)]
     # /proc/sys would be writable for a root that has lost all capabilities, which is the supervisor
     line += ["--proc", "/proc", "--tmpfs", "/proc/sys", "--remount-ro", "/proc/sys", "--dir", "/dev"]
     for name in ("null", "random", "urandom"):

@@ -107,6 +107,7 @@ class Sandbox:
         num_workers: runs at once; 0 for one a core. Never more than cores // limits.threads, whatever is asked for.
         cache_dir: where results are kept (cache.py); None keeps none.
         packages: those whose versions a result may depend on.
+        hidden: folders, such as a package's bundled data, that appear empty to programs. Without isolation they do not.
 
     Raises:
         SandboxError: the isolation cannot be had here, with the remedy.
@@ -119,16 +120,20 @@ class Sandbox:
         num_workers: int = 0,
         cache_dir: pathlib.Path | None = None,
         packages: Sequence[str] = PACKAGES,
+        hidden: Sequence[pathlib.Path] = (),
     ):
         if num_workers < 0:
             raise ValueError(f"num_workers={num_workers} must be positive, or 0 for one a core")
         num_cores = len(os.sched_getaffinity(0))
         self.num_workers = max(min(num_workers or num_cores, num_cores // limits.threads), 1)
         self.limits = limits
-        self._jail = find_jail(isolation)
-        self.level = self._jail.level
+        found = find_jail(isolation)
+        self.level = found.level
+        self._jail = dataclasses.replace(found, hidden=tuple(sorted(str(path.resolve()) for path in hidden)))
+        if hidden and self.level == "none":
+            log.warning("sandbox: without isolation nothing hides %s", ", ".join(self._jail.hidden))
         self._cache = None if cache_dir is None else Cache(cache_dir)
-        self._versions = versions_of(packages)
+        self._versions = [*versions_of(packages), *self._jail.hidden]
         self._folders = Folders(needs_all=self.level != "none" and os.geteuid() == 0)
         self._turns = Turns()
         self._threads: list[threading.Thread] = []

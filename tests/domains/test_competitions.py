@@ -545,26 +545,22 @@ def test_error_tail():
 
 
 def test_prompts_hold_what_the_paper_lists():
-    fields = {"request": "TASK", "solution": "CODE", "feedback": "TRACE"}
-    for name, text in (
-        ("base", prompts.BASE),
-        ("improve", prompts.IMPROVE),
-        ("debug", prompts.DEBUG),
-        ("diverge", prompts.DIVERGE),
-    ):
-        full = text.format(**fields)
+    fields = {"context": "GOAL", "request": "TASK", "solution": "CODE\n", "feedback": "TRACE"}
+    for mode in ("base", "improve", "diverge"):
+        full = prompts.build(mode).format(**fields)
         assert "DATA_DIR" in full
         assert "submission.csv" in full
         assert "5 minutes" in full
         assert "# Task\nTASK\n" in full
-        shown = prompts.EMPTY_SOLUTION if name == "base" else "CODE"
-        assert f"```python\n{shown}\n```" in full
-        assert ("# Its last run\nTRACE\n" in full) == (name != "base")
-        assert responses.extract_code(full) == shown + "\n"  # and compiles, where it is ours
+        shown = prompts.EMPTY_SOLUTION if mode == "base" else "CODE\n"
+        assert f"```python\n{shown}```" in full
+        assert ("# Its last run\nTRACE\n" in full) == (mode != "base")
+        assert ("# Goal\nGOAL\n" in full) == (mode == "improve")
+        assert responses.extract_code(full) == shown  # and compiles, where it is ours
     compile(prompts.EMPTY_SOLUTION, "solution.py", "exec")
-    assert len({prompts.build(goal) for goal in prompts.GOALS}) == len(prompts.GOALS)
+    assert len({prompts.BASE, prompts.IMPROVE, prompts.DIVERGE}) == 3
     assert "90 seconds" in prompts.build("improve", "90 seconds")
-    with pytest.raises(ValueError, match="goal = 'win'"):
+    with pytest.raises(ValueError, match="mode = 'win'"):
         prompts.build("win")
     assert prompts.request("a\n", "b") == "a\n\n# Data files\nb"
     assert prompts.failed("It stopped with exit status 1", "E").endswith("\n```\nE\n```")

@@ -558,3 +558,15 @@ def test_noise_and_truncated_programs(isolated, number, mark, find_named):
 
 def test_versions_name_what_is_missing():
     assert versions_of(["numpy", "no-such-package"])[-1] == "no-such-package-"
+
+
+def test_hidden_folders_appear_empty(isolated, caplog):
+    folder = pathlib.Path(os.__file__).parent / "email"
+    look = Job(f"import os; print(len(os.listdir({str(folder)!r})), os.statvfs({str(folder)!r}).f_flag & os.ST_RDONLY)")
+    sandbox = Sandbox("auto", isolated.limits, 1, hidden=(folder,))
+    (hidden,), (shown,) = sandbox.run([look]), isolated.run([look])
+    sandbox.close()
+    assert hidden.stdout == "0 1\n", hidden
+    assert int(shown.stdout.split()[0]) > 10
+    Sandbox("none", isolated.limits, 1, hidden=(folder,))
+    assert "nothing hides" in caplog.text

@@ -1,12 +1,11 @@
 """The wording of the ML-engineering prompt (ExIt §4, App. B), as str.format texts over the pieces of a history.
 
+    context   the goal line of improve mode, GOALS["improve"] or GOALS["debug"]: chosen when a script has run
     request   task description and previews of the data files (``request``)
-    solution  the current solution.py
+    solution  the current solution.py, which ends with a newline
     feedback  the score line of submissions.py, or how the last run failed (``failed``)
 
 A config file may take these texts or its own. The paper's goal line is improve, debug (if the last run crashed) or diverge.
-IMPROVE names the first two in one line, since only the feedback piece tells which of them holds; a domain that can tell them
-apart before prompts are spliced takes IMPROVE_ONLY and DEBUG in its place.
 """
 
 ROLE = (
@@ -19,12 +18,12 @@ EMPTY_SOLUTION = """def main():
 
 
 if __name__ == "__main__":
-    main()"""
+    main()
+"""
 
 CURRENT = """# Current solution.py
 ```python
-{solution}
-```"""
+{solution}```"""
 
 LAST_RUN = """# Its last run
 {feedback}"""
@@ -33,7 +32,6 @@ GOALS = {
     "start": "Write a solution.py that reaches a good score.",
     "improve": "Improve solution.py so that its score gets better.",
     "debug": "The last run failed. Debug solution.py so that it runs and writes a valid submission.",
-    "improve_or_debug": "If the last run failed, debug solution.py; otherwise improve it so that its score gets better.",
     "diverge": "Leave this approach. Write a radically different solution.py, with other features and another kind of model, "
     "that reaches a good score.",
 }
@@ -47,20 +45,21 @@ RULES = """# Rules
 NO_CODE = "The response held no complete ```python block, so nothing was run."
 
 
-def build(goal: str, time_limit: str = "5 minutes") -> str:
-    """Return the user's message for a goal of GOALS; {request}, {solution} and {feedback} are left open.
+def build(mode: str, time_limit: str = "5 minutes") -> str:
+    """Return the user's message for a mode: "base", "improve" or "diverge"; its pieces are left open.
 
-    The message of "start" shows EMPTY_SOLUTION, which had no run; only {request} is open there.
+    That of "base" shows EMPTY_SOLUTION, which had no run; only {request} is open there.
 
     Raises:
-      ValueError: for an unknown goal.
+      ValueError: for an unknown mode.
     """
-    if goal not in GOALS:
-        raise ValueError(f"goal = {goal!r} is not one of {tuple(GOALS)}")
-    started = goal == "start"
+    goals = {"base": GOALS["start"], "improve": "{context}", "diverge": GOALS["diverge"]}
+    if mode not in goals:
+        raise ValueError(f"mode = {mode!r} is not one of {tuple(goals)}")
+    started = mode == "base"
     current = (CURRENT.replace("{solution}", EMPTY_SOLUTION),) if started else (CURRENT, LAST_RUN)
     rules = RULES.replace("{time_limit}", time_limit)
-    return "\n\n".join((ROLE, *current, f"# Goal\n{GOALS[goal]}", "# Task\n{request}", rules))
+    return "\n\n".join((ROLE, *current, f"# Goal\n{goals[mode]}", "# Task\n{request}", rules))
 
 
 def request(description: str, previews: str) -> str:
@@ -73,8 +72,4 @@ def failed(reason: str, trace: str = "") -> str:
     return f"{reason}. The end of its error trace:\n```\n{trace}\n```" if trace else f"{reason}."
 
 
-BASE = build("start")
-IMPROVE = build("improve_or_debug")
-IMPROVE_ONLY = build("improve")
-DEBUG = build("debug")
-DIVERGE = build("diverge")
+BASE, IMPROVE, DIVERGE = map(build, ("base", "improve", "diverge"))

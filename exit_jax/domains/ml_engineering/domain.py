@@ -1,0 +1,597 @@
+"""ML engineering (ExIt §5): scripts that a model wrote, run in the sandbox on a competition's public data, on the host.
+
+The pieces of a history:
+
+    context   the goal line of improve mode: "improve", or "debug" if the held script failed, chosen when the history is made
+    request   the competition's description and previews of its files
+    solution  solution.py, the code extracted from the response; it ends with a newline
+    feedback  the score line, or how the run failed and the end of its trace
+
+Quality is the normalised score, 0 for a script that fails. A response without code holds nothing: it is paid 0, a chain of
+an evaluation goes on from it, and the buffer does not take it. Tasks of all splits have numbers of their own:
+split · SPAN + row.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from exit_jax.algorithm.prompts import Template
+from exit_jax.algorithm.types import (
+    BASE,
+    DIVERGE,
+    IMPROVE,
+    MODES,
+    NO_ID,
+    PIECES,
+    Array,
+    Grades,
+    History,
+    Instances,
+    Rollouts,
+)
+from exit_jax.domains.domain import Domain, DomainError
+from exit_jax.domains.math.tokenizer import load as load_tokenizer
+from exit_jax.domains.ml_engineering import embedded, fragments, mlebench_adapter, prompts, submissions, tokenizer
+from exit_jax.domains.ml_engineering.competitions import Competition
+from exit_jax.domains.ml_engineering.previews import preview
+from exit_jax.domains.ml_engineering.responses import error_tail, extract_code
+from exit_jax.policy.hf import chat
+from exit_jax.policy.hf.config import resolve, token_ids
+from exit_jax.sandbox import ISOLATIONS, Job, Limits, Result, Sandbox, SandboxError
+
+log = logging.getLogger(__name__)
+Tokens = Sequence[int]
+
+SOURCES: Mapping[str, Mapping[str, tuple[str, ...]]] = {  # source -> split -> names
+    source: {split: tuple(one.name for one in listed if one.split == split) for split in ("train", "test")}
+    for source, listed in (("embedded", embedded.TASKS), ("mlebench", mlebench_adapter.PAPER))
+}
+SPLITS = ("train", "test")
+TRUNCATE = ("none", "front", "middle")
+SPAN = 1 << 20  # tasks of a split
+DEMONSTRATIONS = 1 << 20  # different ones, before they repeat
+DEMONSTRATION_SEED = 5
+CHARS_PER_TOKEN = 3  # of a trace, at least: what is encoded before it is cut
+NOTES = ("crashed", "timeout", "no_code", "invalid_submission", "faults", "cached", "run_secs", "truncated")
+TAUGHT = ("base", "improve", "diverge", "improve_goal", "debug_goal", "max_solution_tokens", "max_tokens", "demo_noise")
+
+
+@dataclasses.dataclass(frozen=True)
+class MleConfig:
+    """Which competitions there are, how they are put to the policy, and how its scripts are run."""
+
+    source: str  # "embedded", made on the spot; or "mlebench", prepared by its own package
+    data_dir: str  # of embedded competitions and the runs' results; of MLE-bench's data, "" for its own default
+    cache_dir: str  # of the runs' results, which all runs of a study may share; "" for data_dir/runs
+    train: tuple[str, ...]  # names of competitions; () for the source's own split, one for a run from a single one
+    test: tuple[str, ...]
+    tokenizer: str  # folder or hub id; "" for the fragments'
+    brief: bool  # requests and feedback in a few words, for a policy of fragments
+    system: str  # message before each prompt; "" for none
+    # the user's message in each mode; {context}, {request}, {solution} and {feedback} stand for pieces (ExIt App. B)
+    base: str
+    improve: str
+    diverge: str
+    improve_goal: str  # the context of a script that ran
+    debug_goal: str  # and of one that failed
+    template_inputs: tuple[str, ...]  # what else the chat template reads, as "enable_thinking=true"
+    preview_chars: int  # of a competition's files
+    prompt_width: int
+    max_goal_tokens: int
+    max_request_tokens: int  # a longer description loses its end
+    max_solution_tokens: int  # of the previous script in a prompt
+    max_feedback_tokens: int  # a longer trace loses its beginning
+    max_tokens: int  # of a response
+    truncate: str  # where a longer script is cut: "front", "middle", or "none" where none can be longer
+    isolation: str  # of exit_jax/sandbox: "auto", a level, or "none" for code that you trust
+    wall_secs: float  # a run, by the clock and of processor time
+    memory_mb: int
+    disk_mb: int
+    threads: int  # a run
+    num_workers: int  # runs at once; 0 for one a core
+    demo_noise: float  # share of a demonstration's fragments that are drawn at random
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that there are."""
+        return SPLITS
+
+    def names(self, split: str) -> tuple[str, ...]:
+        """Return the competitions of a split."""
+        return getattr(self, split) or SOURCES[self.source][split]
+
+    def __post_init__(self):
+        wrong = [
+            f"domain.{name} = {value!r} is not one of {choices}"
+            for name, value, choices in (
+                ("source", self.source, tuple(SOURCES)),
+                ("truncate", self.truncate, TRUNCATE),
+                ("isolation", self.isolation, ISOLATIONS),
+            )
+            if value not in choices
+        ]
+        wrong += self._faults_of_competitions() if self.source in SOURCES else []
+        pieces = (f"max_{piece}_tokens" for piece in ("goal", "request", "solution", "feedback"))
+        names = (*pieces, "max_tokens", "memory_mb", "disk_mb", "threads")
+        wrong += [f"domain.{name} = {getattr(self, name)} is below 1" for name in names if getattr(self, name) < 1]
+        if self.num_workers < 0 or self.wall_secs <= 0 or self.preview_chars < 0:
+            wrong.append(
+                f"domain.num_workers = {self.num_workers}, wall_secs = {self.wall_secs} and preview_chars = "
+                f"{self.preview_chars}: neither may be below 0, and a run needs some time"
+            )
+        if self.truncate == "none" and self.max_solution_tokens < self.max_tokens:
+            wrong.append(
+                f"domain.max_solution_tokens = {self.max_solution_tokens} is below domain.max_tokens = {self.max_tokens}, so "
+                'a script may not fit into the next prompt; raise it, or say by domain.truncate where to cut, "front" or '
+                '"middle"'
+            )
+        if not 0.0 <= self.demo_noise <= 1.0:
+            wrong.append(f"domain.demo_noise = {self.demo_noise} is not in [0, 1]")
+        if not self.tokenizer and not self.brief:
+            wrong.append(
+                'domain.tokenizer = "" writes fragments and reads a few words; set domain.brief, or name a checkpoint'
+            )
+        if self.brief and self.source != "embedded":
+            wrong.append(f'domain.brief is for domain.source = "embedded", not {self.source!r}; unset it')
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+    def _faults_of_competitions(self) -> list[str]:
+        known = {name for names in SOURCES[self.source].values() for name in names}
+        wrong = [
+            f"domain.{split}: {name!r} is not one of {tuple(sorted(known))}"
+            for split in SPLITS
+            for name in self.names(split)
+            if name not in known
+        ]
+        wrong += [
+            f"domain.{split} = {self.names(split)} names one twice"
+            for split in SPLITS
+            if len(set(self.names(split))) < len(self.names(split))
+        ]
+        both = sorted(set(self.names("train")) & set(self.names("test")))
+        if both:
+            wrong.append(f"{', '.join(both)} is both in domain.train and domain.test; what is tested must be held out")
+        return wrong
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a response."""
+
+    code: str  # "" for none
+    quality: float
+    failed: bool  # its run, or its submission
+    feedback: str  # for the next prompt
+    notes: Mapping[str, float]  # those of NOTES that are not 0
+
+
+class MlEngineering:
+    """The competitions of a config, their tokens and their sandbox; each is made when first asked for."""
+
+    def __init__(self, config: MleConfig):
+        self.config = config
+        self._encode = functools.lru_cache(maxsize=1 << 12)(self._encode_now)
+        self._verdicts: dict[tuple[str, str], submissions.Verdict] = {}
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers."""
+        return load_tokenizer(self.config.tokenizer) if self.config.tokenizer else tokenizer.make()
+
+    @functools.cached_property
+    def competitions(self) -> Mapping[str, Competition]:
+        """All competitions of the config by name."""
+        c = self.config
+        wanted = [name for split in SPLITS for name in c.names(split)]
+        folder = pathlib.Path(c.data_dir).expanduser().absolute()
+        if c.source == "embedded":
+            loaded = embedded.load(folder)
+        else:
+            declared = [one for one in mlebench_adapter.PAPER if one.name in wanted]
+            loaded = mlebench_adapter.load(declared, folder if c.data_dir else None)
+        return {one.name: one for one in loaded if one.name in wanted}
+
+    @functools.cached_property
+    def sandbox(self) -> Sandbox:
+        """Where scripts run; it starts nothing before there is something to run."""
+        c = self.config
+        limits = Limits(
+            wall_secs=c.wall_secs,
+            cpu_secs=c.wall_secs * c.threads,
+            memory_bytes=c.memory_mb << 20,
+            disk_bytes=c.disk_mb << 20,
+            threads=c.threads,
+        )
+        cache = pathlib.Path(c.cache_dir or pathlib.Path(c.data_dir) / "runs").expanduser().absolute()
+        hidden = embedded.hidden() if c.source == "embedded" else ()
+        try:
+            return Sandbox(c.isolation, limits, c.num_workers, cache, hidden=hidden)
+        except SandboxError as error:
+            raise DomainError(f"domain.isolation: {error}") from error
+
+    @functools.cached_property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The ids that end a response."""
+        named = token_ids(resolve(self.config.tokenizer))["eos"] if self.config.tokenizer else ()
+        return chat.stop_tokens(self.tokenizer, named)
+
+    @functools.cached_property
+    def control(self) -> frozenset[int]:
+        """The ids that no piece may hold."""
+        return frozenset(chat.control_tokens(self.tokenizer))
+
+    @property
+    def rooms(self) -> dict[str, int]:
+        """The tokens that each piece may have."""
+        c = self.config
+        widths = (c.max_goal_tokens, c.max_request_tokens, c.max_solution_tokens, c.max_feedback_tokens)
+        return dict(zip(PIECES, widths, strict=True))
+
+    @functools.cached_property
+    def templates(self) -> Mapping[str, Template]:
+        """The prompts cut into token pieces.
+
+        Raises:
+          DomainError: if they cannot be cut, or do not fit into ``prompt_width`` with the longest pieces.
+        """
+        c, rooms = self.config, self.rooms
+        templates, faults = {}, []
+        for mode in MODES:
+            messages = [{"role": "system", "content": c.system}] if c.system else []
+            messages.append({"role": "user", "content": getattr(c, mode)})
+            try:
+                cut = chat.cut(self.tokenizer, messages, chat.parse_inputs(c.template_inputs))
+            except ValueError as error:
+                raise DomainError(f"domain.{mode}: {error}") from error
+            width = sum(rooms[item] if isinstance(item, str) else len(item) for item in cut)
+            if width > c.prompt_width:
+                faults.append(f"{mode} takes up to {width} tokens")
+            templates[mode] = cut
+        if faults:
+            raise DomainError(
+                f"domain.prompt_width = {c.prompt_width} is too narrow: {', '.join(faults)}, with pieces of up to {rooms} "
+                "tokens; raise it or lower those"
+            )
+        return templates
+
+    @functools.cached_property
+    def goals(self) -> Mapping[bool, Tokens]:
+        """The goal line by whether the run failed."""
+        c = self.config
+        goals = {failed: self.encode(text) for failed, text in ((False, c.improve_goal), (True, c.debug_goal))}
+        longest = max(map(len, goals.values()))
+        if longest > c.max_goal_tokens:
+            raise DomainError(
+                f"domain.max_goal_tokens = {c.max_goal_tokens} is too narrow for a goal of {longest} tokens"
+            )
+        return goals
+
+    def encode(self, text: str) -> Tokens:
+        """Return the tokens of a piece; fragments' are those of its statements, which saves most of a warm start's time."""
+        if self.config.tokenizer:
+            return self._encode(text)
+        return tuple(token for part in fragments.statements(text) for token in self._encode(part))
+
+    def _encode_now(self, text: str) -> Tokens:
+        return chat.encode_piece(self.tokenizer, text)
+
+    def decode(self, ids: Any) -> str:
+        """Return the text of tokens, control tokens left out."""
+        kept = [int(token) for token in ids if int(token) not in self.control]
+        return self.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
+
+    @functools.cached_property
+    def requests(self) -> Mapping[str, Tokens]:
+        """The request piece of each competition; a description that is too long loses its end.
+
+        Raises:
+          DomainError: if there is no room even for the previews.
+        """
+        return {name: self._request(competition) for name, competition in self.competitions.items()}
+
+    def _request(self, competition: Competition) -> Tokens:
+        c = self.config
+        if c.brief:
+            request = self.encode(describe_briefly(competition))
+            rest, description = 0, ()
+        else:
+            previews = preview(competition, c.preview_chars)
+            request = self.encode(prompts.request(competition.description, previews))
+            description = self.encode(competition.description.strip())
+            rest = (
+                len(self.encode(prompts.request("", previews))) + len(self.encode(chat.GAP)) + 8
+            )  # what seams may add
+        if len(request) <= c.max_request_tokens:
+            return request
+        room = c.max_request_tokens - rest
+        if room < 1 or not description:
+            raise DomainError(
+                f"domain.max_request_tokens = {c.max_request_tokens} has no room for {competition.name}: its previews alone "
+                f"take {rest} tokens, with the description {len(request)}; raise it or lower domain.preview_chars"
+            )
+        log.warning("%s: its description is cut to %d of %d tokens", competition.name, room, len(description))
+        return self.encode(prompts.request(self.decode(description[:room]) + chat.GAP, previews))[
+            : c.max_request_tokens
+        ]
+
+    def competition_of(self, task: int) -> Competition:
+        """Return the competition of a task's number."""
+        return self.competitions[self.config.names(SPLITS[task // SPAN])[task % SPAN]]
+
+    def tasks(self, split: str) -> History:
+        """Return the base tasks of a split, one a competition, in NumPy.
+
+        Raises:
+          DomainError: also if there is no sandbox to run scripts in, so that a run does not begin in vain.
+        """
+        assert self.sandbox
+        requests = [self.requests[name] for name in self.config.names(split)]
+        row = np.arange(len(requests), dtype=np.int32)
+        return self.pack(
+            [((), request, (), ()) for request in requests],
+            id=np.full_like(row, NO_ID),
+            task=row + SPAN * SPLITS.index(split),
+            turn=np.zeros_like(row),
+            step=np.full_like(row, -1),
+            quality=np.zeros(row.shape, np.float32),
+            born=np.zeros_like(row),
+            parent=np.full_like(row, NO_ID),
+        )
+
+    def pack(self, rows: Sequence[Sequence[Tokens]], **fields: Any) -> History:
+        """Return histories [n] of the given pieces' tokens."""
+        tokens: Any = np.zeros((len(rows), sum(self.rooms.values())), np.int32)
+        lengths: Any = np.zeros((len(rows), len(PIECES)), np.int32)
+        for i, pieces in enumerate(rows):
+            joined = list(itertools.chain(*pieces))
+            tokens[i, : len(joined)], lengths[i] = joined, [len(piece) for piece in pieces]
+        return History(tokens=tokens, lengths=lengths, **fields)
+
+    def grade(self, instances: Instances, rollouts: Rollouts) -> Grades:
+        """Run the scripts of responses and grade their submissions. All in NumPy; nothing is raised for a bad response."""
+        history, (batch, group) = instances.history, rollouts.finished.shape
+        responses = [
+            self.decode(rollouts.tokens[b, g][rollouts.mask[b, g]]) for b in range(batch) for g in range(group)
+        ]
+        task = np.repeat(history.task, group)
+        names = [self.competition_of(int(number)).name for number in task]
+        outcomes = self.run(names, responses, np.repeat(np.arange(batch), group).tolist())
+        shown = [self.cut_solution(self.encode(outcome.code)) for outcome in outcomes]
+        pieces = [
+            (self.goals[outcome.failed], self.requests[name], solution, self.cut_feedback(outcome.feedback))
+            for name, outcome, (solution, _) in zip(names, outcomes, shown, strict=True)
+        ]
+
+        def per_rollout(values) -> Any:
+            return np.array(list(values), np.float32).reshape(batch, group)
+
+        quality = per_rollout(outcome.quality for outcome in outcomes)
+        notes = {name: per_rollout(outcome.notes.get(name, 0.0) for outcome in outcomes) for name in NOTES}
+        notes["truncated"] = per_rollout(was_cut for _, was_cut in shown)
+        children = self.pack(
+            pieces,
+            id=np.full(task.shape, NO_ID, np.int32),
+            task=task,
+            turn=np.repeat(history.turn, group),
+            step=np.repeat(history.step, group) + 1,
+            quality=quality.reshape(-1),
+            born=np.zeros(task.shape, np.int32),
+            parent=np.full(task.shape, NO_ID, np.int32),
+        )
+        children = History(
+            **{name: leaf.reshape(batch, group, 1, *leaf.shape[1:]) for name, leaf in vars(children).items()}
+        )
+        graded = notes["faults"] == 0
+        insertable = graded & (children.lengths[:, :, 0, PIECES.index("solution")] > 0)
+        return Grades(
+            quality=quality,
+            valid=graded,
+            embedding=quality[..., None] * 0.0,
+            children=children,
+            insertable=insertable[..., None],
+            notes=notes,
+        )
+
+    def run(self, names: Sequence[str], responses: Sequence[str], owners: Sequence[int]) -> list[Outcome]:
+        """Run the scripts in responses to competitions ``names``; responses of an owner take turns with others'."""
+        codes = [extract_code(response) for response in responses]
+        runs = [i for i, code in enumerate(codes) if code is not None]
+        jobs = [Job(codes[i] or "", self.competitions[names[i]].public, (submissions.FILE,)) for i in runs]
+        results = dict(zip(runs, self.sandbox.run(jobs, [owners[i] for i in runs]), strict=True)) if jobs else {}
+        return [
+            self._outcome(self.competitions[name], code, results[i]) if code is not None else self._no_code()
+            for i, (name, code) in enumerate(zip(names, codes, strict=True))
+        ]
+
+    def _no_code(self) -> Outcome:
+        feedback = fragments.NO_CODE if self.config.brief else prompts.NO_CODE
+        return Outcome("", 0.0, True, feedback, {"no_code": 1.0})
+
+    def _outcome(self, competition: Competition, code: str, result: Result) -> Outcome:
+        """Return what became of a script; one that did not end well is not graded, whatever it wrote before."""
+        notes = {"cached": float(result.cached), "run_secs": result.secs}
+        if result.status != "ok":
+            note = {"fault": "faults", "timeout": "timeout"}.get(result.status, "crashed")
+            return Outcome(code, 0.0, True, self._failure(competition, result), notes | {note: 1.0})
+        refused = result.faults.get(submissions.FILE, "")
+        if refused.startswith("it "):  # a link, a device, or too large; else there is none
+            verdict = submissions.Verdict(None, 0.0, False, f"{submissions.FILE} is not valid: {refused}.")
+        else:
+            verdict = self.score(competition, result.files.get(submissions.FILE))
+        notes |= {} if verdict.valid else {"invalid_submission": 1.0}
+        if self.config.brief:
+            feedback = fragments.score(verdict.normalised) if verdict.valid else fragments.INVALID
+        else:
+            feedback = verdict.feedback
+        return Outcome(code, verdict.normalised, not verdict.valid, feedback, notes)
+
+    def score(self, competition: Competition, submission: bytes | None) -> submissions.Verdict:
+        """Return the verdict on a submission; equal ones are scored once, for the largest takes seconds."""
+        key = competition.name, "" if submission is None else hashlib.sha256(submission).hexdigest()
+        if key not in self._verdicts:
+            self._verdicts[key] = submissions.grade(competition, submission)
+        return self._verdicts[key]
+
+    def _failure(self, competition: Competition, result: Result) -> str:
+        """Return the feedback for a run that did not end well."""
+        c = self.config
+        if c.brief:
+            return fragments.TIMEOUT if result.status == "timeout" else fragments.error(result.stderr)
+        paths = {"/data": "DATA_DIR", str(competition.public): "DATA_DIR", "/tmp/work": ".", "/tmp": "."}
+        trace = error_tail(result.stderr, CHARS_PER_TOKEN * c.max_feedback_tokens, paths)
+        return prompts.failed(f"It failed: {result.reason}", trace)
+
+    def cut_solution(self, tokens: Tokens) -> tuple[Tokens, bool]:
+        """Return what a prompt shows of a script, and whether some of it had to go."""
+        room = self.config.max_solution_tokens
+        if len(tokens) <= room:
+            return tokens, False
+        if self.config.truncate != "middle":
+            return tokens[len(tokens) - room :], True
+        gap = self.encode(chat.GAP)[:room]
+        head = (room - len(gap)) // 2
+        return (*tokens[:head], *gap, *tokens[len(tokens) - (room - len(gap) - head) :]), True
+
+    def cut_feedback(self, text: str) -> Tokens:
+        """Return the tokens of a feedback, or their end."""
+        return self.encode(text)[-self.config.max_feedback_tokens :]
+
+    def texts_of(self, history: History, piece: str) -> list[str]:
+        """Return a piece of histories [n] as text."""
+        index = PIECES.index(piece)
+        starts = history.lengths[:, :index].sum(-1)
+        ends = starts + history.lengths[:, index]
+        return [self.decode(row[a:b]) for row, a, b in zip(np.asarray(history.tokens), starts, ends)]
+
+    def describe(self, history: History) -> list[str]:
+        """Return what histories [n] hold: the script, and below it what its run came to, as comments."""
+        pieces = zip(self.texts_of(history, "solution"), self.texts_of(history, "feedback"), strict=True)
+        return [code + "".join(f"# {line}\n" for line in feedback.splitlines()) for code, feedback in pieces]
+
+    def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
+        """Return responses tokens [..., T] as text."""
+        rows = zip(tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]), strict=True)
+        return [self.decode(row[kept]) for row, kept in rows]
+
+    def about(self, split: str) -> list[dict[str, str]]:
+        """Return what people may want to read of each task."""
+        chosen = [self.competitions[name] for name in self.config.names(split)]
+        return [
+            {"request": f"{one.name} ({one.metric})\n{one.description.strip()}", "competition": one.name}
+            for one in chosen
+        ]
+
+    @functools.cached_property
+    def demonstration_rows(self):
+        """The mapping from a number to itself, to be shuffled."""
+        import grain
+
+        return grain.MapDataset.range(DEMONSTRATIONS)
+
+    def demonstrations(self, key: Array, step: Array, count: int, group_size: int) -> tuple[History, Any, Any, Any]:
+        """Return a batch of the teacher's scripts, as ``Domain`` wants them; the order is shuffled by ``key``, none are alike.
+
+        Half are first scripts, the others improve on, debug or diverge from a faulty one, for made-up competitions.
+        """
+        if not self.config.brief:
+            raise DomainError("scripts are demonstrated in fragments alone; set warm_start.num_steps to 0")
+        seed = int(jax.device_get(jax.random.key_data(key))[-1])
+        rows: Any = self.demonstration_rows.shuffle(seed=seed).repeat()
+        made = [self.demonstration(rows[int(step) * count + i], group_size) for i in range(count)]
+        tokens = np.zeros((count, group_size, self.config.max_tokens), np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for i, (*_, responses) in enumerate(made):
+            for g, response in enumerate(responses):
+                ids = [*self.encode(response)[: self.config.max_tokens - 1], self.stop_tokens[0]]
+                tokens[i, g, : len(ids)], mask[i, g, : len(ids)] = ids, True
+        mode = np.array([mode for _, mode, _ in made], np.int32)
+        zeros = np.zeros(count, np.int32)
+        history = self.pack(
+            [pieces for pieces, _, _ in made],
+            id=zeros,
+            task=zeros,
+            turn=zeros,
+            step=np.where(mode == BASE, -1, 0).astype(np.int32),
+            quality=zeros.astype(np.float32),
+            born=zeros,
+            parent=zeros,
+        )
+        return history, mode, tokens, mask
+
+    def demonstration(self, number: int, group_size: int) -> tuple[list[Tokens], int, list[str]]:
+        """Return the pieces, mode and responses of one demonstration."""
+        noise, rng = self.config.demo_noise, np.random.default_rng([DEMONSTRATION_SEED, number])
+        metric = str(rng.choice(list(fragments.WANTED)))
+        request = self.encode(fragments.brief(metric, *map(str, rng.choice(fragments.AMOUNTS, 2))))
+        mode = int(rng.choice((BASE, IMPROVE, DIVERGE), p=(0.5, 0.35, 0.15)))
+        if mode == BASE:
+            drawn = [fragments.draw(metric, noise, rng) for _ in range(group_size)]
+            return [(), request, (), ()], mode, [fragments.respond(one) for one in drawn]
+        held = fragments.draw(metric, noise, rng)
+        feedback = fragments.symptom(metric, held, rng)
+        again = fragments.mend if mode == IMPROVE else fragments.diverge
+        drawn = [again(metric, held, noise, rng) for _ in range(group_size)]
+        goal = self.goals[not feedback.startswith("score")]
+        solution, _ = self.cut_solution(self.encode(fragments.write(held)))
+        return [goal, request, solution, self.cut_feedback(feedback)], mode, [fragments.respond(one) for one in drawn]
+
+
+def describe_briefly(competition: Competition) -> str:
+    """Return a competition in a few words: its metric, and how many columns and rows there are to learn from."""
+    with (competition.public / "train.csv").open() as file:
+        num_columns = file.readline().count(",") - 1
+        num_rows = sum(1 for _ in file)
+    amounts = fragments.amount(num_columns, 3, 12), fragments.amount(num_rows, 50, 150)
+    return fragments.brief(competition.metric, *amounts)
+
+
+def prepare(config: MleConfig) -> str:
+    """Make the competitions, or check that they are there (``--mode data``); returns an account for people."""
+    found = MlEngineering(config).competitions.values()
+    return "\n".join(f"{one.name} ({one.split}): {len(one.ids)} rows to predict, by {one.metric}" for one in found)
+
+
+def make_domain(config: MleConfig) -> Domain:
+    """Build the ML-engineering domain.
+
+    Raises:
+      DomainError: if the tokenizer or a competition cannot be had, or the prompts do not fit.
+    """
+    mle = MlEngineering(config)
+    taught = {name: getattr(config, name) for name in TAUGHT}
+    return Domain(
+        name="ml_engineering",
+        splits=SPLITS,
+        test_splits=("test",),
+        vocab_size=1 + max(mle.tokenizer.get_vocab().values()),
+        history_width=sum(mle.rooms.values()),
+        prompt_width=config.prompt_width,
+        max_tokens=config.max_tokens,
+        stop_tokens=mle.stop_tokens,
+        stop_sequences=(),
+        num_children=1,
+        embedding_width=1,
+        templates=mle.templates,
+        tasks=mle.tasks,
+        difficulty=lambda split: {"competition": np.arange(len(config.names(split)))},
+        about=mle.about,
+        grade=mle.grade,
+        notes=NOTES,
+        on_host=True,
+        complete=None,
+        demonstrations=mle.demonstrations,
+        demonstrations_id=repr(taught) + (tokenizer.identity() if config.brief else ""),
+        describe=mle.describe,
+        answers=None,
+        texts=mle.texts,
+    )
