@@ -1,4 +1,4 @@
-"""Workdirs of made-up but lifelike finished runs of competition math and ML engineering, for tests and for looking at reports."""
+"""Workdirs of made-up but lifelike finished runs of competition math and ML engineering, for tests and to look at reports."""
 
 import json
 import pathlib
@@ -247,7 +247,9 @@ def script_chain(seed: int, split: str, number: int, num_steps: int = 8) -> dict
     quality, responses, feedback, parents, best = [], [], [], [], 0
     for k in range(num_steps + 1):
         parents.append(best if k else -1)
-        lines[7] = f"    model = LogisticRegression(C={rng.choice([0.01, 0.1, 1.0, 10.0])}, max_iter={rng.integers(1, 9)}00)"
+        lines[7] = (
+            f"    model = LogisticRegression(C={rng.choice([0.01, 0.1, 1.0, 10.0])}, max_iter={rng.integers(1, 9)}00)"
+        )
         crashed = bool(rng.random() < 0.25)
         lines[8] = lines[8].replace('"target"]', '"tarqet"]') if crashed else lines[8].replace("tarqet", "target")
         quality.append(0.0 if crashed else round(float(rng.uniform(0.3, 0.9)), 4))
@@ -256,7 +258,13 @@ def script_chain(seed: int, split: str, number: int, num_steps: int = 8) -> dict
         responses.append("\n".join(lines))
         best = k if quality[k] >= quality[best] else best
     task = number // 2
-    about = {"split": split, "task": task, "sample": number % 2, "name": names[task % 3], "request": f"# {names[task % 3]}"}
+    about = {
+        "split": split,
+        "task": task,
+        "sample": number % 2,
+        "name": names[task % 3],
+        "request": f"# {names[task % 3]}",
+    }
     about |= {"modes": ["base"] + ["improve"] * num_steps, "feedback": feedback}
     about |= {"from": parents} if split.endswith("greedy") else {}
     return about | {"quality": quality, "responses": responses}

@@ -112,5 +112,6 @@ def net_gains(groups: Groups) -> Plot:
     for ax in fig.axes if fig else ():
         if ax.axison:
             ax.axhline(0, color=GREY, linewidth=0.6)
+            ax.set_xlim(left=0.4)  # no step leads to k = 0
     text = "Net gains: steps of the plain chain up to k that raised the score minus those that lowered it; the others left it."
     return fig and (fig, text + bands(groups, "net_gains").replace("problems", "tasks"))

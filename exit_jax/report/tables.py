@@ -89,25 +89,34 @@ def markdown(groups: Groups, captions: dict[str, str], plots: Iterable[str], pag
 
 
 def overview(groups: Groups) -> list[str]:
-    """Return, where there are several splits, what ExIt's Table 1 shows: accuracy at first and last k, and Δ, by split."""
+    """Return, where there are several splits, what ExIt's Table 1 shows: accuracy at first and last k, and Δ, by split.
+
+    Where quality is a score, its figures and the greedy search's follow.
+    """
     splits = splits_of(groups)
     ks = sorted(set.intersection(*map(set, splits.values()))) if len(splits) > 1 else []
     if not ks:
         return []
-    measures = {f"accuracy, k = {ks[0]}": ("accuracy", ks[:1]), f"accuracy, k = {ks[-1]}": ("accuracy", ks[-1:])}
-    measures |= {f"Δ, k = {ks[-1]}": ("delta", ks[-1:]), f"net corrections, k = {ks[-1]}": ("net_corrections", ks[-1:])}
+    end = f"k = {ks[-1]}"
+    measures = {f"accuracy, k = {ks[0]}": (ks[:1], "accuracy"), f"accuracy, {end}": (ks[-1:], "accuracy")}
+    measures |= {f"Δ, {end}": (ks[-1:], "delta")}
+    if len(groups) == 1:
+        measures |= {f"net corrections, {end}": (ks[-1:], "net_corrections")}
+    if scored_splits(groups):
+        measures |= {f"score, k = {ks[0]}": (ks[:1], "quality"), f"score, {end}": (ks[-1:], "quality")}
+        measures |= {f"score, greedy search, {end}": (ks[-1:], "greedy", "quality")}
     text = "## All splits\n\nAll in %; Δ is the gain in accuracy since k = 0."
     text += f" *{MEAN}* is the unweighted mean of the test splits." if MEAN in splits else ""
     tables = [
         [
-            (label if len(groups) > 1 else title, *(cells(by_k(runs, split, k, metric))[0] for split in splits))
+            (label if len(groups) > 1 else title, *(cells(by_k(runs, split, k, *path))[0] for split in splits))
             for label, runs in groups.items()
         ]
-        for title, (metric, k) in measures.items()
+        for title, (k, *path) in measures.items()
     ]
     if len(groups) == 1:
         return [text, table(("", *splits), [row for rows in tables for row in rows])]
-    return [text, *(table((title, *splits), rows) for title, rows in zip(list(measures)[:3], tables))]
+    return [text, *(table((title, *splits), rows) for title, rows in zip(measures, tables))]
 
 
 def split_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
