@@ -73,8 +73,8 @@ SETTINGS = {
         QWEN_7B,
         {
             "domain.num_tasks": 100,
-            "domain.history_width": 8832,
-            "domain.prompt_width": 8960,
+            "domain.history_width": 8576,
+            "domain.prompt_width": 8704,
             "domain.max_tokens": 4096,
             "domain.num_children": 10,
             "eval.restart_every": 0,

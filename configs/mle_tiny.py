@@ -74,7 +74,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.samples_per_task = 16
     c.eval.batch_size = 48
     c.eval.restart_every = 1
-    # c.eval.greedy = True  # TODO-merge
+    c.eval.greedy = True
     c.eval.num_chains_saved = 48
 
     c.run = small.run

@@ -182,6 +182,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.top_p = 1.0
     c.eval.min_p = 0.0
     c.eval.restart_every = 8
+    c.eval.greedy = False
     c.eval.num_chains_saved = 32
     c.eval.seed = 0
 

@@ -13,7 +13,7 @@ of requests (the same for all seeds; the paper's own split is not published). Tr
 
 Hardware: docs/fit.md. The paper reports 76.4 ± 1.0 for ExIt and 73.5 ± 1.5 for GRPO after 4 steps (ExIt, Table 1). We have not
 run it. The paper is silent on lengths: the documents of a task's functions take 3,000 to 6,000 tokens, so contexts of up to
-8,064, responses and observations of up to 512.
+7,808, responses and observations of up to 512.
 
 Arguments:
   variant: grpo | curriculum | improve | diverge | exit (ExIt §5); all use the same number of rollouts.
@@ -83,8 +83,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.domain.diverge = DIVERGE
     c.domain.template_inputs = ()
     c.domain.observation_role = "tool"
-    c.domain.prompt_width = 8960
-    c.domain.max_context_tokens = 8064
+    c.domain.prompt_width = 8704
+    c.domain.max_context_tokens = 7808
     c.domain.max_request_tokens = 256
     c.domain.max_solution_tokens = 512
     c.domain.max_tokens = 512

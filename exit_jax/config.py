@@ -80,6 +80,7 @@ class EvalConfig:
     top_p: float
     min_p: float
     restart_every: int  # responses a chain of the rival that starts over; 1 for independent ones, 0 for no rival
+    greedy: bool  # search, too, each step from the best solution so far
     num_chains_saved: int  # a split, for people to read
     seed: int
 

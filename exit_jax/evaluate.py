@@ -1,5 +1,8 @@
 """K-step self-improvement on held-out tasks (ExIt §2.1, §5): each step sees the request and the newest response only.
 
+Beside that plain chain stand two rivals at equal numbers of responses: chains that start over, and a greedy search, in which
+each step sees the best response so far.
+
 A domain that is graded on the device runs a batch of chains as one program. One that is graded on the host goes step by
 step and streams every response to ``answers/<split>.jsonl``: an evaluation that was stopped goes on behind the last complete
 step, and one that is repeated grades the stored responses again and samples nothing.
@@ -12,6 +15,7 @@ import hashlib
 import itertools
 import json
 import pathlib
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -45,10 +49,13 @@ from exit_jax.policy import decoder, sampler
 from exit_jax.policy.decoder import DecoderConfig
 from exit_jax.programs import decoder_config, make_domain, make_reshard, transcript_room, turn_programs
 
+# of a split; each kind samples independently of the others, by a stream of keys named by its place
+KINDS = ("chain", "restarts", "greedy")
+
 
 @pytree
 class Chains:
-    """What R chains held after each of K + 1 responses."""
+    """What the K + 1 responses of each of R chains came to."""
 
     quality: Array  # float32 [K + 1, R]
     unchanged: Array  # bool [K + 1, R]: the response left the answer as it was
@@ -56,6 +63,7 @@ class Chains:
     complete: Array  # bool [K + 1, R]: the policy's own sign that it is done; False where the domain has none
     tokens: Array  # int32 [K + 1, R]: sampled
     mode: Array  # int32 [K + 1, R]
+    notes: dict[str, Array]  # float32 [K + 1, R] by name: what else the domain's grading says
     history: History | None  # [K + 1, R]; None where the host has made texts of it already
 
 
@@ -66,6 +74,9 @@ class Outcome:
     chains: Chains  # without histories
     describe: Callable[[int], list[str]]  # number of a chain -> its K + 1 responses
     answers: list[list[str]] | None  # [K + 1][R]; None where the domain tells none
+    feedback: Callable[[int], list[str]] | None = (
+        None  # number of a chain -> what was said of each; None where nothing is
+    )
     figures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # [K + 1, R] by name, of episodes
 
 
@@ -76,8 +87,8 @@ class ChainPrograms:
     reshard: Callable[[Params], Params]
     respond: Callable[[Params, History, Array, Array], tuple[Instances, Rollouts]]  # (copy, held, key, k)
     whole: Callable[
-        [Params, History, Array, Array], Chains
-    ]  # (params, base tasks [R], key, responses until a new start)
+        [Params, History, Array, Array, Array], Chains
+    ]  # (params, base tasks [R], key, responses until a new start, is it a greedy search?)
 
 
 def begin_again(tasks: History, history: History, k, every) -> History:
@@ -85,8 +96,21 @@ def begin_again(tasks: History, history: History, k, every) -> History:
     return jax.tree.map(lambda base, held: jnp.where(k % every == 0, base, held), tasks, history)
 
 
+def keep_better(held: History, child: History, greedy) -> History:
+    """Return what is held after a response: the child; in a greedy search the better of both, the child where they tie.
+
+    Which solution a step of the search starts from is this project's choice (ExIt §5 names the scaffold only).
+    """
+    stays = greedy & (held.step >= 0) & (held.quality > child.quality)
+
+    def choose(old, new):
+        return jnp.where(stays.reshape(stays.shape + (1,) * (new.ndim - stays.ndim)), old, new)
+
+    return jax.tree.map(choose, held, child)
+
+
 def record(domain: Domain, instances: Instances, rollouts: Rollouts, grades: Grades) -> tuple[History, Chains]:
-    """Return what chains hold after a response [R], and the same as one row of ``Chains``."""
+    """Return the histories that responses lead to [R], and the same as one row of ``Chains``."""
     history = instances.history
     child = jax.tree.map(lambda leaf: leaf[:, 0, 0], grades.children)
     chains = Chains(
@@ -96,6 +120,7 @@ def record(domain: Domain, instances: Instances, rollouts: Rollouts, grades: Gra
         complete=domain.complete(child) if domain.complete else jnp.zeros_like(child.quality, bool),
         tokens=rollouts.mask.sum((1, 2)),
         mode=instances.mode,
+        notes={name: values[:, 0] for name, values in grades.notes.items()},
         history=child,
     )
     return child, chains
@@ -124,12 +149,14 @@ def chain_programs(domain_name, fields, policy: DecoderConfig, settings: configs
         blank = jnp.zeros_like(mode, bool)
         return Instances(history, mode, blank, blank, prompt, length), rollouts
 
-    def whole(params, tasks, key, every):
+    def whole(params, tasks, key, every, greedy):
         tasks, copy = meshes.shard_batch(mesh, tasks), reshard(params)
 
         def step(history, k):
-            instances, rollouts = respond(copy, begin_again(tasks, history, k, every), key, k)
-            return record(domain, instances, rollouts, domain.grade(instances, rollouts))
+            held = begin_again(tasks, history, k, every)
+            instances, rollouts = respond(copy, held, key, k)
+            child, chains = record(domain, instances, rollouts, domain.grade(instances, rollouts))
+            return keep_better(held, child, greedy), chains
 
         return jax.lax.scan(step, tasks, jnp.arange(max(settings.steps) + 1))[1]
 
@@ -142,12 +169,12 @@ def chain_programs(domain_name, fields, policy: DecoderConfig, settings: configs
 
 
 def run_chains(
-    config: Config, params: Params, split: str, restart_every: int = 0, workdir: pathlib.Path | None = None
+    config: Config, params: Params, split: str, kind: str = "chain", workdir: pathlib.Path | None = None
 ) -> Outcome:
     """Run n chains a task of a split in batches of fixed shape; R = n · M rows, all chains of a sample together.
 
     Args:
-      restart_every: responses after which a chain begins anew; 0 for never.
+      kind: of KINDS; "restarts" begin anew every ``eval.restart_every`` responses.
       workdir: where a domain that is graded on the host stores its responses; None for nowhere.
     """
     settings, domain = config.eval, make_domain(config.domain_name, config.domain)
@@ -155,15 +182,15 @@ def run_chains(
         return run_episodes(config, params, split, workdir)
     programs = chain_programs(config.domain_name, config.domain, decoder_config(config), settings, config.run.mesh)
     num_responses = max(settings.steps) + 1
-    every = jnp.int32(restart_every or num_responses)
-    # the two kinds of chains sample independently
-    root = jax.random.fold_in(jax.random.key(settings.seed), int(restart_every > 0))
+    every = jnp.int32(settings.restart_every if kind == "restarts" else num_responses)
+    greedy = jnp.bool(kind == "greedy")  # traced, as ``every`` is: one program for all kinds
+    root = jax.random.fold_in(jax.random.key(settings.seed), KINDS.index(kind))
     tasks = jax.device_get(domain.tasks(split))
     row_of = np.tile(np.arange(tasks.task.shape[0]), settings.samples_per_task)
     starts = range(0, row_of.size, settings.batch_size)
-    name = f"{split}-restarts" if restart_every else split
+    name = split if kind == "chain" else f"{split}-{kind}"
     progress = Progress(f"evaluate {name}", 0, len(starts) * num_responses)
-    host = OnHost(config, params, programs, split, name, every, row_of, workdir) if domain.on_host else None
+    host = OnHost(config, params, programs, split, name, every, greedy, row_of, workdir) if domain.on_host else None
     batches = []
     for index, start in enumerate(starts):
         # the last batch repeats rows
@@ -172,66 +199,74 @@ def run_chains(
         if host:
             batches.append(host.run(batch, key, index, progress))
         else:
-            batches.append(jax.device_get(programs.whole(params, batch, key, every)))
+            batches.append(jax.device_get(programs.whole(params, batch, key, every, greedy)))
             progress.update((index + 1) * num_responses)
     chains = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[:, : row_of.size], *batches)
     if host:
         host.close()
-        return Outcome(chains, lambda c: [texts[c] for texts in host.texts], host.answers)
-    held = chains.history
-    describe = lambda c: domain.describe(jax.tree.map(lambda leaf: leaf[:, c], held))
-    return Outcome(dataclasses.replace(chains, history=None), describe, None)
+        of_chain = lambda table: lambda c: [row[c] for row in table]
+        answers, said = host.tables["answer"], host.tables["feedback"]
+        return Outcome(chains, of_chain(host.tables["text"]), answers or None, of_chain(said) if said else None)
+    told = chains.history
+    of_chain = lambda tell: lambda c: tell(jax.tree.map(lambda leaf: leaf[:, c], told))
+    said = of_chain(domain.feedback) if domain.feedback else None
+    return Outcome(dataclasses.replace(chains, history=None), of_chain(domain.describe), None, said)
 
 
 class OnHost:
     """Chains of a domain that is graded on the host, step by step, with a file of all responses."""
 
-    def __init__(self, config: Config, params: Params, programs: ChainPrograms, split, name, every, row_of, workdir):
-        self.domain, self.programs, self.every = make_domain(config.domain_name, config.domain), programs, every
+    def __init__(
+        self, config: Config, params: Params, programs: ChainPrograms, split, name, every, greedy, row_of, workdir
+    ):
+        self.domain, self.programs = make_domain(config.domain_name, config.domain), programs
+        self.every, self.greedy = every, greedy
         self.num_responses, self.row_of = max(config.eval.steps) + 1, row_of
         self.batch_size, self.rows = config.eval.batch_size, meshes.by_row(meshes.make_mesh(config.run.mesh))
         self.copy, self.about = programs.reshard(params), self.domain.about(split)
-        self.texts: list[list[str]] = [[] for _ in range(self.num_responses)]
-        self.answers: list[list[str]] = [[] for _ in range(self.num_responses)]
+        tellers = {"text": self.domain.describe, "answer": self.domain.answers, "feedback": self.domain.feedback}
+        self.tell = {what: tell for what, tell in tellers.items() if tell}
+        # [K + 1][R] by what is told; empty where the domain does not tell it
+        self.tables = {what: [[] for _ in range(self.num_responses) if what in self.tell] for what in tellers}
         self.stored = None
         if workdir is not None:
-            self.stored = open_stored(config, params, workdir, split, name, every=int(every))
+            rule = {"greedy": True} if greedy else {"every": int(every)}
+            self.stored = open_stored(config, params, workdir, split, name, **rule)
 
     def run(self, tasks: History, key: Array, index: int, progress: Progress) -> Chains:
         """Run one batch, taking the responses that are stored in place of sampling them."""
         history, steps = tasks, []
         for k in range(self.num_responses):
             number = index * self.num_responses + k
-            history = jax.tree.map(np.asarray, begin_again(tasks, history, k, self.every))
+            held = jax.tree.map(np.asarray, begin_again(tasks, history, k, self.every))
             kept = self.stored.get(number) if self.stored else None
             if kept is None:
-                instances, rollouts = self.programs.respond(self.copy, history, key, jnp.int32(k))
+                instances, rollouts = self.programs.respond(self.copy, held, key, jnp.int32(k))
             else:
-                instances, rollouts = jax.device_put(self._replay(history, kept), self.rows)
+                instances, rollouts = jax.device_put(self._replay(held, kept), self.rows)
             blank = functools.partial(blank_grades, self.domain)
             grades, _ = hosts.on_own_rows(self.domain.grade, blank, instances, rollouts)
             instances, rollouts = hosts.all_rows((instances, rollouts))
-            history, chains = record(self.domain, instances, rollouts, grades)
+            child, chains = record(self.domain, instances, rollouts, grades)
+            history = keep_better(held, child, self.greedy)
             steps.append(jax.device_get(dataclasses.replace(chains, history=None)))
-            texts = self.domain.describe(history)
-            answers = self.domain.answers(history) if self.domain.answers else [""] * len(texts)
-            self.texts[k] += texts
-            self.answers[k] += answers
+            told = {what: tell(child) for what, tell in self.tell.items()}
+            for what, texts in told.items():
+                self.tables[what][k] += texts
             if self.stored and kept is None:
-                self.stored.put(self._rows(index, k, rollouts, steps[-1], texts, answers))
+                self.stored.put(self._rows(index, k, rollouts, steps[-1], told))
             progress.update(number + 1)
         return jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
 
-    def _rows(self, index: int, k: int, rollouts: Rollouts, chains: Chains, texts, answers) -> list[dict]:
+    def _rows(self, index: int, k: int, rollouts: Rollouts, chains: Chains, told) -> list[dict]:
         """Return what is stored of a step: a row for each chain that counts."""
         first, num_tasks = index * self.batch_size, len(self.about)
         rows = []
         for i, chain in enumerate(range(first, min(first + self.batch_size, self.row_of.size))):
             tokens = np.asarray(rollouts.tokens[i, 0][rollouts.mask[i, 0]], "<i4")
             row = {"chain": chain, "task": int(self.row_of[chain]), "sample": chain // num_tasks, "k": k}
-            row |= {"mode": MODES[chains.mode[i]], "text": texts[i], "answer": answers[i]} | dict(
-                self.about[row["task"]]
-            )
+            row |= {"mode": MODES[chains.mode[i]], "text": "", "answer": ""}
+            row |= {what: texts[i] for what, texts in told.items()} | dict(self.about[self.row_of[chain]])
             row |= {"quality": round(float(chains.quality[i]), 6), "valid": bool(chains.valid[i])}
             row |= {"finished": bool(rollouts.finished[i, 0]), "tokens": base64.b64encode(tokens.tobytes()).decode()}
             rows.append(row)
@@ -254,9 +289,9 @@ class OnHost:
 
     def close(self) -> None:
         """Drop the rows that the last batch repeats, and close the file."""
-        for lists in (self.texts, self.answers):
-            for values in lists:
-                del values[self.row_of.size :]
+        for table in self.tables.values():
+            for texts in table:
+                del texts[self.row_of.size :]
         if self.stored:
             self.stored.close()
 
@@ -345,14 +380,15 @@ def _episodes_outcome(played: Mapping[int, list[dict]]) -> Outcome:
         complete=quality < 0,  # no sign of its own
         tokens=np.diff(tokens, axis=0, prepend=0),  # what k takes, not what all k up to it take
         mode=mode,
+        notes={},
         history=None,
     )
     names = played[steps[0]][0]["figures"]
     figures = {name: table(lambda row, name=name: row["figures"][name]) for name in names if name != "quality"}
-    return Outcome(chains, lambda c: [text[k][c] for k in range(len(at))], None, figures)
+    return Outcome(chains, lambda c: [text[k][c] for k in range(len(at))], None, figures=figures)
 
 
-EVAL_OPERATIONAL = ("splits", "restart_every", "num_chains_saved")  # what does not change a chain
+EVAL_OPERATIONAL = ("splits", "restart_every", "greedy", "num_chains_saved")  # what does not change a chain
 
 
 def fingerprint(params: Params) -> str:
@@ -445,38 +481,81 @@ def _count(line: bytes) -> int:
 
 
 def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> dict:
-    """Evaluate on ``config.eval.splits``; writes ``evaluation.json`` and ``chains.jsonl`` if a workdir is given."""
+    """Evaluate on ``config.eval.splits``; writes files if a workdir is given.
+
+    ``evaluation.json`` holds the figures, ``chains.jsonl`` chains for people to read. Wall times go to a file of their own,
+    ``evaluation_timing.json``: all else is the same however often an evaluation was stopped.
+    """
     domain = make_domain(config.domain_name, config.domain)
-    results, saved = {}, []
+    results, saved, timing = {}, [], {}
+    wanted = {"chain": True, "restarts": config.eval.restart_every > 0, "greedy": config.eval.greedy}
     for split in config.eval.splits:
-        outcome = run_chains(config, params, split, workdir=workdir)
-        every = config.eval.restart_every
-        rival = run_chains(config, params, split, every, workdir) if every else None
-        results[split] = summarise(config, outcome, rival, domain.difficulty(split))
-        saved += save_chains(config, split, outcome, domain.about(split))
+        outcomes: dict[str, Outcome] = {}
+        timing[split] = {}
+        for kind in (kind for kind in KINDS if wanted[kind]):
+            started = time.monotonic()
+            outcomes[kind] = run_chains(config, params, split, kind, workdir)
+            timing[split][kind] = time.monotonic() - started
+        chain, rival, search = outcomes["chain"], outcomes.get("restarts"), outcomes.get("greedy")
+        about = domain.about(split)
+        results[split] = summarise(config, chain, rival, domain.difficulty(split), search, task_names(about))
+        saved += save_chains(config, split, chain, about)
+        if search:
+            saved += save_chains(config, split, search, about, "greedy")
     tested = [results[split] for split in config.eval.splits if split in domain.test_splits]
     if len(tested) > 1:
         results["mean"] = mean_of(tested)
     if workdir is not None and hosts.is_lead():
         (workdir / "chains.jsonl").write_text("".join(json.dumps(chain) + "\n" for chain in saved))
+        configs.write_json(workdir / "evaluation_timing.json", {"secs": timing})
         configs.write_json(
             workdir / "evaluation.json", results
         )  # last: a study takes it for the sign that a run is done
     return results
 
 
-def save_chains(config: Config, split: str, outcome: Outcome, about: Sequence[Mapping[str, str]]) -> list[dict]:
-    """Return ``eval.num_chains_saved`` chains for people to read, those first in which something changed."""
+def task_names(about: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return what the domain calls each task of a split; nothing if it does not name them all."""
+    names = [row["name"] for row in about if "name" in row]
+    return names if len(names) == len(about) else []
+
+
+def started_from(quality: Any) -> np.ndarray:
+    """Return which response each response of greedy searches started from, int [K + 1, R]; -1 for the base task."""
+    at, best = np.full(quality.shape, -1), np.zeros(quality.shape[1:], int)
+    for k in range(1, len(quality)):
+        at[k] = best
+        better = quality[k] >= np.take_along_axis(quality, best[None], axis=0)[0]
+        best = np.where(better, k, best)
+    return at
+
+
+def save_chains(config: Config, split: str, outcome: Outcome, about: Sequence[Mapping[str, str]], kind="chain"):
+    """Return ``eval.num_chains_saved`` chains for people to read, those first in which something changed.
+
+    Greedy searches are listed under a split of their own, and tell ``from`` which response each response started.
+    """
     quality, num_tasks = outcome.chains.quality, len(about)
-    moved = ((quality[1:] >= 1.0) != (quality[:-1] >= 1.0)).sum(0)
-    chosen = np.argsort(-np.minimum(moved, 1), kind="stable")[: config.eval.num_chains_saved]
+    turned = ((quality[1:] >= 1.0) != (quality[:-1] >= 1.0)).any(0)
+    moved = (quality[1:] != quality[:-1]).any(0)
+    chosen = np.lexsort((~moved, ~turned))[: config.eval.num_chains_saved]
+    parents = started_from(quality) if kind == "greedy" else None
     rows = []
     for c in sorted(chosen.tolist()):
-        row = {"split": split, "task": c % num_tasks, "sample": c // num_tasks, **about[c % num_tasks]}
+        row = {
+            "split": split if kind == "chain" else f"{split}-{kind}",
+            "task": c % num_tasks,
+            "sample": c // num_tasks,
+        }
+        row |= dict(about[c % num_tasks])
         row["quality"] = [round(float(q), 4) for q in quality[:, c]]
         row["modes"] = [MODES[mode] for mode in outcome.chains.mode[:, c]]
         if outcome.answers:
             row["answers"] = [answers[c] for answers in outcome.answers]
+        if outcome.feedback:
+            row["feedback"] = outcome.feedback(c)
+        if parents is not None:
+            row["from"] = parents[:, c].tolist()
         rows.append(row | {"responses": outcome.describe(c)})
     return rows
 
@@ -485,19 +564,47 @@ def mean_of(splits: Sequence[dict]) -> dict:
     """Return the unweighted mean of splits' figures: lists over k, each a share of the split's tasks or a length."""
     first = splits[0]
     mean: dict[str, Any] = {"k": first["k"], "num_tasks": sum(figures["num_tasks"] for figures in splits)}
-    for name in ("accuracy", "quality", "delta", "best_so_far", "stopped", "invalid", "tokens"):
-        values = np.array([figures[name] for figures in splits], float)
-        mean[name] = [None if np.isnan(value) else value for value in values.mean(0).tolist()]
-    # standard errors of independent means add up in squares
-    errors = np.array([figures["accuracy_se"] for figures in splits], float)
-    mean["accuracy_se"] = (np.sqrt((errors**2).sum(0)) / len(splits)).tolist()
+    shares = ("accuracy", "quality", "delta", "best_so_far", "best_quality", "stopped", "invalid", "tokens")
+    mean |= _mean_lists(
+        splits, (*shares, "quality_delta", "improved", "worsened", "net_gains"), ("accuracy", "quality")
+    )
+    rivals = {
+        "restarts": ("best_so_far", "best_quality", "tokens"),
+        "greedy": ("accuracy", "quality", "quality_delta", "tokens"),
+    }
+    for rival, names in rivals.items():
+        if all(rival in figures for figures in splits):
+            inner = [figures[rival] for figures in splits]
+            mean[rival] = _mean_lists(inner, names, [name for name in names if f"{name}_se" in inner[0]])
     for name in ("net_corrections", "corrected", "broken"):  # as a share of tasks, times their number, as in any split
         share = np.array([np.array(figures[name]) / figures["num_tasks"] for figures in splits]).mean(0)
         mean[name] = (share * mean["num_tasks"]).tolist()
     return mean | {"samples_per_task": first["samples_per_task"], "settings": first["settings"]}
 
 
-def summarise(config: Config, outcome: Outcome, rival: Outcome | None, difficulty: Mapping[str, np.ndarray]) -> dict:
+def _mean_lists(splits: Sequence[dict], names: Sequence[str], with_error: Sequence[str]) -> dict[str, list]:
+    """Return the mean over splits of lists over k, and the error of the mean of those that have one."""
+    table = lambda name: np.array([figures[name] for figures in splits], float)
+    mean = {name: _nulls(table(name).mean(0)) for name in names}
+    # standard errors of independent means add up in squares
+    return mean | {
+        f"{name}_se": _nulls(np.sqrt((table(f"{name}_se") ** 2).sum(0)) / len(splits)) for name in with_error
+    }
+
+
+def _nulls(values: np.ndarray) -> list[float | None]:
+    """Return a list with null for NaN, which JSON does not know."""
+    return [None if np.isnan(value) else value for value in values.tolist()]
+
+
+def summarise(
+    config: Config,
+    outcome: Outcome,
+    rival: Outcome | None,
+    difficulty: Mapping[str, np.ndarray],
+    search: Outcome | None = None,
+    names: Sequence[str] = (),
+) -> dict:
     """Reduce the chains of a split to what is reported at each k.
 
     Lists run over ``k``. ``accuracy`` and ``quality`` are those of the last iterate, ``accuracy_se`` the standard error over
@@ -508,10 +615,16 @@ def summarise(config: Config, outcome: Outcome, rival: Outcome | None, difficult
     as it was, up to k (null where there was none). ``restarts`` is the rival at equal responses: chains that start over every
     ``eval.restart_every`` responses, by the same rules; where they do so after each response, its ``best_so_far`` is best-of-n
     by an oracle, and ``majority`` the most frequent answer's accuracy.
+
+    Where quality is more than right or wrong: ``best_quality`` is the quality of the best so far, ``quality_delta`` the gain
+    in quality since k = 0. ``improved`` and ``worsened`` are the shares of steps up to k that raised or lowered the quality of
+    what they started from, and ``net_gains`` their difference (null at k = 0). ``greedy`` is the search at equal responses:
+    figures of the best so far, which is what it holds. ``notes`` are means of what else the grading said of the k-th
+    responses. ``by_task`` has the qualities of each task that the domain names. ``_se`` are standard errors over tasks.
     """
     steps, chains = config.eval.steps, outcome.chains
     right = chains.quality >= 1.0
-    best = np.maximum.accumulate(right, axis=0)
+    held = np.maximum.accumulate(chains.quality, axis=0)
     has_sign = make_domain(config.domain_name, config.domain).complete is not None
     gained, lost = np.cumsum(right[1:] & ~right[:-1], axis=0), np.cumsum(right[:-1] & ~right[1:], axis=0)
     num_tasks = right.shape[1] // config.eval.samples_per_task
@@ -531,18 +644,18 @@ def summarise(config: Config, outcome: Outcome, rival: Outcome | None, difficult
 
     corrected, broken = counts(gained), counts(lost)
     accuracy = right.mean(1)
-    per_task = right.reshape(len(right), config.eval.samples_per_task, num_tasks).mean(1)
-    error = per_task.std(1, ddof=1) / np.sqrt(num_tasks) if num_tasks > 1 else np.full(len(right), np.nan)
     summary = {
         "k": list(steps),
         "accuracy": at(accuracy),
-        "accuracy_se": [None if np.isnan(value) else value for value in at(error)],
-        "quality": at(chains.quality.mean(1)),
+        "accuracy_se": over_tasks(config, right)[1],
+        **qualities(config, "quality", chains.quality),
+        **qualities(config, "best_quality", held, delta=False),
+        **gains(config, chains.quality, chains.quality),
         "delta": [value - float(accuracy[0]) for value in at(accuracy)],
         "net_corrections": [c - b for c, b in zip(corrected, broken)],
         "corrected": corrected,
         "broken": broken,
-        "best_so_far": at(best.mean(1)),
+        "best_so_far": at((held >= 1.0).mean(1)),
         "stopped": stopped(chains),
         "unchanged_right": share(chains.unchanged[1:], right[:-1]),
         "unchanged_wrong": share(chains.unchanged[1:], ~right[:-1]),
@@ -559,20 +672,73 @@ def summarise(config: Config, outcome: Outcome, rival: Outcome | None, difficult
             for name, values in ((name, np.asarray(values)) for name, values in difficulty.items())
         },
         "figures": {name: at(values.mean(1)) for name, values in outcome.figures.items()},
+        "notes": {name: at(values.mean(1)) for name, values in chains.notes.items()},
         "num_tasks": num_tasks,
         "samples_per_task": config.eval.samples_per_task,
         "settings": configs.to_dict(config)["eval"],
     }
+    found = {"quality": chains.quality, "best_quality": held}
     if rival:
+        found["restarts"] = best = np.maximum.accumulate(rival.chains.quality, axis=0)
         summary["restarts"] = {
             "every": config.eval.restart_every,
-            "best_so_far": at(np.maximum.accumulate(rival.chains.quality >= 1.0, axis=0).mean(1)),
+            "best_so_far": at((best >= 1.0).mean(1)),
+            **qualities(config, "best_quality", best, delta=False),
             "stopped": stopped(rival.chains),
             "tokens": at(np.cumsum(rival.chains.tokens.mean(1))),
+            "notes": {name: at(values.mean(1)) for name, values in rival.chains.notes.items()},
         }
         if config.eval.restart_every == 1 and rival.answers:
             summary["restarts"]["majority"] = at(_vote(rival).mean(1))
+    if search:
+        found["greedy"] = best = np.maximum.accumulate(search.chains.quality, axis=0)
+        summary["greedy"] = {
+            "accuracy": at((best >= 1.0).mean(1)),
+            "accuracy_se": over_tasks(config, best >= 1.0)[1],
+            **qualities(config, "quality", best),
+            **gains(config, best, search.chains.quality),
+            "tokens": at(np.cumsum(search.chains.tokens.mean(1))),
+            "notes": {name: at(values.mean(1)) for name, values in search.chains.notes.items()},
+        }
+    summary["by_task"] = {
+        name: {kind: at(values[:, task::num_tasks].mean(1)) for kind, values in found.items()}
+        for task, name in enumerate(names)
+    }
     return summary
+
+
+def over_tasks(config: Config, values: Any) -> tuple[list, list]:
+    """Return the mean of values [K + 1, R] at each k of ``eval.steps``, and its standard error over tasks."""
+    steps, count = list(config.eval.steps), values.shape[1] // config.eval.samples_per_task
+    per_task = values.reshape(len(values), config.eval.samples_per_task, count).mean(1)
+    error = per_task.std(1, ddof=1) / np.sqrt(count) if count > 1 else np.full(len(values), np.nan)
+    return _nulls(values.mean(1)[steps]), _nulls(error[steps])
+
+
+def qualities(config: Config, name: str, quality: Any, delta: bool = True) -> dict[str, list]:
+    """Return the figures of qualities [K + 1, R]: by name their mean, its error and, on request, the gain since k = 0."""
+    mean, error = over_tasks(config, quality)
+    figures = {name: mean, f"{name}_se": error}
+    return figures | ({f"{name}_delta": [value - float(quality[0].mean()) for value in mean]} if delta else {})
+
+
+def gains(config: Config, held: Any, quality: Any) -> dict[str, list]:
+    """Return the shares of steps up to k whose response is better or worse than what they started from, and the net.
+
+    Args:
+      held: quality of what chains held after each response [K + 1, R].
+      quality: of the responses [K + 1, R].
+    """
+    ordinal = np.arange(1, len(quality))[:, None]
+    change = quality[1:] - held[:-1]
+    events = {"improved": change > 0, "worsened": change < 0, "net_gains": np.sign(change)}
+    figures = {}
+    for name, values in events.items():
+        share = np.concatenate([np.full_like(quality[:1], np.nan), np.cumsum(values, axis=0) / ordinal])
+        figures[name], error = over_tasks(config, share)
+        if name == "net_gains":
+            figures["net_gains_se"] = error
+    return figures
 
 
 def levels(values: np.ndarray, most: int = 8) -> dict[str, np.ndarray]:

@@ -317,11 +317,15 @@ def make_program(config: Config, devices: Sequence[Any] | None = None) -> Progra
 def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     mesh = meshes.make_mesh(config.run.mesh, devices)
     domain = make_domain(config.domain_name, config.domain)
-    if domain.environment and (config.algorithm.rollout_lag or config.run.sampler_slots or config.eval.restart_every):
+    settings = config.eval
+    if domain.environment and (
+        config.algorithm.rollout_lag or config.run.sampler_slots or settings.restart_every or settings.greedy
+    ):
         raise ConfigError(
-            f"algorithm.rollout_lag = {config.algorithm.rollout_lag}, run.sampler_slots = {config.run.sampler_slots} and "
-            f"eval.restart_every = {config.eval.restart_every}: the domain {config.domain_name} plays episodes of several "
-            "turns, which know none of them; set all three to 0"
+            f"algorithm.rollout_lag = {config.algorithm.rollout_lag}, run.sampler_slots = {config.run.sampler_slots}, "
+            f"eval.restart_every = {settings.restart_every} and eval.greedy = {settings.greedy}: the domain "
+            f"{config.domain_name} plays episodes of several turns, which know none of them; set the first three to 0 and the "
+            "last to False"
         )
     if not domain.on_host and (
         config.run.prompt_buckets or config.run.response_buckets or config.algorithm.rollout_lag

@@ -25,7 +25,10 @@ MEASURES = {
     "restarted": lambda figures: figures.get("restarts", {}).get("best_so_far"),
     "quality": lambda figures: figures["quality"],
     "frozen": lambda figures: figures.get("unchanged_wrong"),  # the mean of splits has none
+    "greedy": lambda figures: figures.get("greedy", {}).get("quality"),
+    "restarted_quality": lambda figures: figures.get("restarts", {}).get("best_quality"),
 }
+SCORES = {"quality": "plain chain", "greedy": "greedy search", "restarted_quality": "restarts, best so far"}
 BASE = "base"  # the policy before RL
 
 
@@ -67,7 +70,8 @@ def summarise(results: dict[str, dict[int, dict]]) -> dict:
 
     For each split, variant and measure: per-seed values at each k, their mean and standard deviation over seeds, and the
     mean difference to GRPO of the same seed with the half width of its 95% interval (Student's t over seeds). ``delta`` is
-    Δ_K, the accuracy at each k minus that at k = 0. What is undefined, such as the share kept of nothing found, is null.
+    Δ_K, the accuracy at each k minus that at k = 0, and ``<measure>_delta`` the same of what SCORES names. What is undefined,
+    such as the share kept of nothing found, is null.
     """
     evaluations = [evaluation for by_seed in results.values() for evaluation in by_seed.values()]
     summary = {}
@@ -82,9 +86,10 @@ def summarise(results: dict[str, dict[int, dict]]) -> dict:
                     paired = values - _per_seed({seed: results["grpo"][seed] for seed in by_seed}, split, read)
                     row[measure]["minus_grpo"] = _json(paired.mean(0))
                     row[measure]["minus_grpo_ci95"] = _json(half_width(paired))
-            accuracy = _per_seed(by_seed, split, MEASURES["accuracy"])
-            gain = accuracy - accuracy[:, :1]
-            row["delta"] = {"mean": _json(gain.mean(0)), "std": _json(_std(gain))}
+            for measure, name in {"accuracy": "delta", **{score: f"{score}_delta" for score in SCORES}}.items():
+                values = _per_seed(by_seed, split, MEASURES[measure])
+                gain = values - values[:, :1]
+                row[name] = {"mean": _json(gain.mean(0)), "std": _json(_std(gain))}
             variants[variant] = row
         seeds = sorted(next(iter(results.values())))
         summary[split] = {"k": figures["k"], "num_tasks": figures["num_tasks"], "seeds": seeds, "variants": variants}
@@ -118,7 +123,10 @@ def half_width(paired: np.ndarray) -> np.ndarray:
 
 
 def table(summary: dict) -> str:
-    """Return the study as Markdown: per split, accuracy by k, what happened by the last k, and differences to GRPO there."""
+    """Return the study as Markdown: per split, accuracy by k, what happened by the last k, and differences to GRPO there.
+
+    Where quality is a score and not only right or wrong, its table by k follows, one for each way to spend the responses.
+    """
     lines = []
     for split, content in summary.items():
         ks, variants = content["k"], content["variants"]
@@ -129,6 +137,14 @@ def table(summary: dict) -> str:
             for variant, row in variants.items()
         }
         lines += _markdown(["accuracy", *(f"k={k}" for k in ks), f"Δ_{ks[-1]}"], rows)
+        known = [m for m in MEASURES if any(value is not None for row in variants.values() for value in row[m]["mean"])]
+        for measure in SCORES if _is_scored(variants) else ():
+            if measure in known:
+                rows = {
+                    variant: [*(_cell(row[measure], i) for i in range(len(ks))), _cell(row[f"{measure}_delta"], -1)]
+                    for variant, row in variants.items()
+                }
+                lines += ["", *_markdown([f"score, {SCORES[measure]}", *(f"k={k}" for k in ks), f"Δ_{ks[-1]}"], rows)]
         lines += [
             "",
             f"By k={ks[-1]}; accuracy = found x kept. *Found*: ever right, *kept*: still right at the end; *stopped*:",
@@ -136,17 +152,27 @@ def table(summary: dict) -> str:
         lines += [
             "right when the policy's own sign said it was done; *restarted*: found by chains that start over, at equal"
         ]
-        lines += ["responses; *frozen*: share of wrong answers that a response left as they were.", ""]
-        others = [measure for measure in MEASURES if measure != "accuracy"]
+        lines += ["responses; *frozen*: share of wrong answers that a response left as they were; *greedy*,"]
+        lines += [
+            "*restarted_quality*: quality of the best so far, of a search that goes on from it and of restarts.",
+            "",
+        ]
+        others = [measure for measure in known if measure != "accuracy"]
         rows = {variant: [_cell(row[m], -1) for m in others] for variant, row in variants.items()}
         lines += _markdown([f"k={ks[-1]}", *others], rows)
         compared = {v: row for v, row in variants.items() if "minus_grpo" in row["accuracy"]}
         if compared:
             lines += ["", f"Paired difference to GRPO at k={ks[-1]}, with its 95% interval over seeds:", ""]
-            rows = {v: [_cell(row[m], -1, "minus_grpo", "+") for m in MEASURES] for v, row in compared.items()}
-            lines += _markdown(["minus GRPO", *MEASURES], rows)
+            rows = {v: [_cell(row[m], -1, "minus_grpo", "+") for m in known] for v, row in compared.items()}
+            lines += _markdown(["minus GRPO", *known], rows)
         lines += [""]
     return "\n".join(lines)
+
+
+def _is_scored(variants: dict[str, dict]) -> bool:
+    """Do qualities differ from accuracy, so that they are more than right or wrong?"""
+    pairs = [zip(row["quality"]["mean"], row["accuracy"]["mean"]) for row in variants.values()]
+    return any(abs(quality - accuracy) > 1e-5 for pair in pairs for quality, accuracy in pair)
 
 
 def _markdown(header: Sequence[str], rows: dict[str, list[str]]) -> list[str]:

@@ -236,6 +236,7 @@ def record_buffer(config: Config, state: State, params: Params, workdir: pathlib
     held = jax.device_get(state.buffer.history)
     full = held.id >= 0
     score, history = jax.device_get(state.buffer.score)[full], jax.tree.map(lambda leaf: leaf[full], held)
+    num_draws = jax.device_get(state.buffer.num_draws)[full]
     embedding = embed_histories(config, params, history) if full.any() else np.zeros((0, 1), np.float32)
     if not hosts.is_lead():
         return
@@ -243,6 +244,7 @@ def record_buffer(config: Config, state: State, params: Params, workdir: pathlib
     configs.write_json(workdir / "buffer_scores.json", content)
     mode = np.where(history.step < 0, BASE, IMPROVE)
     arrays = {"iteration": history.born, "step": history.step, "mode": mode, "embedding": embedding.astype(np.float16)}
+    arrays |= {"task": history.task, "num_draws": num_draws}
     with (workdir / "instances.npz").open("wb") as file:
         np.savez_compressed(file, **arrays)
 

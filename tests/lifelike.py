@@ -1,4 +1,4 @@
-"""Workdirs of made-up but lifelike finished runs of competition math, for the tests and for looking at reports."""
+"""Workdirs of made-up but lifelike finished runs of competition math and ML engineering, for tests and to look at reports."""
 
 import json
 import pathlib
@@ -14,6 +14,10 @@ SPLITS = {  # tasks, and the base policy's accuracy
     "aime_2025": (30, 0.02),
     "minerva": (272, 0.15),
     "olympiadbench_text": (674, 0.13),
+}
+COMPETITIONS = {  # by split: name, and the score of the base policy
+    "train": {"tumours": 0.45, "cultivars": 0.3, "progression": 0.2},
+    "test": {"numerals": 0.35, "sepals": 0.15, "torn_scans": 0.1},
 }
 VARIANTS = {  # what training adds to accuracy, what 16 steps add, the spread of instances
     "base": (0.0, -0.02, 0.0),
@@ -158,3 +162,109 @@ def chain(seed: int, split: str, number: int, num_steps: int = 16, lines: int = 
     modes = ["base"] + ["diverge" if number % 3 == 2 and k % 5 == 4 else "improve" for k in range(num_steps)]
     about = {"split": split, "task": number // 2, "sample": number % 2, "request": request, "gold": str(gold)}
     return about | {"quality": quality, "modes": modes, "answers": answers, "responses": responses}
+
+
+def write_mle_run(path: pathlib.Path, variant="exit", seed=0, num_rows=60, num_chains=4) -> pathlib.Path:
+    """Write all files that a finished run of ML engineering leaves: scores within 0 and 1, greedy searches, code."""
+    write_run(path, variant, seed, num_rows, splits=("aime_2024",), num_chains=0)
+    rng = np.random.default_rng([seed, *variant.encode()])
+    config = json.loads((path / "config.json").read_text())
+    config["config"]["name"] = "mle_tiny"
+    (path / "config.json").write_text(json.dumps(config))
+    results = {split: scored_evaluation(rng, variant, split) for split in COMPETITIONS}
+    (path / "evaluation.json").write_text(json.dumps(results))
+    secs = {split: {"chain": 41.5, "restarts": 38.0, "greedy": 44.5} for split in COMPETITIONS}
+    (path / "evaluation_timing.json").write_text(json.dumps({"secs": secs}))
+    with (path / "chains.jsonl").open("w") as file:
+        for split in ("train", "test", "test-greedy"):
+            file.writelines(json.dumps(script_chain(seed, split, n)) + "\n" for n in range(num_chains))
+    if num_rows:
+        held = instances(rng, VARIANTS[variant][2], num_rows)
+        held |= {"step": rng.integers(-1, 3, held["step"].size).astype(np.int32)}
+        held |= {"task": rng.integers(0, 3, held["step"].size).astype(np.int32)}
+        np.savez(path / "instances.npz", **held, num_draws=rng.integers(0, 2, held["step"].size))
+    return path
+
+
+def scored_evaluation(rng, variant: str, split: str) -> dict:
+    """Return a split's figures as ``evaluate.summarise`` gives them for 16 chains a competition, of all three kinds."""
+    gain, climb, _ = VARIANTS[variant]
+    names, rise = COMPETITIONS[split], 1 - np.exp(-np.array(KS) / 4)
+    noise = lambda: 0.01 * rng.normal(size=len(KS))
+    by_task = {}
+    for name, start in names.items():
+        first = start + 4 * gain + 0.02 * rng.normal()
+        search = first + (0.12 + 3 * climb) * rise
+        by_task[name] = {
+            "quality": (first + 2 * climb * rise + noise()).tolist(),
+            "best_quality": (first + (0.1 + 2 * climb) * rise).tolist(),
+            "restarts": (first + 0.14 * rise).tolist(),
+            "greedy": np.maximum.accumulate(search + noise()).tolist(),
+        }
+    mean = lambda kind: np.mean([one[kind] for one in by_task.values()], 0).tolist()
+    error = [0.05] * len(KS)
+    events = lambda up, down: {
+        "improved": [None, *[up] * (len(KS) - 1)],
+        "worsened": [None, *(down * np.linspace(1, 1.3, len(KS) - 1)).tolist()],
+    }
+    plain, crashed = events(0.3 + climb, 0.2), [0.4, 0.3, 0.25, 0.2, 0.2, 0.2]
+    net = [None, *(up - down for up, down in zip(plain["improved"][1:], plain["worsened"][1:]))]
+    nothing = [0.0] * len(KS)
+    return {
+        "k": KS,
+        **{"accuracy": nothing, "accuracy_se": nothing, "delta": nothing, "best_so_far": nothing},
+        **{"net_corrections": nothing, "corrected": nothing, "broken": nothing, "stopped": [None] * len(KS)},
+        **{"quality": mean("quality"), "quality_se": error, "best_quality": mean("best_quality")},
+        **plain,
+        **{"net_gains": net, "net_gains_se": [None, *error[1:]], "notes": {"crashed": crashed}},
+        "restarts": {"every": 1, "best_so_far": nothing, "best_quality": mean("restarts"), "best_quality_se": error},
+        "greedy": {"quality": mean("greedy"), "quality_se": error, **events(0.15, 0.5), "notes": {"crashed": crashed}},
+        "by_task": by_task,
+        "by_difficulty": {},
+        "num_tasks": len(names),
+        "samples_per_task": 16,
+    }
+
+
+def script_chain(seed: int, split: str, number: int, num_steps: int = 8) -> dict:
+    """Return a row of chains.jsonl: a Python script of which each step changes a line or two, its score and its trace."""
+    rng = np.random.default_rng([seed, number, *split.encode()])
+    names = list(COMPETITIONS[split.partition("-")[0]])
+    lines = [
+        "import os",
+        "import pandas as pd",
+        "from sklearn.linear_model import LogisticRegression",
+        "",
+        "def main():",
+        '    folder = os.environ["DATA_DIR"]',
+        '    train = pd.read_csv(os.path.join(folder, "train.csv"))',
+        "    model = LogisticRegression(C=1.0)",
+        '    model.fit(train.drop(columns=["id", "target"]), train["target"])',
+        '    print("score <b>not</b> bold")',
+        "",
+        "main()",
+    ]
+    quality, responses, feedback, parents, best = [], [], [], [], 0
+    for k in range(num_steps + 1):
+        parents.append(best if k else -1)
+        lines[7] = (
+            f"    model = LogisticRegression(C={rng.choice([0.01, 0.1, 1.0, 10.0])}, max_iter={rng.integers(1, 9)}00)"
+        )
+        crashed = bool(rng.random() < 0.25)
+        lines[8] = lines[8].replace('"target"]', '"tarqet"]') if crashed else lines[8].replace("tarqet", "target")
+        quality.append(0.0 if crashed else round(float(rng.uniform(0.3, 0.9)), 4))
+        trace = "Traceback (most recent call last):\n  File \"solution.py\", line 9\nKeyError: 'tarqet'"
+        feedback.append(trace if crashed else f"The submission scored {quality[-1]:.3f} (accuracy).")
+        responses.append("\n".join(lines))
+        best = k if quality[k] >= quality[best] else best
+    task = number // 2
+    about = {
+        "split": split,
+        "task": task,
+        "sample": number % 2,
+        "name": names[task % 3],
+        "request": f"# {names[task % 3]}",
+    }
+    about |= {"modes": ["base"] + ["improve"] * num_steps, "feedback": feedback}
+    about |= {"from": parents} if split.endswith("greedy") else {}
+    return about | {"quality": quality, "responses": responses}

@@ -11,7 +11,7 @@ import urllib.parse
 
 import numpy as np
 import pytest
-from lifelike import chain, write_run
+from lifelike import chain, script_chain, write_run
 
 from exit_jax import report
 from exit_jax.report import browser
@@ -124,13 +124,20 @@ def test_a_person_steps_through_a_chain_with_buttons_marks_and_arrow_keys(show):
     page = show([row])
     assert text_of(page, "#request") == "What is x?"
     assert text_of(page, "#gold") == "2"
-    assert [mark.text.split() for mark in find_all(page, "#strip button")] == [["0", "✗"], ["1", "✓"], ["2", "✗"]]
-    assert text_of(page, "#status span") == "k = 0 of 2 · base · ✗ wrong"
+    assert [mark.text.split() for mark in find_all(page, "#strip button")] == [
+        ["0", "✗", "0.000"],
+        ["1", "✓", "1.000▲"],
+        ["2", "◐", "0.250▼"],
+    ]
+    assert text_of(page, "#status span") == "k = 0 of 2 · base · ✗ wrong · quality 0.000"
     assert not find(page, "#marking").is_displayed()
     assert find_all(page, "#status button")[0].get_attribute("disabled")
 
     press(page, Keys.ARROW_RIGHT)
-    assert text_of(page, "#status span") == "k = 1 of 2 · improve · ✓ right · corrected"
+    assert (
+        text_of(page, "#status span")
+        == "k = 1 of 2 · improve · ✓ right · corrected · quality 1.000 ▲ 1.000 since k = 0"
+    )
     assert text_of(page, "#answer") == "✓ 2  (was 1)"
     assert "right" in find(page, "#response").get_attribute("class")
     assert [
@@ -146,7 +153,10 @@ def test_a_person_steps_through_a_chain_with_buttons_marks_and_arrow_keys(show):
     assert text_of(page, "#response") == "x is 2 now"
 
     find_all(page, "#status button")[1].click()
-    assert text_of(page, "#status span") == "k = 2 of 2 · diverge · ✗ wrong · broken · quality 0.25"
+    assert (
+        text_of(page, "#status span")
+        == "k = 2 of 2 · diverge · ◐ partly right · broken · quality 0.250 ▼ 0.750 since k = 1"
+    )
     assert text_of(page, "#answer") == "✗ none  (was 2)"
     assert text_of(page, "#response") == "x is 3 now"  # still without marks
     press(page, Keys.ARROW_RIGHT)  # the end
@@ -332,6 +342,71 @@ def test_the_page_is_legible_and_as_wide_as_the_screen(show, tmp_path, size, sch
         assert button.get_attribute("aria-label")
 
 
+SCRIPTS = [
+    "import os\n\ndef main():\n    depth = 2\n    print(depth)\n\nmain()",
+    "import os\n\ndef main():\n    depth = 3\n    print(depth)\n    fit(depth)\n\nmain()",
+    "import os\n\ndef main():\n    depth = 9\n    print(depth)\n\nmain()",
+]
+TRACE = "Traceback (most recent call last):\n  <b>line 6</b>\nNameError: name 'fit' is not defined"
+
+
+def test_a_greedy_search_of_scripts_shows_scores_lines_and_traces(show):
+    """The last script starts from the first, which the second, a crash, did not replace."""
+    feedback = ["The submission scored 0.611.", TRACE, "The submission scored 0.731."]
+    row = make([0.611, 0.0, 0.731], SCRIPTS, name="numerals", feedback=feedback, **{"from": [-1, 0, 0]})
+    page = show([row, make([0.5, 0.5], task=1, feedback=["only one"], **{"from": [0, 7]})])
+    assert text_of(page, "#name") == "Problem 0 (numerals)"
+    assert [mark.text.split() for mark in find_all(page, "#strip button")] == [
+        ["0", "◐", "0.611"],
+        ["1", "✗", "0.000▼"],
+        ["2", "◐", "0.731▲"],
+    ]
+    assert text_of(page, "#feedback") == feedback[0]
+    page.execute_script("step(1)")
+    assert text_of(page, "#feedback") == TRACE
+    assert len(find_all(page, "#feedback b")) == 0
+    assert text_of(page, "#status span") == "k = 1 of 2 · improve · ✗ wrong · quality 0.000 ▼ 0.611 since k = 0"
+    marks = lambda: [(part.tag_name, part.get_attribute("textContent")) for part in find_all(page, "#response > *")]
+    assert marks() == [
+        ("span", "import os\n\ndef main():\n"),
+        ("del", "    depth = 2\n"),
+        ("ins", "    depth = 3\n"),
+        ("span", "    print(depth)\n"),
+        ("ins", "    fit(depth)\n"),
+        ("span", "\nmain()"),
+    ]
+    assert text_of(page, "#change") == "changes since k = 0: 2 lines in, 1 out"
+    assert (
+        "mono" in page.execute_script("return getComputedStyle(document.querySelector('#response')).fontFamily").lower()
+    )
+    page.execute_script("step(2)")
+    assert text_of(page, "#status span").endswith("· quality 0.731 ▲ 0.120 since k = 0")
+    assert marks()[1:3] == [("del", "    depth = 2\n"), ("ins", "    depth = 9\n")], "since what it started from"
+    assert "right" not in find(page, "#response").get_attribute("class")
+    assert [label.text.split()[0] for label in find_all(page, "#filters label")][-2:] == ["improved", "worsened"]
+    assert counts(page) == [2, 0, 0, 0, 2, 1, 1]
+    search(page, "NameError")
+    assert counts(page)[0] == 1, "a trace is found, too"
+    search(page, "")
+    page.execute_script("neighbour(1)")
+    assert not find(page, "#told").is_displayed()  # feedback of another length
+    page.execute_script("step(1)")
+    assert text_of(page, "#status span") == "k = 1 of 1 · improve · ◐ partly right · quality 0.500"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_of_scripts_is_legible_and_as_wide_as_a_telephone(show, tmp_path, scheme):
+    page = show([script_chain(0, "test-greedy", n) for n in range(6)], NARROW, scheme=scheme)
+    page.execute_script("step(2)")
+    assert not is_wider_than_the_screen(page)
+    for selector in ("#strip em", "#strip .part", "#feedback", "#response ins", "#response del"):
+        if find_all(page, selector):
+            assert contrast(page, selector) >= 4.5, selector
+    page.save_screenshot(str(tmp_path / f"scripts-{scheme}.png"))
+    resize(page, WIDE)
+    page.save_screenshot(str(tmp_path / f"scripts-wide-{scheme}.png"))
+
+
 def test_what_does_not_fit_is_said_and_chains_that_changed_are_kept_first(show):
     rng = np.random.default_rng(0)
     words = lambda: "".join(rng.choice(list("abcdefgh "), 2000))
@@ -361,7 +436,7 @@ def test_long_and_missing_texts_cost_no_more_than_themselves(show):
     assert not find(page, "#asked").is_displayed()
     assert not find(page, "#known").is_displayed()
     assert not find(page, "#said").is_displayed()
-    assert text_of(page, "#status span") == "k = 0 of 1 · base · ✗ wrong · quality 0.5"
+    assert text_of(page, "#status span") == "k = 0 of 1 · base · ◐ partly right · quality 0.500"
 
 
 def test_the_report_writes_the_page_where_there_are_chains(tmp_path):

@@ -34,7 +34,9 @@ def params(config):
 def make_chains(quality_KR, unchanged_KR, complete_KR, answers=None) -> Outcome:
     quality_KR = np.array(quality_KR, np.float32)
     yes = np.ones(quality_KR.shape, bool)
-    chains = Chains(quality_KR, np.array(unchanged_KR, bool), yes, np.array(complete_KR, bool), 7 * yes, 1 * yes, None)
+    chains = Chains(
+        quality_KR, np.array(unchanged_KR, bool), yes, np.array(complete_KR, bool), 7 * yes, 1 * yes, {}, None
+    )
     return Outcome(chains, lambda c: [], answers)
 
 
@@ -74,7 +76,8 @@ def test_chains_have_the_shape_asked_for_and_repeat(config, params):
 
 
 def test_restarts_begin_anew(config, params):
-    chains = run_chains(config, params, "validation", restart_every=2).chains
+    settings = dataclasses.replace(config.eval, restart_every=2)
+    chains = run_chains(dataclasses.replace(config, eval=settings), params, "validation", "restarts").chains
     np.testing.assert_array_equal(chains.mode[:, 0], [0, 1, 0, 1, 0])
     assert not chains.unchanged[::2].any()  # a first response changes nothing that was held
 

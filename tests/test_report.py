@@ -7,8 +7,8 @@ import types
 
 import numpy as np
 import pytest
+from lifelike import COMPETITIONS, SPLITS, instances, write_mle_run, write_run
 from lifelike import KS as STEPS
-from lifelike import SPLITS, instances, write_run
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy.spatial.distance import pdist
@@ -16,7 +16,7 @@ from scipy.spatial.distance import pdist
 from exit_jax import report
 from exit_jax.config import ConfigError
 from exit_jax.report import instances as varied
-from exit_jax.report import lineage, plots
+from exit_jax.report import lineage, plots, scores
 from exit_jax.report import runs as finished
 
 KS = [0, 1, 4]
@@ -437,3 +437,79 @@ def test_rows_that_are_no_chains_are_passed_over_and_counted(make_run):
     assert len(list(run.chains)) == 1
     assert run.chains.num_skipped == 7
     assert "7 rows of chains.jsonl that are no chains" in report.report(path, [path]).read_text()
+
+
+def assert_scored_report_is_whole(folder, text):
+    for name in report.SCORE_PLOTS:
+        assert_shows_something(folder / f"{name}.png")
+        assert f"({name}.png)" in text
+    assert "missing" not in text
+
+
+def test_scores_of_one_run_by_k_and_by_task(tmp_path):
+    path = write_mle_run(tmp_path / "exit-0")
+    text = report.report(path, [path]).read_text()
+    assert_scored_report_is_whole(path / "report", text)
+    figures = json.loads((path / "evaluation.json").read_text())["test"]
+    rows = rows_of(text[text.index("## test") :])
+    for name, values in (("plain chain", figures["quality"]), ("greedy search", figures["greedy"]["quality"])):
+        assert rows[name] == [f"{100 * value:.1f}" for value in [*values, values[-1] - values[0]]]
+    assert rows["greedy search: crashed"] == ["0.400", "0.300", "0.250", "0.200", "0.200", "0.200"]
+    assert rows["`" + f"{path.parent.name}/{path.name}" + "`"] == ["83.0", "76.0", "89.0"]
+    assert "the best of *n independent* first responses" in text
+    overview = rows_of(text[text.index("## All splits") :])
+    assert overview["score, greedy search, k = 16"][1] == f"{100 * figures['greedy']['quality'][-1]:.1f}"
+    loaded = finished.group([finished.load(path)])
+    panels = [ax.get_title() for ax in scores.score_by_task(loaded)[0].axes]
+    assert panels == [f"{split}: {name}" for split, names in COMPETITIONS.items() for name in names]
+    lines = scores.score_by_task(loaded)[0].axes[-1].get_lines()
+    np.testing.assert_allclose(lines[1].get_ydata(), 100 * np.array(figures["by_task"]["torn_scans"]["greedy"]))
+
+
+def test_scores_of_variants_share_tables_and_panels(tmp_path):
+    runs = [write_mle_run(tmp_path / f"{v}-{s}", v, s, num_rows=10) for v in ("grpo", "exit") for s in range(2)]
+    text = report.report(tmp_path / "all", runs).read_text()
+    assert_scored_report_is_whole(tmp_path / "all" / "report", text)
+    found = [json.loads((path / "evaluation.json").read_text())["test"]["greedy"]["quality"] for path in runs[2:]]
+    values = 100 * np.array(found)
+    values = np.concatenate([values, values[:, -1:] - values[:, :1]], 1)
+    cells = [f"{m:.1f} ± {s:.1f}" for m, s in zip(values.mean(0), values.std(0, ddof=1))]
+    table = text[text.index("## test") :]
+    table = table[table.index("| greedy search, k = |") :]
+    assert rows_of(table)["exit"] == cells
+    groups = finished.group([finished.load(path) for path in runs])
+    fig = scores.score_by_k(groups)[0]
+    assert [ax.get_title() for ax in fig.axes[::2]] == [
+        "train: plain chain",
+        "train: greedy search",
+        "train: best of n independent",
+    ]
+    np.testing.assert_allclose(fig.axes[3].get_lines()[1].get_ydata(), 100 * np.mean(found, 0))
+    assert [len(ax.get_lines()) for ax in fig.axes] == [2] * 6
+    assert {line.get_color() for line in fig.axes[0].get_lines()} == set(plots.COLOURS[:2])
+
+
+def test_answers_that_are_right_or_wrong_have_no_figures_of_scores(tmp_path):
+    path = write_run(tmp_path / "exit-0", splits=("aime_2024",), num_rows=5)
+    text = report.report(path, [path]).read_text()
+    assert "missing" not in text
+    assert "Normalised score" not in text
+    assert not any((path / "report" / f"{name}.png").exists() for name in report.SCORE_PLOTS)
+
+
+def test_distances_among_solutions_that_training_started_from(tmp_path):
+    """Two tasks, three solutions each; one of each was never drawn, and one instance holds no solution."""
+    path = write_run(tmp_path / "exit-0", splits=("aime_2024",), num_rows=5)
+    rows = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float16)
+    fields = {
+        "iteration": np.arange(7),
+        "step": np.array([0, 1, 2, 0, 1, 2, -1]),
+        "task": np.array([0, 0, 0, 1, 1, 1, 0]),
+    }
+    np.savez(path / "instances.npz", **fields, num_draws=np.array([1, 2, 0, 3, 1, 0, 5]), embedding=rows)
+    text = varied.starting_solutions(finished.group([finished.load(path)]))
+    pairs = [rows[:2].astype(float), rows[3:5].astype(float)]
+    expected = [np.mean([pdist(pair, kind)[0] for pair in pairs]) for kind in ("cosine", "euclidean")]
+    assert rows_of(text)["exit"] == [*(f"{value:.3f}" for value in expected), "4"]
+    np.savez(path / "instances.npz", iteration=fields["iteration"], embedding=rows)  # of an older version
+    assert varied.starting_solutions(finished.group([finished.load(path)])) == ""

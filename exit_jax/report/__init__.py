@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import matplotlib
 
 from exit_jax.config import ConfigError
-from exit_jax.report import browser, instances, lineage, plots
+from exit_jax.report import browser, instances, lineage, plots, scores
 from exit_jax.report.plots import STYLE, Plot
 from exit_jax.report.runs import Groups, group, load
 from exit_jax.report.tables import markdown
@@ -26,6 +26,12 @@ PLOTS: dict[str, Callable[[Groups], Plot]] = {
     "distances": instances.distances,
     "instance_map": instances.instance_map,
     "lineage": lineage.lineage,
+}
+# of evaluations whose quality is a score; where there are none, nothing is missing
+SCORE_PLOTS: dict[str, Callable[[Groups], Plot]] = {
+    "score_by_k": scores.score_by_k,
+    "score_by_task": scores.score_by_task,
+    "net_gains": scores.net_gains,
 }
 
 
@@ -46,7 +52,7 @@ def report(workdir: pathlib.Path, runs: Sequence[pathlib.Path]) -> pathlib.Path:
     folder = pathlib.Path(workdir) / "report"
     folder.mkdir(parents=True, exist_ok=True)
     captions = {}
-    for name, draw in PLOTS.items():
+    for name, draw in (SCORE_PLOTS | PLOTS).items():
         (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report
         with matplotlib.rc_context(STYLE):
             if plot := draw(groups):

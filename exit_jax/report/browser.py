@@ -40,9 +40,10 @@ def choose(runs: list[Run], max_bytes: int) -> tuple[set[tuple[int, int]], int]:
     ranked, turns = [], collections.Counter()
     for place, run in enumerate(runs):
         for row, chain in enumerate(run.chains):
-            constant = len({quality >= 1 for quality in chain["quality"]}) == 1
+            constant = len({quality >= 1 for quality in chain["quality"]}) == 1 and not score_moves(chain)
             turns[kind := (place, chain["split"], constant)] += 1
-            size = sum(len(as_json(text)) for text in {clip(text) for text in chain["responses"]})
+            told = {clip(text) for text in [*chain["responses"], *aligned(chain, "feedback")]}
+            size = sum(len(as_json(text)) for text in told)
             ranked.append((constant, turns[kind], place, row, size + len(as_json(clip(chain.get("request")))) + 500))
     kept = set()
     for *_, place, row, size in sorted(ranked):
@@ -68,13 +69,29 @@ def entries(run: Run, kept: set[int], texts: dict[str, int]) -> list[dict]:
             "sample": sample,
             "request": texts.setdefault(clip(chain.get("request")), len(texts)),
             "gold": clip(chain.get("gold")),
+            "name": clip(chain.get("name")),
             "quality": chain["quality"],
             "modes": aligned(chain, "modes") or ["base"] + ["improve"] * (count - 1),
             "answers": [clip(answer) for answer in aligned(chain, "answers")],
+            "feedback": [texts.setdefault(clip(text), len(texts)) for text in aligned(chain, "feedback")],
+            "from": origins(chain),
             "responses": [texts.setdefault(clip(text), len(texts)) for text in chain["responses"]],
         }
         found.append((*problem, sample, row, entry))
     return [entry for *_, entry in sorted(found, key=lambda item: item[:-1])]
+
+
+def score_moves(chain: dict) -> bool:
+    """Does the score of a chain move without being only right or wrong?"""
+    return len(set(chain["quality"])) > 1 and any(0 < quality < 1 for quality in chain["quality"])
+
+
+def origins(chain: dict) -> list[int]:
+    """Return which response each response started from, -1 for the first: the one before, but for a greedy search."""
+    plain = list(range(-1, len(chain["responses"]) - 1))
+    given = aligned(chain, "from")
+    known = all(isinstance(at, int) and at < k for k, at in enumerate(given))
+    return given if given and known else plain
 
 
 def aligned(chain: dict, name: str) -> list:

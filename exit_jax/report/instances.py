@@ -16,15 +16,20 @@ MAX_POINTS = 1000  # a panel of the map
 MEASURES = ("cosine distance", "L2 distance")
 
 
-def mean_distances(rows: np.ndarray) -> tuple[float, float]:
-    """Return the mean cosine (1 - cos) and L2 distance over all pairs of rows [n, E]; NaN for fewer than two."""
-    if len(rows) < 2:
+def mean_distances(rows: np.ndarray, task: np.ndarray | None = None) -> tuple[float, float]:
+    """Return the mean cosine (1 - cos) and L2 distance over all pairs of rows [n, E], or those of one task [n].
+
+    NaN where there is no pair.
+    """
+    pairs = ~np.eye(len(rows), dtype=bool)
+    if task is not None:
+        pairs &= task[:, None] == task
+    if not pairs.any():
         return np.nan, np.nan
     rows = rows.astype(np.float64)  # |a|² + |b|² - 2ab of close rows cancels
     gram, square = rows @ rows.T, (rows**2).sum(1)
     cosine = 1 - gram / np.sqrt(np.outer(square, square))
     l2 = np.sqrt(np.maximum(np.add.outer(square, square) - 2 * gram, 0))
-    pairs = ~np.eye(len(rows), dtype=bool)
     return cosine[pairs].mean(), l2[pairs].mean()
 
 
@@ -51,7 +56,28 @@ def distances(groups: Groups) -> Plot:
     add_legend(fig, axes)
     text = f"Distances between the embeddings of instances in the final buffer that were made within {edges[1]:.3g} "
     text += f"iterations, and below of all of them: of all pairs of at most {MAX_INSTANCES} instances a run.\n\n"
-    return fig, text + table(("mean pairwise", *MEASURES), rows)
+    return fig, text + table(("mean pairwise", *MEASURES), rows) + starting_solutions(groups)
+
+
+def starting_solutions(groups: Groups) -> str:
+    """Return a table of the distances among the solutions that training started from (ExIt Tab. 2); "" if files tell none.
+
+    Of what training started from, the final buffer holds what is left: solutions that were drawn and not replaced since.
+    """
+    rows = []
+    for label, runs in groups.items():
+        some = [run.instances for run in runs if {"step", "task", "num_draws"} <= set(run.instances)]
+        found, counts = [], []
+        for held in some:
+            drawn = (held["step"] >= 0) & (held["num_draws"] > 0)
+            found.append(mean_distances(held["embedding"][drawn], held["task"][drawn]))
+            counts.append([float(drawn.sum())])
+        if some:
+            rows.append((label, *cells(np.array(found), 3), *cells(np.array(counts), 0)))
+    if not rows:
+        return ""
+    text = "\n\nAmong solutions that training started from and that the final buffer still holds, of pairs of one task:\n\n"
+    return text + table(("starting solutions", *MEASURES, "number"), rows)
 
 
 def instance_map(groups: Groups) -> Plot:

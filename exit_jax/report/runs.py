@@ -71,8 +71,10 @@ class Run:
     rows: list[dict]  # train.jsonl
     evaluation: dict  # split -> results
     chains: Chains
+    timing: dict  # split -> kind of chain -> seconds that its evaluation took
     scores: dict  # of the final buffer
-    instances: dict[str, np.ndarray]  # some of the final buffer: iteration [n] that made them, embedding [n, E]
+    # some of the final buffer: iteration [n] that made them, embedding [n, E]; of newer runs also step, task, num_draws [n]
+    instances: dict[str, np.ndarray]
 
     @property
     def folder(self) -> str:
@@ -101,6 +103,7 @@ def load(path: pathlib.Path) -> Run:
         rows=read_jsonl(path / "train.jsonl"),
         evaluation=read("evaluation.json"),
         chains=Chains(path / "chains.jsonl"),
+        timing=read("evaluation_timing.json").get("secs", {}),
         scores=read("buffer_scores.json"),
         instances=load_instances(path / "instances.npz"),
     )
@@ -115,6 +118,7 @@ def load_instances(path: pathlib.Path) -> dict[str, np.ndarray]:
             if known.size > MAX_INSTANCES:
                 known = np.sort(np.random.default_rng(0).choice(known, MAX_INSTANCES, replace=False))
             held = {"iteration": iteration[known], "embedding": embedding[known].astype(np.float32)}
+            held |= {name: file[name][known] for name in ("step", "task", "num_draws") if name in file}
             return held if known.size else {}
     except (*DAMAGE, IndexError):
         return {}
@@ -171,12 +175,19 @@ def by_k(runs: Sequence[Run], split: str, ks: Sequence[int], *path: str) -> np.n
     return np.array(table, float).reshape(len(table), len(ks))
 
 
-def standard_error(runs: Sequence[Run], split: str, ks: Sequence[int], metric: str) -> np.ndarray:
+def standard_error(runs: Sequence[Run], split: str, ks: Sequence[int], *path: str) -> np.ndarray:
     """Return the standard error [len(ks)] of a metric's mean: over runs or, of a single one, over its problems."""
-    values = by_k(runs, split, ks, metric)
+    values = by_k(runs, split, ks, *path)
     if len(values) > 1:
         return mean_std(values)[1] / np.sqrt(len(values))
-    return mean_std(by_k(runs, split, ks, f"{metric}_se"))[0]
+    return mean_std(by_k(runs, split, ks, *path[:-1], f"{path[-1]}_se"))[0]
+
+
+def is_scored(runs: Sequence[Run], split: str) -> bool:
+    """Do some evaluations of a split have qualities beside 0 and 1, so that their mean is no accuracy?"""
+    found = (run.evaluation.get(split, {}) for run in runs)
+    pairs = (zip(results.get("quality", []), results.get("accuracy", [])) for results in found)
+    return any(abs(quality - right) > 1e-5 for pair in pairs for quality, right in pair)
 
 
 def over_training(runs: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:

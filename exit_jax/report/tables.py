@@ -1,11 +1,12 @@
 """The report as Markdown: what was run, tables, plots with their captions, and what is missing."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from exit_jax.report.plots import words
-from exit_jax.report.runs import MEAN, Groups, all_runs, by_k, mean_std, splits_of
+from exit_jax.report.runs import MEAN, Groups, all_runs, by_k, is_scored, mean_std, splits_of
 
 BY_K = {  # rows of the table: path in evaluation.json -> name
     ("accuracy",): "accuracy",
@@ -22,6 +23,24 @@ BY_K = {  # rows of the table: path in evaluation.json -> name
     ("broken",): "right → wrong",
     ("unchanged_right",): "right left unchanged",
     ("unchanged_wrong",): "wrong left unchanged",
+}
+SCAFFOLDS = {  # name -> paths of its score in evaluation.json, of a split and of one of its tasks
+    "plain chain": (("quality",), "quality"),
+    "greedy search": (("greedy", "quality"), "greedy"),
+    "restarts, best so far": (("restarts", "best_quality"), "restarts"),
+}
+SCORES = [path for path, _ in SCAFFOLDS.values()]
+SCORES_BY_K = {  # rows of a single run's table, all of them shares in %
+    ("quality",): "plain chain",
+    ("quality_se",): "its standard error over tasks",
+    ("best_quality",): "its best so far",
+    ("greedy", "quality"): "greedy search",
+    ("greedy", "quality_se"): "its standard error over tasks",
+    ("restarts", "best_quality"): "restarts, best so far",
+    ("improved",): "plain chain: steps up to k that raised the score",
+    ("worsened",): "and that lowered it",
+    ("greedy", "improved"): "greedy search: steps that beat the best",
+    ("greedy", "worsened"): "and that fell below it",
 }
 LAST = [  # of these, the table of several variants shows the last k
     ("delta",),
@@ -61,6 +80,8 @@ def markdown(groups: Groups, captions: dict[str, str], plots: Iterable[str], pag
     parts += overview(groups)
     for split, ks in splits_of(groups).items():
         parts += split_tables(groups, split, ks)
+        parts += [*score_tables(groups, split, ks), *note_tables(groups, split, ks)]
+    parts += wall_times(groups)
     parts += [f"## {name.replace('_', ' ')}\n\n![{name}]({name}.png)\n\n{text}" for name, text in captions.items()]
     if notes := [*faults(groups), *(f"`{name}.png` is not drawn" for name in plots if name not in captions)]:
         parts.append("## What is missing\n\n" + "\n".join(f"- {note}." for note in notes))
@@ -68,25 +89,34 @@ def markdown(groups: Groups, captions: dict[str, str], plots: Iterable[str], pag
 
 
 def overview(groups: Groups) -> list[str]:
-    """Return, where there are several splits, what ExIt's Table 1 shows: accuracy at first and last k, and Δ, by split."""
+    """Return, where there are several splits, what ExIt's Table 1 shows: accuracy at first and last k, and Δ, by split.
+
+    Where quality is a score, its figures and the greedy search's follow.
+    """
     splits = splits_of(groups)
     ks = sorted(set.intersection(*map(set, splits.values()))) if len(splits) > 1 else []
     if not ks:
         return []
-    measures = {f"accuracy, k = {ks[0]}": ("accuracy", ks[:1]), f"accuracy, k = {ks[-1]}": ("accuracy", ks[-1:])}
-    measures |= {f"Δ, k = {ks[-1]}": ("delta", ks[-1:]), f"net corrections, k = {ks[-1]}": ("net_corrections", ks[-1:])}
+    end = f"k = {ks[-1]}"
+    measures = {f"accuracy, k = {ks[0]}": (ks[:1], "accuracy"), f"accuracy, {end}": (ks[-1:], "accuracy")}
+    measures |= {f"Δ, {end}": (ks[-1:], "delta")}
+    if len(groups) == 1:
+        measures |= {f"net corrections, {end}": (ks[-1:], "net_corrections")}
+    if scored_splits(groups):
+        measures |= {f"score, k = {ks[0]}": (ks[:1], "quality"), f"score, {end}": (ks[-1:], "quality")}
+        measures |= {f"score, greedy search, {end}": (ks[-1:], "greedy", "quality")}
     text = "## All splits\n\nAll in %; Δ is the gain in accuracy since k = 0."
     text += f" *{MEAN}* is the unweighted mean of the test splits." if MEAN in splits else ""
     tables = [
         [
-            (label if len(groups) > 1 else title, *(cells(by_k(runs, split, k, metric))[0] for split in splits))
+            (label if len(groups) > 1 else title, *(cells(by_k(runs, split, k, *path))[0] for split in splits))
             for label, runs in groups.items()
         ]
-        for title, (metric, k) in measures.items()
+        for title, (k, *path) in measures.items()
     ]
     if len(groups) == 1:
         return [text, table(("", *splits), [row for rows in tables for row in rows])]
-    return [text, *(table((title, *splits), rows) for title, rows in zip(list(measures)[:3], tables))]
+    return [text, *(table((title, *splits), rows) for title, rows in zip(measures, tables))]
 
 
 def split_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
@@ -132,6 +162,85 @@ def split_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
         header = [f"{level} ({content['num_tasks']} tasks)" for level, content in levels.items()]
         parts.append(table((f"accuracy, k = {ks[-1]}, by {name}", *header), rows))
     return parts
+
+
+def scored_splits(groups: Groups) -> dict[str, list[int]]:
+    """Return the splits, each with its k, of which some evaluation has qualities beside 0 and 1."""
+    return {split: ks for split, ks in splits_of(groups).items() if is_scored(all_runs(groups), split)}
+
+
+def known_scaffolds(groups: Groups, splits: dict[str, list[int]]) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Return those of SCAFFOLDS that some evaluation of these splits has; independent responses under their own name."""
+    found = {
+        name: paths
+        for name, paths in SCAFFOLDS.items()
+        if any(np.isfinite(by_k(all_runs(groups), split, ks, *paths[0])).any() for split, ks in splits.items())
+    }
+    every = {
+        run.evaluation.get(split, {}).get("restarts", {}).get("every") for run in all_runs(groups) for split in splits
+    }
+    rename = {"restarts, best so far": "best of n independent"} if every - {None} == {1} else {}
+    return {rename.get(name, name): paths for name, paths in found.items()}
+
+
+def score_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
+    """Return the scores of a split by k and Δ: rows are figures of a single group, or groups in a table a scaffold."""
+    if not is_scored(all_runs(groups), split):
+        return []
+    text = f"Normalised score in %; Δ is its gain since k = {ks[0]}."
+    if len(groups) == 1:
+        (runs,) = groups.values()
+        rows = []
+        for path, name in SCORES_BY_K.items():
+            values = by_k(runs, split, ks, *path)
+            if np.isfinite(values).any():
+                rows.append((name, *cells(values), *(cells(rise(values)) if path in SCORES else "–")))
+        return [text, table(("score, k =", *map(str, ks), f"Δ_{ks[-1]}"), rows)]
+    parts = [text]
+    for name, (path, _) in known_scaffolds(groups, {split: list(ks)}).items():
+        table_of = {label: by_k(runs, split, ks, *path) for label, runs in groups.items()}
+        rows = [(label, *cells(values), *cells(rise(values))) for label, values in table_of.items()]
+        parts.append(table((f"{name}, k =", *map(str, ks), f"Δ_{ks[-1]}"), rows))
+    return parts
+
+
+def rise(values: np.ndarray) -> np.ndarray:
+    """Return by how much values [runs, n] grow from the first k to the last, [runs, 1]."""
+    return values[:, -1:] - values[:, :1]
+
+
+def note_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
+    """Return what else grading says of responses, such as whether a script crashed: by k, or at the last k by group."""
+    kinds = {"": (), "greedy search: ": ("greedy",), "restarts: ": ("restarts",)}
+    found = {}
+    for (start, path), run in itertools.product(kinds.items(), all_runs(groups)):
+        inner = run.evaluation.get(split, {})
+        for key in path:
+            inner = inner.get(key, {})
+        found |= {f"{start}{name.replace('_', ' ')}": (*path, "notes", name) for name in inner.get("notes", {})}
+    if not found:
+        return []
+    values = lambda runs, path: by_k(runs, split, ks, *path) / 100  # not in %
+    if len(groups) == 1:
+        (runs,) = groups.values()
+        rows = [(name, *cells(values(runs, path), 3)) for name, path in found.items()]
+        return [table(("a response, k =", *map(str, ks)), rows)]
+    rows = [
+        (label, *(cells(values(runs, path)[:, -1:], 3)[0] for path in found.values())) for label, runs in groups.items()
+    ]
+    return [table((f"a response, k = {ks[-1]}", *found), rows)]
+
+
+def wall_times(groups: Groups) -> list[str]:
+    """Return the seconds that evaluations took, all splits together, by kind of chain."""
+    runs = [run for run in all_runs(groups) if run.timing]
+    kinds = list(dict.fromkeys(kind for run in runs for secs in run.timing.values() for kind in secs))
+    if not runs:
+        return []
+    total = lambda run, kind: sum(secs.get(kind, 0.0) for secs in run.timing.values())
+    rows = [(run.folder, *(f"{total(run, kind):.1f}" for kind in kinds)) for run in runs]
+    text = "Wall time of evaluation, all splits; of one that was resumed, its last session's."
+    return [text, table(("seconds", *kinds), rows)]
 
 
 def cells(values: np.ndarray, digits: int = 1) -> list[str]:

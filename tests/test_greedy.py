@@ -1,0 +1,226 @@
+"""Greedy search (ExIt §5): against a loop in plain Python, on the device and on the host, and its figures against NumPy."""
+
+import dataclasses
+import json
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import tiny_math
+
+from exit_jax import evaluate as evaluation
+from exit_jax import programs
+from exit_jax.algorithm.types import History
+from exit_jax.config import ConfigError, validate
+from exit_jax.evaluate import Chains, Outcome, evaluate, keep_better, run_chains, save_chains, started_from, summarise
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def with_eval(config, **changes):
+    return dataclasses.replace(config, eval=dataclasses.replace(config.eval, **changes))
+
+
+@pytest.fixture(scope="module")
+def config():
+    content = runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"]()
+    content.eval.splits = ("validation",)
+    content.eval.restart_every = 0
+    content.eval.greedy = True
+    content.run.mesh.data = 1
+    return validate(content, jax.device_count())
+
+
+@pytest.fixture(scope="module")
+def params(config):
+    return programs.make_program(config).init_params(0)
+
+
+def search_by_hand(config, params, split):
+    """Return the qualities [K + 1, R] and texts [K + 1][R] of one batch of searches, one step of one chain at a time."""
+    domain = programs.make_domain(config.domain_name, config.domain)
+    settings, decoder = config.eval, programs.decoder_config(config)
+    jitted = evaluation.chain_programs(config.domain_name, config.domain, decoder, settings, config.run.mesh)
+    tasks = jax.device_get(domain.tasks(split))
+    size = len(tasks.task)
+    assert size == settings.batch_size
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), 2), 0)
+    copy = jitted.reshard(params)
+    row = lambda tree, *at: jax.tree.map(lambda leaf: leaf[at], tree)
+    held, qualities, texts = [row(tasks, i) for i in range(size)], [], []
+    for k in range(max(settings.steps) + 1):
+        together = jax.tree.map(lambda *leaves: np.stack(leaves), *held)
+        instances, rollouts = jax.device_get(jitted.respond(copy, together, key, jnp.int32(k)))
+        children = jax.device_get(domain.grade(instances, rollouts).children)
+        new = [row(children, i, 0, 0) for i in range(size)]
+        qualities.append([float(one.quality) for one in new])
+        texts.append(domain.describe(jax.tree.map(lambda *leaves: np.stack(leaves), *new)))
+        for i in range(size):
+            if k == 0 or new[i].quality >= held[i].quality:
+                held[i] = new[i]
+    return np.array(qualities, np.float32), texts
+
+
+@pytest.fixture(scope="module")
+def on_host(tmp_path_factory):
+    """Return arithmetic, of which an untrained policy solves nothing."""
+    return tiny_math(tmp_path_factory.mktemp("data"), eval__greedy=True, eval__restart_every=0, eval__steps=(0, 1, 3))
+
+
+@pytest.fixture
+def pay(monkeypatch):
+    """Return a function that makes a domain pay any response 0 to 6/8 and tell it in its feedback, untrained as policies are.
+
+    ``mark`` (tokens of a history, quality) -> tokens of the history after the response.
+    """
+
+    def change(config, mark):
+        plain = programs.make_domain(config.domain_name, config.domain)
+
+        def grade(instances, rollouts):
+            grades = plain.grade(instances, rollouts)
+            quality = ((rollouts.tokens * rollouts.mask).sum(-1) % 7 / 8).astype(np.float32)
+            tokens = mark(grades.children.tokens, quality[..., None])
+            children = dataclasses.replace(grades.children, quality=quality[..., None], tokens=tokens)
+            return dataclasses.replace(grades, quality=quality, children=children)
+
+        told = lambda history: [f"score {quality}" for quality in np.asarray(history.quality)]
+        domain = dataclasses.replace(plain, grade=grade, feedback=told)
+        for module in (evaluation, programs):
+            monkeypatch.setattr(module, "make_domain", lambda *_: domain)
+        evaluation.chain_programs.cache_clear()
+
+    yield change
+    evaluation.chain_programs.cache_clear()
+
+
+def test_on_the_device_a_search_goes_on_from_the_best_so_far(config, params, pay):
+    # an untrained policy edits nothing, so that the quality goes to the feedback token, and it must heed its prompt
+    pay(config, lambda tokens, quality: tokens.at[..., -1].set(4 + (8 * quality).astype(int) % 4))
+    params = jax.tree.map(lambda leaf: 4 * leaf, params)
+    outcome = run_chains(config, params, "validation", "greedy")
+    quality, texts = search_by_hand(config, params, "validation")
+    np.testing.assert_array_equal(outcome.chains.quality, quality)
+    assert [outcome.describe(c) for c in range(16)] == [list(column) for column in zip(*texts)]
+    assert (quality[1:] < np.maximum.accumulate(quality)[:-1]).any(), "some response was worse and so was dropped"
+    assert outcome.feedback is not None
+    assert outcome.feedback(3) == [f"score {value}" for value in quality[:, 3]]
+    plain = run_chains(config, params, "validation").chains
+    assert (plain.quality[0] != outcome.chains.quality[0]).any(), "searches sample independently of chains"
+
+
+def test_on_the_host_too_and_a_search_that_was_cut_off_goes_on(on_host, pay, tmp_path, monkeypatch):
+    pay(on_host, lambda tokens, _: tokens)
+    params = programs.make_program(on_host).init_params(0)
+    whole = evaluate(on_host, params, tmp_path / "whole")
+    stored = tmp_path / "whole/answers/test-greedy.jsonl"
+    rows = [json.loads(line) for line in stored.read_text().splitlines() if '"chain"' in line]
+    quality, texts = search_by_hand(on_host, params, "test")
+    table = {(row["k"], row["chain"]): row for row in rows}
+    assert [[table[k, c]["text"] for c in range(8)] for k in range(4)] == texts
+    np.testing.assert_allclose([[table[k, c]["quality"] for c in range(8)] for k in range(4)], quality)
+    assert (quality[1:] < np.maximum.accumulate(quality)[:-1]).any()
+    held = np.maximum.accumulate(quality).mean(1)[[0, 1, 3]]
+    np.testing.assert_allclose(whole["test"]["greedy"]["quality"], held, rtol=1e-6)
+    assert set(whole["test"]["greedy"]["notes"]) == {"ungraded", "no_answer", "truncated"}
+
+    part = tmp_path / "part/answers"
+    part.mkdir(parents=True)
+    for path in stored.parent.iterdir():
+        (part / path.name).write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
+    assert evaluate(on_host, params, part.parent) == whole
+    assert (part / "test-greedy.jsonl").read_bytes() == stored.read_bytes()
+
+    def refuse(*_):
+        raise AssertionError("sampled although everything is stored")
+
+    monkeypatch.setattr("exit_jax.evaluate.sampler.sample", refuse)
+    assert evaluate(on_host, params, part.parent) == whole
+    chains = [json.loads(line) for line in (tmp_path / "whole/chains.jsonl").read_text().splitlines()]
+    assert {chain["split"] for chain in chains} == {"test", "test-greedy"}
+    for chain in chains:
+        assert [float(said.split()[1]) for said in chain["feedback"]] == pytest.approx(chain["quality"], abs=1e-4)
+    timing = json.loads((tmp_path / "whole/evaluation_timing.json").read_text())
+    assert set(timing["secs"]["test"]) == {"chain", "greedy"}
+
+
+def test_the_better_is_held_the_newer_where_they_tie_and_any_first_response(make_history):
+    old = make_history(4, step=[-1, 0, 0, 3], quality=[0.5, 0.5, 0.5, 0.5], id=1)
+    new = make_history(4, step=[0, 1, 1, 4], quality=[0.0, 0.5, 0.4, 0.6], id=2, tokens=1)
+    for convert in (lambda x: x, jax.device_get):
+        held: History = keep_better(convert(old), convert(new), jnp.bool(True))
+        np.testing.assert_array_equal(held.id, [2, 2, 1, 2])
+        np.testing.assert_array_equal(held.tokens[:, 0], [1, 1, 0, 1])
+        np.testing.assert_array_equal(keep_better(convert(old), convert(new), jnp.bool(False)).id, [2, 2, 2, 2])
+
+
+def outcome_of(quality, notes=None):
+    quality = np.array(quality, np.float32)
+    yes: np.ndarray = np.ones(quality.shape, bool)
+    chains = Chains(quality, ~yes, yes, ~yes, 5 * yes, 1 * yes, notes or {}, None)
+    return Outcome(chains, lambda c: [f"{c}.{k}" for k in range(len(quality))], None)
+
+
+def test_figures_of_a_search_agree_with_numpy(config):
+    """Three tasks with two searches each, of random qualities on a coarse grid, so that some steps change nothing."""
+    rng = np.random.default_rng(0)
+    plain, rival, search = rng.integers(0, 5, (3, 5, 6)) / 4
+    crashed = rng.random((5, 6)).astype(np.float32)
+    chosen = with_eval(config, steps=(0, 1, 4), samples_per_task=2, restart_every=1, greedy=True)
+    results = summarise(
+        chosen,
+        outcome_of(plain, {"crashed": crashed}),
+        outcome_of(rival),
+        {},
+        outcome_of(search, {"crashed": 1 - crashed}),
+        ["a", "b", "c"],
+    )
+    ks, best = [0, 1, 4], np.maximum.accumulate(search)
+    tasks = lambda values: values.reshape(5, 2, 3).mean(1)
+    found = results["greedy"]
+    assert found["quality"] == pytest.approx(best.mean(1)[ks])
+    assert (np.diff(found["quality"]) >= 0).all()
+    assert found["quality_se"] == pytest.approx(tasks(best).std(1, ddof=1)[ks] / np.sqrt(3))
+    assert found["quality_delta"] == pytest.approx((best - best[0]).mean(1)[ks])
+    assert found["accuracy"] == pytest.approx((best == 1).mean(1)[ks])
+    assert found["tokens"] == [5, 10, 25]
+    assert found["notes"]["crashed"] == pytest.approx((1 - crashed).mean(1)[ks])
+    better, worse = search[1:] > best[:-1], search[1:] < best[:-1]
+    assert found["improved"] == [None, pytest.approx(better[:1].mean()), pytest.approx(better.mean())]
+    assert found["worsened"] == [None, pytest.approx(worse[:1].mean()), pytest.approx(worse.mean())]
+
+    assert results["quality_se"] == pytest.approx(tasks(plain).std(1, ddof=1)[ks] / np.sqrt(3))
+    assert results["best_quality"] == pytest.approx(np.maximum.accumulate(plain).mean(1)[ks])
+    assert results["restarts"]["best_quality"] == pytest.approx(np.maximum.accumulate(rival).mean(1)[ks])
+    net = np.sign(np.diff(plain, axis=0))
+    assert results["net_gains"] == [None, pytest.approx(net[:1].mean()), pytest.approx(net.mean())]
+    per_task = net.mean(0).reshape(2, 3).mean(0)
+    assert results["net_gains_se"][-1] == pytest.approx(per_task.std(ddof=1) / np.sqrt(3))
+    assert results["notes"]["crashed"] == pytest.approx(crashed.mean(1)[ks])
+    assert list(results["by_task"]) == ["a", "b", "c"]
+    assert results["by_task"]["b"]["greedy"] == pytest.approx(best[:, [1, 4]].mean(1)[ks])
+    assert results["by_task"]["c"]["quality"] == pytest.approx(plain[:, [2, 5]].mean(1)[ks])
+    mean = evaluation.mean_of([results, results])
+    assert mean["greedy"]["quality"] == pytest.approx(found["quality"])
+    assert mean["greedy"]["quality_se"] == pytest.approx(np.array(found["quality_se"]) / np.sqrt(2))
+    assert mean["net_gains"][0] is None
+    json.dumps(results, allow_nan=False)
+
+
+def test_saved_searches_tell_where_each_response_started(config):
+    quality = np.array([[0.5, 0.0], [0.2, 0.0], [0.5, 0.3], [0.1, 0.2]], np.float32)
+    np.testing.assert_array_equal(started_from(quality), [[-1, -1], [0, 0], [0, 1], [2, 2]])
+    rows = save_chains(config, "test", outcome_of(quality), [{"name": "a"}, {"name": "b"}], "greedy")
+    assert [row["from"] for row in rows] == [[-1, 0, 0, 2], [-1, 0, 1, 2]]
+    assert [row["split"] for row in rows] == ["test-greedy"] * 2
+
+
+@pytest.mark.parametrize("field", ["greedy", "restart_every"])
+def test_episodes_of_several_turns_have_no_search(field, monkeypatch, config):
+    domain = programs.make_domain(config.domain_name, config.domain)
+    monkeypatch.setattr(programs, "make_domain", lambda *_: dataclasses.replace(domain, environment=object()))
+    with pytest.raises(ConfigError, match=rf"eval\.{field} = (True|1)"):
+        programs.make_program(with_eval(config, seed=1, greedy=field == "greedy", restart_every=int(field != "greedy")))
