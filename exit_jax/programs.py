@@ -491,6 +491,7 @@ class StepPrograms:
         """Jit the parts one by one; the sampler's copy and its cache are freed before the learner begins."""
         parts = functools.partial(make_parts, config, domain, mesh)
         turns: Any = make_turns(config, domain, mesh)
+        environment: Any = domain.environment
         same, by_row = meshes.replicated(mesh), meshes.by_row(mesh)
 
         def select(given, state, flight):
@@ -505,7 +506,7 @@ class StepPrograms:
             ),
             turns=turns,
             play=lambda copy, key, instances: play(
-                turns, domain.environment, config.algorithm.group_size, copy, instances, key, num_lanes(config)
+                turns, environment, config.algorithm.group_size, copy, instances, key, num_lanes(config)
             ),
             learn=jax.jit(
                 lambda given, *args: parts(given).learn(*args), donate_argnums=1, out_shardings=(state_shardings, same)

@@ -26,11 +26,12 @@ class ShapesConfig:
     observation_tokens: int  # of what is said to it
 
     def __post_init__(self):
-        lowest = dict.fromkeys(("max_turns", "turn_tokens", "observation_tokens"), min(1, self.max_turns))
+        of_turns = ("max_turns", "turn_tokens", "observation_tokens")
+        lowest = {name: min(1, self.max_turns) if name in of_turns else 1 for name in vars(self)}
         wrong = [
-            f"domain.{name} = {value} is below {lowest.get(name, 1)}"
+            f"domain.{name} = {value} is below {lowest[name]}"
             for name, value in vars(self).items()
-            if value < lowest.get(name, 1)
+            if value < lowest[name]
         ]
         if wrong:
             raise ValueError("; ".join(wrong))

@@ -91,8 +91,9 @@ def read(config: DecoderConfig, params: Params, tokens: Array, position: Array, 
     """
     parts = []
     for start in range(0, tokens.shape[-1], READ_CHUNK):
-        part = [array[..., start : start + READ_CHUNK] for array in (tokens, position, mask)]
-        hidden, cache = decoder.apply(config, params, *part, cache)
+        chunk = slice(start, start + READ_CHUNK)
+        rows = tokens[..., chunk], position[..., chunk], mask[..., chunk]
+        hidden, cache = decoder.apply(config, params, *rows, cache)
         parts.append(hidden)
     return jnp.concatenate(parts, axis=2), cache
 
