@@ -335,7 +335,7 @@ class MlEngineering:
         Raises:
           DomainError: also if a goal is too long, or there is no sandbox to run scripts in, so that no run begins in vain.
         """
-        assert self.goals and self.sandbox
+        _ = self.goals, self.sandbox  # made, or refused, before a run begins
         requests = [self.requests[name] for name in self.config.names(split)]
         row = np.arange(len(requests), dtype=np.int32)
         return self.pack(
