@@ -26,8 +26,8 @@ SCRIPTS = (
 SETTINGS = {
     "domain.source": "embedded",
     "domain.preview_chars": 600,
-    "domain.prompt_width": 1408,
-    "domain.max_goal_tokens": 32,
+    "domain.prompt_width": 1536,
+    "domain.max_goal_tokens": 64,
     "domain.max_request_tokens": 896,
     "domain.max_solution_tokens": 64,
     "domain.max_feedback_tokens": 64,
@@ -68,6 +68,7 @@ def checkpoint(tmp_path_factory):
     shape = dataclasses.replace(LLAMA, vocab_size=len(trained) + 8, qkv_bias=True, tie_embeddings=False)
     params = jax.tree.map(np.array, random_params(shape))
     params["embedding"][:, 0] = 4.0
+    params["final_norm"]["scale"][0] = 1.0
     likely = [trained.encode(text)[0] for text in (*blocks, tokenizer.END)]
     rows = params["head"]["kernel"].T  # a view
     rows[:] *= 0.1

@@ -272,7 +272,8 @@ class MlEngineering:
         longest = max(map(len, goals.values()))
         if longest > c.max_goal_tokens:
             raise DomainError(
-                f"domain.max_goal_tokens = {c.max_goal_tokens} is too narrow for a goal of {longest} tokens"
+                f"domain.max_goal_tokens = {c.max_goal_tokens} is too narrow for a goal of {longest} tokens; raise it, or "
+                "shorten domain.improve_goal and domain.debug_goal"
             )
         return goals
 
@@ -332,9 +333,9 @@ class MlEngineering:
         """Return the base tasks of a split, one a competition, in NumPy.
 
         Raises:
-          DomainError: also if there is no sandbox to run scripts in, so that a run does not begin in vain.
+          DomainError: also if a goal is too long, or there is no sandbox to run scripts in, so that no run begins in vain.
         """
-        assert self.sandbox
+        _ = self.goals, self.sandbox  # made, or refused, before a run begins
         requests = [self.requests[name] for name in self.config.names(split)]
         row = np.arange(len(requests), dtype=np.int32)
         return self.pack(
