@@ -74,9 +74,7 @@ class Outcome:
     chains: Chains  # without histories
     describe: Callable[[int], list[str]]  # number of a chain -> its K + 1 responses
     answers: list[list[str]] | None  # [K + 1][R]; None where the domain tells none
-    feedback: Callable[[int], list[str]] | None = (
-        None  # number of a chain -> what was said of each; None where nothing is
-    )
+    feedback: Callable[[int], list[str]] | None = None  # number of a chain -> what was said of each response
     figures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # [K + 1, R] by name, of episodes
 
 

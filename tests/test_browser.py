@@ -387,8 +387,7 @@ def test_a_greedy_search_of_scripts_shows_scores_lines_and_traces(show):
     assert counts(page) == [2, 0, 0, 0, 2, 1, 1]
     search(page, "NameError")
     assert counts(page)[0] == 1, "a trace is found, too"
-    search(page, "")
-    page.execute_script("neighbour(1)")
+    page.execute_script("state.query = ''; pickChains(); neighbour(1)")
     assert not find(page, "#told").is_displayed()  # feedback of another length
     page.execute_script("step(1)")
     assert text_of(page, "#status span") == "k = 1 of 1 · improve · ◐ partly right · quality 0.500"
