@@ -271,16 +271,16 @@ def test_a_slow_pair_delays_its_worker_only(make_faulty):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("text", "reasons"),
     [
-        ("hang", "time limit"),
-        ("sleep", "wall-clock limit"),
-        ("die", "worker killed by SIGSEGV"),
-        ("bomb", "out of memory"),
-        ("fail", "KeyError('fail')"),
+        ("hang", ("time limit", "wall-clock limit")),  # the second where other programs leave it too little of a core
+        ("sleep", ("wall-clock limit",)),
+        ("die", ("worker killed by SIGSEGV",)),
+        ("bomb", ("out of memory",)),
+        ("fail", ("KeyError('fail')",)),
     ],
 )
-def test_faults_cost_one_pair(make_faulty, tmp_path, text, reason):
+def test_faults_cost_one_pair(make_faulty, tmp_path, text, reasons):
     grader = make_faulty(ungraded_log=tmp_path / "log" / "ungraded.jsonl")
     started = time.monotonic()
     verdicts = grader.grade([("a", "a"), (text, text), ("b", "b")])
@@ -290,7 +290,8 @@ def test_faults_cost_one_pair(make_faulty, tmp_path, text, reason):
     assert (grader.stats.num_ungraded, grader.stats.num_replaced) == (1, 1)
     (line,) = (tmp_path / "log" / "ungraded.jsonl").read_text().splitlines()
     row = json.loads(line)
-    assert (row["reason"], row["gold"], row["start"], row["end"]) == (reason, text, text, text)
+    assert row["reason"] in reasons
+    assert (row["gold"], row["start"], row["end"]) == (text, text, text)
 
 
 def test_a_worker_that_has_grown_is_retired(make_faulty):
