@@ -452,16 +452,9 @@ class MlEngineering:
         trace = error_tail(result.stderr, CHARS_PER_TOKEN * c.max_feedback_tokens, paths)
         return prompts.failed(f"It failed: {result.reason}", trace)
 
-    def cut_solution(self, tokens: Tokens) -> tuple[Tokens, bool]:
+    def cut_solution(self, tokens: Tokens) -> tuple[list[int], bool]:
         """Return what a prompt shows of a script, and whether some of it had to go."""
-        room = self.config.max_solution_tokens
-        if len(tokens) <= room:
-            return tokens, False
-        if self.config.truncate != "middle":
-            return tokens[len(tokens) - room :], True
-        gap = self.encode(chat.GAP)[:room]
-        head = (room - len(gap)) // 2
-        return (*tokens[:head], *gap, *tokens[len(tokens) - (room - len(gap) - head) :]), True
+        return chat.shorten(self.tokenizer, tokens, self.config.max_solution_tokens, self.config.truncate)
 
     def cut_feedback(self, text: str) -> Tokens:
         """Return the tokens of a feedback, or their end."""

@@ -163,6 +163,12 @@ def shown(tokenizer: Tokenizer, ids: Any, control: Collection[int], room: int, t
     stripped = text.rpartition("</think>")[2].strip()
     if stripped != text:
         kept = list(encode_piece(tokenizer, stripped))
+    return shorten(tokenizer, kept, room, truncate)
+
+
+def shorten(tokenizer: Tokenizer, tokens: Sequence[int], room: int, truncate: str) -> tuple[list[int], bool]:
+    """Cut what is longer than ``room`` tokens at its "front", or else in its "middle"; and say whether it was."""
+    kept = list(tokens)
     if len(kept) <= room:
         return kept, False
     if truncate == "front":
