@@ -21,6 +21,7 @@ def config():
     content = runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"]()
     content.eval.splits = ("validation",)
     content.eval.samples_per_task = 2
+    content.eval.restart_every = 2
     content.eval.batch_size = 24  # 16 tasks x 2 samples: the second batch is partly filled
     content.run.mesh.data = 1
     return validate(content, jax.device_count())
@@ -76,8 +77,7 @@ def test_chains_have_the_shape_asked_for_and_repeat(config, params):
 
 
 def test_restarts_begin_anew(config, params):
-    settings = dataclasses.replace(config.eval, restart_every=2)
-    chains = run_chains(dataclasses.replace(config, eval=settings), params, "validation", "restarts").chains
+    chains = run_chains(config, params, "validation", "restarts").chains
     np.testing.assert_array_equal(chains.mode[:, 0], [0, 1, 0, 1, 0])
     assert not chains.unchanged[::2].any()  # a first response changes nothing that was held
 
