@@ -635,7 +635,7 @@ def read(field):
 def reset():
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
 
-folder, fsdp = sys.argv[1], int(sys.argv[2])
+folder, out, fsdp = sys.argv[1], sys.argv[2], int(sys.argv[3])
 config = DecoderConfig(**hf_config.read(folder), dtype="bfloat16", param_dtype="bfloat16", attention="xla",
                        remat="none", unroll_layers=False, lora=LoraConfig(0, 1.0, ()))
 shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
@@ -648,10 +648,10 @@ reset()
 start, clock = read("VmRSS"), time.time()
 params = load(folder, config, shardings)
 print("load", read("VmHWM") - start, size, largest, time.time() - clock)
-export(params, config, folder + "-first", folder, "bfloat16")  # compiling takes 100 MB, whatever the model's size
+export(params, config, out + "-first", folder, "bfloat16")  # compiling takes 100 MB, whatever the model's size
 reset()
 start, clock = read("VmRSS"), time.time()
-export(params, config, folder + "-second", folder, "bfloat16")
+export(params, config, out + "-second", folder, "bfloat16")
 print("export", read("VmHWM") - start, size, largest / layers, time.time() - clock)
 """
 
@@ -681,9 +681,9 @@ def test_peak_host_memory(tmp_path, fsdp):
     save_file(
         {name: np.ones(x, ml_dtypes.bfloat16) for name, x in shapes.items()}, tmp_path / "in" / "model.safetensors"
     )
-    code = [sys.executable, "-c", MEASURE, str(tmp_path / "in"), str(fsdp)]
     tries = []
-    for _ in range(3):  # the runtime lets go of a buffer on a thread of its own, which a busy machine may run late
+    for i in range(3):  # the runtime lets go of a buffer on a thread of its own, which a busy machine may run late
+        code = [sys.executable, "-c", MEASURE, str(tmp_path / "in"), str(tmp_path / f"out{i}"), str(fsdp)]
         out = subprocess.run(code, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
         assert out.returncode == 0, out.stderr
         tries.append({name: list(map(float, rest)) for name, *rest in map(str.split, out.stdout.splitlines())})
