@@ -11,12 +11,10 @@ step, and one that is repeated grades the stored responses again and samples not
 import base64
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import pathlib
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,8 +34,8 @@ from exit_jax.algorithm.types import (
     Instances,
     Params,
     Rollouts,
-    pytree,
 )
+from exit_jax.answers import open_stored
 from exit_jax.config import Config
 from exit_jax.domains.domain import ENDS, Domain, Environment, blank_grades
 from exit_jax.episodes import PlayedSteps, play_steps
@@ -48,34 +46,10 @@ from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.decoder import DecoderConfig
 from exit_jax.programs import decoder_config, make_domain, make_reshard, transcript_room, turn_programs
+from exit_jax.summary import Chains, Outcome, mean_of, summarise, task_names
 
 # of a split; each kind samples independently of the others, by a stream of keys named by its place
 KINDS = ("chain", "restarts", "greedy")
-
-
-@pytree
-class Chains:
-    """What the K + 1 responses of each of R chains came to."""
-
-    quality: Array  # float32 [K + 1, R]
-    unchanged: Array  # bool [K + 1, R]: the response left the answer as it was
-    valid: Array  # bool [K + 1, R]
-    complete: Array  # bool [K + 1, R]: the policy's own sign that it is done; False where the domain has none
-    tokens: Array  # int32 [K + 1, R]: sampled
-    mode: Array  # int32 [K + 1, R]
-    notes: dict[str, Array]  # float32 [K + 1, R] by name: what else the domain's grading says
-    history: History | None  # [K + 1, R]; None where the host has made texts of it already
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """The chains of a split; of tasks of several turns, what episodes came to after k self-iterations on each turn."""
-
-    chains: Chains  # without histories
-    describe: Callable[[int], list[str]]  # number of a chain -> its K + 1 responses
-    answers: list[list[str]] | None  # [K + 1][R]; None where the domain tells none
-    feedback: Callable[[int], list[str]] | None = None  # number of a chain -> what was said of each response
-    figures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # [K + 1, R] by name, of episodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -386,114 +360,24 @@ def _episodes_outcome(played: Mapping[int, list[dict]]) -> Outcome:
     return Outcome(chains, lambda c: [text[k][c] for k in range(len(at))], None, figures=figures)
 
 
-EVAL_OPERATIONAL = ("splits", "restart_every", "greedy", "num_chains_saved")  # what does not change a chain
-
-
-def fingerprint(params: Params) -> str:
-    """Return a hash of all bits of parameters; the same however they are sharded."""
-
-    def fold(leaf):
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint16 if leaf.dtype.itemsize == 2 else jnp.uint32)
-        bits = bits.astype(jnp.uint32)
-        return jnp.stack([bits.sum(), (bits * (bits >> 7 | 1)).sum()])
-
-    sums = jax.jit(lambda tree: jnp.stack([fold(leaf) for leaf in jax.tree.leaves(tree)]))(params)
-    return hashlib.sha256(np.asarray(sums).tobytes()).hexdigest()[:16]
-
-
-def open_stored(config: Config, params: Params, workdir: pathlib.Path, split: str, name: str, **recipe) -> "Stored":
-    """Open ``answers/<name>.jsonl``, emptied if it is another policy's or made by other settings."""
-    settings = {k: v for k, v in configs.to_dict(config)["eval"].items() if k not in EVAL_OPERATIONAL}
-    domain = {name: value for name, value in configs.scientific(config).items() if name.startswith("domain.")}
-    header = {"split": split, "policy": fingerprint(params), "recipe": configs.digest(settings | domain | recipe)}
-    return Stored(workdir / "answers" / f"{name}.jsonl", header)
-
-
-class Stored:
-    """A JSONL of responses: a header, then the rows of one step of one batch after the other."""
-
-    def __init__(self, path: pathlib.Path, header: dict):
-        self.path, self._offsets = path, []
-        if hosts.is_lead():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            end = self._index(header)
-            with path.open("r+b" if end else "wb") as file:  # drop half a step, or another policy's responses
-                file.truncate(end)
-                if not end:
-                    file.write(json.dumps(header).encode() + b"\n")
-        elif path.exists():
-            self._index(header)
-        self._count = -hosts.agree(-len(self._offsets))  # steps that every process can read
-        self._file = path.open("ab") if hosts.is_lead() else None
-
-    def _index(self, header: dict) -> int:
-        """Find where complete steps begin, each marked by the number of its rows; return where the last one ends."""
-        if not self.path.exists():
-            return 0
-        end = 0
-        with self.path.open("rb") as file:
-            if not _is(file.readline(), header):
-                return 0
-            end = file.tell()
-            while line := file.readline():
-                offset, count = file.tell(), _count(line)
-                lines = [file.readline() for _ in range(count)]
-                if not count or not lines[-1].endswith(b"\n"):
-                    break
-                self._offsets.append(offset)
-                end = file.tell()
-        return end
-
-    def get(self, number: int) -> list[dict] | None:
-        """Return the rows of the number-th step; None if it is yet to be sampled."""
-        if number >= self._count:
-            return None
-        with self.path.open("rb") as file:
-            file.seek(self._offsets[number])
-            rows = []
-            while (line := file.readline()) and not _count(line):
-                rows.append(json.loads(line))
-        return rows
-
-    def put(self, rows: list[dict]) -> None:
-        """Append the rows of a step."""
-        if self._file:
-            lines = [json.dumps({"rows": len(rows)}), *map(json.dumps, rows)]
-            self._file.write("".join(f"{line}\n" for line in lines).encode())
-            self._file.flush()
-
-    def close(self) -> None:
-        if self._file:
-            self._file.close()
-
-
-def _is(line: bytes, header: dict) -> bool:
-    return line == json.dumps(header).encode() + b"\n"
-
-
-def _count(line: bytes) -> int:
-    """Return the number of rows that a step's first line announces; 0 for any other line."""
-    if not line.startswith(b'{"rows": ') or not line.endswith(b"}\n"):
-        return 0
-    return int(line[9:-2])
-
-
 def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> dict:
     """Evaluate on ``config.eval.splits``; writes files if a workdir is given.
 
     ``evaluation.json`` holds the figures, ``chains.jsonl`` chains for people to read. Wall times go to a file of their own,
-    ``evaluation_timing.json``: all else is the same however often an evaluation was stopped.
+    ``evaluation_timing.json``, with what the domain's grading says of its own, a mean over all responses: all else is the
+    same however often an evaluation was stopped.
     """
     domain = make_domain(config.domain_name, config.domain)
-    results, saved, timing = {}, [], {}
+    results, saved, timing, means = {}, [], {}, {}
     wanted = {"chain": True, "restarts": config.eval.restart_every > 0, "greedy": config.eval.greedy}
     for split in config.eval.splits:
         outcomes: dict[str, Outcome] = {}
-        timing[split] = {}
+        timing[split], means[split] = {}, {}
         for kind in (kind for kind in KINDS if wanted[kind]):
             started = time.monotonic()
             outcomes[kind] = run_chains(config, params, split, kind, workdir)
             timing[split][kind] = time.monotonic() - started
+            means[split][kind] = {name: float(outcomes[kind].chains.notes[name].mean()) for name in domain.timings}
         chain, rival, search = outcomes["chain"], outcomes.get("restarts"), outcomes.get("greedy")
         about = domain.about(split)
         results[split] = summarise(config, chain, rival, domain.difficulty(split), search, task_names(about))
@@ -505,17 +389,11 @@ def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> di
         results["mean"] = mean_of(tested)
     if workdir is not None and hosts.is_lead():
         (workdir / "chains.jsonl").write_text("".join(json.dumps(chain) + "\n" for chain in saved))
-        configs.write_json(workdir / "evaluation_timing.json", {"secs": timing})
+        configs.write_json(workdir / "evaluation_timing.json", {"secs": timing, "notes": means})
         configs.write_json(
             workdir / "evaluation.json", results
         )  # last: a study takes it for the sign that a run is done
     return results
-
-
-def task_names(about: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return what the domain calls each task of a split; nothing if it does not name them all."""
-    names = [row["name"] for row in about if "name" in row]
-    return names if len(names) == len(about) else []
 
 
 def started_from(quality: Any) -> np.ndarray:
@@ -556,222 +434,3 @@ def save_chains(config: Config, split: str, outcome: Outcome, about: Sequence[Ma
             row["from"] = parents[:, c].tolist()
         rows.append(row | {"responses": outcome.describe(c)})
     return rows
-
-
-def mean_of(splits: Sequence[dict]) -> dict:
-    """Return the unweighted mean of splits' figures: lists over k, each a share of the split's tasks or a length."""
-    first = splits[0]
-    mean: dict[str, Any] = {"k": first["k"], "num_tasks": sum(figures["num_tasks"] for figures in splits)}
-    shares = ("accuracy", "quality", "delta", "best_so_far", "best_quality", "stopped", "invalid", "tokens")
-    mean |= _mean_lists(
-        splits, (*shares, "quality_delta", "improved", "worsened", "net_gains"), ("accuracy", "quality")
-    )
-    rivals = {
-        "restarts": ("best_so_far", "best_quality", "tokens"),
-        "greedy": ("accuracy", "quality", "quality_delta", "tokens"),
-    }
-    for rival, names in rivals.items():
-        if all(rival in figures for figures in splits):
-            inner = [figures[rival] for figures in splits]
-            mean[rival] = _mean_lists(inner, names, [name for name in names if f"{name}_se" in inner[0]])
-    for name in ("net_corrections", "corrected", "broken"):  # as a share of tasks, times their number, as in any split
-        share = np.array([np.array(figures[name]) / figures["num_tasks"] for figures in splits]).mean(0)
-        mean[name] = (share * mean["num_tasks"]).tolist()
-    return mean | {"samples_per_task": first["samples_per_task"], "settings": first["settings"]}
-
-
-def _mean_lists(splits: Sequence[dict], names: Sequence[str], with_error: Sequence[str]) -> dict[str, list]:
-    """Return the mean over splits of lists over k, and the error of the mean of those that have one."""
-    table = lambda name: np.array([figures[name] for figures in splits], float)
-    mean = {name: _nulls(table(name).mean(0)) for name in names}
-    # standard errors of independent means add up in squares
-    return mean | {
-        f"{name}_se": _nulls(np.sqrt((table(f"{name}_se") ** 2).sum(0)) / len(splits)) for name in with_error
-    }
-
-
-def _nulls(values: np.ndarray) -> list[float | None]:
-    """Return a list with null for NaN, which JSON does not know."""
-    return [None if np.isnan(value) else value for value in values.tolist()]
-
-
-def summarise(
-    config: Config,
-    outcome: Outcome,
-    rival: Outcome | None,
-    difficulty: Mapping[str, np.ndarray],
-    search: Outcome | None = None,
-    names: Sequence[str] = (),
-) -> dict:
-    """Reduce the chains of a split to what is reported at each k.
-
-    Lists run over ``k``. ``accuracy`` and ``quality`` are those of the last iterate, ``accuracy_se`` the standard error over
-    tasks. ``best_so_far`` is the accuracy of an oracle that picks the best iterate; ``stopped`` that of stopping, without an
-    oracle, at the first iterate that the policy's own sign calls done (null where the domain has no such sign).
-    ``net_corrections`` = ``corrected`` - ``broken`` counts wrong→right and right→wrong changes between neighbouring iterates
-    up to k, a task. ``unchanged_right`` and ``unchanged_wrong`` are the shares of responses that left a right or wrong answer
-    as it was, up to k (null where there was none). ``restarts`` is the rival at equal responses: chains that start over every
-    ``eval.restart_every`` responses, by the same rules; where they do so after each response, its ``best_so_far`` is best-of-n
-    by an oracle, and ``majority`` the most frequent answer's accuracy.
-
-    Where quality is more than right or wrong: ``best_quality`` is the quality of the best so far, ``quality_delta`` the gain
-    in quality since k = 0. ``improved`` and ``worsened`` are the shares of steps up to k that raised or lowered the quality of
-    what they started from, and ``net_gains`` their difference (null at k = 0). ``greedy`` is the search at equal responses:
-    figures of the best so far, which is what it holds. ``notes`` are means of what else the grading said of the k-th
-    responses. ``by_task`` has the qualities of each task that the domain names. ``_se`` are standard errors over tasks.
-    """
-    steps, chains = config.eval.steps, outcome.chains
-    right = chains.quality >= 1.0
-    held = np.maximum.accumulate(chains.quality, axis=0)
-    has_sign = make_domain(config.domain_name, config.domain).complete is not None
-    gained, lost = np.cumsum(right[1:] & ~right[:-1], axis=0), np.cumsum(right[:-1] & ~right[1:], axis=0)
-    num_tasks = right.shape[1] // config.eval.samples_per_task
-
-    def at(values):  # [K + 1] -> list over k
-        return [float(values[k]) for k in steps]
-
-    def stopped(chains):
-        return at(_stop(chains).mean(1)) if has_sign else [None for _ in steps]
-
-    def share(event, among):  # of neighbouring pairs of iterates up to k
-        hits, total = np.cumsum((event & among).sum(1)), np.cumsum(among.sum(1))
-        return [float(hits[k - 1] / total[k - 1]) if k and total[k - 1] else None for k in steps]
-
-    def counts(events):  # [K, R] cumulative -> a task's samples averaged
-        return [float(events[k - 1].sum() / config.eval.samples_per_task) if k else 0.0 for k in steps]
-
-    corrected, broken = counts(gained), counts(lost)
-    accuracy = right.mean(1)
-    summary = {
-        "k": list(steps),
-        "accuracy": at(accuracy),
-        "accuracy_se": over_tasks(config, right)[1],
-        **qualities(config, "quality", chains.quality),
-        **qualities(config, "best_quality", held, delta=False),
-        **gains(config, chains.quality, chains.quality),
-        "delta": [value - float(accuracy[0]) for value in at(accuracy)],
-        "net_corrections": [c - b for c, b in zip(corrected, broken)],
-        "corrected": corrected,
-        "broken": broken,
-        "best_so_far": at((held >= 1.0).mean(1)),
-        "stopped": stopped(chains),
-        "unchanged_right": share(chains.unchanged[1:], right[:-1]),
-        "unchanged_wrong": share(chains.unchanged[1:], ~right[:-1]),
-        "invalid": at(1.0 - chains.valid.mean(1)),
-        "tokens": at(np.cumsum(chains.tokens.mean(1))),
-        "by_difficulty": {
-            name: {
-                level: {
-                    "accuracy": at(right[:, np.tile(among, config.eval.samples_per_task)].mean(1)),
-                    "num_tasks": int(among.sum()),
-                }
-                for level, among in levels(values).items()
-            }
-            for name, values in ((name, np.asarray(values)) for name, values in difficulty.items())
-        },
-        "figures": {name: at(values.mean(1)) for name, values in outcome.figures.items()},
-        "notes": {name: at(values.mean(1)) for name, values in chains.notes.items()},
-        "num_tasks": num_tasks,
-        "samples_per_task": config.eval.samples_per_task,
-        "settings": configs.to_dict(config)["eval"],
-    }
-    found = {"quality": chains.quality, "best_quality": held}
-    if rival:
-        found["restarts"] = best = np.maximum.accumulate(rival.chains.quality, axis=0)
-        summary["restarts"] = {
-            "every": config.eval.restart_every,
-            "best_so_far": at((best >= 1.0).mean(1)),
-            **qualities(config, "best_quality", best, delta=False),
-            "stopped": stopped(rival.chains),
-            "tokens": at(np.cumsum(rival.chains.tokens.mean(1))),
-            "notes": {name: at(values.mean(1)) for name, values in rival.chains.notes.items()},
-        }
-        if config.eval.restart_every == 1 and rival.answers:
-            summary["restarts"]["majority"] = at(_vote(rival).mean(1))
-    if search:
-        found["greedy"] = best = np.maximum.accumulate(search.chains.quality, axis=0)
-        summary["greedy"] = {
-            "accuracy": at((best >= 1.0).mean(1)),
-            "accuracy_se": over_tasks(config, best >= 1.0)[1],
-            **qualities(config, "quality", best),
-            **gains(config, best, search.chains.quality),
-            "tokens": at(np.cumsum(search.chains.tokens.mean(1))),
-            "notes": {name: at(values.mean(1)) for name, values in search.chains.notes.items()},
-        }
-    summary["by_task"] = {
-        name: {kind: at(values[:, task::num_tasks].mean(1)) for kind, values in found.items()}
-        for task, name in enumerate(names)
-    }
-    return summary
-
-
-def over_tasks(config: Config, values: Any) -> tuple[list, list]:
-    """Return the mean of values [K + 1, R] at each k of ``eval.steps``, and its standard error over tasks."""
-    steps, count = list(config.eval.steps), values.shape[1] // config.eval.samples_per_task
-    per_task = values.reshape(len(values), config.eval.samples_per_task, count).mean(1)
-    error = per_task.std(1, ddof=1) / np.sqrt(count) if count > 1 else np.full(len(values), np.nan)
-    return _nulls(values.mean(1)[steps]), _nulls(error[steps])
-
-
-def qualities(config: Config, name: str, quality: Any, delta: bool = True) -> dict[str, list]:
-    """Return the figures of qualities [K + 1, R]: by name their mean, its error and, on request, the gain since k = 0."""
-    mean, error = over_tasks(config, quality)
-    figures = {name: mean, f"{name}_se": error}
-    return figures | ({f"{name}_delta": [value - float(quality[0].mean()) for value in mean]} if delta else {})
-
-
-def gains(config: Config, held: Any, quality: Any) -> dict[str, list]:
-    """Return the shares of steps up to k whose response is better or worse than what they started from, and the net.
-
-    Args:
-      held: quality of what chains held after each response [K + 1, R].
-      quality: of the responses [K + 1, R].
-    """
-    ordinal = np.arange(1, len(quality))[:, None]
-    change = quality[1:] - held[:-1]
-    events = {"improved": change > 0, "worsened": change < 0, "net_gains": np.sign(change)}
-    figures = {}
-    for name, values in events.items():
-        share = np.concatenate([np.full_like(quality[:1], np.nan), np.cumsum(values, axis=0) / ordinal])
-        figures[name], error = over_tasks(config, share)
-        if name == "net_gains":
-            figures["net_gains_se"] = error
-    return figures
-
-
-def levels(values: np.ndarray, most: int = 8) -> dict[str, np.ndarray]:
-    """Return bool [M] by level; more than ``most`` levels are put together in ranges of about equally many tasks."""
-    distinct = np.unique(values)
-    if distinct.size <= most:
-        return {str(level): values == level for level in distinct}
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, 5), method="lower"))
-    edges[-1] += 1
-    return {
-        f"{low}-{high - 1}" if high - 1 > low else str(low): (values >= low) & (values < high)
-        for low, high in itertools.pairwise(edges)
-    }
-
-
-def _vote(rival: Outcome) -> np.ndarray:
-    """Return bool [K + 1, R]: is the most frequent answer among a chain's first k + 1 right? The earliest of ties counts."""
-    assert rival.answers is not None
-    right = rival.chains.quality >= 1.0
-    won = np.zeros_like(right)
-    for r in range(right.shape[1]):
-        count, first = Counter(), {}
-        for k, answers in enumerate(rival.answers):
-            if answers[r]:
-                count[answers[r]] += 1
-                first.setdefault(answers[r], k)
-            if count:
-                won[k, r] = right[first[count.most_common(1)[0][0]], r]
-    return won
-
-
-def _stop(chains: Chains) -> np.ndarray:
-    """Return bool [K + 1, R]: is the first iterate up to k that calls itself complete right, or else the k-th?"""
-    right = np.asarray(chains.quality >= 1.0)
-    done = np.maximum.accumulate(chains.complete, axis=0)
-    first = np.argmax(chains.complete, axis=0)
-    at_first = np.take_along_axis(right, first[None], axis=0)
-    return np.where(done, at_first, right)

@@ -11,7 +11,8 @@ import pytest
 
 from exit_jax import programs
 from exit_jax.config import validate
-from exit_jax.evaluate import Chains, Outcome, evaluate, levels, mean_of, run_chains, summarise
+from exit_jax.evaluate import evaluate, run_chains
+from exit_jax.summary import Chains, Outcome, levels, mean_of, summarise
 
 ROOT = pathlib.Path(__file__).parents[1]
 

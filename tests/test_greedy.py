@@ -15,7 +15,8 @@ from exit_jax import evaluate as evaluation
 from exit_jax import programs
 from exit_jax.algorithm.types import History
 from exit_jax.config import ConfigError, validate
-from exit_jax.evaluate import Chains, Outcome, evaluate, keep_better, run_chains, save_chains, started_from, summarise
+from exit_jax.evaluate import evaluate, keep_better, run_chains, save_chains, started_from
+from exit_jax.summary import Chains, Outcome, mean_of, summarise
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -203,7 +204,7 @@ def test_figures_of_a_search_agree_with_numpy(config):
     assert list(results["by_task"]) == ["a", "b", "c"]
     assert results["by_task"]["b"]["greedy"] == pytest.approx(best[:, [1, 4]].mean(1)[ks])
     assert results["by_task"]["c"]["quality"] == pytest.approx(plain[:, [2, 5]].mean(1)[ks])
-    mean = evaluation.mean_of([results, results])
+    mean = mean_of([results, results])
     assert mean["greedy"]["quality"] == pytest.approx(found["quality"])
     assert mean["greedy"]["quality_se"] == pytest.approx(np.array(found["quality_se"]) / np.sqrt(2))
     assert mean["net_gains"][0] is None

@@ -10,8 +10,10 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "exit_jax"
 FLOORS = (
     ("main",),
     ("study", "evaluate", "train", "report", "compile", "export"),
+    ("summary",),
     ("programs", "roofline"),
     ("episodes",),
+    ("answers",),
     ("config", "checkpoint", "metrics"),
     ("domains",),
     ("sandbox",),

@@ -108,6 +108,10 @@ def test_scripts_run_resume_and_report(checkpoint, tmp_path):
     assert sum(row["buffer/inserted"] for row in rows) > 3
     evaluation = json.loads((workdir / "evaluation.json").read_text())["test"]
     assert evaluation["k"] == [0, 1]
+    assert set(evaluation["by_task"]) == {"numerals", "sepals", "torn_scans"}
+    assert {"cached", "run_secs"}.isdisjoint(evaluation["notes"]), "a repeated evaluation may differ in them"
+    timing = json.loads((workdir / "evaluation_timing.json").read_text())["notes"]["test"]
+    assert {kind: set(said) for kind, said in timing.items()} == {kind: {"cached", "run_secs"} for kind in timing}
     chains = (workdir / "report/chains.html").read_text()
     assert "NameError" in chains
     again = launch("--mode", "evaluate", "--workdir", workdir)

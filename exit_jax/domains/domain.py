@@ -76,7 +76,7 @@ class Domain:
         [str], Sequence[Mapping[str, str]]
     ]  # split -> what people may want to read of each task, as its gold answer; a "name" gives it figures of its own
     grade: Callable[..., Grades]  # (Instances, Rollouts); of episodes, which are the third argument, all in NumPy
-    notes: tuple[str, ...]  # names of Grades.notes; no timings: graded again, a response must get the same
+    notes: tuple[str, ...]  # names of Grades.notes
     on_host: bool  # False: grade is written in jnp and compiled with the rest; True: it is called with NumPy rows
     complete: Callable[[History], Array] | None  # the policy's own sign that it is done, bool [...]; asks no oracle
     # (key, step, K, G) -> histories [K], modes [K], tokens [K, G, T], mask [K, G, T] for the supervised warm start
@@ -86,6 +86,7 @@ class Domain:
     answers: Callable[[History], list[str]] | None  # the answer that each gives, "" for none; what a vote counts
     texts: Callable[[Any, Any], list[str]] | None  # (tokens, mask [..., T]) -> texts for an encoder
     feedback: Callable[[History], list[str]] | None = None  # what each history [K] says of its solution, as a trace
+    timings: tuple[str, ...] = ()  # those notes that may differ where a response is graded again
     environment: Environment | None = None  # of tasks of several turns, in training
     test_environment: Environment | None = None  # and in evaluation
 

@@ -103,7 +103,7 @@ def load(path: pathlib.Path) -> Run:
         rows=read_jsonl(path / "train.jsonl"),
         evaluation=read("evaluation.json"),
         chains=Chains(path / "chains.jsonl"),
-        timing=read("evaluation_timing.json").get("secs", {}),
+        timing=read("evaluation_timing.json"),
         scores=read("buffer_scores.json"),
         instances=load_instances(path / "instances.npz"),
     )

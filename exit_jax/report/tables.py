@@ -232,15 +232,30 @@ def note_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
 
 
 def wall_times(groups: Groups) -> list[str]:
-    """Return the seconds that evaluations took, all splits together, by kind of chain."""
-    runs = [run for run in all_runs(groups) if run.timing]
-    kinds = list(dict.fromkeys(kind for run in runs for secs in run.timing.values() for kind in secs))
+    """Return the seconds that evaluations took, all splits together, by kind of chain; and what grading says of its own."""
+    runs = [run for run in all_runs(groups) if run.timing.get("secs")]
+    kinds = list(dict.fromkeys(kind for run in runs for secs in run.timing["secs"].values() for kind in secs))
     if not runs:
         return []
-    total = lambda run, kind: sum(secs.get(kind, 0.0) for secs in run.timing.values())
-    rows = [(run.folder, *(f"{total(run, kind):.1f}" for kind in kinds)) for run in runs]
-    text = "Wall time of evaluation, all splits; of one that was resumed, its last session's."
-    return [text, table(("seconds", *kinds), rows)]
+    total = lambda run, kind: sum(secs.get(kind, 0.0) for secs in run.timing["secs"].values())
+    parts = [
+        "Wall time of evaluation, all splits; of one that was resumed, its last session's.",
+        table(("seconds", *kinds), [(run.folder, *(f"{total(run, kind):.1f}" for kind in kinds)) for run in runs]),
+    ]
+    noted = [
+        (run, split, kind, said)
+        for run in runs
+        for split, kinds in run.timing.get("notes", {}).items()
+        for kind, said in kinds.items()
+    ]
+    if names := list(dict.fromkeys(name for *_, said in noted for name in said)):
+        header = ("mean of a response", *(name.replace("_", " ") for name in names))
+        rows = [
+            (f"{run.folder}, {split}, {kind}", *(f"{said.get(name, np.nan):.3f}" for name in names))
+            for run, split, kind, said in noted
+        ]
+        parts.append(table(header, rows))
+    return parts
 
 
 def cells(values: np.ndarray, digits: int = 1) -> list[str]:

@@ -177,8 +177,8 @@ def test_hostile_responses_are_feedback(wordy):
     goals[6] = prompts.GOALS["improve"]
     assert held["context"] == goals
     assert "submission.csv" in held["request"][0]
-    shown = wordy.describe(children(grades))
-    assert shown[6].startswith(sample + "# submission.csv is valid")
+    assert wordy.describe(children(grades))[6] == sample
+    assert wordy.feedback(children(grades))[6].startswith("submission.csv is valid")
     tokens, lengths = render_by_mode(wordy.templates, children(grades), np.full(8, IMPROVE), wordy.config.prompt_width)
     prompt = wordy.decode(tokens[5][: lengths[5]])
     assert f"```python\n{scripts[5]}```\n\n# Its last run\nIt failed: exit status 3." in prompt
@@ -282,5 +282,5 @@ def test_resume_from_a_single_competition_is_bitwise(data_dir, tmp_path):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(whole.buffer.history.tokens, resumed.buffer.history.tokens)
     assert rows(tmp_path / "part") == rows(tmp_path / "whole")
-    assert {"grade/crashed", "grade/no_code", "task/competition"} <= set(rows(tmp_path / "whole")[-1])
+    assert {"grade/crashed", "grade/no_code"} <= set(rows(tmp_path / "whole")[-1])
     assert (np.asarray(whole.buffer.history.task)[np.asarray(whole.buffer.history.id) >= 0] == 0).all()

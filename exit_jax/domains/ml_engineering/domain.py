@@ -61,7 +61,8 @@ SPAN = 1 << 20  # tasks of a split
 DEMONSTRATIONS = 1 << 20  # different ones, before they repeat
 DEMONSTRATION_SEED = 5
 CHARS_PER_TOKEN = 3  # of a trace, at least: what is encoded before it is cut
-NOTES = ("crashed", "timeout", "no_code", "invalid_submission", "faults", "cached", "run_secs", "truncated")
+TIMINGS = ("cached", "run_secs")
+NOTES = ("crashed", "timeout", "no_code", "invalid_submission", "faults", "truncated", *TIMINGS)
 TAUGHT = ("base", "improve", "diverge", "improve_goal", "debug_goal", "max_solution_tokens", "max_tokens", "demo_noise")
 
 
@@ -468,9 +469,12 @@ class MlEngineering:
         return [self.decode(row[a:b]) for row, a, b in zip(np.asarray(history.tokens), starts, ends)]
 
     def describe(self, history: History) -> list[str]:
-        """Return what histories [n] hold: the script, and below it what its run came to, as comments."""
-        pieces = zip(self.texts_of(history, "solution"), self.texts_of(history, "feedback"), strict=True)
-        return [code + "".join(f"# {line}\n" for line in feedback.splitlines()) for code, feedback in pieces]
+        """Return the scripts that histories [n] hold."""
+        return self.texts_of(history, "solution")
+
+    def feedback(self, history: History) -> list[str]:
+        """Return what the runs of histories [n] came to."""
+        return self.texts_of(history, "feedback")
 
     def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
         """Return responses tokens [..., T] as text."""
@@ -481,8 +485,7 @@ class MlEngineering:
         """Return what people may want to read of each task."""
         chosen = [self.competitions[name] for name in self.config.names(split)]
         return [
-            {"request": f"{one.name} ({one.metric})\n{one.description.strip()}", "competition": one.name}
-            for one in chosen
+            {"name": one.name, "request": f"{one.name} ({one.metric})\n{one.description.strip()}"} for one in chosen
         ]
 
     @functools.cached_property
@@ -577,15 +580,17 @@ def make_domain(config: MleConfig) -> Domain:
         embedding_width=1,
         templates=mle.templates,
         tasks=mle.tasks,
-        difficulty=lambda split: {"competition": np.arange(len(config.names(split)))},
+        difficulty=lambda split: {},
         about=mle.about,
         grade=mle.grade,
         notes=NOTES,
+        timings=TIMINGS,
         on_host=True,
         complete=None,
         demonstrations=mle.demonstrations,
         demonstrations_id=repr(taught) + (tokenizer.identity() if config.brief else ""),
         describe=mle.describe,
+        feedback=mle.feedback,
         answers=None,
         texts=mle.texts,
     )
