@@ -229,28 +229,32 @@ def train(config: Config, workdir: pathlib.Path) -> tuple[State, Params]:
 
 
 def record_buffer(config: Config, state: State, params: Params, workdir: pathlib.Path) -> None:
-    """Write what the report shows of the final buffer: ``buffer_scores.json``, and embeddings in ``instances.npz``.
+    """Write what the report shows of the task space: ``buffer_scores.json``, and embeddings in ``instances.npz``.
 
-    An instance is embedded by ``config.encoder``, or else as the mean of the final policy's hidden states over its prompt.
+    The latter are of the final buffer's instances and of a sample of the solutions that training started from, by
+    ``config.encoder``, or else as the mean of the final policy's hidden states over the prompt.
     """
     held = jax.device_get(state.buffer.history)
     full = held.id >= 0
     score, history = jax.device_get(state.buffer.score)[full], jax.tree.map(lambda leaf: leaf[full], held)
-    num_draws = jax.device_get(state.buffer.num_draws)[full]
-    embedding = embed_histories(config, params, history) if full.any() else np.zeros((0, 1), np.float32)
+    starts = jax.device_get(state.starts)
+    started = jax.tree.map(lambda leaf: leaf[starts.lot >= 0], starts.history)
+    embedding, start_embedding = (embed_histories(config, params, some) for some in (history, started))
     if not hosts.is_lead():
         return
     content = {"score": score.tolist(), "depth": (history.step + 1).tolist()}
     configs.write_json(workdir / "buffer_scores.json", content)
     mode = np.where(history.step < 0, BASE, IMPROVE)
     arrays = {"iteration": history.born, "step": history.step, "mode": mode, "embedding": embedding.astype(np.float16)}
-    arrays |= {"task": history.task, "num_draws": num_draws}
+    arrays |= {"start_task": started.task, "start_embedding": start_embedding.astype(np.float16)}
     with (workdir / "instances.npz").open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def embed_histories(config: Config, params: Params, history: History) -> np.ndarray:
-    """Return vectors float32 [n, E] of histories [n]."""
+    """Return vectors float32 [n, E] of histories [n]; [0, 1] of none."""
+    if not history.id.size:
+        return np.zeros((0, 1), np.float32)
     domain, policy = make_domain(config.domain_name, config.domain), decoder_config(config)
     if config.encoder.checkpoint and domain.texts:
         mask = np.arange(history.tokens.shape[-1]) < history.lengths.sum(-1, keepdims=True)

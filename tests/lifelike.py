@@ -181,9 +181,8 @@ def write_mle_run(path: pathlib.Path, variant="exit", seed=0, num_rows=60, num_c
             file.writelines(json.dumps(script_chain(seed, split, n)) + "\n" for n in range(num_chains))
     if num_rows:
         held = instances(rng, VARIANTS[variant][2], num_rows)
-        held |= {"step": rng.integers(-1, 3, held["step"].size).astype(np.int32)}
-        held |= {"task": rng.integers(0, 3, held["step"].size).astype(np.int32)}
-        np.savez(path / "instances.npz", **held, num_draws=rng.integers(0, 2, held["step"].size))
+        started = rng.integers(0, 3, held["step"].size).astype(np.int32)
+        np.savez(path / "instances.npz", **held, start_task=started, start_embedding=held["embedding"])
     return path
 
 

@@ -498,18 +498,14 @@ def test_answers_that_are_right_or_wrong_have_no_figures_of_scores(tmp_path):
 
 
 def test_distances_among_solutions_that_training_started_from(tmp_path):
-    """Two tasks, three solutions each; one of each was never drawn, and one instance holds no solution."""
+    """Two tasks, two solutions each."""
     path = write_run(tmp_path / "exit-0", splits=("aime_2024",), num_rows=5)
-    rows = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float16)
-    fields = {
-        "iteration": np.arange(7),
-        "step": np.array([0, 1, 2, 0, 1, 2, -1]),
-        "task": np.array([0, 0, 0, 1, 1, 1, 0]),
-    }
-    np.savez(path / "instances.npz", **fields, num_draws=np.array([1, 2, 0, 3, 1, 0, 5]), embedding=rows)
+    rows = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float16)
+    held = {"iteration": np.arange(7), "embedding": np.ones((7, 4))}
+    np.savez(path / "instances.npz", **held, start_task=np.array([0, 1, 0, 1]), start_embedding=rows[[0, 2, 1, 3]])
     text = varied.starting_solutions(finished.group([finished.load(path)]))
-    pairs = [rows[:2].astype(float), rows[3:5].astype(float)]
+    pairs = [rows[:2].astype(float), rows[2:].astype(float)]
     expected = [np.mean([pdist(pair, kind)[0] for pair in pairs]) for kind in ("cosine", "euclidean")]
     assert rows_of(text)["exit"] == [*(f"{value:.3f}" for value in expected), "4"]
-    np.savez(path / "instances.npz", iteration=fields["iteration"], embedding=rows)  # of an older version
+    np.savez(path / "instances.npz", **held)  # of an older version
     assert varied.starting_solutions(finished.group([finished.load(path)])) == ""

@@ -15,11 +15,17 @@ from exit_jax.algorithm.types import NO_ID, Array, History, TaskBuffer
 
 def create(size: int, history_width: int) -> TaskBuffer:
     """Return an empty buffer of ``size`` slots for histories of up to ``history_width`` tokens."""
+    score, num_draws = jnp.full((size,), -jnp.inf), jnp.zeros((size,), jnp.int32)
+    return TaskBuffer(blank_history(size, history_width), score, num_draws, jnp.int32(0))
+
+
+def blank_history(size: int, history_width: int) -> History:
+    """Return ``size`` histories without content."""
 
     def blank(value, dtype=jnp.int32):
         return jnp.full((size,), value, dtype)
 
-    history = History(
+    return History(
         tokens=jnp.zeros((size, history_width), jnp.int32),
         lengths=jnp.zeros((size, 4), jnp.int32),
         id=blank(NO_ID),
@@ -30,7 +36,6 @@ def create(size: int, history_width: int) -> TaskBuffer:
         born=blank(0),
         parent=blank(NO_ID),
     )
-    return TaskBuffer(history, blank(-jnp.inf, jnp.float32), blank(0), jnp.int32(0))
 
 
 def filled(buffer: TaskBuffer) -> Array:

@@ -9,6 +9,7 @@ import optax
 
 from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm import grpo
+from exit_jax.algorithm import starts as starting
 from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.learnability import learnability, reward
 from exit_jax.algorithm.selection import stream
@@ -95,6 +96,7 @@ def learn(
         step=step,
         cursor=state.cursor + (~instances.from_buffer).sum(dtype=jnp.int32),
         num_distinct=state.num_distinct + (fresh_B & first_B).sum(dtype=jnp.int32),
+        starts=starting.note(state.starts, instances.history, stream(state.key, "starts", state.step)),
     )
     metrics |= expansion | batch_metrics(instances, rollouts, grades, reward_BG, score_B, step)
     metrics |= buffer_metrics(buffer, step) | {
@@ -268,4 +270,5 @@ def init_state(config: ExItConfig, params: Params, opt_state, key: Array, histor
         step=jnp.int32(0),
         cursor=jnp.int32(0),
         num_distinct=jnp.int32(0),
+        starts=starting.create(history_width),
     )

@@ -9,7 +9,7 @@ from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm.prompts import Template, render_by_mode
 from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, Array, ExItConfig, History, Instances, State, TaskBuffer
 
-STREAMS = ("select", "sample", "expand", "epochs")
+STREAMS = ("select", "sample", "expand", "epochs", "starts")
 
 
 def stream(root: Array, name: str, index: Array | int) -> Array:

@@ -106,6 +106,14 @@ class TaskBuffer:
 
 
 @pytree
+class Starts:
+    """A fair sample of the histories with a solution that training started from."""
+
+    history: History  # [S]
+    lot: Array  # float32 [S]: drawn in [0, 1), the largest stay; -1 for a slot that holds nothing
+
+
+@pytree
 class State:
     """All state of a run; restoring it resumes the run exactly."""
 
@@ -117,6 +125,7 @@ class State:
     step: Array  # int32 []: training iterations done
     cursor: Array  # int32 []: base tasks drawn, the position in the shuffled epochs
     num_distinct: Array  # int32 []: distinct instances trained on
+    starts: Starts
 
 
 # words that an option of ExItConfig may take

@@ -60,23 +60,17 @@ def distances(groups: Groups) -> Plot:
 
 
 def starting_solutions(groups: Groups) -> str:
-    """Return a table of the distances among the solutions that training started from (ExIt Tab. 2); "" if files tell none.
-
-    Of what training started from, the final buffer holds what is left: solutions that were drawn and not replaced since.
-    """
+    """Return a table of the distances among the solutions that training started from (ExIt Tab. 2); "" if files tell none."""
     rows = []
     for label, runs in groups.items():
-        some = [run.instances for run in runs if {"step", "task", "num_draws"} <= set(run.instances)]
-        found, counts = [], []
-        for held in some:
-            drawn = (held["step"] >= 0) & (held["num_draws"] > 0)
-            found.append(mean_distances(held["embedding"][drawn], held["task"][drawn]))
-            counts.append([float(drawn.sum())])
+        some = [run.instances for run in runs if len(run.instances.get("start_task", ()))]
+        found = [mean_distances(held["start_embedding"], held["start_task"]) for held in some]
+        counts = [[float(held["start_task"].size)] for held in some]
         if some:
             rows.append((label, *cells(np.array(found), 3), *cells(np.array(counts), 0)))
     if not rows:
         return ""
-    text = "\n\nAmong solutions that training started from and that the final buffer still holds, of pairs of one task:\n\n"
+    text = "\n\nAmong a sample of the solutions that training started from, of pairs of one task:\n\n"
     return text + table(("starting solutions", *MEASURES, "number"), rows)
 
 

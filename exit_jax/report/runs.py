@@ -118,7 +118,12 @@ def load_instances(path: pathlib.Path) -> dict[str, np.ndarray]:
             if known.size > MAX_INSTANCES:
                 known = np.sort(np.random.default_rng(0).choice(known, MAX_INSTANCES, replace=False))
             held = {"iteration": iteration[known], "embedding": embedding[known].astype(np.float32)}
-            held |= {name: file[name][known] for name in ("step", "task", "num_draws") if name in file}
+            held |= {"step": file["step"][known]} if "step" in file else {}
+            if "start_embedding" in file:
+                held |= {
+                    "start_task": file["start_task"],
+                    "start_embedding": file["start_embedding"].astype(np.float32),
+                }
             return held if known.size else {}
     except (*DAMAGE, IndexError):
         return {}
