@@ -427,11 +427,11 @@ def logprobs(
     last, prompt_cache = prefill(config, params, prompt, prompt_length)
     hidden = jnp.broadcast_to(last[:, None, None], (batch, group_size, 1, last.shape[-1]))
     if width > 1:
-        new = tokens[..., :-1]
-        position = prompt_length[:, None, None] + jnp.broadcast_to(jnp.arange(width - 1), new.shape)
+        position = prompt_length[:, None, None] + jnp.broadcast_to(jnp.arange(width), tokens.shape)
         cache = caches.share_prompt(prompt_cache, group_size, 0)
-        rest, _ = decoder.apply(config, params, new, position, jnp.ones(new.shape, bool), cache)
-        hidden = jnp.concatenate([hidden, rest], axis=2)
+        # nothing follows the last token; it is read so that the width can be split over devices
+        rest, _ = decoder.apply(config, params, tokens, position, jnp.ones(tokens.shape, bool), cache)
+        hidden = jnp.concatenate([hidden, rest[..., :-1, :]], axis=2)
 
     def score(hidden: Array, tokens: Array) -> tuple[Array, Array]:
         logits = decoder.logits(config, params, hidden) / temperature
