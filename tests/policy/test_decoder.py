@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from small import LLAMA, random_params, read
 
+from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import cache as caches
 from exit_jax.policy import decoder, sampler
 
@@ -137,3 +138,26 @@ def test_gradients_are_the_same_however_computed(change):
     (one, program), (two, other) = grads_of(QWEN3), grads_of(dataclasses.replace(QWEN3, **change))
     assert program != other  # else the comparison below says nothing
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one, two)
+
+
+def test_what_layers_are_recomputed_from_is_split_by_tokens():
+    """On eight devices of the axis of heads, sixteen layers' inputs take an eighth where the axis divides the width."""
+    config = dataclasses.replace(LLAMA, num_layers=16, num_heads=8, num_kv_heads=8, remat="layer")
+    shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+    mesh = meshes.make_mesh(meshes.MeshConfig(1, 1, 8))
+
+    def temporaries(width: int) -> int:
+        position, mask = jnp.arange(width)[None, None], jnp.ones((1, 1, width), bool)
+
+        def loss(params, tokens):
+            with meshes.use(mesh):
+                return decoder.apply(config, params, tokens, position, mask)[0].sum()
+
+        where = meshes.shardings(mesh, decoder.logical_axes(shapes), shapes, meshes.LEARNER)
+        grad = jax.jit(jax.grad(loss), in_shardings=(where, meshes.replicated(mesh)))
+        tokens = jax.ShapeDtypeStruct((1, 1, width), jnp.int32)
+        return grad.lower(shapes, tokens).compile().memory_analysis().temp_size_in_bytes
+
+    inputs = config.num_layers * 1024 * config.embed_dim * 4
+    saved = temporaries(1023) - temporaries(1024)
+    assert saved > 0.7 * inputs, (saved, inputs)
