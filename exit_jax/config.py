@@ -271,53 +271,73 @@ def _convert(kind, value, path: str, faults: list[str]):
     return value
 
 
+class Faults(list[str]):
+    """What is wrong, a sentence each."""
+
+    def require(self, holds: object, message: str) -> None:
+        """Note what does not hold."""
+        if not holds:
+            self.append(message)
+
+    def at_least(self, low: float, **values: float) -> None:
+        """Note the values that are below ``low``; a name's double underscores stand for dots."""
+        for name, value in values.items():
+            self.require(value >= low, f"{name.replace('__', '.')} = {value} is below {low}")
+
+
 def contradictions(c: Config, num_devices: int) -> list[str]:
     """Return one sentence a fault, naming the values, the rule and the remedy."""
-    a, faults = c.algorithm, []
+    faults = Faults()
+    _check_algorithm(c, faults)
+    _check_policy(c, faults)
+    _check_mesh(c, num_devices, faults)
+    _check_run(c, faults)
+    _check_sampling(c, faults)
+    return faults
 
-    def require(holds, message):
-        if not holds:
-            faults.append(message)
 
-    def at_least(low, **values):
-        for name, value in values.items():
-            require(value >= low, f"{name.replace('__', '.')} = {value} is below {low}")
-
-    at_least(1, algorithm__num_prompts=a.num_prompts, algorithm__num_epochs=a.num_epochs)
-    at_least(1, algorithm__buffer_size=a.buffer_size, algorithm__reference_every=a.reference_every)
-    at_least(2, algorithm__group_size=a.group_size)
-    at_least(0, algorithm__min_buffer_size=a.min_buffer_size, algorithm__max_depth=a.max_depth)
-    at_least(0, algorithm__score_temperature=a.score_temperature, algorithm__kl_coef=a.kl_coef)
-    at_least(0, algorithm__clip_low=a.clip_low, algorithm__clip_high=a.clip_high, seed=c.seed)
-    require(
+def _check_algorithm(c: Config, faults: Faults) -> None:
+    a = c.algorithm
+    faults.at_least(1, algorithm__num_prompts=a.num_prompts, algorithm__num_epochs=a.num_epochs)
+    faults.at_least(1, algorithm__buffer_size=a.buffer_size, algorithm__reference_every=a.reference_every)
+    faults.at_least(2, algorithm__group_size=a.group_size)
+    faults.at_least(0, algorithm__min_buffer_size=a.min_buffer_size, algorithm__max_depth=a.max_depth)
+    faults.at_least(0, algorithm__score_temperature=a.score_temperature, algorithm__kl_coef=a.kl_coef)
+    faults.at_least(0, algorithm__clip_low=a.clip_low, algorithm__clip_high=a.clip_high, seed=c.seed)
+    faults.require(
         a.min_buffer_size <= a.buffer_size,
         f"algorithm.min_buffer_size = {a.min_buffer_size} is above algorithm.buffer_size = {a.buffer_size}, "
         "so nothing would ever be drawn from the buffer; lower the first",
     )
     for name in ("selection_prob", "divergence_prob", "reference_mix"):
         value = getattr(a, name)
-        require(0.0 <= value <= 1.0, f"algorithm.{name} = {value} is not in [0, 1]")
-    require(a.temperature > 0, f"algorithm.temperature = {a.temperature}: training must sample, so it must be above 0")
-    require(
+        faults.require(0.0 <= value <= 1.0, f"algorithm.{name} = {value} is not in [0, 1]")
+    faults.require(
+        a.temperature > 0, f"algorithm.temperature = {a.temperature}: training must sample, so it must be above 0"
+    )
+    faults.require(
         a.self_iteration or not a.divergence_prob,
         "algorithm.divergence_prob > 0 needs algorithm.self_iteration: without it nothing is held to diverge from",
     )
-    require(a.rollout_lag in (0, 1), f"algorithm.rollout_lag = {a.rollout_lag} is neither 0 nor 1")
-    require(
+    faults.require(a.rollout_lag in (0, 1), f"algorithm.rollout_lag = {a.rollout_lag} is neither 0 nor 1")
+    faults.require(
         not a.rollout_lag or not a.recompute_logp,
         "algorithm.recompute_logp with algorithm.rollout_lag = 1: the learner has moved on since the batch was sampled, so the "
         "ratio can only be taken against the sampler's log-probs; set one of the two off",
     )
-    require(
+    faults.require(
         a.diversity_embedding == "grades" or not c.encoder.checkpoint,
         f"encoder.checkpoint = {c.encoder.checkpoint!r} would not be used with algorithm.diversity_embedding = "
         f'{a.diversity_embedding!r}; set that to "grades"',
     )
-    p, mesh = c.policy, c.run.mesh
-    at_least(1, policy__num_layers=p.num_layers, policy__num_kv_heads=p.num_kv_heads, policy__mlp_dim=p.mlp_dim)
-    at_least(0, policy__vocab_size=p.vocab_size, policy__lora__rank=p.lora.rank)
-    require(p.head_dim % 2 == 0, f"policy.head_dim = {p.head_dim} is odd, but rotary embeddings turn pairs")
-    require(
+
+
+def _check_policy(c: Config, faults: Faults) -> None:
+    a, p = c.algorithm, c.policy
+    faults.at_least(1, policy__num_layers=p.num_layers, policy__num_kv_heads=p.num_kv_heads, policy__mlp_dim=p.mlp_dim)
+    faults.at_least(0, policy__vocab_size=p.vocab_size, policy__lora__rank=p.lora.rank)
+    faults.require(p.head_dim % 2 == 0, f"policy.head_dim = {p.head_dim} is odd, but rotary embeddings turn pairs")
+    faults.require(
         p.num_kv_heads < 1 or p.num_heads % p.num_kv_heads == 0,
         f"policy.num_heads = {p.num_heads} is not a multiple of policy.num_kv_heads = {p.num_kv_heads}",
     )
@@ -331,25 +351,29 @@ def contradictions(c: Config, num_devices: int) -> list[str]:
         ("warm_start.optimizer.kind", c.warm_start.optimizer.kind, OPTIMIZERS),
         *((f"policy.lora.targets[{i}]", target, PROJECTIONS) for i, target in enumerate(p.lora.targets)),
     ):
-        require(value in choices, f"{name} = {value!r} is not one of {choices}")
-    require(
+        faults.require(value in choices, f"{name} = {value!r} is not one of {choices}")
+    faults.require(
         len(p.rope_scaling) in (0, 4),
         f"policy.rope_scaling = {p.rope_scaling} is neither () nor (factor, low, high, original length)",
     )
-    require(
+    faults.require(
         p.attention != "cudnn" or p.dtype == "bfloat16",
         'policy.attention = "cudnn" has no kernel for policy.dtype = "float32"; take "bfloat16", or "xla"',
     )
-    require(
+    faults.require(
         not p.lora.rank or p.lora.targets,
         f"policy.lora.rank = {p.lora.rank} without policy.lora.targets would train nothing; name some of {PROJECTIONS}",
     )
-    require(
+    faults.require(
         not p.lora.rank or not a.kl_coef or a.reference_mix == 1.0,
         f"algorithm.reference_mix = {a.reference_mix} with policy.lora: a mixture of adapters is not the mixture of the "
         "weights that they stand for; set it to 1.0",
     )
-    at_least(1, run__mesh__data=mesh.data, run__mesh__fsdp=mesh.fsdp, run__mesh__tensor=mesh.tensor)
+
+
+def _check_mesh(c: Config, num_devices: int, faults: Faults) -> None:
+    a, p, r, e, w, mesh = c.algorithm, c.policy, c.run, c.eval, c.warm_start, c.run.mesh
+    faults.at_least(1, run__mesh__data=mesh.data, run__mesh__fsdp=mesh.fsdp, run__mesh__tensor=mesh.tensor)
     for name, value, axis in (
         ("policy.num_heads", p.num_heads, "tensor"),
         ("policy.num_kv_heads", p.num_kv_heads, "tensor"),
@@ -357,40 +381,8 @@ def contradictions(c: Config, num_devices: int) -> list[str]:
         ("policy.embed_dim", p.embed_dim, "fsdp"),
     ):
         size = getattr(mesh, axis)
-        require(size < 1 or value % size == 0, f"{name} = {value} is not a multiple of run.mesh.{axis} = {size}")
-
-    r, e, w = c.run, c.eval, c.warm_start
-    at_least(1, run__steps_per_call=r.steps_per_call, run__keep_checkpoints=r.keep_checkpoints)
-    at_least(1, run__num_microbatches=r.num_microbatches)
-    at_least(0, run__token_chunk=r.token_chunk, run__sampler_slots=r.sampler_slots)
-    require(
-        r.sampler_slots <= a.group_size,
-        f"run.sampler_slots = {r.sampler_slots} is above algorithm.group_size = {a.group_size}; 0 stands for a slot each",
-    )
-    for name, cut in (("sampling", c.sampling), ("eval", e)):
-        at_least(0, **{f"{name}__top_k": cut.top_k})
-        require(0.0 < cut.top_p <= 1.0, f"{name}.top_p = {cut.top_p} is not in (0, 1]; 1.0 keeps all tokens")
-        require(0.0 <= cut.min_p <= 1.0, f"{name}.min_p = {cut.min_p} is not in [0, 1]; 0.0 keeps all tokens")
-    at_least(0, sampling__min_tokens=c.sampling.min_tokens)
-    for name, o in (("optimizer", c.optimizer), ("warm_start.optimizer", w.optimizer)):
-        require(
-            not o.decay_steps or o.warmup_steps < o.decay_steps,
-            f"{name}.warmup_steps = {o.warmup_steps} is not below {name}.decay_steps = {o.decay_steps}, where the rate ends",
-        )
-    at_least(0, run__num_iterations=r.num_iterations, warm_start__num_steps=w.num_steps)
-    at_least(1, eval__samples_per_task=e.samples_per_task, eval__batch_size=e.batch_size)
-    at_least(0, eval__restart_every=e.restart_every, eval__temperature=e.temperature)
-    at_least(0, eval__num_chains_saved=e.num_chains_saved)
-    for name, value, divisor_name, divisor in (
-        ("run.num_iterations", r.num_iterations, "run.steps_per_call", r.steps_per_call),
-        ("run.checkpoint_every", r.checkpoint_every, "run.steps_per_call", r.steps_per_call),
-        ("warm_start.num_steps", w.num_steps, "run.steps_per_call", r.steps_per_call),
-    ):
-        require(
-            divisor < 1 or value % divisor == 0, f"{name} = {value} is not a multiple of {divisor_name} = {divisor}"
-        )
-    require(r.checkpoint_every > 0, f"run.checkpoint_every = {r.checkpoint_every} is below 1")
-    require(
+        faults.require(size < 1 or value % size == 0, f"{name} = {value} is not a multiple of run.mesh.{axis} = {size}")
+    faults.require(
         mesh.num_devices <= num_devices,
         f"run.mesh takes {mesh.data} x {mesh.fsdp} x {mesh.tensor} = {mesh.num_devices} devices, but JAX sees {num_devices}; "
         "data = 0 takes what is there",
@@ -402,14 +394,51 @@ def contradictions(c: Config, num_devices: int) -> list[str]:
         ("eval.batch_size", e.batch_size, 1),
     ):
         times = f" times run.num_microbatches = {parts}" if parts > 1 else ""
-        require(
+        faults.require(
             shards * parts < 1 or value % (shards * parts) == 0,
             f"{name} = {value} is not a multiple of run.mesh.data x fsdp = {shards}{times}; change it, or the mesh",
         )
-    require(e.steps and min(e.steps) >= 0, f"eval.steps = {e.steps} must list at least one k >= 0")
+
+
+def _check_run(c: Config, faults: Faults) -> None:
+    a, r, w = c.algorithm, c.run, c.warm_start
+    faults.at_least(1, run__steps_per_call=r.steps_per_call, run__keep_checkpoints=r.keep_checkpoints)
+    faults.at_least(1, run__num_microbatches=r.num_microbatches)
+    faults.at_least(0, run__token_chunk=r.token_chunk, run__sampler_slots=r.sampler_slots)
+    faults.require(
+        r.sampler_slots <= a.group_size,
+        f"run.sampler_slots = {r.sampler_slots} is above algorithm.group_size = {a.group_size}; 0 stands for a slot each",
+    )
+    for name, o in (("optimizer", c.optimizer), ("warm_start.optimizer", w.optimizer)):
+        faults.require(
+            not o.decay_steps or o.warmup_steps < o.decay_steps,
+            f"{name}.warmup_steps = {o.warmup_steps} is not below {name}.decay_steps = {o.decay_steps}, where the rate ends",
+        )
+    faults.at_least(0, run__num_iterations=r.num_iterations, warm_start__num_steps=w.num_steps)
+    for name, value, divisor_name, divisor in (
+        ("run.num_iterations", r.num_iterations, "run.steps_per_call", r.steps_per_call),
+        ("run.checkpoint_every", r.checkpoint_every, "run.steps_per_call", r.steps_per_call),
+        ("warm_start.num_steps", w.num_steps, "run.steps_per_call", r.steps_per_call),
+    ):
+        faults.require(
+            divisor < 1 or value % divisor == 0, f"{name} = {value} is not a multiple of {divisor_name} = {divisor}"
+        )
+    faults.require(r.checkpoint_every > 0, f"run.checkpoint_every = {r.checkpoint_every} is below 1")
+
+
+def _check_sampling(c: Config, faults: Faults) -> None:
+    e = c.eval
+    for name, cut in (("sampling", c.sampling), ("eval", e)):
+        faults.at_least(0, **{f"{name}__top_k": cut.top_k})
+        faults.require(0.0 < cut.top_p <= 1.0, f"{name}.top_p = {cut.top_p} is not in (0, 1]; 1.0 keeps all tokens")
+        faults.require(0.0 <= cut.min_p <= 1.0, f"{name}.min_p = {cut.min_p} is not in [0, 1]; 0.0 keeps all tokens")
+    faults.at_least(0, sampling__min_tokens=c.sampling.min_tokens)
+    faults.at_least(1, eval__samples_per_task=e.samples_per_task, eval__batch_size=e.batch_size)
+    faults.at_least(0, eval__restart_every=e.restart_every, eval__temperature=e.temperature)
+    faults.at_least(0, eval__num_chains_saved=e.num_chains_saved)
+    faults.require(e.steps and min(e.steps) >= 0, f"eval.steps = {e.steps} must list at least one k >= 0")
     for split in e.splits:
-        require(split in c.domain.splits, f"eval.splits: {split!r} is not one of {c.domain.splits}")
-    return faults
+        faults.require(split in c.domain.splits, f"eval.splits: {split!r} is not one of {c.domain.splits}")
 
 
 def to_dict(config: Config) -> dict:

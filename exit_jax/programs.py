@@ -313,10 +313,8 @@ def make_program(config: Config, devices: Sequence[Any] | None = None) -> Progra
     return _make_program(shared(config), devices and tuple(devices))
 
 
-@functools.lru_cache
-def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
-    mesh = meshes.make_mesh(config.run.mesh, devices)
-    domain = make_domain(config.domain_name, config.domain)
+def _require_domain_fits(config: Config, domain: Domain) -> None:
+    """Raise ConfigError if the run asks for what its domain does not do."""
     settings = config.eval
     if domain.environment and (
         config.algorithm.rollout_lag or config.run.sampler_slots or settings.restart_every or settings.greedy
@@ -335,16 +333,14 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
             f"algorithm.rollout_lag = {config.algorithm.rollout_lag}: the domain {config.domain_name} is graded on the device, "
             "in one program of one width with nothing to wait for; leave both empty and the lag 0"
         )
-    policy = decoder_config(config)
-    optimizer, warm_optimizer = make_optimizer(config.optimizer), make_optimizer(config.warm_start.optimizer)
-    shard = functools.partial(meshes.shard_batch, mesh)
 
-    demonstrate = lambda state: domain.demonstrations(
-        state.key, state.step, config.warm_start.num_states, config.warm_start.group_size
-    )
+
+def make_warm_step(config: Config, domain: Domain, mesh: jax.sharding.Mesh, optimizer: optax.GradientTransformation):
+    """Return a supervised step: (frozen parameters, WarmState, a batch of demonstrations) -> WarmState, metrics."""
+    policy = decoder_config(config)
 
     def warm_step(frozen: Params | None, state: WarmState, batch):
-        history, mode, tokens, mask = shard(batch)
+        history, mode, tokens, mask = meshes.shard_batch(mesh, batch)
         prompt, length = render_by_mode(domain.templates, history, mode, domain.prompt_width)
 
         def loss(trained):
@@ -354,9 +350,24 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
             return -jnp.where(mask, logp, 0.0).sum() / mask.sum()
 
         value, grads = jax.value_and_grad(loss)(state.params)
-        updates, opt_state = warm_optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return WarmState(params, opt_state, state.key, state.step + 1), {"warm_start/loss": value}
+
+    return warm_step
+
+
+@functools.lru_cache
+def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
+    mesh = meshes.make_mesh(config.run.mesh, devices)
+    domain = make_domain(config.domain_name, config.domain)
+    _require_domain_fits(config, domain)
+    policy = decoder_config(config)
+    optimizer, warm_optimizer = make_optimizer(config.optimizer), make_optimizer(config.warm_start.optimizer)
+    warm_step = make_warm_step(config, domain, mesh, warm_optimizer)
+    demonstrate = lambda state: domain.demonstrations(
+        state.key, state.step, config.warm_start.num_states, config.warm_start.group_size
+    )
 
     def key_of(seed, use: int):  # parameters, demonstrations and RL draw from keys of their own
         return jax.random.fold_in(jax.random.key(seed), use)
