@@ -108,7 +108,7 @@ SETTINGS = {
             "algorithm.reward": "improvement",
             "algorithm.reference_mix": 0.5,
             "run.mesh.fsdp": 4,
-            "run.mesh.tensor": 2,
+            "run.mesh.tensor": 4,
             "run.num_microbatches": 1,
         },
     ),

@@ -10,10 +10,10 @@ Three competitions of MLE-bench to train on, three others to test on; a script m
 a single competition, as in the paper's Figure 1, is --config.domain.train="('spooky-author-identification',)". Without
 Kaggle's data, --config.domain.source=embedded takes the six competitions made from scikit-learn's data sets.
 
-Hardware: docs/fit.md, setting code; and cores for scripts, of which 32 an iteration run for up to 5 minutes each: with 32
-cores an iteration waits for them for no more than that. The paper reports 58.6 ± 2.5 for ExIt and 48.0 ± 0.7 for GRPO after 16
-steps (ExIt, Table 1). We have not run it. The paper is silent on lengths: prompts of up to 6,144 tokens, responses of up to
-4,096 with their thoughts, and on β, here 0.001.
+Hardware: v5e-16 by the compiler (docs/fit.md, setting code); and cores for scripts, of which 32 an iteration run for up to 5
+minutes each: with 32 cores an iteration waits for them for no more than that. The paper reports 58.6 ± 2.5 for ExIt and 48.0 ±
+0.7 for GRPO after 16 steps (ExIt, Table 1). We have not run it. The paper is silent on lengths: prompts of up to 6,144 tokens,
+responses of up to 4,096 with their thoughts, and on β, here 0.001.
 
 Arguments:
   variant: grpo | curriculum | improve | diverge | exit (ExIt §5); all use the same number of rollouts.
@@ -103,7 +103,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.run.num_iterations = 800
     c.run.mesh.fsdp = 4
-    c.run.mesh.tensor = 2
+    c.run.mesh.tensor = 4
     c.run.num_microbatches = 1
     c.run.prompt_buckets = (4096,)
     c.run.response_buckets = (2048,)

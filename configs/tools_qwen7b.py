@@ -1,7 +1,7 @@
 """Multi-turn tool use with Qwen2.5-7B-Instruct: the second column of ExIt's Table 1, with the settings of its Table 5.
 
     pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0
-    python -m exit_jax.main --mode compile --config configs/tools_qwen7b.py --topology v6e:4x4
+    python -m exit_jax.main --mode compile --config configs/tools_qwen7b.py --topology v5e:4x4
     python -m exit_jax.main --config configs/tools_qwen7b.py:variant=exit,seed=0
     python -m exit_jax.main --mode report --config configs/tools_qwen7b.py --runs runs/<one>,runs/<another>
 
@@ -11,9 +11,9 @@ of requests (the same for all seeds; the paper's own split is not published). Tr
 ``figures.requests_fulfilled`` the total return. To choose hyperparameters, train on 75 of the training tasks
 (domain.train_split = "tuning") and evaluate on the other 25 (eval.splits = ("validation",)).
 
-Hardware: docs/fit.md. The paper reports 76.4 ± 1.0 for ExIt and 73.5 ± 1.5 for GRPO after 4 steps (ExIt, Table 1). We have not
-run it. The paper is silent on lengths: the documents of a task's functions take 3,000 to 6,000 tokens, so contexts of up to
-7,808, responses and observations of up to 512.
+Hardware: v5e-16 by the compiler (docs/fit.md, setting tools). The paper reports 76.4 ± 1.0 for ExIt and 73.5 ± 1.5 for GRPO
+after 4 steps (ExIt, Table 1). We have not run it. The paper is silent on lengths: the documents of a task's functions take
+3,000 to 6,000 tokens, so contexts of up to 7,808, responses and observations of up to 512.
 
 Arguments:
   variant: grpo | curriculum | improve | diverge | exit (ExIt §5); all use the same number of rollouts.
