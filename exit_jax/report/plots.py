@@ -28,6 +28,7 @@ COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#5
 VERMILLION, GREEN, GREY = *COLOURS[2:4], "#8C8C8C"
 PALE_BLUE, PALE_VERMILLION = "#8EC1E3", "#F0A875"
 MARKERS = "osD^vPX"
+STEP = "self-improvement step k"
 WIDTH = 6.75  # inches, of a page's text
 STYLE: dict = {
     "font.size": 8,
@@ -154,7 +155,7 @@ def plot_by_k(groups: Groups, ylabel: str, metric: str, thin: tuple[str, str, in
             ax.plot([], [], color=GREY, linestyle="--", linewidth=0.7, label=thin[1])
         ax.set(title=split)
         ax.set_xticks(x, [str(k) for k in ks])
-    fig.supxlabel("self-improvement step k", fontsize=8)
+    fig.supxlabel(STEP, fontsize=8)
     fig.supylabel(ylabel, fontsize=8)
     add_legend(fig, axes)
     return fig

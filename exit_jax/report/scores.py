@@ -13,6 +13,7 @@ from exit_jax.report.plots import (
     GREY,
     PALE_BLUE,
     PALE_VERMILLION,
+    STEP,
     WIDTH,
     Plot,
     add_legend,
@@ -47,7 +48,7 @@ def score_by_k(groups: Groups) -> Plot:
             draw_mean(ax, x, by_k(runs, split, ks, *path), error, label=name if single else label, **style(max(i, j)))
         ax.set(title=split if single else f"{split}: {names[0]}")
         ax.set_xticks(x, [str(k) for k in ks])
-    fig.supxlabel("step k, after k + 1 responses", fontsize=8)
+    fig.supxlabel(STEP, fontsize=8)
     fig.supylabel("normalised score (%)", fontsize=8)
     add_legend(fig, axes)
     return fig, f"Normalised score by k: {explain(scaffolds)}{bands(groups, 'quality').replace('problems', 'tasks')}"
@@ -84,7 +85,7 @@ def score_by_task(groups: Groups) -> Plot:
             draw_mean(ax, x, values, label=name if single else label, **style(max(i, j)))
         ax.set_title(f"{split}: {task}")
         ax.set_xticks(x, [str(k) for k in splits[split]])
-    fig.supxlabel("step k, after k + 1 responses", fontsize=8)
+    fig.supxlabel(STEP, fontsize=8)
     fig.supylabel("normalised score (%)", fontsize=8)
     add_legend(fig, axes)
     text = f"Normalised score of each task by k, of the {' and the '.join(shown)}."
