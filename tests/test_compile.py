@@ -257,7 +257,7 @@ def test_the_domain_of_shapes_has_no_tasks_to_train_on():
 
 @pytest.mark.parametrize(("setting", "size"), [("math", 3.2), ("tools", 7.6), ("code", 7.6), ("llama70b", 70.6)])
 def test_shapes_are_those_of_the_models(setting, size):
-    config = load("fit", f"setting={setting}", {"tools": 16, "code": 8}.get(setting, 32))
+    config = load("fit", f"setting={setting}", {"tools": 16, "code": 16}.get(setting, 32))
     params = jax.eval_shape(lambda: decoder.init(config.policy, jax.random.key(0)))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     assert round(count / 1e9, 1) == size

@@ -72,14 +72,16 @@ def decode_flops(config: DecoderConfig, rows: int, prompt_width: int, max_tokens
 def forward_flops(config: DecoderConfig, prompts: int, group_size: int, prompt_width: int, max_tokens: int) -> int:
     """Return FLOPs of the log-probs of all responses, as the learner and the reference take them: prompts once a group."""
     rows = prompts * group_size
-    tokens = prompts * prompt_width + rows * (max_tokens - 1)
-    whole = prefill_flops(config, prompts, prompt_width) + decode_flops(config, rows, prompt_width, max_tokens)
+    tokens = prompts * prompt_width + rows * max_tokens
+    responses = rows * max_tokens * (layers_flops(config) + head_flops(config))
+    pairs = response_pairs(rows, prompt_width, max_tokens)
+    whole = prefill_flops(config, prompts, prompt_width) + responses + attention_flops(config, pairs)
     return whole + tokens * adapters_flops(config)
 
 
 def backward_flops(config: DecoderConfig, prompts: int, group_size: int, prompt_width: int, max_tokens: int) -> int:
     """Return FLOPs of the gradient: two products for each one of the forward pass, but one for a kernel that is frozen."""
-    tokens = prompts * (prompt_width + group_size * (max_tokens - 1))
+    tokens = prompts * (prompt_width + group_size * max_tokens)
     whole = 2 * forward_flops(config, prompts, group_size, prompt_width, max_tokens)
     if not config.lora.rank:
         return whole
@@ -97,6 +99,6 @@ def recomputed_flops(
     if config.remat == "none":
         return chunked
     if config.remat == "dots":
-        pairs = prompt_pairs(prompts, prompt_width) + response_pairs(rows, prompt_width, max_tokens - 1)
+        pairs = prompt_pairs(prompts, prompt_width) + response_pairs(rows, prompt_width, max_tokens)
         return chunked + attention_flops(config, pairs)
     return chunked + forward_flops(config, prompts, group_size, prompt_width, max_tokens) - head
