@@ -231,7 +231,11 @@ def plan(config: Config, program: Program) -> Plan:
     }
 
     def parts(*batch, copy=0, cache=0):
-        return stays | {"sampler": copy, "cache": cache, "batch": bytes_per_chip((tasks, state.buffer, state.starts, batch))}
+        return stays | {
+            "sampler": copy,
+            "cache": cache,
+            "batch": bytes_per_chip((tasks, state.buffer, state.starts, batch)),
+        }
 
     if not domain.on_host:
         whole = {"iteration": (program.train, (given, state))}

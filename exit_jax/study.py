@@ -29,7 +29,12 @@ MEASURES = {
     "restarted_quality": lambda figures: figures.get("restarts", {}).get("best_quality"),
 }
 SCORES = {"quality": "plain chain", "greedy": "greedy search", "restarted_quality": "restarts, best so far"}
+OF_RIGHT = ("accuracy", "found", "kept", "stopped", "restarted")
 BASE = "base"  # the policy before RL
+LEGEND = """By the last k; accuracy = found x kept. *Found*: ever right, *kept*: still right at the end; *stopped*: right when
+the policy's own sign said it was done; *restarted*: found by chains that start over, at equal responses; *frozen*: share of
+wrong answers that a response left as they were; *greedy*, *restarted_quality*: quality of the best so far, of a search
+that goes on from it and of restarts."""
 
 
 def study(
@@ -125,46 +130,36 @@ def half_width(paired: np.ndarray) -> np.ndarray:
 def table(summary: dict) -> str:
     """Return the study as Markdown: per split, accuracy by k, what happened by the last k, and differences to GRPO there.
 
-    Where quality is a score and not only right or wrong, its table by k follows, one for each way to spend the responses.
+    Where quality is a score and not only right or wrong, its table by k follows, one for each way to spend the responses; and
+    where nothing was ever right, what counts right answers is left out.
     """
     lines = []
     for split, content in summary.items():
-        ks, variants = content["k"], content["variants"]
-        count = len(content["seeds"])
+        ks, variants, count = content["k"], content["variants"], len(content["seeds"])
+        scored = _is_scored(variants)
+        some_right = any(value for row in variants.values() for value in row["found"]["mean"])
+        shown = [m for m in MEASURES if any(value is not None for row in variants.values() for value in row[m]["mean"])]
+        shown = [m for m in shown if some_right or not scored or m not in OF_RIGHT]
         lines += [f"## {split}: {content['num_tasks']} tasks, {count} seeds, mean ± standard deviation over seeds", ""]
-        rows = {
-            variant: [*(_cell(row["accuracy"], i) for i in range(len(ks))), _cell(row["delta"], -1)]
-            for variant, row in variants.items()
-        }
-        lines += _markdown(["accuracy", *(f"k={k}" for k in ks), f"Δ_{ks[-1]}"], rows)
-        known = [m for m in MEASURES if any(value is not None for row in variants.values() for value in row[m]["mean"])]
-        for measure in SCORES if _is_scored(variants) else ():
-            if measure in known:
+        titles = {"accuracy": ("accuracy", "delta")}
+        titles |= {m: (f"score, {name}", f"{m}_delta") for m, name in SCORES.items()} if scored else {}
+        for measure, (title, gain) in titles.items():
+            if measure in shown:
+                header = [title, *(f"k={k}" for k in ks), f"Δ_{ks[-1]}"]
                 rows = {
-                    variant: [*(_cell(row[measure], i) for i in range(len(ks))), _cell(row[f"{measure}_delta"], -1)]
+                    variant: [*(_cell(row[measure], i) for i in range(len(ks))), _cell(row[gain], -1)]
                     for variant, row in variants.items()
                 }
-                lines += ["", *_markdown([f"score, {SCORES[measure]}", *(f"k={k}" for k in ks), f"Δ_{ks[-1]}"], rows)]
-        lines += [
-            "",
-            f"By k={ks[-1]}; accuracy = found x kept. *Found*: ever right, *kept*: still right at the end; *stopped*:",
-        ]
-        lines += [
-            "right when the policy's own sign said it was done; *restarted*: found by chains that start over, at equal"
-        ]
-        lines += ["responses; *frozen*: share of wrong answers that a response left as they were; *greedy*,"]
-        lines += [
-            "*restarted_quality*: quality of the best so far, of a search that goes on from it and of restarts.",
-            "",
-        ]
-        others = [measure for measure in known if measure != "accuracy"]
+                lines += [*_markdown(header, rows), ""]
+        lines += [LEGEND, ""]
+        others = [measure for measure in shown if measure != "accuracy"]
         rows = {variant: [_cell(row[m], -1) for m in others] for variant, row in variants.items()}
         lines += _markdown([f"k={ks[-1]}", *others], rows)
-        compared = {v: row for v, row in variants.items() if "minus_grpo" in row["accuracy"]}
+        compared = {v: row for v, row in variants.items() if "minus_grpo" in row["quality"]}
         if compared:
             lines += ["", f"Paired difference to GRPO at k={ks[-1]}, with its 95% interval over seeds:", ""]
-            rows = {v: [_cell(row[m], -1, "minus_grpo", "+") for m in known] for v, row in compared.items()}
-            lines += _markdown(["minus GRPO", *known], rows)
+            rows = {v: [_cell(row[m], -1, "minus_grpo", "+") for m in shown] for v, row in compared.items()}
+            lines += _markdown(["minus GRPO", *shown], rows)
         lines += [""]
     return "\n".join(lines)
 

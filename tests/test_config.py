@@ -173,5 +173,7 @@ def test_a_study_of_scores_shows_them_by_k_and_leaves_out_what_no_run_has():
     assert "| score, plain chain | k=0 | k=4 | Δ_4 |" in text
     assert "| exit | 0.500 | 1.000 | 0.500 |" in text[text.index("score, greedy search") :]
     assert "restarted_quality |" not in text
+    assert "| accuracy | k=0" not in text, "nothing was ever right"
+    assert "| accuracy | k=0" in table(summarise(plain))
     differences = text[text.index("minus GRPO") :]
     assert differences.splitlines()[2].endswith("| +0.250 |")
