@@ -140,6 +140,11 @@ def chain_programs(domain_name, fields, policy: DecoderConfig, settings: configs
     )
 
 
+def sampling_key(config: Config) -> Array:
+    """Return the root key of an evaluation, another one for each seed: a spread over seeds has the noise of sampling, too."""
+    return jax.random.fold_in(jax.random.key(config.eval.seed), config.seed)
+
+
 def run_chains(
     config: Config, params: Params, split: str, kind: str = "chain", workdir: pathlib.Path | None = None
 ) -> Outcome:
@@ -156,7 +161,7 @@ def run_chains(
     num_responses = max(settings.steps) + 1
     every = jnp.int32(settings.restart_every if kind == "restarts" else num_responses)
     greedy = jnp.bool(kind == "greedy")  # traced, as ``every`` is: one program for all kinds
-    root = jax.random.fold_in(jax.random.key(settings.seed), KINDS.index(kind))
+    root = jax.random.fold_in(sampling_key(config), KINDS.index(kind))
     tasks = jax.device_get(domain.tasks(split))
     row_of = np.tile(np.arange(tasks.task.shape[0]), settings.samples_per_task)
     starts = range(0, row_of.size, settings.batch_size)
@@ -311,7 +316,7 @@ def run_episodes(config: Config, params: Params, split: str, workdir: pathlib.Pa
                 row_of[start : start + settings.batch_size], settings.batch_size
             )  # one width, one program
             history = jax.device_put(jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], tasks), by_row)
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), start), k)
+            key = jax.random.fold_in(jax.random.fold_in(sampling_key(config), start), k)
             episodes = play_steps(programs, environment, copy, context(history), history, key, k)
             rows = _episode_rows(environment, episodes, range(start, min(start + settings.batch_size, row_of.size)), k)
             if stored:

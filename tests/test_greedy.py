@@ -48,7 +48,7 @@ def search_by_hand(config, params, split):
     tasks = jax.device_get(domain.tasks(split))
     size = len(tasks.task)
     assert size == settings.batch_size
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), 2), 0)
+    key = jax.random.fold_in(jax.random.fold_in(evaluation.sampling_key(config), 2), 0)
     copy = jitted.reshard(params)
     row = lambda tree, *at: jax.tree.map(lambda leaf: leaf[at], tree)
     held, qualities, texts = [row(tasks, i) for i in range(size)], [], []
@@ -225,3 +225,11 @@ def test_episodes_of_several_turns_have_no_search(field, monkeypatch, config):
     monkeypatch.setattr(programs, "make_domain", lambda *_: dataclasses.replace(domain, environment=object()))
     with pytest.raises(ConfigError, match=rf"eval\.{field} = (True|1)"):
         programs.make_program(with_eval(config, seed=1, greedy=field == "greedy", restart_every=int(field != "greedy")))
+
+
+def test_runs_of_other_seeds_sample_anew(config, params):
+    """Else the noise of sampling would be common to all seeds, and missing in the spread over them."""
+    other = dataclasses.replace(config, seed=config.seed + 1)
+    first, again, anew = (run_chains(which, params, "test").chains.tokens for which in (config, config, other))
+    np.testing.assert_array_equal(first, again)
+    assert (first != anew).any()
