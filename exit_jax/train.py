@@ -239,7 +239,8 @@ def record_buffer(config: Config, state: State, params: Params, workdir: pathlib
     score, history = jax.device_get(state.buffer.score)[full], jax.tree.map(lambda leaf: leaf[full], held)
     starts = jax.device_get(state.starts)
     started = jax.tree.map(lambda leaf: leaf[starts.lot >= 0], starts.history)
-    embedding, start_embedding = (embed_histories(config, params, some) for some in (history, started))
+    both = jax.tree.map(lambda *leaves: np.concatenate(leaves), history, started)  # one program embeds them
+    embedding, start_embedding = np.split(embed_histories(config, params, both), [full.sum()])
     if not hosts.is_lead():
         return
     content = {"score": score.tolist(), "depth": (history.step + 1).tolist()}

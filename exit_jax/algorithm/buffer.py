@@ -15,7 +15,7 @@ from exit_jax.algorithm.types import NO_ID, Array, History, TaskBuffer
 
 def create(size: int, history_width: int) -> TaskBuffer:
     """Return an empty buffer of ``size`` slots for histories of up to ``history_width`` tokens."""
-    score, num_draws = jnp.full((size,), -jnp.inf), jnp.zeros((size,), jnp.int32)
+    score, num_draws = jnp.full((size,), -jnp.inf, jnp.float32), jnp.zeros((size,), jnp.int32)
     return TaskBuffer(blank_history(size, history_width), score, num_draws, jnp.int32(0))
 
 

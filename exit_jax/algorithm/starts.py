@@ -11,7 +11,7 @@ SIZE = 256  # some 11,000 pairs a task where there are three
 
 def create(history_width: int) -> Starts:
     """Return a sample that holds nothing yet."""
-    return Starts(blank_history(SIZE, history_width), jnp.full((SIZE,), -1.0))
+    return Starts(blank_history(SIZE, history_width), jnp.full((SIZE,), -1.0, jnp.float32))
 
 
 def note(starts: Starts, history: History, key: Array) -> Starts:
