@@ -71,9 +71,11 @@ class Run:
     rows: list[dict]  # train.jsonl
     evaluation: dict  # split -> results
     chains: Chains
-    timing: dict  # split -> kind of chain -> seconds that its evaluation took
+    # "secs": split -> kind of chain -> seconds; "notes": the same -> means of what may differ when it is repeated
+    timing: dict
     scores: dict  # of the final buffer
-    # some of the final buffer: iteration [n] that made them, embedding [n, E]; of newer runs also step, task, num_draws [n]
+    # some of the final buffer: iteration [n] that made them, embedding [n, E]; and start_task [m], start_embedding [m, E] of
+    # solutions that training started from, which older runs lack
     instances: dict[str, np.ndarray]
 
     @property
@@ -118,7 +120,6 @@ def load_instances(path: pathlib.Path) -> dict[str, np.ndarray]:
             if known.size > MAX_INSTANCES:
                 known = np.sort(np.random.default_rng(0).choice(known, MAX_INSTANCES, replace=False))
             held = {"iteration": iteration[known], "embedding": embedding[known].astype(np.float32)}
-            held |= {"step": file["step"][known]} if "step" in file else {}
             if "start_embedding" in file:
                 held |= {
                     "start_task": file["start_task"],
