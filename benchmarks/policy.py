@@ -1,6 +1,6 @@
 """Speed and memory of the sampler on random weights of real shapes: prefill, bandwidth, skewed lengths, loading, turns.
 
-    python benchmarks/policy.py {prefill,bound,skew,load,turns} [--shape 0.1b] [--dtype bfloat16]
+    python benchmarks/policy.py {prefill,bound,stages,skew,load,turns} [--shape 0.1b] [--dtype bfloat16]
 
 Variants run in turns for several rounds, in one process; ratios are of the same round, given as median (minimum-maximum).
 Prints Markdown tables. ``--small`` is for the smoke test, and its figures mean nothing. Against torch: policy_torch.py.
@@ -43,7 +43,7 @@ MESH = meshes.MeshConfig(1, 1, 1)
 now = time.process_time if "--cpu_time" in sys.argv else time.perf_counter
 
 
-def make_config(shape: str, dtype: str, remat: str = "none") -> DecoderConfig:
+def make_config(shape: str, dtype: str, decode_stages: int = 1) -> DecoderConfig:
     """Return a Llama of one of SHAPES, with tied embeddings as Llama 3.2 has them."""
     vocab_size, num_layers, embed_dim, num_heads, num_kv_heads, head_dim, mlp_dim = SHAPES[shape]
     return DecoderConfig(
@@ -63,8 +63,9 @@ def make_config(shape: str, dtype: str, remat: str = "none") -> DecoderConfig:
         dtype=dtype,
         param_dtype=dtype,
         attention="auto",
-        remat=remat,
+        remat="none",
         unroll_layers=False,
+        decode_stages=decode_stages,
         lora=LoraConfig(0, 1.0, ()),
     )
 
@@ -245,6 +246,34 @@ def bound(a: argparse.Namespace) -> None:
         )
 
 
+def stages(a: argparse.Namespace) -> None:
+    """Decode long responses, reading all own slots at each step, or those of the stage that the step falls into."""
+    counts = (1, 2, 4, 8)
+    params = sampler_params(make_config(a.shape, a.dtype))
+    prompt, length = make_prompts(make_config(a.shape, a.dtype), a.num_prompts, a.prompt_width)
+    start = make_start(make_config(a.shape, a.dtype), a.group_size, a.max_tokens - 1)
+    sampling = SamplingConfig(a.max_tokens, (), 1.0)
+    generate = {n: make_generate(make_config(a.shape, a.dtype, decode_stages=n), sampling) for n in counts}
+    first = {}
+
+    def measure(n: int) -> dict[str, float]:
+        reading = jax.block_until_ready(start(params, prompt=prompt, prompt_length=length))
+        secs = timed(generate[n], params, reading, jax.random.key(2))[1]
+        first.setdefault(n, secs)
+        return {"step": secs / a.max_tokens}
+
+    results = in_turns({str(n): functools.partial(measure, n) for n in counts}, a.rounds)
+    rows = f"{a.num_prompts} prompts of {a.prompt_width} tokens x {a.group_size} rollouts of {a.max_tokens}"
+    print(
+        f"{rows}, {a.dtype}\n\n| stages | own slots read a step | ms a step (min-max) | times as fast | first call s |"
+    )
+    print("|---|---|---|---|---|")
+    for n in counts:
+        step = results[str(n)]["step"]
+        read = f"{(n + 1) / (2 * n):.0%}"
+        print(f"| {n} | {read} | {spread(step, 1e3)} | {ratio(results['1']['step'], step)} | {first[n]:.1f} |")
+
+
 def skew(a: argparse.Namespace) -> None:
     """Stop rows with a fixed probability a step, and count what the longest row costs."""
     config = make_config(a.shape, a.dtype)
@@ -384,7 +413,7 @@ def turns(a: argparse.Namespace) -> None:
         print(f"| {name} | {work[name]:,} | {spread(measured['secs'])} | {ratio(measured['secs'], best)} |")
 
 
-COMMANDS = {"prefill": prefill, "bound": bound, "skew": skew, "load": load, "turns": turns}
+COMMANDS = {"prefill": prefill, "bound": bound, "stages": stages, "skew": skew, "load": load, "turns": turns}
 SMALL = {
     "shape": "tiny",
     "num_prompts": 2,

@@ -139,6 +139,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.policy.dtype = "bfloat16"
     c.policy.remat = "layer"
     c.policy.unroll_layers = False
+    c.policy.decode_stages = 4
     c.warm_start.num_steps = 0
     c.algorithm.group_size = 8
     c.algorithm.kl_coef = 0.001

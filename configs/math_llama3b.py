@@ -92,6 +92,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.policy.attention = "auto"
     c.policy.remat = "layer"
     c.policy.unroll_layers = False
+    c.policy.decode_stages = 4
     c.policy.lora = ConfigDict()
     c.policy.lora.rank = 0
     c.policy.lora.alpha = 16.0

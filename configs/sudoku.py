@@ -96,6 +96,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.policy.attention = "auto"
     c.policy.remat = "none"
     c.policy.unroll_layers = True
+    c.policy.decode_stages = 1
     c.policy.lora = ConfigDict()
     c.policy.lora.rank = 0
     c.policy.lora.alpha = 16.0

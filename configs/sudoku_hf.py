@@ -41,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.policy.dtype = "bfloat16"
     c.policy.remat = "layer"
     c.policy.unroll_layers = False
+    c.policy.decode_stages = 1
     c.policy.lora.rank = int(own["lora"])
     c.policy.lora.alpha = 2.0 * int(own["lora"])
     c.policy.lora.targets = PROJECTIONS if c.policy.lora.rank else ()

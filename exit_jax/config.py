@@ -136,7 +136,7 @@ class Config:
 
 
 OPERATIONAL = (
-    *("run", "eval", "study", "policy.attention", "policy.remat", "policy.unroll_layers"),
+    *("run", "eval", "study", "policy.attention", "policy.remat", "policy.unroll_layers", "policy.decode_stages"),
     *("domain.data_dir", "domain.files_dir", "domain.cache_dir", "domain.num_workers"),
 )
 # what a warm start depends on, besides the domain's demonstrations
@@ -335,6 +335,7 @@ def _check_algorithm(c: Config, faults: Faults) -> None:
 def _check_policy(c: Config, faults: Faults) -> None:
     a, p = c.algorithm, c.policy
     faults.at_least(1, policy__num_layers=p.num_layers, policy__num_kv_heads=p.num_kv_heads, policy__mlp_dim=p.mlp_dim)
+    faults.at_least(1, policy__decode_stages=p.decode_stages)
     faults.at_least(0, policy__vocab_size=p.vocab_size, policy__lora__rank=p.lora.rank)
     faults.require(p.head_dim % 2 == 0, f"policy.head_dim = {p.head_dim} is odd, but rotary embeddings turn pairs")
     faults.require(

@@ -85,10 +85,11 @@ def make_phase(
 def phases(config: Config, prompt_width: int, max_tokens: int, sizes: Sizes, chip: Chip) -> list[Phase]:
     """Return the phases of one iteration, in the order in which they run, with all prompts and responses at full width.
 
-    Traffic that is counted, in HBM: the sampler's copy and the whole cache, used or not, at each step of decoding; parameters
-    once in a forward and twice in a backward pass of each microbatch; optimiser state, parameters and gradients once read and
-    once written. Between chips: parameters gathered over fsdp for each pass and gradients scattered back, gradients summed
-    over data, two sums of activations a layer over tensor in each direction.
+    Traffic that is counted, in HBM: at each step of decoding the sampler's copy, the prompts' cache, and the own slots of the
+    step's stage (all of them where slots are refilled), used or not; parameters once in a forward and twice in a backward pass
+    of each microbatch; optimiser state, parameters and gradients once read and once written. Between chips: parameters
+    gathered over fsdp for each pass and gradients scattered back, gradients summed over data, two sums of activations a
+    layer over tensor in each direction.
     """
     a, run, p = config.algorithm, config.run, config.policy
     mesh, chips = run.mesh, run.mesh.num_devices
@@ -104,7 +105,9 @@ def phases(config: Config, prompt_width: int, max_tokens: int, sizes: Sizes, chi
     passes = run.num_microbatches
     forward = costs.forward_flops(*shape)
     within = activations(prompt_tokens + own_tokens)
-    decoded = sizes.copy - sizes.unread + sizes.prompt_cache + sizes.own_cache
+    stages = 1 if run.sampler_slots else p.decode_stages
+    own_cache = sizes.own_cache * (stages + 1) / (2 * stages)  # the mean of 1/n, 2/n ... n/n
+    decoded = sizes.copy - sizes.unread + sizes.prompt_cache + own_cache
 
     def phase(name, model_flops, hbm, ici, extra=0.0):
         return make_phase(chip, chips, name, model_flops, hbm, ici, extra)

@@ -33,6 +33,7 @@ LLAMA = DecoderConfig(
     attention="auto",
     remat="none",
     unroll_layers=False,
+    decode_stages=1,
     lora=NO_LORA,
 )
 

@@ -157,6 +157,10 @@ def test_traffic_of_decoding_by_hand():
     phases = {phase.name: phase for phase in roofline.phases(config, 34, 7, sizes, chip)}
     assert list(phases) == ["reshard", "prefill", "decode", "reference", "learn"]
     assert phases["decode"].secs == 6 * (1000 - 100 + 20 + 30)  # the last token is not read
+    staged = dataclasses.replace(config, policy=dataclasses.replace(config.policy, decode_stages=3))
+    in_stages = roofline.phases(staged, 34, 7, sizes, chip)
+    # 6 slots in three stages of two steps, which look at 2, 4, and 6
+    assert in_stages[2].secs == 6 * (1000 - 100 + 20) + 2 * 30 * (2 + 4 + 6) / 6
     # 16 prompts x 4 rollouts x 7 tokens on 2 shards, 32 wide in float32: two sums over 2 chips, one layer
     assert phases["decode"].ici_bytes == 2 * (16 * 4 * 7 / 2) * 32 * 4
     assert phases["learn"].hbm_bytes == 3 * 1000

@@ -29,7 +29,7 @@ class Cache:
 
     layers: Any  # a LayerCache with leading L, or a tuple of L of them
     prompt_mask: Any = None  # bool [B, P], None without a shared prompt
-    mask: Any = None  # bool [B, G, T], True for own tokens that may be attended to; None where nothing is stored
+    mask: Any = None  # bool [B, G, W], W <= T: own tokens that may be attended to; None where nothing is stored
     used: Array | int = 0  # int32 []: slots of T written so far, the same for all rows
 
 

@@ -61,10 +61,11 @@ class DecoderConfig:
     attention: str  # of attention.BACKENDS
     remat: str  # what the backward pass recomputes: "none", each "layer", or all but the matrix products ("dots")
     unroll_layers: bool  # of the learner: faster for small models, slower to compile
+    decode_stages: int  # of sampling: stage i of n reads the first i/n of a row's own slots; each is compiled
     lora: LoraConfig
 
 
-COMPUTE_FIELDS = ("dtype", "param_dtype", "attention", "remat", "unroll_layers", "lora")
+COMPUTE_FIELDS = ("dtype", "param_dtype", "attention", "remat", "unroll_layers", "decode_stages", "lora")
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: tuple[float, ...]) -> Array:
@@ -156,7 +157,7 @@ class Attention(nnx.Module):
     def __call__(self, x: Array, positions: Array, mask: Array, cache: Cache, layer: LayerCache):
         """X [B, G, S, D] at positions [B, G, S] -> [B, G, S, D], and the layer's own keys and values with these S tokens.
 
-        ``mask`` is over the own slots, bool [B, G, T], as it is after these tokens.
+        ``mask`` is over the own slots that are looked at, bool [B, G, W], as it is after these tokens.
         """
         c = self.config
         B, G, S, _ = x.shape
@@ -176,7 +177,9 @@ class Attention(nnx.Module):
             backend = "xla"  # the kernels have no form for slots that are filled in part
         layer = dataclasses.replace(layer, key=key, value=value)
         if backend == "xla":
-            mixed = attention.grouped(query, layer, cache.prompt_mask, causal_mask(mask, cache.used, S))
+            seen = jax.tree.map(lambda slots: slots[..., : mask.shape[-1], :], (key, value))
+            seen = dataclasses.replace(layer, key=seen[0], value=seen[1])
+            mixed = attention.grouped(query, seen, cache.prompt_mask, causal_mask(mask, cache.used, S))
         else:
             mixed = attention.flash(backend, query, layer, cache.prompt_mask, mask)
         return self.out(mixed.reshape(B, G, S, -1)), (key, value)

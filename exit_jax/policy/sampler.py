@@ -5,6 +5,7 @@ tokens that are given, ``generate`` samples until every row has ended; a convers
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -261,7 +262,10 @@ def generate(
         total=jnp.zeros(reading.hidden.shape, jnp.float32),
         cache=reading.cache,
     )
-    end = jax.lax.while_loop(lambda state: (state.position < width) & ~state.done.all(), step, record(begin))
+    end = record(begin)
+    slots = reading.cache.mask.shape[-1]
+    for stage in range(1, config.decode_stages + 1):
+        end = while_within(-(-slots * stage // config.decode_stages), width, step, end)
 
     count = end.mask.sum(-1)
     newest = jnp.take_along_axis(end.tokens, jnp.maximum(count - 1, 0)[..., None], axis=2)[..., 0]
@@ -276,6 +280,21 @@ def generate(
         hidden=end.total / jnp.maximum(count, 1)[..., None],
     )
     return reading, rollouts
+
+
+def while_within(
+    window: int, width: int, step: Callable[[DecodeState], DecodeState], state: DecodeState
+) -> DecodeState:
+    """Take steps until every row has ended, ``width`` tokens are out, or the next token's slot is beyond the first ``window``.
+
+    Only that many slots are read: the memory's bandwidth is what decoding waits for, and slots that are not in use yet cost
+    as much as others.
+    """
+    whole = state.cache.mask
+    look = lambda state, mask: dataclasses.replace(state, cache=dataclasses.replace(state.cache, mask=mask))
+    more = lambda state: (state.position < width) & (state.cache.used < window) & ~state.done.all()
+    state = jax.lax.while_loop(more, step, look(state, whole[..., :window]))
+    return look(state, whole.at[..., :window].set(state.cache.mask))
 
 
 @pytree

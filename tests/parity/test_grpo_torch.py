@@ -97,7 +97,8 @@ def their_loss(torch, logp, old, reference, mask):
 
 
 def our_config(folder) -> DecoderConfig:
-    how = {"dtype": "float32", "param_dtype": "float32", "attention": "xla", "remat": "none", "unroll_layers": False}
+    how = {"dtype": "float32", "param_dtype": "float32", "attention": "xla", "remat": "none"}
+    how |= {"unroll_layers": False, "decode_stages": 1}
     return DecoderConfig(**hf_config.read(folder), **how, lora=LoraConfig(0, 1.0, ()))
 
 

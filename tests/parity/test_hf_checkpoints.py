@@ -66,7 +66,7 @@ def checkpoint(request, require_parity, tmp_path_factory):
 
 
 def make_config(folder, dtype="float32", lora=NO_LORA):
-    how = {"attention": "xla", "remat": "none", "unroll_layers": False}
+    how = {"attention": "xla", "remat": "none", "unroll_layers": False, "decode_stages": 1}
     return DecoderConfig(**hf_config.read(folder), dtype=dtype, param_dtype=dtype, **how, lora=lora)
 
 

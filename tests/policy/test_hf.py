@@ -30,6 +30,7 @@ COMPUTE = {
     "attention": "xla",
     "remat": "none",
     "unroll_layers": False,
+    "decode_stages": 1,
     "lora": LoraConfig(0, 1.0, ()),
 }
 LAYERS, VOCAB, EMBED, MLP, HEADS, KV_HEADS, HEAD = 3, 48, 16, 40, 4, 2, 8
@@ -572,7 +573,7 @@ from exit_jax.policy.decoder import DecoderConfig, LoraConfig
 from exit_jax.policy.hf import config as hf_config, export as hf_export, load as hf_load
 
 config = DecoderConfig(**hf_config.read(folder), dtype="float32", param_dtype="float32", attention="xla",
-                       remat="none", unroll_layers=False, lora=LoraConfig(0, 1.0, ()))
+                       remat="none", unroll_layers=False, decode_stages=1, lora=LoraConfig(0, 1.0, ()))
 shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
 grid = jax.make_mesh((8,), ("fsdp",))
 shardings = jax.tree.map(lambda x: NamedSharding(grid, PartitionSpec(*[None] * (x.ndim - 1), "fsdp")), shapes)
@@ -637,7 +638,7 @@ def reset():
 
 folder, out, fsdp = sys.argv[1], sys.argv[2], int(sys.argv[3])
 config = DecoderConfig(**hf_config.read(folder), dtype="bfloat16", param_dtype="bfloat16", attention="xla",
-                       remat="none", unroll_layers=False, lora=LoraConfig(0, 1.0, ()))
+                       remat="none", unroll_layers=False, decode_stages=1, lora=LoraConfig(0, 1.0, ()))
 shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
 grid = jax.make_mesh((fsdp,), ("fsdp",), devices=jax.devices()[:fsdp])
 shardings = jax.tree.map(lambda x: NamedSharding(grid, PartitionSpec(*[None] * (x.ndim - 1), "fsdp")), shapes)

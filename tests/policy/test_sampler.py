@@ -363,3 +363,38 @@ def test_slots_that_are_refilled_change_nothing(width, num_slots):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=2e-5, err_msg=name)
     lengths = set(np.asarray(expected.mask.sum(-1)).ravel().tolist())
     assert width == 1 or len(lengths) > 4, "a test of even lengths"
+
+
+@pytest.mark.parametrize("decode_stages", [2, 5, 16])
+def test_stages_change_nothing(decode_stages):
+    """Two turns over one cache of 16 slots, of which the second begins in a later stage than the first."""
+
+    def converse(config):
+        reading, first = _generate(config, PLAIN, params(), start_reading(), jax.random.key(0))
+        reading = _extend(config, params(), reading, OBSERVED, COUNT)
+        reading, second = _generate(config, PLAIN, params(), reading, jax.random.key(1))
+        return reading.cache, first, second
+
+    expected, found = converse(POLICY), converse(dataclasses.replace(POLICY, decode_stages=decode_stages))
+    assert int(expected[0].used) > 8
+    np.testing.assert_array_equal(found[0].mask, expected[0].mask)
+    for ours, whole in zip(found[1:], expected[1:]):
+        for name in ("tokens", "mask", "finished"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(whole, name), err_msg=name)
+        np.testing.assert_allclose(ours.logp, whole.logp, atol=1e-5)
+
+
+@pytest.mark.parametrize(("decode_stages", "width"), [(1, 16), (2, 8), (3, 6)])
+def test_a_stage_reads_its_slots_and_no_more(decode_stages, width):
+    """What lies behind a stage's slots spoils nothing; what lies within does, so it is read."""
+    config = dataclasses.replace(POLICY, decode_stages=decode_stages)
+    reading = start_reading()
+
+    def spoilt_from(slot):
+        held = reading.cache.layers
+        layers = dataclasses.replace(held, value=held.value.at[..., slot:, :].set(jnp.nan))
+        spoilt = dataclasses.replace(reading, cache=dataclasses.replace(reading.cache, layers=layers))
+        return _generate(config, PLAIN, params(), spoilt, jax.random.key(0))[1].logp
+
+    assert np.isfinite(spoilt_from(width)).all()
+    assert np.isnan(spoilt_from(width - 1)).any()
