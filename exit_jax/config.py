@@ -385,7 +385,7 @@ def _check_mesh(c: Config, num_devices: int, faults: Faults) -> None:
         faults.require(size < 1 or value % size == 0, f"{name} = {value} is not a multiple of run.mesh.{axis} = {size}")
     faults.require(
         mesh.num_devices <= num_devices,
-        f"run.mesh takes {mesh.data} x {mesh.fsdp} x {mesh.tensor} = {mesh.num_devices} devices, but JAX sees {num_devices}; "
+        f"run.mesh takes {mesh.data} x {mesh.fsdp} x {mesh.tensor} = {mesh.num_devices} devices, but there are {num_devices}; "
         "data = 0 takes what is there",
     )
     shards = mesh.num_batch_shards
@@ -463,7 +463,9 @@ def _flatten(content, prefix="") -> dict[str, typing.Any]:
 
 
 def open_workdir(workdir: str | os.PathLike, config: Config) -> pathlib.Path:
-    """Create the workdir with its ``config.json``, or check that an existing one belongs to this experiment.
+    """Create the workdir with its ``config.json``, or check that what it holds belongs to this experiment.
+
+    A run that ended before it left a row or a checkpoint, as for want of its weights, holds nothing yet.
 
     Raises:
       ConfigError: if it cannot be written, or holds an experiment with other scientific fields.
@@ -473,11 +475,10 @@ def open_workdir(workdir: str | os.PathLike, config: Config) -> pathlib.Path:
     ours = to_dict(config)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if recorded.exists():
-            theirs = json.loads(recorded.read_text())["config"]
-            _require_same_science(ours, theirs, path)
-        elif any(path.glob("checkpoints/*")):
-            raise ConfigError(f"{path} holds checkpoints but no config.json; choose another --workdir")
+        if any(path.glob("checkpoints/*")) or any(path.glob("*.jsonl")):
+            if not recorded.exists():
+                raise ConfigError(f"{path} holds a run but no config.json; choose another --workdir")
+            _require_same_science(ours, json.loads(recorded.read_text())["config"], path)
         if hosts.is_lead():
             write_json(recorded, {"config": ours, "versions": versions()})
     except OSError as error:

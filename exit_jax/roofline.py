@@ -6,6 +6,7 @@ no traffic, every chip to be busy, and selection, buffer and grading to take no 
 """
 
 import dataclasses
+import math
 
 from exit_jax.config import Config
 from exit_jax.policy import costs
@@ -107,6 +108,7 @@ def phases(config: Config, prompt_width: int, max_tokens: int, sizes: Sizes, chi
     within = activations(prompt_tokens + own_tokens)
     stages = 1 if run.sampler_slots else p.decode_stages
     own_cache = sizes.own_cache * (stages + 1) / (2 * stages)  # the mean of 1/n, 2/n ... n/n
+    in_turns = math.ceil(a.group_size / (run.sampler_slots or a.group_size))  # responses that share a slot
     decoded = sizes.copy - sizes.unread + sizes.prompt_cache + own_cache
 
     def phase(name, model_flops, hbm, ici, extra=0.0):
@@ -123,7 +125,7 @@ def phases(config: Config, prompt_width: int, max_tokens: int, sizes: Sizes, chi
         phase(
             "decode",
             costs.decode_flops(p, rows, prompt_width, max_tokens),
-            (max_tokens - 1) * decoded,
+            in_turns * (max_tokens - 1) * decoded,
             activations(own_tokens),
         ),
     ]

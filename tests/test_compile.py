@@ -161,6 +161,9 @@ def test_traffic_of_decoding_by_hand():
     in_stages = roofline.phases(staged, 34, 7, sizes, chip)
     # 6 slots in three stages of two steps, which look at 2, 4, and 6
     assert in_stages[2].secs == 6 * (1000 - 100 + 20) + 2 * 30 * (2 + 4 + 6) / 6
+    refilled = dataclasses.replace(staged, run=dataclasses.replace(config.run, sampler_slots=3))
+    # 4 rollouts in 3 slots, so that one slot is used twice; a ring is read whole
+    assert roofline.phases(refilled, 34, 7, sizes, chip)[2].secs == 2 * phases["decode"].secs
     # 16 prompts x 4 rollouts x 7 tokens on 2 shards, 32 wide in float32: two sums over 2 chips, one layer
     assert phases["decode"].ici_bytes == 2 * (16 * 4 * 7 / 2) * 32 * 4
     assert phases["learn"].hbm_bytes == 3 * 1000
@@ -245,7 +248,7 @@ def test_without_libtpu_the_remedy_is_named(monkeypatch):
 def test_a_mesh_must_take_the_whole_slice():
     with pytest.raises(ConfigError, match="1 x 2 x 2 = 4 chips of the 8"):
         compiling.settle(small(), topology(jax.devices()))
-    with pytest.raises(ConfigError, match="but JAX sees 2"):
+    with pytest.raises(ConfigError, match="but there are 2"):
         small(num_devices=2)
 
 

@@ -66,7 +66,7 @@ def test_all_faults_are_reported_together():
         ("policy.num_kv_heads", 3, "not a multiple"),
         ("policy.head_dim", 7, "odd"),
         ("run.checkpoint_every", 7, "not a multiple of run.steps_per_call"),
-        ("run.mesh.data", 9, "JAX sees 8"),
+        ("run.mesh.data", 9, "but there are 8"),
         ("eval.splits", ("tset",), "is not one of .'train', 'validation', 'test'"),
         ("domain_name", "chess", "not one of"),
         ("eval.top_p", 0.0, "keeps all tokens"),
@@ -90,6 +90,7 @@ def test_unwritable_workdir(tmp_path):
 
 def test_damaged_config_json(tmp_path):
     (tmp_path / "config.json").write_text("{")
+    (tmp_path / "train.jsonl").write_text("")
     with pytest.raises(ConfigError, match="is damaged"):
         open_workdir(tmp_path, validate(content(), 1))
 

@@ -326,10 +326,15 @@ def test_killed_runs_end_where_one_run_ends(tmp_path):
 
 
 def test_another_experiment_is_refused(tmp_path):
+    open_workdir(tmp_path, smoke("seed=3"))  # nothing came of it
     open_workdir(tmp_path, smoke())
+    (tmp_path / "train.jsonl").write_text("")
     open_workdir(tmp_path, smoke(num_iterations=100))  # operational: may change
     with pytest.raises(ConfigError, match=r"seed: 0 there, 5 here"):
         open_workdir(tmp_path, smoke("seed=5"))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"holds a run but no config.json"):
+        open_workdir(tmp_path, smoke())
 
 
 def test_runs_of_all_seeds_may_begin_alike(tmp_path):

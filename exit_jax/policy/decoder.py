@@ -177,8 +177,8 @@ class Attention(nnx.Module):
             backend = "xla"  # the kernels have no form for slots that are filled in part
         layer = dataclasses.replace(layer, key=key, value=value)
         if backend == "xla":
-            seen = jax.tree.map(lambda slots: slots[..., : mask.shape[-1], :], (key, value))
-            seen = dataclasses.replace(layer, key=seen[0], value=seen[1])
+            window = mask.shape[-1]
+            seen = dataclasses.replace(layer, key=key[..., :window, :], value=value[..., :window, :])
             mixed = attention.grouped(query, seen, cache.prompt_mask, causal_mask(mask, cache.used, S))
         else:
             mixed = attention.flash(backend, query, layer, cache.prompt_mask, mask)
