@@ -205,7 +205,7 @@ class PeakOfWorkers(threading.Thread):
 
     def run(self):
         while not self.stopped.wait(0.1):
-            for worker in list(self.grader._workers):
+            for worker in list(self.grader._pool._workers):
                 self.peak = max(self.peak, memory_mib(worker.process.pid, "VmHWM"))
 
     def stop(self) -> float:
@@ -242,7 +242,7 @@ def fuzz(grader: Grader, num_pairs: int, seed: int) -> tuple[dict, bool]:
         "seconds": f"{seconds:.0f}",
         "pairs a second": f"{num_pairs / seconds:.0f}",
         "ungraded": grader.stats.num_ungraded,
-        "workers replaced": grader.stats.num_replaced,
+        "workers replaced": grader.num_replaced,
         "cache hits": grader.stats.num_cache_hits,
         "known answers graded as they should be": f"{100 * num_right / max(num_known, 1):.4g}%",
         "the parent after the first batch, MiB": f"{baseline:.0f}",

@@ -20,7 +20,7 @@ from exit_jax.domains.tool_use import bfcl
 from exit_jax.domains.tool_use.bfcl import BfclEnvironment
 from exit_jax.domains.tool_use.episode import Call, Episode, ReplayMismatch, Turn, dump, load, system_prompt
 from exit_jax.domains.tool_use.parser import MARKERS, render_call
-from exit_jax.domains.tool_use.pool import Job, Pool
+from exit_jax.domains.workers import Job, Pool
 
 SPLIT_DIGEST = "177a8c8da03f1325"
 DONE, GIVE_UP = "<finished>", "<error>"
@@ -582,7 +582,7 @@ def make_pool(tmp_path):
 
     def make(num_workers=1, text=FAULTY):
         path.write_text(text)
-        made.append(Pool(path, [], num_workers))
+        made.append(Pool(path, [], num_workers, needs="everything"))
         return made[-1]
 
     yield make
@@ -593,7 +593,7 @@ def make_pool(tmp_path):
 def run(pool, *todo, limit_secs=20.0):
     """Return the replies to jobs, each (what to do, state) or what to do."""
     pairs = [(row, "") if isinstance(row, str) else row for row in todo]
-    jobs = [Job({"do": do, "key": state}, state, limit_secs) for do, state in pairs]
+    jobs = [Job({"do": do, "key": state}, limit_secs, state) for do, state in pairs]
     replies = dict(pool.run(jobs))
     return [replies[index] for index in range(len(jobs))]
 
@@ -635,13 +635,13 @@ def test_an_idle_worker_that_died_costs_no_job(make_pool):
 
 def test_jobs_given_up_leave_nothing_behind(make_pool):
     pool = make_pool()
-    for _ in pool.run([Job({"do": ""}, "", 20.0), Job({"do": "slow"}, "", 20.0)]):
+    for _ in pool.run([Job({"do": ""}, 20.0), Job({"do": "slow"}, 20.0)]):
         break
     assert "pid" in run(pool, "")[0]
 
 
 def test_workers_that_cannot_start_and_closed_pools_are_errors(make_pool):
-    with pytest.raises(RuntimeError, match="no worker starts: worker ended with status 3"):
+    with pytest.raises(RuntimeError, match="no worker starts: worker ended with status 3; is everything installed"):
         run(make_pool(text="raise SystemExit(3)"), "")
     with pytest.raises(ValueError, match="num_workers=0"):
         make_pool(num_workers=0)

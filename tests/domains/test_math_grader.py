@@ -88,7 +88,7 @@ def wait_until(condition, secs=20.0):
 
 
 def pids(grader: Grader) -> list[int]:
-    return [worker.process.pid for worker in grader._workers]
+    return [worker.process.pid for worker in grader._pool._workers]
 
 
 # response's box, gold answer
@@ -246,7 +246,7 @@ def test_order_cache_and_counts(make_faulty):
     workers = pids(grader)
     assert [verdict.correct for verdict in grader.grade(pairs[::-1])] == [text == "3" for text in texts[::-1]]
     assert (grader.stats.num_pairs, grader.stats.num_cache_hits) == (46, 25)
-    assert (grader.stats.num_ungraded, grader.stats.num_replaced) == (0, 0)
+    assert (grader.stats.num_ungraded, grader.num_replaced) == (0, 0)
     assert pids(grader) == workers
 
 
@@ -263,7 +263,7 @@ def test_a_slow_pair_delays_its_worker_only(make_faulty):
     grader = make_faulty(num_workers=2, timeout_secs=10.0)
     for index in itertools.count():
         grader.grade([(f"slow {index}", ""), (f"slow {index}", "other")])
-        if [worker.is_ready for worker in grader._workers] == [True, True]:
+        if [worker.is_ready for worker in grader._pool._workers] == [True, True]:
             break
     answers = [verdict.answer for verdict in grader.grade([("slow pid", ""), *((f"pid {i}", "") for i in range(50))])]
     assert answers.count(answers[0]) < 20  # of 51; 1 on an idle machine
@@ -287,7 +287,7 @@ def test_faults_cost_one_pair(make_faulty, tmp_path, text, reasons):
     assert time.monotonic() - started < 15.0
     assert [verdict.correct for verdict in verdicts] == [True, False, True]
     assert verdicts[1] == UNGRADED
-    assert (grader.stats.num_ungraded, grader.stats.num_replaced) == (1, 1)
+    assert (grader.stats.num_ungraded, grader.num_replaced) == (1, 1)
     (line,) = (tmp_path / "log" / "ungraded.jsonl").read_text().splitlines()
     row = json.loads(line)
     assert row["reason"] in reasons
@@ -298,7 +298,7 @@ def test_a_worker_that_has_grown_is_retired(make_faulty):
     grader = make_faulty(timeout_secs=10.0)
     answers = [verdict.answer for verdict in grader.grade([("pid 0", ""), ("grow pid", ""), ("pid 1", "")])]
     assert answers[0] == answers[1] != answers[2]
-    assert (grader.stats.num_ungraded, grader.stats.num_replaced) == (0, 1)
+    assert (grader.stats.num_ungraded, grader.num_replaced) == (0, 1)
 
 
 def test_prints_are_no_replies_and_workers_import_no_jax(make_faulty):
@@ -311,11 +311,11 @@ def test_a_worker_killed_from_outside(make_faulty):
     verdicts = []
     thread = threading.Thread(target=lambda: verdicts.extend(grader.grade([("hang", ""), ("a", "a")])))
     thread.start()  # a call from a background thread, too
-    wait_until(lambda: len(grader._cache) == 1 and any(worker.key for worker in grader._workers))
-    os.kill(next(worker.process.pid for worker in grader._workers if worker.key), signal.SIGKILL)
+    wait_until(lambda: len(grader._cache) == 1 and any(worker.index is not None for worker in grader._pool._workers))
+    os.kill(next(worker.process.pid for worker in grader._pool._workers if worker.index is not None), signal.SIGKILL)
     thread.join(20.0)
     assert [verdict.graded for verdict in verdicts] == [False, True]
-    assert grader.stats.num_replaced == 1
+    assert grader.num_replaced == 1
 
 
 def test_workers_outlive_the_thread_that_started_them(make_faulty):
@@ -333,11 +333,11 @@ def test_an_idle_worker_that_died_costs_no_pair(make_faulty):
     grader.grade([("a", "a")])
     os.kill(pids(grader)[0], signal.SIGTERM)  # of a cluster that ends a job: the trainer decides
     assert grader.grade([("b", "b")])[0].correct
-    assert grader.stats.num_replaced == 0
+    assert grader.num_replaced == 0
     os.kill(pids(grader)[0], signal.SIGKILL)
-    grader._workers[0].process.wait()
+    grader._pool._workers[0].process.wait()
     assert grader.grade([("c", "c")])[0].correct
-    assert (grader.stats.num_ungraded, grader.stats.num_replaced) == (0, 1)
+    assert (grader.stats.num_ungraded, grader.num_replaced) == (0, 1)
 
 
 def test_an_error_in_the_middle_leaves_no_pair_behind(make_faulty, monkeypatch):
@@ -408,7 +408,7 @@ def test_close_leaves_no_process(make_faulty, tmp_path):
 
     thread = threading.Thread(target=call)
     thread.start()
-    wait_until(lambda: sum(worker.key is not None for worker in grader._workers) == 2)
+    wait_until(lambda: sum(worker.index is not None for worker in grader._pool._workers) == 2)
     workers = pids(grader)
     assert all(map(is_running, workers))
     grader.close()
@@ -434,9 +434,9 @@ graders.WORKER = pathlib.Path({str(worker)!r})
 grader = graders.Grader(2, 2.0, None)
 grader.grade([("slow", ""), ("a", "")])
 threading.Thread(target=grader.grade, args=([("hang", "")],), daemon=True).start()
-while not any(worker.key for worker in grader._workers):
+while not any(worker.index is not None for worker in grader._pool._workers):
     time.sleep(0.01)
-print(*[worker.process.pid for worker in grader._workers], flush=True)
+print(*[worker.process.pid for worker in grader._pool._workers], flush=True)
 {"time.sleep(60)" if ending == "kill" else ""}
 """
     )

@@ -42,7 +42,7 @@ from exit_jax.domains.tool_use.episode import (
     describe,
 )
 from exit_jax.domains.tool_use.parser import MARKERS, Markers, parse
-from exit_jax.domains.tool_use.pool import Job, Pool
+from exit_jax.domains.workers import Job, Pool
 
 log = logging.getLogger(__name__)
 VERSION = "2026.3.23"
@@ -208,7 +208,7 @@ class BfclEnvironment:
         self.tasks, self.markers, self.stats = tasks, markers, Stats()
         self._call_secs, self._crash_log, self._lock = call_secs, crash_log, threading.Lock()
         self._crashed = set() if crash_log is None else read_ungraded(crash_log)
-        self._pool = Pool(WORKER, [str(call_secs), str(MEMORY_BYTES)], num_workers)
+        self._pool = Pool(WORKER, [str(call_secs), str(MEMORY_BYTES)], num_workers, needs="bfcl-eval")
 
     @property
     def num_replaced(self) -> int:
@@ -316,7 +316,7 @@ class BfclEnvironment:
         if judge:
             message["judge"] = judge
             num_calls += 2 * sum(map(len, judge["truth"])) + len(history) + 2
-        return Job(message, key, 1.0 + WALL_FACTOR * self._call_secs * num_calls)
+        return Job(message, 1.0 + WALL_FACTOR * self._call_secs * num_calls, key)
 
     def _judge(self, episode: Episode) -> dict[str, Any]:
         """Return what a worker needs for the verdicts on the request in hand."""

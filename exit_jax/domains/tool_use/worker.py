@@ -1,4 +1,4 @@
-"""What an environment process runs: calls on BFCL's back-ends, and the verdicts. Started by path (see pool.py).
+"""What an environment process runs: calls on BFCL's back-ends, and the verdicts. Started by path (see domains/workers.py).
 
 It imports neither exit_jax nor JAX. Requests are JSON lines on stdin, each answered by one line, after a first line that says
 that the imports are done. A request names a state by the *key* of the calls that lead to it; the states held here are only

@@ -13,6 +13,7 @@ import math
 import os
 import pathlib
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -20,8 +21,6 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
-
-from exit_jax.domains.math.grader import how_it_ended
 
 START_SECS = 120.0
 MAX_FAILED_STARTS = 3
@@ -33,9 +32,9 @@ RETIRE_BYTES = 512 << 20  # a worker that has grown beyond this is replaced
 class Job:
     """A request to a worker."""
 
-    message: dict[str, Any]
-    state: str  # that it starts from
+    message: Any  # goes out as JSON
     limit_secs: float  # by the clock; the worker has its own, shorter ones
+    state: str = ""  # that it starts from; "" for none
 
 
 @dataclasses.dataclass(eq=False)
@@ -54,12 +53,13 @@ class Worker:
 class Pool:
     """Worker processes on a script, which start at the first call that needs them."""
 
-    def __init__(self, script: pathlib.Path, arguments: Sequence[str], num_workers: int):
+    def __init__(self, script: pathlib.Path, arguments: Sequence[str], num_workers: int, needs: str):
+        """Name the script, its arguments, how many processes run it at a time, and the package that it cannot do without."""
         if num_workers < 1:
             raise ValueError(f"num_workers={num_workers} must be positive")
         self.num_replaced = 0  # workers killed at the limit, found dead, or retired for their memory
         self._command = [sys.executable, "-P", str(script), *arguments]
-        self._num_workers = num_workers
+        self._num_workers, self._needs = num_workers, needs
         self._workers: list[Worker] = []
         self._owners: collections.OrderedDict[str, Worker] = collections.OrderedDict()
         self._selector = selectors.DefaultSelector()
@@ -98,7 +98,7 @@ class Pool:
                                 self._owners.popitem(last=False)
                         num_failed = num_failed + 1 if error is not None and not was_ready else 0
                         if num_failed >= MAX_FAILED_STARTS:
-                            raise RuntimeError(f"no worker starts: {error}")
+                            raise RuntimeError(f"no worker starts: {error}; is {self._needs} installed?")
                         if index is not None:
                             yield index, reply
             finally:  # after an error, or if nobody asks for the rest
@@ -172,9 +172,12 @@ class Pool:
 
 
 def start(command: list[str]) -> Worker:
-    """Start a worker process in a session of its own, so that a Ctrl-C reaches this process first.
+    """Start a worker process, without forking this one's threads and locks.
 
-    Its hashes and its time zone are fixed: back-ends that list a set or show a time answer alike on any machine and day.
+    It is in a session of its own: a Ctrl-C, or a signal to the trainer's process group, would otherwise end it first, and its
+    job would be put down as failed. Should this process be killed, an idle worker ends with its stdin, a busy one at its
+    limit. PR_SET_PDEATHSIG would be wrong: it fires when the *thread* that started the worker ends. Hashes and the time zone
+    are fixed: sympy's order of terms, and back-ends that list a set or show a time, are alike on any machine and day.
     """
     process = subprocess.Popen(
         command,
@@ -196,3 +199,11 @@ def end(closed: threading.Event, workers: list[Worker]):
     for worker in list(workers):
         worker.process.kill()
         worker.process.wait()
+
+
+def how_it_ended(process: subprocess.Popen) -> str:
+    """Return why a worker that closed its stdout is gone."""
+    code = process.wait()
+    if code in (-signal.SIGPROF, -signal.SIGALRM):
+        return "time limit" if code == -signal.SIGPROF else "wall-clock limit"
+    return f"worker killed by {signal.Signals(-code).name}" if code < 0 else f"worker ended with status {code}"
