@@ -10,7 +10,7 @@ import sys
 import pytest
 from small import LLAMA, random_params
 
-from exit_jax.domains.math import tokenizer
+from exit_jax.domains import tokenizer
 from exit_jax.domains.math.sources import SOURCES, TEST_SPLITS
 from exit_jax.metrics import read_jsonl
 from exit_jax.policy.hf.export import export

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small import LLAMA, random_params
 
-from exit_jax.domains.math import tokenizer
+from exit_jax.domains import tokenizer
 from exit_jax.domains.ml_engineering import fragments, prompts
 from exit_jax.metrics import read_jsonl
 from exit_jax.policy.hf.export import export

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small import LLAMA, random_params
 
-from exit_jax.domains.math import tokenizer
+from exit_jax.domains import tokenizer
 from exit_jax.domains.tool_use import bfcl
 from exit_jax.domains.tool_use.episode import system_prompt
 from exit_jax.metrics import read_jsonl

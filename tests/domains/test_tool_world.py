@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from exit_jax.domains.math import tokenizer as tokenizers
+from exit_jax.domains import tokenizer as tokenizers
 from exit_jax.domains.tool_use import tiny_expert, tiny_goals, tiny_tasks
 from exit_jax.domains.tool_use.episode import Call, Episode, ReplayMismatch, describe, dump, load
 from exit_jax.domains.tool_use.parser import MARKERS, render_call

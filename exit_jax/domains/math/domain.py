@@ -16,14 +16,15 @@ import jax
 import numpy as np
 
 from exit_jax.algorithm.prompts import Template
-from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, MODES, NO_ID, Array, Grades, History, Instances, Rollouts
+from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, NO_ID, Array, Grades, History, Instances, Rollouts
+from exit_jax.domains import tokenizer
 from exit_jax.domains.domain import Domain, DomainError
-from exit_jax.domains.math import arithmetic, data, tokenizer
+from exit_jax.domains.math import arithmetic, data
 from exit_jax.domains.math.data import Problem
 from exit_jax.domains.math.grader import Grader
 from exit_jax.domains.math.sources import SPLITS, TEST_SPLITS
+from exit_jax.domains.text import TextDomain
 from exit_jax.policy.hf import chat
-from exit_jax.policy.hf.config import resolve, token_ids
 
 log = logging.getLogger(__name__)
 Tokens = Any  # a list or a NumPy array of ids
@@ -102,7 +103,7 @@ class MathConfig:
             raise ValueError("; ".join(wrong))
 
 
-class Math:
+class Math(TextDomain):
     """The problems of a config, their tokens and their grader; each is made when first asked for."""
 
     def __init__(self, config: MathConfig):
@@ -133,17 +134,6 @@ class Math:
         return Grader(workers, self.config.timeout_secs, self.data_dir / "ungraded.jsonl")
 
     @functools.cached_property
-    def stop_tokens(self) -> tuple[int, ...]:
-        """The ids that end a response."""
-        named = token_ids(resolve(self.config.tokenizer))["eos"] if self.config.tokenizer else ()
-        return chat.stop_tokens(self.tokenizer, named)
-
-    @functools.cached_property
-    def control(self) -> frozenset[int]:
-        """The ids that no piece may hold."""
-        return frozenset(chat.control_tokens(self.tokenizer))
-
-    @functools.cached_property
     def templates(self) -> Mapping[str, Template]:
         """The prompts cut into token pieces.
 
@@ -151,26 +141,7 @@ class Math:
           DomainError: if they cannot be cut, or do not fit into ``prompt_width`` with the longest pieces.
         """
         c = self.config
-        inputs = chat.parse_inputs(c.template_inputs)
-        room = {"request": c.max_request_tokens, "solution": c.max_solution_tokens}
-        templates, faults = {}, []
-        for mode in MODES:
-            messages = [{"role": "system", "content": c.system}] if c.system else []
-            messages.append({"role": "user", "content": getattr(c, mode)})
-            try:
-                cut = chat.cut(self.tokenizer, messages, inputs, pieces=tuple(room))
-            except ValueError as error:
-                raise DomainError(f"domain.{mode}: {error}") from error
-            width = sum(room[item] if isinstance(item, str) else len(item) for item in cut)
-            if width > c.prompt_width:
-                faults.append(f"{mode} takes up to {width} tokens")
-            templates[mode] = cut
-        if faults:
-            raise DomainError(
-                f"domain.prompt_width = {c.prompt_width} is too narrow: {', '.join(faults)}, with requests of up to "
-                f"{c.max_request_tokens} and solutions of up to {c.max_solution_tokens}; raise it or lower those"
-            )
-        return templates
+        return self.cut_prompts({"request": c.max_request_tokens, "solution": c.max_solution_tokens})
 
     def _read(self, split: str) -> tuple[tuple[Problem, ...], tuple[tuple[int, ...], ...]]:
         """Return the problems of a split and their tokens, without those that are too long, which are listed."""
@@ -233,11 +204,6 @@ class Math:
             tokens[i, : len(request) + len(solution)] = [*request, *solution]
             lengths[i, 1:3] = len(request), len(solution)
         return History(tokens=tokens, lengths=lengths, **fields)
-
-    def decode(self, ids: Tokens) -> str:
-        """Return the text of tokens, control tokens left out."""
-        kept = [int(token) for token in ids if int(token) not in self.control]
-        return self.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
 
     def grade(self, instances: Instances, rollouts: Rollouts) -> Grades:
         """Grade responses by math-verify: quality is 1 or 0, whatever the mode (ExIt App. A). All in NumPy."""

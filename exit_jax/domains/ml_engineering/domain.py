@@ -29,7 +29,6 @@ from exit_jax.algorithm.types import (
     BASE,
     DIVERGE,
     IMPROVE,
-    MODES,
     NO_ID,
     PIECES,
     Array,
@@ -39,13 +38,13 @@ from exit_jax.algorithm.types import (
     Rollouts,
 )
 from exit_jax.domains.domain import Domain, DomainError
-from exit_jax.domains.math.tokenizer import load as load_tokenizer
 from exit_jax.domains.ml_engineering import embedded, fragments, mlebench_adapter, prompts, submissions, tokenizer
 from exit_jax.domains.ml_engineering.competitions import Competition
 from exit_jax.domains.ml_engineering.previews import preview
 from exit_jax.domains.ml_engineering.responses import error_tail, extract_code
+from exit_jax.domains.text import TextDomain
+from exit_jax.domains.tokenizer import load as load_tokenizer
 from exit_jax.policy.hf import chat
-from exit_jax.policy.hf.config import resolve, token_ids
 from exit_jax.sandbox import ISOLATIONS, Job, Limits, Result, Sandbox, SandboxError
 
 log = logging.getLogger(__name__)
@@ -176,7 +175,7 @@ class Outcome:
     notes: Mapping[str, float]  # those of NOTES that are not 0
 
 
-class MlEngineering:
+class MlEngineering(TextDomain):
     """The competitions of a config, their tokens and their sandbox; each is made when first asked for."""
 
     def __init__(self, config: MleConfig):
@@ -220,17 +219,6 @@ class MlEngineering:
         except SandboxError as error:
             raise DomainError(f"domain.isolation: {error}") from error
 
-    @functools.cached_property
-    def stop_tokens(self) -> tuple[int, ...]:
-        """The ids that end a response."""
-        named = token_ids(resolve(self.config.tokenizer))["eos"] if self.config.tokenizer else ()
-        return chat.stop_tokens(self.tokenizer, named)
-
-    @functools.cached_property
-    def control(self) -> frozenset[int]:
-        """The ids that no piece may hold."""
-        return frozenset(chat.control_tokens(self.tokenizer))
-
     @property
     def rooms(self) -> dict[str, int]:
         """The tokens that each piece may have."""
@@ -245,25 +233,7 @@ class MlEngineering:
         Raises:
           DomainError: if they cannot be cut, or do not fit into ``prompt_width`` with the longest pieces.
         """
-        c, rooms = self.config, self.rooms
-        templates, faults = {}, []
-        for mode in MODES:
-            messages = [{"role": "system", "content": c.system}] if c.system else []
-            messages.append({"role": "user", "content": getattr(c, mode)})
-            try:
-                cut = chat.cut(self.tokenizer, messages, chat.parse_inputs(c.template_inputs))
-            except ValueError as error:
-                raise DomainError(f"domain.{mode}: {error}") from error
-            width = sum(rooms[item] if isinstance(item, str) else len(item) for item in cut)
-            if width > c.prompt_width:
-                faults.append(f"{mode} takes up to {width} tokens")
-            templates[mode] = cut
-        if faults:
-            raise DomainError(
-                f"domain.prompt_width = {c.prompt_width} is too narrow: {', '.join(faults)}, with pieces of up to {rooms} "
-                "tokens; raise it or lower those"
-            )
-        return templates
+        return self.cut_prompts(self.rooms)
 
     @functools.cached_property
     def goals(self) -> Mapping[bool, Tokens]:
@@ -286,11 +256,6 @@ class MlEngineering:
 
     def _encode_now(self, text: str) -> Tokens:
         return chat.encode_piece(self.tokenizer, text)
-
-    def decode(self, ids: Any) -> str:
-        """Return the text of tokens, control tokens left out."""
-        kept = [int(token) for token in ids if int(token) not in self.control]
-        return self.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
 
     @functools.cached_property
     def requests(self) -> Mapping[str, Tokens]:

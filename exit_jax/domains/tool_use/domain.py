@@ -24,12 +24,12 @@ import numpy as np
 
 from exit_jax.algorithm.prompts import Template
 from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, MODES, NO_ID, Array, Grades, History, Instances, Rollouts
+from exit_jax.domains import tokenizer
 from exit_jax.domains.domain import INVALID, VALID, Answer, Domain, DomainError, Environment
-from exit_jax.domains.math import tokenizer
+from exit_jax.domains.text import TextDomain
 from exit_jax.domains.tool_use import bfcl, tiny, tiny_expert, tiny_tasks
 from exit_jax.domains.tool_use.episode import Episode, Task, system_prompt
 from exit_jax.policy.hf import chat
-from exit_jax.policy.hf.config import resolve, token_ids
 
 log = logging.getLogger(__name__)
 Tokens = Any  # a list or a NumPy array of ids
@@ -114,8 +114,10 @@ class ToolsConfig:
             raise ValueError("; ".join(wrong))
 
 
-class Tools:
+class Tools(TextDomain):
     """The tasks of a config, their tokens and their world; each is made when first asked for."""
+
+    kept_control = TAGS
 
     def __init__(self, config: ToolsConfig):
         self.config = config
@@ -196,17 +198,6 @@ class Tools:
         return tokenizer.train([*texts, c.improve, c.diverge], c.vocab_size, self.data_dir)
 
     @functools.cached_property
-    def stop_tokens(self) -> tuple[int, ...]:
-        """The ids that end a response."""
-        named = token_ids(resolve(self.config.tokenizer))["eos"] if self.config.tokenizer else ()
-        return chat.stop_tokens(self.tokenizer, named)
-
-    @functools.cached_property
-    def control(self) -> frozenset[int]:
-        """The ids that no shown response may hold."""
-        return frozenset(chat.control_tokens(self.tokenizer, keep=TAGS))
-
-    @functools.cached_property
     def inputs(self) -> dict[str, Any]:
         """What the chat template reads besides messages."""
         return chat.parse_inputs(self.config.template_inputs)
@@ -276,11 +267,6 @@ class Tools:
     def _encode(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a text inside a prompt."""
         return chat.encode_piece(self.tokenizer, text.strip())
-
-    def decode(self, ids: Tokens) -> str:
-        """Return the text of tokens, control tokens left out."""
-        kept = [int(token) for token in ids if int(token) not in self.control]
-        return self.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
 
     def shown(self, response: Tokens) -> list[int]:
         """Return what a later prompt shows of a response."""

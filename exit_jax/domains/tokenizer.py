@@ -1,4 +1,4 @@
-"""The tokenizer of a math domain: a checkpoint's, or one that is trained on the spot on the arithmetic exercises."""
+"""The tokenizer of a domain: a checkpoint's, or one that is trained on the spot on the domain's own texts."""
 
 import hashlib
 import json
