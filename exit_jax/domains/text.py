@@ -1,14 +1,22 @@
-"""What the domains of text share: what ends a response, what no piece may hold, and prompts cut into pieces."""
+"""What the domains of text share: which tokens mean what, prompts cut into pieces, and histories of pieces."""
 
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from exit_jax.algorithm.prompts import Template
-from exit_jax.algorithm.types import MODES
+from exit_jax.algorithm.types import BASE, MODES, NO_ID, PIECES, Array, History
 from exit_jax.domains.domain import DomainError
 from exit_jax.policy.hf import chat
 from exit_jax.policy.hf.config import resolve, token_ids
+
+Tokens = Any  # a sequence or a NumPy array of ids
+SPAN = 1 << 20  # tasks of a split: their numbers are split · SPAN + row
+DEMONSTRATIONS = 1 << 20  # different ones, before they repeat
 
 
 class TextDomain:
@@ -29,21 +37,35 @@ class TextDomain:
         """The ids that no piece may hold."""
         return frozenset(chat.control_tokens(self.tokenizer, keep=self.kept_control))
 
-    def decode(self, ids: Any) -> str:
+    def decode(self, ids: Tokens) -> str:
         """Return the text of tokens, control tokens left out."""
         kept = [int(token) for token in ids if int(token) not in self.control]
         return self.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
 
-    def cut_prompts(self, rooms: Mapping[str, int]) -> Mapping[str, Template]:
-        """Return the prompts of all modes, texts of the config behind its ``system``, cut into token pieces.
+    def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
+        """Return responses tokens [..., T] as text."""
+        rows = zip(tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]), strict=True)
+        return [self.decode(row[kept]) for row, kept in rows]
 
-        Args:
-          rooms: the tokens that each piece may have.
+
+class SingleTurnDomain(TextDomain):
+    """A domain whose responses are graded one by one; pieces of its histories have ``rooms``."""
+
+    rooms: Any  # piece -> tokens that it may have
+    demonstration: Any  # (number, group_size) -> (pieces, mode, responses), tokens and texts
+
+    def encode(self, text: str) -> Tokens:
+        """Return the tokens of a piece."""
+        return chat.encode_piece(self.tokenizer, text)
+
+    @functools.cached_property
+    def templates(self) -> Mapping[str, Template]:
+        """The prompts of all modes, texts of the config behind its ``system``, cut into token pieces.
 
         Raises:
           DomainError: if they cannot be cut, or do not fit into ``prompt_width`` with the longest pieces.
         """
-        c = self.config
+        c, rooms = self.config, self.rooms
         templates, faults = {}, []
         for mode in MODES:
             messages = [{"role": "system", "content": c.system}] if c.system else []
@@ -58,7 +80,57 @@ class TextDomain:
             templates[mode] = cut
         if faults:
             raise DomainError(
-                f"domain.prompt_width = {c.prompt_width} is too narrow: {', '.join(faults)}, with pieces of up to "
-                f"{dict(rooms)} tokens; raise it or lower those"
+                f"domain.prompt_width = {c.prompt_width} is too narrow: {', '.join(faults)}, with pieces of up to {rooms} "
+                "tokens; raise it or lower those"
             )
         return templates
+
+    def pack(
+        self, rows: Sequence[Sequence[Tokens]], task: Any, turn: Any = 0, step: Any = -1, quality: Any = 0.0
+    ) -> History:
+        """Return histories [n] outside the buffer, of each row's pieces in the order of PIECES; fields [n], or one for all."""
+        tokens: Any = np.zeros((len(rows), sum(self.rooms.values())), np.int32)
+        lengths: Any = np.zeros((len(rows), len(PIECES)), np.int32)
+        for i, pieces in enumerate(rows):
+            joined = list(itertools.chain(*pieces))
+            tokens[i, : len(joined)], lengths[i] = joined, [len(piece) for piece in pieces]
+        each: Any = lambda value, dtype=np.int32: np.full(len(rows), value, dtype)
+        return History(
+            *(tokens, lengths),
+            each(NO_ID),
+            each(task),
+            each(turn),
+            each(step),
+            each(quality, np.float32),
+            each(0),
+            each(NO_ID),
+        )
+
+    def children(self, history: History, rows: Sequence[Sequence[Tokens]], quality: np.ndarray) -> History:
+        """Return the histories [B, G, 1] that responses to ``history`` [B] make, of the pieces in ``rows``, B · G of them."""
+        each = lambda leaf: np.repeat(leaf, quality.shape[1])
+        packed = self.pack(rows, each(history.task), each(history.turn), each(history.step) + 1, quality.reshape(-1))
+        return jax.tree.map(lambda leaf: leaf.reshape(*quality.shape, 1, *leaf.shape[1:]), packed)
+
+    @functools.cached_property
+    def demonstration_rows(self):
+        """The mapping from a number to itself, to be shuffled."""
+        import grain
+
+        return grain.MapDataset.range(DEMONSTRATIONS)
+
+    def demonstrations(self, key: Array, step: Array, count: int, group_size: int) -> tuple[History, Any, Any, Any]:
+        """Return a batch of demonstrations, as ``Domain`` wants them; the order is shuffled by ``key``, no two are alike."""
+        seed = int(jax.device_get(jax.random.key_data(key))[-1])
+        numbers: Any = self.demonstration_rows.shuffle(seed=seed).repeat()
+        made = [self.demonstration(numbers[int(step) * count + i], group_size) for i in range(count)]
+        width = self.config.max_tokens
+        tokens = np.zeros((count, group_size, width), np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for i, (*_, responses) in enumerate(made):
+            for g, response in enumerate(responses):
+                ids = [*self.encode(response)[: width - 1], self.stop_tokens[0]]
+                tokens[i, g, : len(ids)], mask[i, g, : len(ids)] = ids, True
+        mode = np.array([mode for _, mode, _ in made], np.int32)
+        history = self.pack([pieces for pieces, *_ in made], task=0, step=np.where(mode == BASE, -1, 0))
+        return history, mode, tokens, mask

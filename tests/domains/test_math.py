@@ -34,8 +34,7 @@ def test_prompts_decode_to_the_chat_template(math):
     history = math.tasks("train")
     solution = math.tokenizer.encode("1 + 1 = 2\n\\boxed{2}", add_special_tokens=False)
     requests = [tuple(row[:n]) for row, n in zip(history.tokens[:3], history.lengths[:3, 1])]
-    fields = {name: np.zeros(3, np.int32) for name in ("id", "task", "turn", "step", "quality", "born", "parent")}
-    held = math.pack([(request, solution) for request in requests], **fields)
+    held = math.pack([((), request, solution, ()) for request in requests], task=0)
     mode = np.array([BASE, IMPROVE, DIVERGE])
     tokens, lengths = render_by_mode(math.templates, held, mode, math.config.prompt_width)
     for i, name in enumerate(("base", "improve", "diverge")):

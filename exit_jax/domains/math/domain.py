@@ -9,30 +9,24 @@ import functools
 import logging
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from exit_jax.algorithm.prompts import Template
-from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, NO_ID, Array, Grades, History, Instances, Rollouts
+from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, Grades, History, Instances, Rollouts
 from exit_jax.domains import tokenizer
 from exit_jax.domains.domain import Domain, DomainError
 from exit_jax.domains.math import arithmetic, data
 from exit_jax.domains.math.data import Problem
 from exit_jax.domains.math.grader import Grader
 from exit_jax.domains.math.sources import SPLITS, TEST_SPLITS
-from exit_jax.domains.text import TextDomain
+from exit_jax.domains.text import SPAN, SingleTurnDomain, Tokens
 from exit_jax.policy.hf import chat
 
 log = logging.getLogger(__name__)
-Tokens = Any  # a list or a NumPy array of ids
 
 DATA = ("competition", "arithmetic")
 TRUNCATE = ("none", "front", "middle")
-SPAN = 1 << 20  # tasks of a split
-DEMONSTRATIONS = 1 << 20  # different ones, before they repeat
 NOT_TAUGHT = (
     "data_dir",
     "files_dir",
@@ -103,7 +97,7 @@ class MathConfig:
             raise ValueError("; ".join(wrong))
 
 
-class Math(TextDomain):
+class Math(SingleTurnDomain):
     """The problems of a config, their tokens and their grader; each is made when first asked for."""
 
     def __init__(self, config: MathConfig):
@@ -133,15 +127,10 @@ class Math(TextDomain):
         workers = self.config.num_workers or os.cpu_count() or 1
         return Grader(workers, self.config.timeout_secs, self.data_dir / "ungraded.jsonl")
 
-    @functools.cached_property
-    def templates(self) -> Mapping[str, Template]:
-        """The prompts cut into token pieces.
-
-        Raises:
-          DomainError: if they cannot be cut, or do not fit into ``prompt_width`` with the longest pieces.
-        """
-        c = self.config
-        return self.cut_prompts({"request": c.max_request_tokens, "solution": c.max_solution_tokens})
+    @property
+    def rooms(self) -> dict[str, int]:
+        """The tokens that each piece may have."""
+        return {"request": self.config.max_request_tokens, "solution": self.config.max_solution_tokens}
 
     def _read(self, split: str) -> tuple[tuple[Problem, ...], tuple[tuple[int, ...], ...]]:
         """Return the problems of a split and their tokens, without those that are too long, which are listed."""
@@ -183,34 +172,14 @@ class Math(TextDomain):
     def tasks(self, split: str) -> History:
         """Return the base tasks of a split, in NumPy."""
         requests = self.problems(split)[1]
-        row = np.arange(len(requests), dtype=np.int32)
-        return self.pack(
-            [(request, ()) for request in requests],
-            id=np.full_like(row, NO_ID),
-            task=row + SPAN * self.config.splits.index(split),
-            turn=np.zeros_like(row),
-            step=np.full_like(row, -1),
-            quality=np.zeros(row.shape, np.float32),
-            born=np.zeros_like(row),
-            parent=np.full_like(row, NO_ID),
-        )
-
-    def pack(self, rows: Sequence[tuple[Tokens, Tokens]], **fields: Any) -> History:
-        """Return histories [n] of the given (request, solution) tokens."""
-        width = self.config.max_request_tokens + self.config.max_solution_tokens
-        tokens: Any = np.zeros((len(rows), width), np.int32)
-        lengths: Any = np.zeros((len(rows), 4), np.int32)
-        for i, (request, solution) in enumerate(rows):
-            tokens[i, : len(request) + len(solution)] = [*request, *solution]
-            lengths[i, 1:3] = len(request), len(solution)
-        return History(tokens=tokens, lengths=lengths, **fields)
+        first = SPAN * self.config.splits.index(split)
+        return self.pack([((), request, (), ()) for request in requests], task=first + np.arange(len(requests)))
 
     def grade(self, instances: Instances, rollouts: Rollouts) -> Grades:
         """Grade responses by math-verify: quality is 1 or 0, whatever the mode (ExIt App. A). All in NumPy."""
         history, (batch, group) = instances.history, rollouts.finished.shape
         responses = [rollouts.tokens[b, g][rollouts.mask[b, g]] for b in range(batch) for g in range(group)]
-        task = np.repeat(history.task, group)
-        gold = [self.problem_of(int(number)).answer for number in task]
+        gold = [self.problem_of(int(number)).answer for number in np.repeat(history.task, group)]
         verdicts = self.grader.grade(list(zip(map(self.decode, responses), gold, strict=True)))
         room, truncate = self.config.max_solution_tokens, self.config.truncate
         shown = [chat.shown(self.tokenizer, response, self.control, room, truncate) for response in responses]
@@ -222,19 +191,8 @@ class Math(TextDomain):
 
         quality = per_rollout(verdict.correct for verdict in verdicts)
         graded = per_rollout((verdict.graded for verdict in verdicts), bool)
-        children = self.pack(
-            [(request, solution) for request, (solution, _) in zip(requests, shown, strict=True)],
-            id=np.full(task.shape, NO_ID, np.int32),
-            task=task,
-            turn=np.repeat(history.turn, group),
-            step=np.repeat(history.step, group) + 1,
-            quality=quality.reshape(-1),
-            born=np.zeros(task.shape, np.int32),
-            parent=np.full(task.shape, NO_ID, np.int32),
-        )
-        children = History(
-            **{name: leaf.reshape(batch, group, 1, *leaf.shape[1:]) for name, leaf in vars(children).items()}
-        )
+        pieces = [((), request, solution, ()) for request, (solution, _) in zip(requests, shown, strict=True)]
+        children = self.children(history, pieces, quality)
         insertable = graded & (children.lengths[:, :, 0, 2] > 0)
         notes = {
             "ungraded": 1.0 - graded,
@@ -261,52 +219,16 @@ class Math(TextDomain):
         gold = [self.problem_of(int(task)).answer for task in history.task]
         return [verdict.answer for verdict in self.grader.grade(list(zip(self.solutions(history), gold, strict=True)))]
 
-    def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
-        """Return responses tokens [..., T] as text."""
-        rows = zip(tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]), strict=True)
-        return [self.decode(row[kept]) for row, kept in rows]
-
-    @functools.cached_property
-    def demonstration_rows(self):
-        """The mapping from a number to one demonstration: (request, held, mode, responses), tokens all."""
-        import grain
-
-        return grain.MapDataset.range(DEMONSTRATIONS)
-
-    def demonstrations(self, key: Array, step: Array, count: int, group_size: int) -> tuple[History, Any, Any, Any]:
-        """Return a batch of demonstrations, as ``Domain`` wants them; the order is shuffled by ``key``, no two are alike.
+    def demonstration(self, number: int, group_size: int) -> tuple[list[Tokens], int, list[str]]:
+        """Return the pieces, mode and responses of one demonstration.
 
         Of arithmetic, half are first solutions, the others improve on (or diverge from) a faulty one. Of competitions, they
         are the gold solutions.
         """
-        seed = int(jax.device_get(jax.random.key_data(key))[-1])
-        rows: Any = self.demonstration_rows.shuffle(seed=seed).repeat()
         make = self._exercise if self.config.data == "arithmetic" else self._gold_solution
-        made = [make(rows[int(step) * count + i], group_size) for i in range(count)]
-        c = self.config
-        tokens = np.zeros((count, group_size, c.max_tokens), np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for i, (*_, responses) in enumerate(made):
-            for g, response in enumerate(responses):
-                ids = [*chat.encode_piece(self.tokenizer, response)[: c.max_tokens - 1], self.stop_tokens[0]]
-                tokens[i, g, : len(ids)], mask[i, g, : len(ids)] = ids, True
-        encode = lambda text: chat.encode_piece(self.tokenizer, text)
-        mode = np.array([mode for _, _, mode, _ in made], np.int32)
-        zeros = np.zeros(count, np.int32)
-        history = self.pack(
-            [
-                (encode(request), encode(held)[: c.max_solution_tokens] if mode != BASE else ())
-                for request, held, mode, _ in made
-            ],
-            id=zeros,
-            task=zeros,
-            turn=zeros,
-            step=np.where(mode == BASE, -1, 0).astype(np.int32),
-            quality=zeros.astype(np.float32),
-            born=zeros,
-            parent=zeros,
-        )
-        return history, mode, tokens, mask
+        request, held, mode, responses = make(number, group_size)
+        solution = () if mode == BASE else self.encode(held)[: self.config.max_solution_tokens]
+        return [(), self.encode(request), solution, ()], mode, responses
 
     def _exercise(self, number: int, group_size: int) -> tuple[str, str, int, list[str]]:
         c = self.config
@@ -355,7 +277,7 @@ def make_domain(config: MathConfig) -> Domain:
         splits=config.splits,
         test_splits=TEST_SPLITS if config.data == "competition" else ("test",),
         vocab_size=1 + max(math.tokenizer.get_vocab().values()),
-        history_width=config.max_request_tokens + config.max_solution_tokens,
+        history_width=sum(math.rooms.values()),
         prompt_width=config.prompt_width,
         max_tokens=config.max_tokens,
         stop_tokens=math.stop_tokens,

@@ -15,23 +15,18 @@ split · SPAN + row.
 import dataclasses
 import functools
 import hashlib
-import itertools
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from exit_jax.algorithm.prompts import Template
 from exit_jax.algorithm.types import (
     BASE,
     DIVERGE,
     IMPROVE,
-    NO_ID,
     PIECES,
-    Array,
     Grades,
     History,
     Instances,
@@ -42,13 +37,12 @@ from exit_jax.domains.ml_engineering import embedded, fragments, mlebench_adapte
 from exit_jax.domains.ml_engineering.competitions import Competition
 from exit_jax.domains.ml_engineering.previews import preview
 from exit_jax.domains.ml_engineering.responses import error_tail, extract_code
-from exit_jax.domains.text import TextDomain
+from exit_jax.domains.text import SPAN, SingleTurnDomain, Tokens
 from exit_jax.domains.tokenizer import load as load_tokenizer
 from exit_jax.policy.hf import chat
 from exit_jax.sandbox import ISOLATIONS, Job, Limits, Result, Sandbox, SandboxError
 
 log = logging.getLogger(__name__)
-Tokens = Sequence[int]
 
 SOURCES: Mapping[str, Mapping[str, tuple[str, ...]]] = {  # source -> split -> names
     source: {split: tuple(one.name for one in listed if one.split == split) for split in ("train", "test")}
@@ -56,8 +50,6 @@ SOURCES: Mapping[str, Mapping[str, tuple[str, ...]]] = {  # source -> split -> n
 }
 SPLITS = ("train", "test")
 TRUNCATE = ("none", "front", "middle")
-SPAN = 1 << 20  # tasks of a split
-DEMONSTRATIONS = 1 << 20  # different ones, before they repeat
 DEMONSTRATION_SEED = 5
 CHARS_PER_TOKEN = 3  # of a trace, at least: what is encoded before it is cut
 TIMINGS = ("cached", "run_secs")
@@ -175,12 +167,12 @@ class Outcome:
     notes: Mapping[str, float]  # those of NOTES that are not 0
 
 
-class MlEngineering(TextDomain):
+class MlEngineering(SingleTurnDomain):
     """The competitions of a config, their tokens and their sandbox; each is made when first asked for."""
 
     def __init__(self, config: MleConfig):
         self.config = config
-        self._encode = functools.lru_cache(maxsize=1 << 12)(self._encode_now)
+        self._encode = functools.lru_cache(maxsize=1 << 12)(super().encode)
         self._verdicts: dict[tuple[str, str], submissions.Verdict] = {}
 
     @functools.cached_property
@@ -227,15 +219,6 @@ class MlEngineering(TextDomain):
         return dict(zip(PIECES, widths, strict=True))
 
     @functools.cached_property
-    def templates(self) -> Mapping[str, Template]:
-        """The prompts cut into token pieces.
-
-        Raises:
-          DomainError: if they cannot be cut, or do not fit into ``prompt_width`` with the longest pieces.
-        """
-        return self.cut_prompts(self.rooms)
-
-    @functools.cached_property
     def goals(self) -> Mapping[bool, Tokens]:
         """The goal line by whether the run failed."""
         c = self.config
@@ -253,9 +236,6 @@ class MlEngineering(TextDomain):
         if self.config.tokenizer:
             return self._encode(text)
         return tuple(token for part in fragments.statements(text) for token in self._encode(part))
-
-    def _encode_now(self, text: str) -> Tokens:
-        return chat.encode_piece(self.tokenizer, text)
 
     @functools.cached_property
     def requests(self) -> Mapping[str, Tokens]:
@@ -303,26 +283,10 @@ class MlEngineering(TextDomain):
         """
         _ = self.goals, self.sandbox  # made, or refused, before a run begins
         requests = [self.requests[name] for name in self.config.names(split)]
-        row = np.arange(len(requests), dtype=np.int32)
         return self.pack(
             [((), request, (), ()) for request in requests],
-            id=np.full_like(row, NO_ID),
-            task=row + SPAN * SPLITS.index(split),
-            turn=np.zeros_like(row),
-            step=np.full_like(row, -1),
-            quality=np.zeros(row.shape, np.float32),
-            born=np.zeros_like(row),
-            parent=np.full_like(row, NO_ID),
+            task=SPAN * SPLITS.index(split) + np.arange(len(requests)),
         )
-
-    def pack(self, rows: Sequence[Sequence[Tokens]], **fields: Any) -> History:
-        """Return histories [n] of the given pieces' tokens."""
-        tokens: Any = np.zeros((len(rows), sum(self.rooms.values())), np.int32)
-        lengths: Any = np.zeros((len(rows), len(PIECES)), np.int32)
-        for i, pieces in enumerate(rows):
-            joined = list(itertools.chain(*pieces))
-            tokens[i, : len(joined)], lengths[i] = joined, [len(piece) for piece in pieces]
-        return History(tokens=tokens, lengths=lengths, **fields)
 
     def grade(self, instances: Instances, rollouts: Rollouts) -> Grades:
         """Run the scripts of responses and grade their submissions. All in NumPy; nothing is raised for a bad response."""
@@ -330,8 +294,7 @@ class MlEngineering(TextDomain):
         responses = [
             self.decode(rollouts.tokens[b, g][rollouts.mask[b, g]]) for b in range(batch) for g in range(group)
         ]
-        task = np.repeat(history.task, group)
-        names = [self.competition_of(int(number)).name for number in task]
+        names = [self.competition_of(int(number)).name for number in np.repeat(history.task, group)]
         outcomes = self.run(names, responses, np.repeat(np.arange(batch), group).tolist())
         shown = [self.cut_solution(self.encode(outcome.code)) for outcome in outcomes]
         pieces = [
@@ -345,19 +308,7 @@ class MlEngineering(TextDomain):
         quality = per_rollout(outcome.quality for outcome in outcomes)
         notes = {name: per_rollout(outcome.notes.get(name, 0.0) for outcome in outcomes) for name in NOTES}
         notes["truncated"] = per_rollout(was_cut for _, was_cut in shown)
-        children = self.pack(
-            pieces,
-            id=np.full(task.shape, NO_ID, np.int32),
-            task=task,
-            turn=np.repeat(history.turn, group),
-            step=np.repeat(history.step, group) + 1,
-            quality=quality.reshape(-1),
-            born=np.zeros(task.shape, np.int32),
-            parent=np.full(task.shape, NO_ID, np.int32),
-        )
-        children = History(
-            **{name: leaf.reshape(batch, group, 1, *leaf.shape[1:]) for name, leaf in vars(children).items()}
-        )
+        children = self.children(history, pieces, quality)
         graded = notes["faults"] == 0
         insertable = graded & (children.lengths[:, :, 0, PIECES.index("solution")] > 0)
         return Grades(
@@ -441,11 +392,6 @@ class MlEngineering(TextDomain):
         """Return what the runs of histories [n] came to."""
         return self.texts_of(history, "feedback")
 
-    def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
-        """Return responses tokens [..., T] as text."""
-        rows = zip(tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]), strict=True)
-        return [self.decode(row[kept]) for row, kept in rows]
-
     def about(self, split: str) -> list[dict[str, str]]:
         """Return what people may want to read of each task."""
         chosen = [self.competitions[name] for name in self.config.names(split)]
@@ -453,45 +399,13 @@ class MlEngineering(TextDomain):
             {"name": one.name, "request": f"{one.name} ({one.metric})\n{one.description.strip()}"} for one in chosen
         ]
 
-    @functools.cached_property
-    def demonstration_rows(self):
-        """The mapping from a number to itself, to be shuffled."""
-        import grain
+    def demonstration(self, number: int, group_size: int) -> tuple[list[Tokens], int, list[str]]:
+        """Return the pieces, mode and responses of one of the teacher's demonstrations, for a made-up competition.
 
-        return grain.MapDataset.range(DEMONSTRATIONS)
-
-    def demonstrations(self, key: Array, step: Array, count: int, group_size: int) -> tuple[History, Any, Any, Any]:
-        """Return a batch of the teacher's scripts, as ``Domain`` wants them; the order is shuffled by ``key``, none are alike.
-
-        Half are first scripts, the others improve on, debug or diverge from a faulty one, for made-up competitions.
+        Half are first scripts, the others improve on, debug or diverge from a faulty one.
         """
         if not self.config.brief:
             raise DomainError("scripts are demonstrated in fragments alone; set warm_start.num_steps to 0")
-        seed = int(jax.device_get(jax.random.key_data(key))[-1])
-        rows: Any = self.demonstration_rows.shuffle(seed=seed).repeat()
-        made = [self.demonstration(rows[int(step) * count + i], group_size) for i in range(count)]
-        tokens = np.zeros((count, group_size, self.config.max_tokens), np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for i, (*_, responses) in enumerate(made):
-            for g, response in enumerate(responses):
-                ids = [*self.encode(response)[: self.config.max_tokens - 1], self.stop_tokens[0]]
-                tokens[i, g, : len(ids)], mask[i, g, : len(ids)] = ids, True
-        mode = np.array([mode for _, mode, _ in made], np.int32)
-        zeros = np.zeros(count, np.int32)
-        history = self.pack(
-            [pieces for pieces, _, _ in made],
-            id=zeros,
-            task=zeros,
-            turn=zeros,
-            step=np.where(mode == BASE, -1, 0).astype(np.int32),
-            quality=zeros.astype(np.float32),
-            born=zeros,
-            parent=zeros,
-        )
-        return history, mode, tokens, mask
-
-    def demonstration(self, number: int, group_size: int) -> tuple[list[Tokens], int, list[str]]:
-        """Return the pieces, mode and responses of one demonstration."""
         noise, rng = self.config.demo_noise, np.random.default_rng([DEMONSTRATION_SEED, number])
         metric = str(rng.choice(list(fragments.WANTED)))
         request = self.encode(fragments.brief(metric, *map(str, rng.choice(fragments.AMOUNTS, 2))))

@@ -26,18 +26,16 @@ from exit_jax.algorithm.prompts import Template
 from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, MODES, NO_ID, Array, Grades, History, Instances, Rollouts
 from exit_jax.domains import tokenizer
 from exit_jax.domains.domain import INVALID, VALID, Answer, Domain, DomainError, Environment
-from exit_jax.domains.text import TextDomain
+from exit_jax.domains.text import SPAN, TextDomain, Tokens
 from exit_jax.domains.tool_use import bfcl, tiny, tiny_expert, tiny_tasks
 from exit_jax.domains.tool_use.episode import Episode, Task, system_prompt
 from exit_jax.policy.hf import chat
 
 log = logging.getLogger(__name__)
-Tokens = Any  # a list or a NumPy array of ids
 
 WORLDS = ("bfcl", "tiny")
 QUALITIES = ("first_request", "requests")
 TAGS = ("<tool_call>", "</tool_call>")  # control tokens of Qwen's, which a shown response keeps
-SPAN = 1 << 20  # tasks of a split
 FIGURES = ("first_request", "requests_fulfilled", "share_fulfilled", "invalid_calls", "crashed", "turns")
 OFFICIAL = "official"  # BFCL's own verdict, which the tiny world has not
 NOT_TAUGHT = ("data_dir", "num_validation", "num_test", "num_workers", "call_secs")  # what demonstrations don't need
@@ -453,11 +451,6 @@ class Tools(TextDomain):
         ends = np.cumsum(history.lengths, axis=-1)
         rows = zip(np.asarray(history.tokens), ends[:, 1], ends[:, 2])
         return [self.decode(row[start:end]) for row, start, end in rows]
-
-    def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
-        """Return responses tokens [..., T] as text."""
-        rows = zip(tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]), strict=True)
-        return [self.decode(row[kept]) for row, kept in rows]
 
     # Demonstrations
 
