@@ -5,10 +5,10 @@
     python -m exit_jax.main --config configs/math_llama3b.py:variant=exit,seed=0
     python -m exit_jax.main --mode report --config configs/math_llama3b.py --runs runs/<one>,runs/<another>
 
-Hardware: a TPU slice of 16 v5e or 8 v6e chips (docs/fit.md). Time: by published peaks at least 32 minutes for 100 iterations
-on v6e:2x4 and 50 for the evaluation, which samples 220 million tokens at most; uncalibrated, expect several times that.
-The paper reports 20.4 ± 0.5 for ExIt and 18.7 ± 0.4 for GRPO after 16 steps, mean over seven test sets (ExIt, Table 1). We
-have not run it.
+Hardware: a TPU slice of 16 v5e or 8 v6e chips; half of that in more time (docs/fit.md). By published peaks at least 26 minutes
+for 100 iterations on v6e:2x4 and 34 for the evaluation, which samples 220 million tokens at most; uncalibrated, expect several
+times that. The paper reports 20.4 ± 0.5 for ExIt and 18.7 ± 0.4 for GRPO after 16 steps, mean over seven test sets (ExIt,
+Table 1). We have not run it.
 
 The paper is silent on lengths: problems up to 320 tokens, responses up to 1024, which the next prompt shows whole.
 

@@ -5,7 +5,7 @@
     python -m exit_jax.main --mode export --config configs/math_lora.py:variant=exit,seed=0
 
 configs/math_llama3b.py with adapters of rank 32 on all projections, over weights kept in bfloat16, and an eighth of the
-prompts a step. It takes 10.6 of the chip's 15.75 GiB and, by published peaks, at least 35 minutes for 100 iterations
+prompts a step. It takes 10.6 of the chip's 15.75 GiB and, by published peaks, at least 32 minutes for 100 iterations
 (docs/fit.md; uncalibrated). The evaluation of all seven test sets would take hours there: choose some by eval.splits, or
 fewer eval.samples_per_task. The paper has no such run, and neither have we.
 

@@ -4,7 +4,7 @@
     python -m exit_jax.main --config configs/math_qwen1b5.py:variant=exit,seed=0
 
 configs/math_llama3b.py with a smaller policy and half the prompts a step. It takes 12.9 of each chip's 15.75 GiB and, by
-published peaks, at least 38 minutes for 100 iterations and 70 for the evaluation (docs/fit.md; uncalibrated). The paper has
+published peaks, at least 35 minutes for 100 iterations and 56 for the evaluation (docs/fit.md; uncalibrated). The paper has
 no such run, and neither have we.
 
 Takes the arguments of configs/math_llama3b.py.
