@@ -308,7 +308,7 @@ def turn_plan(config: Config, turns: TurnPrograms, held: tuple, copy, key) -> di
         "sample": (in_place(turns.generate), (copy, reading, beside, key, array(bool), row)),
         "observe": (
             in_place(turns.extend),
-            (copy, reading, beside, array(jnp.int32, width), array(jnp.int32)),
+            (copy, reading, beside, array(jnp.int32, width), array(jnp.int32), array(bool)),
         ),
     }
 
@@ -364,7 +364,9 @@ def compile_all(
             break
     compiled.sort(key=lambda one: list(laid_out.programs).index(one.name))
     domain = make_domain(config.domain_name, config.domain)
-    found = roofline.phases(config, domain.prompt_width, domain.max_tokens, laid_out.sizes, topology.chip)
+    lanes = num_lanes(config) if domain.environment else 1
+    widths = domain.prompt_width, domain.max_tokens
+    found = roofline.phases(config, *widths, laid_out.sizes, topology.chip, lanes)
     return Result(config, topology, compiled, found)
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -147,11 +148,12 @@ class ConfigError(ValueError):
     """A config or a workdir that cannot be used; the message lists every fault and its remedy."""
 
 
-def validate(config: ml_collections.ConfigDict, num_devices: int) -> Config:
+def validate(config: ml_collections.ConfigDict, num_devices: int | None) -> Config:
     """Turn a config file's content into ``Config``.
 
     Args:
-      num_devices: devices that JAX has; ``run.mesh.data = 0`` takes those that the other axes leave.
+      num_devices: devices that JAX has; ``run.mesh.data = 0`` takes those that the other axes leave. None for as many as the
+        mesh asks for, where nothing is computed on it.
 
     Raises:
       ConfigError: listing all unknown, missing, mistyped and contradictory fields together.
@@ -161,11 +163,12 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> Config:
     if faults:
         raise ConfigError(_list_faults(faults))
     mesh = parsed.run.mesh
+    devices: int = max(mesh.data, 1) * mesh.fsdp * mesh.tensor if num_devices is None else num_devices
     if not mesh.data:
-        rest = num_devices // max(mesh.fsdp * mesh.tensor, 1)
+        rest = devices // max(mesh.fsdp * mesh.tensor, 1)
         mesh = dataclasses.replace(mesh, data=max(rest, 1))
         parsed = dataclasses.replace(parsed, run=dataclasses.replace(parsed.run, mesh=mesh))
-    faults = contradictions(parsed, num_devices)
+    faults = contradictions(parsed, devices)
     if faults:
         raise ConfigError(_list_faults(faults))
     return parsed
@@ -475,7 +478,7 @@ def open_workdir(workdir: str | os.PathLike, config: Config) -> pathlib.Path:
     ours = to_dict(config)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.glob("checkpoints/*")) or any(path.glob("*.jsonl")):
+        if holds_run(path):
             if not recorded.exists():
                 raise ConfigError(f"{path} holds a run but no config.json; choose another --workdir")
             _require_same_science(ours, json.loads(recorded.read_text())["config"], path)
@@ -486,6 +489,13 @@ def open_workdir(workdir: str | os.PathLike, config: Config) -> pathlib.Path:
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ConfigError(f"{recorded} is damaged ({error!r}); restore it or choose another --workdir") from error
     return path
+
+
+def holds_run(workdir: pathlib.Path) -> bool:
+    """Return whether a run left anything in a workdir: a checkpoint, a row of metrics, an answer, or an evaluation."""
+    rows = itertools.chain(workdir.glob("*.jsonl"), workdir.glob("answers/*.jsonl"))
+    left = itertools.chain(workdir.glob("checkpoints/*"), workdir.glob("evaluation.json"))
+    return any(left) or any(file.stat().st_size for file in rows)
 
 
 def scientific(config: Config | dict) -> dict[str, typing.Any]:

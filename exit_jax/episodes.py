@@ -47,7 +47,8 @@ class TurnPrograms:
     start: Callable[[Params, Array, Array], Reading]  # (copy, prompt [b, P], its length [b])
     # (copy, reading, key, active [b, G], first logical row) -> rows with responses of up to M tokens
     generate: Callable[[Params, Reading, Array, Any, Any], tuple[Reading, Rollouts]]
-    extend: Callable[[Params, Reading, Any, Any], Reading]  # (copy, reading, tokens [b, G, S], count [b, G])
+    # (copy, reading, tokens [b, G, S], count [b, G], active [b, G]); rows that are not active are forgotten
+    extend: Callable[[Params, Reading, Any, Any, Any], Reading]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _play_lane(
         count = np.where(active, count, 0)
         transcripts.add_observations(observed, count)
         if active.any():
-            reading = programs.extend(copy, reading, *narrow(observed, count))
+            reading = programs.extend(copy, reading, *narrow(observed, count), active)
     rollouts, end, num_turns = transcripts.finish()
     return Played(rollouts, end, num_turns, episodes, numbers)
 
@@ -263,7 +264,7 @@ def play_steps(
         response: Any = None
         for k in range(num_steps + 1):
             asked = share(_ask(environment, episodes, response, active[numbers], numbers))
-            asking = programs.extend(copy, reading, *narrow(*asked))
+            asking = programs.extend(copy, reading, *narrow(*asked), active)
             step_key = jax.random.fold_in(jax.random.fold_in(key, turn), k)
             response = hosts.all_rows(programs.generate(copy, asking, step_key, active, 0)[1])
             num_tokens += response.mask.sum(-1)
@@ -285,7 +286,7 @@ def play_steps(
         active &= ~cramped
         if active.any():
             new, count = _join(response.tokens, np.where(active, spoken, 0), observed, np.where(active, count, 0))
-            reading = programs.extend(copy, reading, *narrow(new, count))
+            reading = programs.extend(copy, reading, *narrow(new, count), active)
     return PlayedSteps(end[:, 0], num_tokens[:, 0], episodes, numbers)
 
 

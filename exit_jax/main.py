@@ -120,7 +120,8 @@ def main(_) -> int:
             hosts.initialize()
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"cannot join the other processes: {error}") from error
-        config = validate(_CONFIG.value, jax.device_count())
+        # a report is drawn on any machine, whatever mesh the runs were on
+        config = validate(_CONFIG.value, None if _MODE.value == "report" else jax.device_count())
         suffix = "-study" if _MODE.value == "study" else f"-{config.variant}-seed{config.seed}"
         workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.name}{suffix}").expanduser().absolute()
         if _MODE.value == "train":

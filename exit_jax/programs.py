@@ -234,7 +234,7 @@ def shard_reading(mesh: jax.sharding.Mesh, reading: Reading) -> Reading:
 
 
 def transcript_room(environment: Environment) -> int:
-    """Return the slots of a cache that holds a transcript, the next observation, and the token that was read with it."""
+    """Return the slots that rows need which go on: a transcript, the next observation, and the token that is read with it."""
     return environment.max_transcript + environment.max_observation + len(environment.lead) + 1
 
 

@@ -83,14 +83,14 @@ def make_phase(
     return Phase(name, model_flops, flops, hbm, ici, times[bound], bound)
 
 
-def phases(config: Config, prompt_width: int, max_tokens: int, sizes: Sizes, chip: Chip) -> list[Phase]:
+def phases(config: Config, prompt_width: int, max_tokens: int, sizes: Sizes, chip: Chip, lanes: int = 1) -> list[Phase]:
     """Return the phases of one iteration, in the order in which they run, with all prompts and responses at full width.
 
     Traffic that is counted, in HBM: at each step of decoding the sampler's copy, the prompts' cache, and the own slots of the
     step's stage (all of them where slots are refilled), used or not; parameters once in a forward and twice in a backward pass
     of each microbatch; optimiser state, parameters and gradients once read and once written. Between chips: parameters
     gathered over fsdp for each pass and gradients scattered back, gradients summed over data, two sums of activations a
-    layer over tensor in each direction.
+    layer over tensor in each direction. Each of ``lanes`` that are sampled one after the other reads the copy anew.
     """
     a, run, p = config.algorithm, config.run, config.policy
     mesh, chips = run.mesh, run.mesh.num_devices
@@ -106,10 +106,11 @@ def phases(config: Config, prompt_width: int, max_tokens: int, sizes: Sizes, chi
     passes = run.num_microbatches
     forward = costs.forward_flops(*shape)
     within = activations(prompt_tokens + own_tokens)
-    stages = 1 if run.sampler_slots else p.decode_stages
+    slots = run.sampler_slots or a.group_size
+    stages = p.decode_stages if slots == a.group_size else 1
     own_cache = sizes.own_cache * (stages + 1) / (2 * stages)  # the mean of 1/n, 2/n ... n/n
-    in_turns = math.ceil(a.group_size / (run.sampler_slots or a.group_size))  # responses that share a slot
-    decoded = sizes.copy - sizes.unread + sizes.prompt_cache + own_cache
+    in_turns = math.ceil(a.group_size / slots)  # responses that share a slot
+    read = lanes * (sizes.copy - sizes.unread) + sizes.prompt_cache
 
     def phase(name, model_flops, hbm, ici, extra=0.0):
         return make_phase(chip, chips, name, model_flops, hbm, ici, extra)
@@ -119,13 +120,13 @@ def phases(config: Config, prompt_width: int, max_tokens: int, sizes: Sizes, chi
         phase(
             "prefill",
             costs.prefill_flops(p, a.num_prompts, prompt_width),
-            sizes.copy - sizes.unread + sizes.prompt_cache,
+            read,
             activations(prompt_tokens),
         ),
         phase(
             "decode",
             costs.decode_flops(p, rows, prompt_width, max_tokens),
-            in_turns * (max_tokens - 1) * decoded,
+            in_turns * (max_tokens - 1) * (read + own_cache),
             activations(own_tokens),
         ),
     ]

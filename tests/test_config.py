@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from exit_jax.config import ConfigError, open_workdir, validate
+from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.study import half_width, study, summarise, table
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -82,6 +83,14 @@ def test_contradictions(field, value, words):
         validate(config, 8)
 
 
+def test_a_report_asks_for_no_devices():
+    config = content()
+    config.update_from_flattened_dict({"run.mesh.fsdp": 2, "run.mesh.tensor": 2})
+    assert validate(config, None).run.mesh == MeshConfig(1, 2, 2)
+    with pytest.raises(ConfigError, match="but there are 1"):
+        validate(config, 1)
+
+
 def test_unwritable_workdir(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="choose another --workdir"):
@@ -90,7 +99,7 @@ def test_unwritable_workdir(tmp_path):
 
 def test_damaged_config_json(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    (tmp_path / "train.jsonl").write_text("")
+    (tmp_path / "train.jsonl").write_text("{}\n")
     with pytest.raises(ConfigError, match="is damaged"):
         open_workdir(tmp_path, validate(content(), 1))
 

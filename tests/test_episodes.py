@@ -98,6 +98,19 @@ def test_a_transcript_is_read_by_the_learner_in_one_pass(params, played):
     assert not (rollouts.mask & (np.arange(T) >= 25)).all(), "some transcripts are short"
 
 
+def test_no_row_takes_the_room_of_another(params):
+    """Rows that are over may hold long transcripts while others play on: more room than is reckoned changes nothing."""
+
+    def transcripts(room, seed):
+        environment = toy(max_turns=8)
+        played = play(make_programs(room), environment, G, params, make_instances(), jax.random.key(seed), 2)
+        return played.rollouts.tokens, played.end
+
+    for seed in range(12):  # of which two differ where the slots of rows that are over are kept
+        for expected, found in zip(transcripts(ROOM + 40, seed), transcripts(ROOM, seed)):
+            np.testing.assert_array_equal(found, expected)
+
+
 def test_episodes_follow_the_rules(played):
     """Rebuild every row from the responses that its environment has seen: tokens, mask, and how it ended."""
     environment = toy()

@@ -325,10 +325,14 @@ def test_killed_runs_end_where_one_run_ends(tmp_path):
     assert rows(broken) == rows(whole)
 
 
-def test_another_experiment_is_refused(tmp_path):
-    open_workdir(tmp_path, smoke("seed=3"))  # nothing came of it
+@pytest.mark.parametrize("left", ["train.jsonl", "answers/test.jsonl", "evaluation.json", "checkpoints/100"])
+def test_another_experiment_is_refused(tmp_path, left):
+    left = tmp_path / left
+    (tmp_path / "train.jsonl").write_text("")  # opened, and no more
+    open_workdir(tmp_path, smoke("seed=3"))
     open_workdir(tmp_path, smoke())
-    (tmp_path / "train.jsonl").write_text("")
+    left.parent.mkdir(exist_ok=True)
+    left.write_text("{}\n")
     open_workdir(tmp_path, smoke(num_iterations=100))  # operational: may change
     with pytest.raises(ConfigError, match=r"seed: 0 there, 5 here"):
         open_workdir(tmp_path, smoke("seed=5"))

@@ -61,7 +61,7 @@ class DecoderConfig:
     attention: str  # of attention.BACKENDS
     remat: str  # what the backward pass recomputes: "none", each "layer", or all but the matrix products ("dots")
     unroll_layers: bool  # of the learner: faster for small models, slower to compile
-    decode_stages: int  # of sampling: stage i of n reads the first i/n of a row's own slots; each is compiled
+    decode_stages: int  # of sampling without refilled slots: stage i of n reads the first i/n of the own slots
     lora: LoraConfig
 
 

@@ -99,17 +99,25 @@ def read(config: DecoderConfig, params: Params, tokens: Array, position: Array, 
     return jnp.concatenate(parts, axis=2), cache
 
 
-def extend(config: DecoderConfig, params: Params, reading: Reading, tokens: Array, count: Array) -> Reading:
+def extend(
+    config: DecoderConfig, params: Params, reading: Reading, tokens: Array, count: Array, active: Array | None = None
+) -> Reading:
     """Read given tokens int32 [B, G, S] behind what the rows hold, of which the first ``count`` [B, G] are real.
 
     A token that was sampled last and not read yet goes first, so S + 1 slots of the cache are used, behind those of the
     longest row: what rows that ended earlier left unused is used first.
+
+    Args:
+      active: bool [B, G], rows that go on; what the others hold is given up, and its slots with it. None for all.
     """
+    held = reading.cache
+    if active is not None:
+        held = dataclasses.replace(held, mask=held.mask & active[..., None])
     given = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape) < count[..., None]
     tokens = jnp.concatenate([reading.token[..., None], tokens], axis=-1)
     mask = jnp.concatenate([reading.unread[..., None], given], axis=-1)
     position = reading.length[..., None] + jnp.cumsum(mask, axis=-1) - 1
-    hidden, cache = read(config, params, tokens, position, mask, caches.compact(reading.cache))
+    hidden, cache = read(config, params, tokens, position, mask, caches.compact(held))
     new = jnp.take_along_axis(hidden, count[..., None, None], axis=2)[:, :, 0]
     total = mask.sum(-1)
     return Reading(

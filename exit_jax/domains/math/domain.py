@@ -230,11 +230,16 @@ class Math(SingleTurnDomain):
         solution = () if mode == BASE else self.encode(held)[: self.config.max_solution_tokens]
         return [(), self.encode(request), solution, ()], mode, responses
 
+    @functools.cached_property
+    def _taught(self) -> list[arithmetic.Exercise]:
+        """The exercises that fit, as tasks do."""
+        c, fit = self.config, {problem.problem for problem in self.problems("train")[0]}
+        return [e for e in arithmetic.exercises("train", c.num_train, c.data_seed) if e.problem in fit]
+
     def _exercise(self, number: int, group_size: int) -> tuple[str, str, int, list[str]]:
         c = self.config
         rng = np.random.default_rng([c.data_seed, number])
-        made = arithmetic.exercises("train", c.num_train, c.data_seed)
-        exercise = made[number % len(made)]
+        exercise = self._taught[number % len(self._taught)]
         plan = exercise.plans[rng.integers(len(exercise.plans)) if rng.random() < 0.3 else 0]
         held = arithmetic.solve(plan, 2 * c.demo_noise, rng)
         mode = int(rng.choice((BASE, IMPROVE, DIVERGE), p=(0.5, 0.35, 0.15)))
