@@ -40,18 +40,37 @@ class Checkpoints:
         """Return the newest checkpoint that can be read, with the structure and shardings of ``like``; None without any.
 
         One that cannot be read is renamed to ``<step>.damaged`` and reported, and the one before it is tried.
+
+        Raises:
+          ConfigError: a checkpoint is of another structure, as one of another version of this code. It stays where it is.
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         for step in reversed(self.steps()):
             try:
                 return self._checkpointer.load(step, abstract)
             except Exception as error:  # orbax and tensorstore raise many kinds on damaged files
+                self._require_same_structure(step, abstract)
                 damaged = self._folder / str(step)
-                log.warning("checkpoint %s cannot be read and is set aside: %s", damaged, str(error).splitlines()[0])
+                log.warning("checkpoint %s cannot be read and is set aside: %.200s", damaged, error)
                 self._checkpointer.close()
                 damaged.rename(damaged.with_suffix(".damaged"))
                 self._checkpointer = self._open()
         return None
+
+    def _require_same_structure(self, step: int, abstract) -> None:
+        """Raise if what a checkpoint says of itself can be read, and is not what is asked for."""
+        try:
+            held = self._checkpointer.metadata(step).metadata
+        except Exception:  # as in restore_latest
+            held = None
+        if held is None:
+            return
+        if different := sorted(leaf_names(held) ^ leaf_names(abstract)):
+            names = ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
+            raise ConfigError(
+                f"{self._folder / str(step)} was written by another version of this code: only one of the two has {names}; "
+                "go on with the revision that config.json names, or choose another --workdir"
+            )
 
     def close(self) -> None:
         """Wait until everything is on disk."""
@@ -69,3 +88,9 @@ class Checkpoints:
                 f"cannot write a checkpoint to {self._folder}: {cause}\n"
                 "free some space or mend the folder; the same command then resumes from the last complete checkpoint"
             ) from error
+
+
+def leaf_names(tree) -> set[str]:
+    """Return the names of a tree's leaves, the same for a dataclass and for the dict that orbax makes of it."""
+    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree))
+    return set(names)

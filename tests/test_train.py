@@ -1,5 +1,6 @@
 """The host loop: exact resume, kills, signals, damaged checkpoints, devices, compilations."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 
 from exit_jax import programs, train
 from exit_jax.algorithm.selection import stream
+from exit_jax.checkpoint import Checkpoints
 from exit_jax.config import Config, ConfigError, open_workdir, validate
 from exit_jax.metrics import Timing, read_jsonl
 
@@ -74,6 +76,16 @@ def test_calls_that_overshoot_the_end_are_refused(tmp_path):
 def test_other_seed_differs(whole, tmp_path):
     other = train.train(smoke("seed=1"), tmp_path)[0]
     assert not np.array_equal(other.buffer.history.tokens, whole[0].buffer.history.tokens)
+
+
+def test_a_checkpoint_of_another_version_is_left_alone(tmp_path):
+    tree = lambda *names: {name: jnp.zeros(3) for name in names}
+    with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+        checkpoints.save(1, tree("params", "cursor"))
+    with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+        with pytest.raises(ConfigError, match="another version of this code: only one of the two has cursor, starts;"):
+            checkpoints.restore_latest(tree("params", "starts"))
+        assert checkpoints.restore_latest(tree("params", "cursor")) is not None
 
 
 def test_damaged_checkpoint_falls_back(whole, tmp_path, caplog):
