@@ -96,14 +96,15 @@ class SingleTurnDomain(TextDomain):
             tokens[i, : len(joined)], lengths[i] = joined, [len(piece) for piece in pieces]
         each: Any = lambda value, dtype=np.int32: np.full(len(rows), value, dtype)
         return History(
-            *(tokens, lengths),
-            each(NO_ID),
-            each(task),
-            each(turn),
-            each(step),
-            each(quality, np.float32),
-            each(0),
-            each(NO_ID),
+            tokens=tokens,
+            lengths=lengths,
+            id=each(NO_ID),
+            task=each(task),
+            turn=each(turn),
+            step=each(step),
+            quality=each(quality, np.float32),
+            born=each(0),
+            parent=each(NO_ID),
         )
 
     def children(self, history: History, rows: Sequence[Sequence[Tokens]], quality: np.ndarray) -> History:
