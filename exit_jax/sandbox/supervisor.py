@@ -291,10 +291,10 @@ def exceeded(request: dict, used: tuple[int, float, int], secs: float, output: i
         return "timeout", f"more than {limits['wall_secs']:g} s by the clock"
     if cpu_secs > limits["cpu_secs"]:
         return "timeout", f"more than {limits['cpu_secs']:g} s of processor time"
+    if threads > limits["num_processes"]:  # before memory, of which each fork counts what it shares
+        return "processes", f"{threads} processes and threads, the limit is {limits['num_processes']}"
     if memory > limits["memory_bytes"]:
         return "memory", f"more than {limits['memory_bytes'] >> 20} MiB of memory"
-    if threads > limits["num_processes"]:
-        return "processes", f"{threads} processes and threads, the limit is {limits['num_processes']}"
     if output > OUTPUT_FACTOR * limits["output_bytes"]:
         return "output", f"more than {OUTPUT_FACTOR * limits['output_bytes'] >> 20} MiB of output"
     if request["bare"]:
