@@ -100,6 +100,7 @@ def test_one_process_and_two_with_another_mesh_restore_equal_parameters(whole):
     changes = {"algorithm.kl_coef": 0.0, "algorithm.reference_every": 100}
     config = smoke(changes=changes, num_iterations=10)
     params = train.restore_params(config, whole)
+    assert len(leaves(params)) > 5
     script = f"""
 import pathlib, jax, numpy as np
 from exit_jax.parallel import hosts

@@ -28,8 +28,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def smoke(arg: str = "", changes=None, **run) -> Config:
     content = runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"](arg)
-    content.update_from_flattened_dict(changes or {})
     content.algorithm.kl_coef = 0.001  # so that there is a reference to restore
+    content.update_from_flattened_dict(changes or {})
     content.algorithm.reference_every = 3
     content.run.mesh.data = 1
     config = validate(content, jax.device_count())
