@@ -163,10 +163,10 @@ def test_traffic_of_decoding_by_hand():
     assert in_stages[2].secs == 6 * (1000 - 100 + 20) + 2 * 30 * (2 + 4 + 6) / 6
     refilled = dataclasses.replace(staged, run=dataclasses.replace(config.run, sampler_slots=3))
     # 4 rollouts in 3 slots, so that one slot is used twice; a ring is read whole
+    assert roofline.phases(refilled, 34, 7, sizes, chip)[2].secs == 2 * phases["decode"].secs
     assert roofline.phases(config, 34, 7, sizes, chip, lanes=2)[2].secs == phases["decode"].secs + 6 * (1000 - 100)
     whole_group = dataclasses.replace(staged, run=dataclasses.replace(config.run, sampler_slots=4))
     assert roofline.phases(whole_group, 34, 7, sizes, chip) == in_stages
-    assert roofline.phases(refilled, 34, 7, sizes, chip)[2].secs == 2 * phases["decode"].secs
     # 16 prompts x 4 rollouts x 7 tokens on 2 shards, 32 wide in float32: two sums over 2 chips, one layer
     assert phases["decode"].ici_bytes == 2 * (16 * 4 * 7 / 2) * 32 * 4
     assert phases["learn"].hbm_bytes == 3 * 1000

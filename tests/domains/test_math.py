@@ -114,6 +114,14 @@ def test_control_tokens_and_thoughts_leave_no_trace_in_a_piece(math):
     assert not was_cut
 
 
+def test_demonstrations_fit_as_tasks_do(math):
+    lengths = math.tasks("train").lengths[:, 1]
+    limit = int(np.median(lengths))
+    assert limit < lengths.max()
+    narrow = maths.Math(dataclasses.replace(math.config, max_request_tokens=limit))
+    assert narrow.demonstrations(jax.random.key(0), 0, 64, 1)[0].lengths[:, 1].max() <= limit
+
+
 def test_demonstrations_are_what_they_seem(math):
     key = jax.random.key(3)
     history, mode, tokens, mask = math.demonstrations(key, 5, 64, 2)
