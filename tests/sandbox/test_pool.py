@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import typing
@@ -505,14 +506,9 @@ def test_limits_are_positive(name):
 
 
 def scraps() -> dict[str, int]:
-    """Count what runs could leak: children, descriptors, temporary files."""
+    """Count what runs could leak in this process: its children and descriptors."""
     children = [path.read_text().split() for path in pathlib.Path("/proc/self/task").glob("*/children")]
-    return {
-        "children": sum(map(len, children)),
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "files": len(list(pathlib.Path(os.environ.get("TMPDIR", "/tmp")).glob("exit_jax-*"))),
-        "shared": len(os.listdir("/dev/shm")),
-    }
+    return {"children": sum(map(len, children)), "descriptors": len(os.listdir("/proc/self/fd"))}
 
 
 WHOLE = """
@@ -554,6 +550,19 @@ def test_noise_and_truncated_programs(isolated, number, mark, find_named):
     assert sum(statuses.values()) == number, {result.reason for result in results}
     assert statuses["crashed"] > number // 3
     assert statuses["ok"] > 0
+
+
+def test_a_bare_run_removes_its_folder(make, tmp_path, monkeypatch):
+    """However it ends; without isolation its folder is one of this machine's."""
+    folder = tmp_path / "boxes"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))  # other tests have folders in /tmp
+    head = "import os, time; open('left', 'w').write('x'); print(os.getcwd(), flush=True); "
+    ends = {"ok": "pass", "crashed": "1 / 0", "timeout": "time.sleep(60)", "fault": "os.kill(os.getppid(), 9)"}
+    results = make(cache_dir=None, wall_secs=5.0).run([Job(head + end) for end in ends.values()])
+    assert [result.status for result in results] == list(ends)
+    assert all(result.stdout.startswith(f"{folder}/exit_jax-") for result in results[:3])  # of a fault nothing is known
+    assert not list(folder.iterdir())
 
 
 def test_versions_name_what_is_missing():
