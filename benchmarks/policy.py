@@ -1,6 +1,6 @@
 """Speed and memory of the sampler on random weights of real shapes: prefill, bandwidth, skewed lengths, loading, turns.
 
-    python benchmarks/policy.py {prefill,bound,stages,skew,load,turns} [--shape 0.1b] [--dtype bfloat16]
+    python benchmarks/policy.py {prefill,bound,stages,int8,skew,load,turns} [--shape 0.1b] [--dtype bfloat16]
 
 Variants run in turns for several rounds, in one process; ratios are of the same round, given as median (minimum-maximum).
 Prints Markdown tables. ``--small`` is for the smoke test, and its figures mean nothing. Against torch: policy_torch.py.
@@ -70,9 +70,9 @@ def make_config(shape: str, dtype: str, decode_stages: int = 1) -> DecoderConfig
     )
 
 
-def sampler_params(config: DecoderConfig, params=None):
+def sampler_params(config: DecoderConfig, params=None, int8: bool = False):
     """Return the sampler's copy of the parameters, as training makes it; of fresh ones if none are given."""
-    reshard = make_reshard(config, meshes.make_mesh(MESH))
+    reshard = make_reshard(config, meshes.make_mesh(MESH), int8)
     if params is None:
         return jax.jit(lambda: reshard(decoder.init(config, jax.random.key(0))))()
     return jax.jit(reshard)(params)
@@ -274,6 +274,28 @@ def stages(a: argparse.Namespace) -> None:
         print(f"| {n} | {read} | {spread(step, 1e3)} | {ratio(results['1']['step'], step)} | {first[n]:.1f} |")
 
 
+def int8(a: argparse.Namespace) -> None:
+    """Decode with the kernels of the layers as they are, and in int8."""
+    config = make_config(a.shape, a.dtype)
+    copies = {a.dtype: sampler_params(config), "int8": sampler_params(config, int8=True)}
+    prompt, length = make_prompts(config, a.num_prompts, a.prompt_width)
+    start = make_start(config, a.group_size, a.max_tokens - 1)
+    generate = make_generate(config, SamplingConfig(a.max_tokens, (), 1.0))
+
+    def measure(name: str) -> dict[str, float]:
+        reading = jax.block_until_ready(start(copies[name], prompt=prompt, prompt_length=length))
+        return {"step": timed(generate, copies[name], reading, jax.random.key(2))[1] / a.max_tokens}
+
+    results = in_turns({name: functools.partial(measure, name) for name in copies}, a.rounds)
+    print(f"{a.num_prompts} prompts of {a.prompt_width} tokens x {a.group_size} rollouts of {a.max_tokens}\n")
+    print("| kernels | copy MB | ms a step (min-max) | times as fast |\n|---|---|---|---|")
+    for name, copy in copies.items():
+        step = results[name]["step"]
+        print(
+            f"| {name} | {tree_bytes(copy) / 1e6:.0f} | {spread(step, 1e3)} | {ratio(results[a.dtype]['step'], step)} |"
+        )
+
+
 def skew(a: argparse.Namespace) -> None:
     """Stop rows with a fixed probability a step, and count what the longest row costs."""
     config = make_config(a.shape, a.dtype)
@@ -413,7 +435,15 @@ def turns(a: argparse.Namespace) -> None:
         print(f"| {name} | {work[name]:,} | {spread(measured['secs'])} | {ratio(measured['secs'], best)} |")
 
 
-COMMANDS = {"prefill": prefill, "bound": bound, "stages": stages, "skew": skew, "load": load, "turns": turns}
+COMMANDS = {
+    "prefill": prefill,
+    "bound": bound,
+    "stages": stages,
+    "int8": int8,
+    "skew": skew,
+    "load": load,
+    "turns": turns,
+}
 SMALL = {
     "shape": "tiny",
     "num_prompts": 2,

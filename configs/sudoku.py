@@ -155,6 +155,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sampling.top_p = 1.0
     c.sampling.min_p = 0.0
     c.sampling.min_tokens = 0
+    c.sampling.int8 = False
 
     c.optimizer = ConfigDict()
     c.optimizer.kind = "adamw"

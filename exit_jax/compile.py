@@ -169,8 +169,8 @@ def _put(tree, sharding):
     )
 
 
-def sampler_copy(config: Config, mesh: jax.sharding.Mesh, params):
-    """Return the shapes of parameters in the sampler's form, split by the sampler's rules."""
+def gathered(config: Config, mesh: jax.sharding.Mesh, params):
+    """Return the shapes of the learner's parameters as it computes with them: cast, and gathered over fsdp."""
     shapes = jax.eval_shape(lambda params: decoder.cast(params, config.policy.dtype), params)
     return _put(shapes, meshes.shardings(mesh, decoder.logical_axes(shapes), shapes, meshes.SAMPLER))
 
@@ -213,13 +213,13 @@ def plan(config: Config, program: Program) -> Plan:
     copy, key, instances, rollouts = steps.shapes(given, state)
     copy = _put(copy, meshes.shardings(mesh, decoder.logical_axes(copy), copy, meshes.SAMPLER))
     prompt_cache, own_cache = cache_bytes(config, copy)
-    gathered_trained = sampler_copy(config, mesh, state.params)
     sizes = roofline.Sizes(
         params=bytes_per_chip(program.params),
         trained=bytes_per_chip(state.params),
         optimizer=bytes_per_chip(state.opt_state),
         copy=bytes_per_chip(copy),
-        trained_copy=bytes_per_chip(gathered_trained),
+        gathered=bytes_per_chip(gathered(config, mesh, program.params)),
+        gathered_trained=bytes_per_chip(gathered(config, mesh, state.params)),
         unread=0 if config.policy.tie_embeddings else bytes_per_chip(copy["embedding"]),
         prompt_cache=prompt_cache,
         own_cache=own_cache,
@@ -420,6 +420,8 @@ def candidates(config: Config, topology: str, failed: tuple[str, ...]) -> Iterat
             if parts != run.num_microbatches:
                 changed["run.num_microbatches"] = parts
             yield f"{family}:{bigger}", changed
+    if not config.sampling.int8 and set(failed) - {"learn"}:
+        yield topology, {"sampling.int8": True}
     if not config.policy.lora.rank:
         yield topology, dict(LORA)
 

@@ -58,13 +58,14 @@ class WarmStartConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TruncationConfig:
-    """What training cuts off from the policy's distribution when it samples; nothing in the paper."""
+class TrainSamplingConfig:
+    """How training samples from the policy; the paper's way is to cut nothing off, with the parameters as they are."""
 
     top_k: int  # 0 for all
     top_p: float  # 1.0 for all
     min_p: float  # 0.0 for all
     min_tokens: int  # no stop token before this many others
+    int8: bool  # from a copy whose layers have int8 kernels (``decoder.quantise``); the learner and evaluation have not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Config:
     checkpoint: str  # Hugging Face folder or hub id that gives the policy's shape and weights; "" for fresh ones
     policy: DecoderConfig  # vocab_size 0 stands for the domain's
     algorithm: ExItConfig
-    sampling: TruncationConfig
+    sampling: TrainSamplingConfig
     optimizer: OptimizerConfig
     warm_start: WarmStartConfig
     encoder: EncoderConfig  # of responses, for the diversity bonus

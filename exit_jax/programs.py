@@ -121,12 +121,15 @@ def sampling_config(config: Config, domain: Domain) -> sampler.SamplingConfig:
     )
 
 
-def make_reshard(policy: DecoderConfig, mesh: jax.sharding.Mesh) -> Callable[[Params], Params]:
-    """Return what makes the sampler's copy: adapters merged, cast, a tuple of layers, split by the sampler's rules."""
+def make_reshard(policy: DecoderConfig, mesh: jax.sharding.Mesh, int8: bool = False) -> Callable[[Params], Params]:
+    """Return what makes the sampler's copy: adapters merged, cast, a tuple of layers, split by the sampler's rules.
+
+    With ``int8``, the kernels of the layers are rounded to int8 before they travel.
+    """
 
     def reshard(params: Params) -> Params:
         merged = decoder.cast(decoder.merge_adapters(policy, params), policy.dtype)
-        params = decoder.unstack(policy, merged)
+        params = decoder.unstack(policy, decoder.quantise(merged) if int8 else merged)
         where = meshes.shardings(mesh, decoder.logical_axes(params), params, meshes.SAMPLER)
         return jax.lax.with_sharding_constraint(params, where)
 
@@ -138,7 +141,7 @@ def make_parts(config: Config, domain: Domain, mesh: jax.sharding.Mesh, given: G
     algorithm, policy = config.algorithm, decoder_config(config)
     sampling, plain = sampling_config(config, domain), decoder.without_adapters(policy)
     shard = functools.partial(meshes.shard_batch, mesh)
-    reshard = make_reshard(policy, mesh)
+    reshard = make_reshard(policy, mesh, config.sampling.int8)
 
     def rollout(params, instances, key):
         prompt, length = shard((instances.prompt, instances.prompt_length))

@@ -39,8 +39,9 @@ class Sizes:
     params: int  # the learner's, trained or frozen
     trained: int
     optimizer: int
-    copy: int  # of the sampler; also what a chip holds of the learner's parameters once they are gathered to compute
-    trained_copy: int  # the trained part, in the same form
+    copy: int  # of the sampler
+    gathered: int  # the learner's parameters once they are gathered over fsdp and cast to compute
+    gathered_trained: int  # the trained part of these
     unread: int  # of the copy, in a step of decoding: an embedding table that is not the head, too
     prompt_cache: int
     own_cache: int
@@ -102,7 +103,7 @@ def phases(config: Config, prompt_width: int, max_tokens: int, sizes: Sizes, chi
     def activations(tokens):  # summed over tensor behind attention and MLP of each layer
         return 2 * p.num_layers * all_reduce(tokens * p.embed_dim * item, mesh.tensor)
 
-    gathered = all_gather(sizes.copy, mesh.fsdp)
+    gathered = all_gather(sizes.gathered, mesh.fsdp)
     passes = run.num_microbatches
     forward = costs.forward_flops(*shape)
     within = activations(prompt_tokens + own_tokens)
@@ -116,7 +117,7 @@ def phases(config: Config, prompt_width: int, max_tokens: int, sizes: Sizes, chi
         return make_phase(chip, chips, name, model_flops, hbm, ici, extra)
 
     found = [
-        phase("reshard", 0, sizes.params + sizes.copy, gathered),
+        phase("reshard", 0, sizes.params + sizes.copy, all_gather(sizes.copy, mesh.fsdp)),
         phase(
             "prefill",
             costs.prefill_flops(p, a.num_prompts, prompt_width),
@@ -131,13 +132,13 @@ def phases(config: Config, prompt_width: int, max_tokens: int, sizes: Sizes, chi
         ),
     ]
     scoring = ["reference"] * bool(a.kl_coef) + ["old log-probs"] * a.recompute_logp
-    found += [phase(name, forward, passes * sizes.copy, passes * gathered + within) for name in scoring]
-    scattered = all_gather(sizes.trained_copy, mesh.fsdp)
+    found += [phase(name, forward, passes * sizes.gathered, passes * gathered + within) for name in scoring]
+    scattered = all_gather(sizes.gathered_trained, mesh.fsdp)
     found.append(
         phase(
             "learn",
             a.num_epochs * (forward + costs.backward_flops(*shape)),
-            a.num_epochs * (3 * passes * sizes.copy + 2 * (2 * sizes.trained + sizes.optimizer)),
+            a.num_epochs * (3 * passes * sizes.gathered + 2 * (2 * sizes.trained + sizes.optimizer)),
             a.num_epochs * (passes * (2 * gathered + scattered) + all_reduce(sizes.trained, mesh.data) + 2 * within),
             a.num_epochs * costs.recomputed_flops(p, run.token_chunk, *shape[1:]),
         )

@@ -22,6 +22,7 @@ from exit_jax.algorithm.selection import stream
 from exit_jax.checkpoint import Checkpoints
 from exit_jax.config import Config, ConfigError, open_workdir, validate
 from exit_jax.metrics import Timing, read_jsonl
+from exit_jax.parallel import mesh as meshes
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -258,6 +259,30 @@ def test_merged_adapters_compute_what_adapters_compute():
 
     np.testing.assert_allclose(read(policy, params), read(plain, merged), atol=1e-5)
     assert jnp.abs(read(plain, base) - read(plain, merged)).max() > 0.01
+
+
+def test_sampling_in_int8_shows_in_the_gap_and_nowhere_else(whole, tmp_path):
+    """The learner, and evaluation, which knows nothing of it, take the policy as it is."""
+    train.train(smoke(changes={"sampling.int8": True}, num_iterations=5), tmp_path)
+    for ours, theirs in zip(rows(tmp_path), rows(whole[1])):
+        assert theirs["gap/mean"] < 1e-5
+        assert 1e-4 < ours["gap/mean"] < 0.05
+        assert ours["gap/clipped"] < 0.05
+
+
+def test_the_copy_in_int8_is_split_as_its_kernels_are():
+    config = smoke(changes={"policy.num_kv_heads": 2})
+    policy = programs.decoder_config(config)
+    mesh = meshes.make_mesh(meshes.MeshConfig(2, 2, 2))
+    params = programs.decoder.init(policy, jax.random.key(0))
+    plain, rounded = (jax.jit(programs.make_reshard(policy, mesh, int8))(params) for int8 in (False, True))
+    expected = programs.decoder.unstack(policy, programs.decoder.quantise(params))
+    jax.tree.map(np.testing.assert_array_equal, rounded, expected)
+    for name, split in (("up", True), ("down", False)):
+        kernel, int8 = (copy["blocks"][0]["mlp"][name]["kernel"] for copy in (plain, rounded))
+        assert int8.values.dtype == jnp.int8
+        assert int8.values.sharding == kernel.sharding
+        assert int8.scale.sharding.is_fully_replicated != split
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from exit_jax.algorithm.types import Array, Params
+from exit_jax.algorithm.types import Array, Params, pytree
 from exit_jax.parallel.mesh import BATCH
 from exit_jax.policy import attention
 from exit_jax.policy.cache import Cache, LayerCache, causal_mask, write
@@ -68,6 +68,14 @@ class DecoderConfig:
 COMPUTE_FIELDS = ("dtype", "param_dtype", "attention", "remat", "unroll_layers", "decode_stages", "lora")
 
 
+@pytree
+class Int8:
+    """A kernel [..., n, m] as whole steps and the size of a step, which each output has of its own."""
+
+    values: Array  # int8 [..., n, m], -127 to 127
+    scale: Array  # float32 [..., m]
+
+
 def rope_frequencies(head_dim: int, theta: float, scaling: tuple[float, ...]) -> Array:
     """Return the angle a position adds to each pair, float32 [head_dim / 2].
 
@@ -105,6 +113,14 @@ class RMSNorm(nnx.Module):
         return (normed * jnp.broadcast_to(self.scale[...], x.shape)).astype(x.dtype)
 
 
+def _product(rows: Array, kernel: Array | Int8) -> Array:
+    """Return float32 [N, m] of rows [N, n] and a kernel [n, m] in the rows' dtype, in which the steps of int8 are exact."""
+    if isinstance(kernel, Int8):
+        return _product(rows, kernel.values) * kernel.scale[None]
+    # sums in float32: with bfloat16 out, XLA's CPU backend misses its fast kernel (32 against 120 GFLOP/s at 64 rows)
+    return jnp.matmul(rows, kernel.astype(rows.dtype), preferred_element_type=jnp.float32)
+
+
 class Linear(nnx.Module):
     """x [..., n] -> [..., m], computed in x's dtype."""
 
@@ -125,8 +141,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         rows = x.reshape(-1, x.shape[-1])  # one large matmul: XLA's CPU backend is 1.7 times faster on its gradient
-        # sums in float32: with bfloat16 out, XLA's CPU backend misses its fast kernel (32 against 120 GFLOP/s at 64 rows)
-        y = jnp.matmul(rows, self.kernel[...].astype(x.dtype), preferred_element_type=jnp.float32).astype(x.dtype)
+        y = _product(rows, self.kernel.get_value()).astype(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:
             low = rows @ self.lora_a[...].astype(x.dtype)
             y += low @ self.lora_b[...].astype(x.dtype) * self.lora_scale
@@ -328,6 +343,24 @@ def logits(config: DecoderConfig, params: Params, hidden: Array) -> Array:
 # Forms of the parameters
 
 
+def quantise(params: Params) -> Params:
+    """Return the parameters with the kernels of all layers in int8, in steps of each output's largest weight over 127.
+
+    Embedding and head stay as they are, and so do biases and norms. TPUs read the int8 values inside the matrix product
+    (seen in what libtpu compiles; a bfloat16 copy of a kernel is nowhere), so that decoding moves half the bytes.
+    """
+
+    def round_kernel(path, x):
+        if path[0].key != "blocks" or path[-1].key != "kernel":
+            return x
+        x = x.astype(jnp.float32)
+        largest = jnp.abs(x).max(-2)
+        scale = jnp.where(largest > 0, largest, 1.0) / 127
+        return Int8(jnp.round(x / scale[..., None, :]).astype(jnp.int8), scale)
+
+    return jax.tree.map_with_path(round_kernel, params)
+
+
 def unstack(config: DecoderConfig, params: Params) -> Params:
     """Turn stacked blocks [L, ...] into a tuple of L."""
     layer = lambda i: jax.tree.map(lambda x: x[i], params["blocks"])
@@ -392,18 +425,16 @@ _LOGICAL = {
 def logical_axes(params: Params) -> Params:
     """Return the logical axis names of every parameter, or of its shape: a tuple in place of each leaf."""
 
+    def stacked(leaf, *axes):
+        return ("layers",) * (len(leaf.shape) - len(axes)) + axes
+
     def name(path, leaf):
         *_, parent, last = [""] + [str(getattr(key, "key", "")) for key in path]
         if last == "scale":
-            axes = (None,)
-        elif last == "bias":
-            axes = _LOGICAL[f"{parent}/kernel"][1:]
-        elif last == "lora_a":
-            axes = (_LOGICAL[f"{parent}/kernel"][0], None)
-        elif last == "lora_b":
-            axes = (None, _LOGICAL[f"{parent}/kernel"][1])
-        else:
-            axes = _LOGICAL[last if last in _LOGICAL else f"{parent}/{last}"]
-        return ("layers",) * (len(leaf.shape) - len(axes)) + axes
+            return stacked(leaf, None)
+        n, m = _LOGICAL[last if last in _LOGICAL else f"{parent}/kernel"]
+        if isinstance(leaf, Int8):
+            return dataclasses.replace(leaf, values=stacked(leaf.values, n, m), scale=stacked(leaf.scale, m))
+        return stacked(leaf, *{"bias": (m,), "lora_a": (n, None), "lora_b": (None, m)}.get(last, (n, m)))
 
-    return jax.tree.map_with_path(name, params)
+    return jax.tree.map_with_path(name, params, is_leaf=lambda leaf: isinstance(leaf, Int8))

@@ -51,6 +51,23 @@ def test_no_token_sees_a_later_one_nor_another_rollout():
     assert (before[:, 0, 3:] != after[:, 0, 3:]).any(-1).all()
 
 
+@each_config
+def test_int8_kernels_are_the_nearest_steps_and_compute_as_these(config):
+    """Against weights that NumPy made of the steps; an output whose weights are all zero stays zero."""
+    params = jax.tree.map(lambda leaf: leaf.at[..., 0].set(0.0) if leaf.ndim == 3 else leaf, random_params(config))
+    rounded = decoder.quantise(params)
+    is_int8 = lambda leaf: isinstance(leaf, decoder.Int8)
+    number = lambda leaf: np.float32(leaf.values) * np.asarray(leaf.scale)[..., None, :] if is_int8(leaf) else leaf
+    whole = jax.tree.map(number, rounded, is_leaf=is_int8)
+    assert sum(map(is_int8, jax.tree.leaves(rounded, is_leaf=is_int8))) == len(decoder.PROJECTIONS)
+    for kernel, nearest in zip(jax.tree.leaves(params), jax.tree.leaves(whole)):
+        step = np.abs(kernel).max(-2, keepdims=True) / 127 if kernel.ndim == 3 else 0.0
+        assert (np.abs(kernel - nearest) <= 0.501 * step).all()
+    logits = read(config, rounded, TOKENS_BGT)[0]
+    np.testing.assert_allclose(logits, read(config, whole, TOKENS_BGT)[0], atol=1e-4)
+    assert np.abs(logits - read(config, params, TOKENS_BGT)[0]).max() > 1e-3
+
+
 def test_content_of_the_padding_is_irrelevant():
     params = random_params(LLAMA)
     padding = np.arange(5) >= LENGTHS_B[:, None]
