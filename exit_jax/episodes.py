@@ -60,6 +60,7 @@ class Played:
     num_turns: np.ndarray  # int32 [B, G]: responses sampled
     episodes: list[Any]  # of the rows that this process owns, row by row; None for one that is lost
     rows: np.ndarray  # numbers of the prompts that this process owns
+    failed: bool  # whether the environment failed as a whole on this host
     idle_secs: float = 0.0  # for which the devices had nothing to do, since all lanes waited for their environments
 
 
@@ -165,6 +166,7 @@ def play(
         num_turns=join(*(lane.num_turns for lane in whole)),
         episodes=[episode for lane in whole for episode in lane.episodes],
         rows=np.concatenate([first + lane.rows for lane, first in zip(whole, edges)]),
+        failed=any(lane.failed for lane in whole),
         idle_secs=watch.idle_secs,
     )
 
@@ -183,7 +185,7 @@ def _play_lane(
     reading = programs.start(copy, instances.prompt, instances.prompt_length)
     own, numbers = hosts.local_rows(instances.history)
     batch = instances.prompt.shape[0]
-    episodes, lost = _begin(environment, own, group_size, numbers, batch)
+    episodes, lost, failed = _begin(environment, own, group_size, numbers, batch)
     transcripts = Transcripts.empty(batch, group_size, environment.max_transcript, reading.hidden.shape[-1])
     transcripts.end[lost] = LOST
     turns_left = environment.max_turns - hosts.all_rows(instances.history.turn)[:, None]
@@ -198,11 +200,9 @@ def _play_lane(
         transcripts.add_responses(sampled)
         transcripts.end[active & ~sampled.finished] = OVERLONG_RESPONSE
         spoke = active & sampled.finished
-        observed, count, end = hosts.exchange_rows(
-            _answer(environment, episodes, sampled.tokens[numbers], sampled.mask[numbers], spoke[numbers]),
-            numbers,
-            batch,
-        )
+        answers, fault = _answer(environment, episodes, sampled.tokens[numbers], sampled.mask[numbers], spoke[numbers])
+        observed, count, end = hosts.exchange_rows(answers, numbers, batch)
+        failed |= fault
         transcripts.end[spoke] = end[spoke]
         active, turn = spoke & (end < 0), turn + 1
         spent = active & (turn >= turns_left)
@@ -214,7 +214,7 @@ def _play_lane(
         if active.any():
             reading = programs.extend(copy, reading, *narrow(observed, count), active)
     rollouts, end, num_turns = transcripts.finish()
-    return Played(rollouts, end, num_turns, episodes, numbers)
+    return Played(rollouts, end, num_turns, episodes, numbers, failed)
 
 
 def narrow(tokens: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -231,6 +231,7 @@ class PlayedSteps:
     num_tokens: np.ndarray  # int32 [R]: sampled, iterates that were not executed included
     episodes: list[Any]
     rows: np.ndarray  # that this process owns
+    failed: bool  # whether the environment failed as a whole on this host
 
 
 def play_steps(
@@ -256,7 +257,8 @@ def play_steps(
     own, numbers = hosts.local_rows(history)
     batch = history.turn.shape[0]
     share = lambda tree: hosts.exchange_rows(tree, numbers, batch)
-    episodes, lost = _begin(environment, own, 1, numbers, batch)
+    lead = np.broadcast_to(np.asarray(environment.lead, np.int32), (batch, 1, len(environment.lead)))
+    episodes, lost, failed = _begin(environment, own, 1, numbers, batch)
     end = np.where(lost, LOST, -1)
     length, num_tokens = np.zeros_like(end), np.zeros_like(end)
     active, turn = ~lost, 0
@@ -270,24 +272,26 @@ def play_steps(
             num_tokens += response.mask.sum(-1)
         spoke = active & response.finished
         end[active & ~spoke] = OVERLONG_RESPONSE
-        answers = _answer(
+        answers, fault = _answer(
             environment, episodes, response.tokens[numbers], response.mask[numbers], spoke[numbers], with_lead=False
         )
         observed, count, ended = share(answers)
+        failed |= fault
         end[spoke] = ended[spoke]
         active, turn = spoke & (ended < 0), turn + 1
         if turn >= environment.max_turns:
             end[active] = OUT_OF_TURNS
             break
-        spoken = response.mask.sum(-1)
+        spoken = lead.shape[-1] + response.mask.sum(-1)
         length += np.where(active, spoken + count, 0)
         cramped = active & (length + environment.max_tokens > environment.max_transcript)
         end[cramped] = OVERLONG_TRANSCRIPT
         active &= ~cramped
         if active.any():
-            new, count = _join(response.tokens, np.where(active, spoken, 0), observed, np.where(active, count, 0))
+            new = np.concatenate([lead, response.tokens], axis=-1)
+            new, count = _join(new, np.where(active, spoken, 0), observed, np.where(active, count, 0))
             reading = programs.extend(copy, reading, *narrow(new, count), active)
-    return PlayedSteps(end[:, 0], num_tokens[:, 0], episodes, numbers)
+    return PlayedSteps(end[:, 0], num_tokens[:, 0], episodes, numbers, failed)
 
 
 def _ask(environment: Environment, episodes: list[Any], response, active, numbers) -> tuple[np.ndarray, np.ndarray]:
@@ -313,32 +317,37 @@ def _join(first: np.ndarray, first_count: np.ndarray, second: np.ndarray, second
     return joined, first_count + second_count
 
 
-def _begin(environment: Environment, own, group_size: int, numbers, batch: int) -> tuple[list[Any], np.ndarray]:
-    """Return the episodes of this process's rows, and which of all rows [b, G] are lost."""
+def _begin(environment: Environment, own, group_size: int, numbers, batch: int) -> tuple[list[Any], np.ndarray, bool]:
+    """Return the episodes of this process's rows, which of all rows [b, G] are lost, and whether all failed here."""
+    failed = False
     try:
         episodes = environment.begin(own, group_size) if numbers.size else []
     except Exception:  # whatever an environment may raise; the other processes wait for an answer
         log.exception("%d instances could not be begun, and are lost", numbers.size)
-        episodes = [None] * (numbers.size * group_size)
+        episodes, failed = [None] * (numbers.size * group_size), True
     lost = np.array([episode is None for episode in episodes], bool).reshape(numbers.size, group_size)
-    return episodes, hosts.exchange_rows(lost, numbers, batch)
+    return episodes, hosts.exchange_rows(lost, numbers, batch), failed
 
 
 def _answer(
     environment: Environment, episodes: list[Any], tokens, mask, spoke, with_lead: bool = True
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Step the episodes, in place, whose rows [b, G] spoke: observations [b, G, S + the lead], their lengths, ends or -1."""
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], bool]:
+    """Step the episodes, in place, whose rows [b, G] spoke.
+
+    Returns:
+      Observations [b, G, S + the lead], their lengths, ends or -1; and whether all failed.
+    """
     shape, lead = spoke.shape, environment.lead if with_lead else ()
     observed = np.zeros((*shape, environment.max_observation + len(lead)), np.int32)
     count, end = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
     rows = np.flatnonzero(spoke)
     flat = tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1])
-    pairs = [(episodes[row], flat[0][row][flat[1][row]]) for row in rows]
+    pairs, failed = [(episodes[row], flat[0][row][flat[1][row]]) for row in rows], False
     try:
         stepped = environment.step(pairs) if pairs else []
     except Exception:  # as in _begin
         log.exception("%d episodes could not be stepped, and end as invalid", rows.size)
-        stepped = [(episode, Answer((), INVALID)) for episode, _ in pairs]
+        stepped, failed = [(episode, Answer((), INVALID)) for episode, _ in pairs], True
     for row, (episode, answer) in zip(rows, stepped, strict=True):
         episodes[row] = episode
         at = np.unravel_index(row, shape)
@@ -347,4 +356,4 @@ def _answer(
         else:
             seen = [*answer.observation, *lead]
             observed[at][: len(seen)], count[at] = seen, len(seen)
-    return observed, count, end
+    return (observed, count, end), failed

@@ -44,8 +44,8 @@ _generate = jax.jit(
 _extend = jax.jit(lambda copy, *args: sampler.extend(LLAMA, copy, *args), donate_argnums=1)
 
 
-def make_instances() -> Instances:
-    rng = np.random.default_rng(0)
+def make_instances(seed=0) -> Instances:
+    rng = np.random.default_rng(seed)
     length = rng.integers(1, P + 1, B).astype(np.int32)
     prompt = np.where(np.arange(P) < length[:, None], rng.integers(4, 17, (B, P)), 0).astype(np.int32)
     return Instances(make_histories(), None, None, None, jnp.asarray(prompt), jnp.asarray(length))
@@ -197,20 +197,23 @@ def test_what_is_lost_samples_nothing_and_disturbs_no_one(params, played):
     np.testing.assert_array_equal(found.end[kept], played.end[kept])
 
 
-def test_an_environment_that_fails_costs_its_rows_alone(params, caplog):
+def test_an_environment_that_fails_costs_its_rows_alone(params, played, caplog):
+    assert not played.failed
+
     def fail(pairs):
         raise RuntimeError("no more")
 
     found = run(params, dataclasses.replace(toy(), step=fail))
     assert {ENDS[end] for end in found.end.flat} <= {"invalid", "overlong_response"}
     assert "no more" in caplog.text
+    assert found.failed
     found = run(params, dataclasses.replace(toy(), begin=lambda rows, group: 1 / 0))
+    assert found.failed
     assert {ENDS[end] for end in found.end.flat} == {"lost"}
 
 
-def restart(params, row, tokens):
+def restart(params, whole, row, tokens):
     """Return a reading of one row's prompt and further tokens, in a cache of its own."""
-    whole = make_instances()
     joined = [*whole.prompt[row, : whole.prompt_length[row]].tolist(), *tokens]
     prompt = np.zeros((1, P + 2 * T), np.int32)
     prompt[0, : len(joined)] = joined
@@ -233,7 +236,7 @@ def test_k_steps_a_turn_see_the_clean_conversation_and_the_newest_response(param
         jax.jit(lambda copy, reading, *args: sampler.generate(LLAMA, greedy, copy, reading, *args)),
         jax.jit(lambda copy, *args: sampler.extend(LLAMA, copy, *args)),
     )
-    instances, environment = make_instances(), toy()
+    instances, environment = make_instances(7), toy()  # of which some play four turns
     context = instances.prompt, instances.prompt_length
     played = play_steps(programs, environment, params, context, instances.history, KEY, num_steps)
     num_turns = []
@@ -243,14 +246,14 @@ def test_k_steps_a_turn_see_the_clean_conversation_and_the_newest_response(param
             response = None
             for _ in range(num_steps + 1):
                 ask = LEAD if response is None else environment.ask_again(episode, response)
-                _, sampled = generate(restart(params, row, [*clean, *ask]), jnp.ones((1, 1), bool))
+                _, sampled = generate(restart(params, instances, row, [*clean, *ask]), jnp.ones((1, 1), bool))
                 response = np.asarray(sampled.tokens[0, 0])[np.asarray(sampled.mask[0, 0])].tolist()
                 num_tokens += len(response)
             if not sampled.finished[0, 0]:
                 end = "overlong_response"
                 break
             ((episode, answer),) = environment.step([(episode, np.array(response))])
-            clean += [*response, *answer.observation]
+            clean += [*LEAD, *response, *answer.observation]
             if answer.end is not None:
                 end = ENDS[answer.end]
             elif len(episode) == TURNS:
@@ -262,6 +265,27 @@ def test_k_steps_a_turn_see_the_clean_conversation_and_the_newest_response(param
         assert played.num_tokens[row] == num_tokens
         num_turns.append(len(episode))
     assert max(num_turns) > 1, "a test of single turns"
+
+
+def test_without_self_iteration_evaluation_plays_as_training_does(params):
+    """The same policy, greedily, sees the same tokens in both: as many turns, the same responses, the same ends."""
+    greedy = dataclasses.replace(SAMPLING, temperature=0.0)
+    start = jax.jit(lambda copy, *prompt: sampler.start(LLAMA, copy, 1, ROOM + 6 + M, *prompt))
+    generate = jax.jit(lambda copy, reading, *args: sampler.generate(LLAMA, greedy, copy, reading, *args))
+    extend = jax.jit(lambda copy, *args: sampler.extend(LLAMA, copy, *args))
+    programs = TurnPrograms(make_programs().part, start, generate, extend)
+    instances, environment = make_instances(7), toy()
+    evaluated = play_steps(
+        programs, environment, params, (instances.prompt, instances.prompt_length), instances.history, KEY, 0
+    )
+    prompt, length = np.pad(instances.prompt, ((0, 0), (0, len(LEAD)))), np.asarray(instances.prompt_length)
+    for row in range(B):
+        prompt[row, length[row] : length[row] + len(LEAD)] = LEAD
+    asked = dataclasses.replace(instances, prompt=jnp.asarray(prompt), prompt_length=jnp.asarray(length + len(LEAD)))
+    trained = play(programs, environment, 1, params, asked, KEY)
+    assert evaluated.episodes == trained.episodes
+    np.testing.assert_array_equal(evaluated.end, trained.end[:, 0])
+    assert trained.num_turns.max() > 2, "a test of few turns"
 
 
 KEY = jax.random.key(3)
