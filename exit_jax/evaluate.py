@@ -37,7 +37,7 @@ from exit_jax.algorithm.types import (
 )
 from exit_jax.answers import open_stored
 from exit_jax.config import Config
-from exit_jax.domains.domain import ENDS, Domain, Environment, blank_grades
+from exit_jax.domains.domain import ENDS, Domain, Environment, GradingError, blank_grades
 from exit_jax.episodes import PlayedSteps, play_steps
 from exit_jax.metrics import Progress
 from exit_jax.parallel import hosts
@@ -222,7 +222,8 @@ class OnHost:
             else:
                 instances, rollouts = jax.device_put(self._replay(held, kept), self.rows)
             blank = functools.partial(blank_grades, self.domain)
-            grades, _ = hosts.on_own_rows(self.domain.grade, blank, instances, rollouts)
+            grades, failed = hosts.on_own_rows(self.domain.grade, blank, instances, rollouts)
+            require_graded(failed)
             instances, rollouts = hosts.all_rows((instances, rollouts))
             child, chains = record(self.domain, instances, rollouts, grades)
             history = keep_better(held, child, self.greedy)
@@ -273,6 +274,15 @@ class OnHost:
             self.stored.close()
 
 
+def require_graded(failed: bool) -> None:
+    """Raise GradingError on all hosts if one of them could not grade: figures of 0 would pass for the policy's."""
+    if hosts.agree(failed):
+        raise GradingError(
+            "the evaluation stopped, since its responses could not be graded (the log above says why); mend that, and "
+            "--mode evaluate goes on behind the last that were"
+        )
+
+
 @functools.lru_cache
 def episode_programs(domain_name, fields, policy: DecoderConfig, settings: configs.EvalConfig, mesh_config: MeshConfig):
     """Jit the parts of evaluated episodes: the sampler's copy, the conversations so far, and a turn."""
@@ -318,6 +328,7 @@ def run_episodes(config: Config, params: Params, split: str, workdir: pathlib.Pa
             history = jax.device_put(jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], tasks), by_row)
             key = jax.random.fold_in(jax.random.fold_in(sampling_key(config), start), k)
             episodes = play_steps(programs, environment, copy, context(history), history, key, k)
+            require_graded(episodes.failed)
             rows = _episode_rows(environment, episodes, range(start, min(start + settings.batch_size, row_of.size)), k)
             if stored:
                 stored.put(rows)

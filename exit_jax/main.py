@@ -14,7 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from exit_jax.config import Config, ConfigError, domain_fields, open_workdir, validate, write_json
-from exit_jax.domains.domain import DomainError
+from exit_jax.domains.domain import DomainError, GradingError
 from exit_jax.metrics import Timing
 
 FLAGS = flags.FLAGS
@@ -146,6 +146,9 @@ def main(_) -> int:
     except (ConfigError, DomainError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
+    except GradingError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on", file=sys.stderr)
         return 130

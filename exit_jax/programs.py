@@ -562,6 +562,7 @@ class StepPrograms:
         short = {name: getattr(rollouts, name)[:, :, :width] for name in ("tokens", "mask", "logp", "sampled_logp")}
         rollouts = dataclasses.replace(rollouts, **short)
         state, metrics = self.learn(given, state, instances, rollouts, grades)
+        failed = failed or (played is not None and played.failed)
         told = {"grading_faults": hosts.agree(failed), "time/grading_secs": graded - started}
         told |= {"time/device_wait_secs": waited}
         if played:

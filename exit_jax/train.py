@@ -18,12 +18,15 @@ from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.types import BASE, IMPROVE, History, Params, State
 from exit_jax.checkpoint import Checkpoints
 from exit_jax.config import Config, ConfigError
+from exit_jax.domains.domain import GradingError
 from exit_jax.embedding import embed
 from exit_jax.metrics import MetricsWriter, Progress
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder
 from exit_jax.programs import Flight, Given, decoder_config, make_domain, make_program, make_reshard
+
+MAX_FAULTS = 3  # iterations in a row in which grading failed
 
 
 class Interrupted(Exception):
@@ -56,6 +59,7 @@ def run_loop(
 
     Raises:
       Interrupted: after SIGINT or SIGTERM, once the state is saved.
+      GradingError: if grading failed as a whole MAX_FAULTS times in a row.
     """
     checkpoints = Checkpoints(folder, config.run.keep_checkpoints)
     with contextlib.closing(checkpoints), _catch_signals() as caught:
@@ -71,7 +75,7 @@ def run_loop(
             )
         with contextlib.closing(MetricsWriter(metrics_dir, title, step)) as writer:
             progress = Progress(title, step, total)
-            first_call, stop = step, 0
+            first_call, stop, faults = step, 0, 0
             while step < total and not stop:
                 profiled = config.run.profile and step == first_call + config.run.steps_per_call
                 started = time.monotonic()
@@ -82,6 +86,12 @@ def run_loop(
                 done = len(next(iter(metrics.values())))
                 row = writer.write(step + 1, metrics, _rates(config, metrics, done / secs))
                 step += done
+                faults = faults + 1 if row.get("grading_faults") else 0
+                if faults == MAX_FAULTS:
+                    raise GradingError(
+                        f"{title} stopped at step {step}: in {faults} iterations in a row responses could not be graded (the "
+                        "log above says why); mend that, and the same command goes on from the newest checkpoint"
+                    )
                 stop = hosts.agree(caught[0] if caught else 0)  # a signal to any host stops all of them here
                 if step % config.run.checkpoint_every == 0 or step >= total or stop:
                     checkpoints.save(step, state)

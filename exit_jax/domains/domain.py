@@ -15,6 +15,10 @@ class DomainError(ValueError):
     """Tasks that cannot be had as they were asked for; the message says what to change."""
 
 
+class GradingError(RuntimeError):
+    """Verifiers or environments that fail as a whole, not for an answer; the log says why."""
+
+
 ENDS = (
     "valid",
     "invalid",

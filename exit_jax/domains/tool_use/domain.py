@@ -80,8 +80,10 @@ class ToolsConfig:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that there are."""
-        return ("train", "tuning", "validation", "test") if self.world == "bfcl" else ("train", "validation", "test")
+        """The splits that there are; BFCL's "validation" is a part of "train", unless "tuning" is trained on."""
+        if self.world == "bfcl" and self.train_split == "train":
+            return ("train", "test")
+        return ("train", "validation", "test")
 
     def __post_init__(self):
         wrong = [
@@ -104,7 +106,7 @@ class ToolsConfig:
                     f"domain.{name} = {getattr(self, name)} is below domain.max_tokens = {self.max_tokens}: no response would "
                     "fit; raise it"
                 )
-        if self.train_split not in ("train", "tuning") or self.train_split not in self.splits:
+        if self.train_split not in (("train", "tuning") if self.world == "bfcl" else ("train",)):
             wrong.append(f'domain.train_split = {self.train_split!r} is neither "train" nor, for "bfcl", "tuning"')
         if not self.tokenizer and self.world != "tiny":
             wrong.append('domain.tokenizer = "" is for domain.world = "tiny"; name a checkpoint')
