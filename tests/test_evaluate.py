@@ -1,6 +1,7 @@
 """Evaluation: the arithmetic on a hand-made case, and chains that see the newest response only."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import runpy
@@ -11,7 +12,9 @@ import pytest
 
 from exit_jax import programs
 from exit_jax.config import validate
+from exit_jax.domains.domain import GradingError
 from exit_jax.evaluate import evaluate, run_chains
+from exit_jax.parallel import hosts
 from exit_jax.summary import Chains, Outcome, levels, mean_of, summarise
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -75,6 +78,24 @@ def test_chains_have_the_shape_asked_for_and_repeat(config, params):
     again = run_chains(config, params, "validation")
     np.testing.assert_array_equal(outcome.chains.quality, again.chains.quality)
     assert outcome.describe(31) == again.describe(31) != outcome.describe(30)
+
+
+def test_what_cannot_be_graded_is_no_result(config, params, tmp_path, monkeypatch):
+    """Nor is it stored: once the fault is mended, the figures are those of an evaluation that met none."""
+    domain = dataclasses.replace(config.domain, on_host=True)
+    config = dataclasses.replace(config, domain=domain)
+    expected = evaluate(config, params, tmp_path / "whole")
+    grade, calls = hosts.on_rows, itertools.count()
+
+    def on_rows(function, *args):
+        return grade(lambda *_: 1 / 0 if next(calls) == 2 else function(*_), *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hosts, "on_rows", on_rows)
+        with pytest.raises(GradingError, match="could not be graded"):
+            evaluate(config, params, tmp_path / "parts")
+    assert not (tmp_path / "parts" / "evaluation.json").exists()
+    assert evaluate(config, params, tmp_path / "parts") == expected
 
 
 def test_restarts_begin_anew(config, params):

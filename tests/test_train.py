@@ -21,7 +21,9 @@ from exit_jax import programs, train
 from exit_jax.algorithm.selection import stream
 from exit_jax.checkpoint import Checkpoints
 from exit_jax.config import Config, ConfigError, open_workdir, validate
+from exit_jax.domains.domain import GradingError
 from exit_jax.metrics import Timing, read_jsonl
+from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -217,6 +219,24 @@ def test_a_grading_fault_is_a_value(monkeypatch, caplog):
     assert "ZeroDivisionError" in caplog.text
     for a, b in zip(before, leaves(after.params), strict=True):  # equal rewards have no advantage; KL is 0 at first
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-3)
+
+
+def test_three_failures_to_grade_in_a_row_stop_a_run(monkeypatch, tmp_path):
+    """One alone does not; what stopped goes on where it was saved, once the fault is mended."""
+    config = smoke(changes={"domain.on_host": True}, steps_per_call=1, num_iterations=6, checkpoint_every=1)
+    grade, fails = hosts.on_rows, iter([True, False, True, True, True])
+
+    def on_rows(function, *args):
+        return grade(lambda *_: 1 / 0 if next(fails) else function(*_), *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hosts, "on_rows", on_rows)
+        with pytest.raises(GradingError, match="stopped at step 5: in 3 iterations in a row"):
+            train.train(config, tmp_path)
+    assert [row["grading_faults"] for row in rows(tmp_path)] == [1, 0, 1, 1, 1]
+    state, _ = train.train(config, tmp_path)
+    assert int(state.step) == 6
+    assert rows(tmp_path)[-1]["grading_faults"] == 0
 
 
 LORA = {
