@@ -122,6 +122,9 @@ RIGHT = [
     (r"\textbf{(B)}\ 12", "12"),
     (r"\textbf{(B)}\ \frac{1}{2}", r"\frac12"),
     (r"\textbf{(B) }12", "B"),
+    (r"\textbf{(B)}\ 2a", "2a"),
+    (r"\textbf{(B)}\ i", "i"),  # math-verify tells it from I
+    (r"\textbf{(A)}\ B", "A"),
     (r"30^\circ", "30"),
     (r"30", r"30^{\circ}"),
     (r"1\frac{1}{2}", r"\frac{3}{2}"),
@@ -142,6 +145,8 @@ RIGHT = [
     (r"\log_2 8", "3"),
     (r"\pi/4", r"\frac{\pi}{4}"),
 ]
+# that would be right beside any other letter
+GUESSES = ["B", r"\text{B}", "(B)", r"\text{(B)}", "b", r"\mathbf{B}", r"\{B\}", "x=B", r"\{x=B\}", "$B$"]
 WRONG_ANSWERS = [
     (r"\frac{4}{3}", r"\frac{3}{4}"),
     (r"0.76", r"\frac{3}{4}"),
@@ -154,6 +159,7 @@ WRONG_ANSWERS = [
     (r"\text{odd}", r"\text{even}"),
     (r"C", "B"),
     (r"\textbf{(C)}\ 13", "12"),
+    *((rf"\textbf{{(A)}}\ {guess}", "B") for guess in GUESSES),
     (r"\sqrt{3}", r"\sqrt{2}"),
     (r"x^2+2x", "(x+1)^2"),
     (r"1{,}235", "1234"),

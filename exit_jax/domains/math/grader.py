@@ -132,7 +132,8 @@ class Grader:
         """Grade (response, gold answer) pairs; the order is kept. One thread at a time, the others wait.
 
         A response is right if ``math_verify.verify(parse(gold), parse(extract_answer(response)))`` holds, with the gold answer
-        in a box. Two readings are tried of a choice with its value: "\\textbf{(B)}\\ 12" is B and 12.
+        in a box. Two readings are tried of a choice with its value: "\\textbf{(B)}\\ 12" is B and 12; but
+        "\\textbf{(A)}\\ B" is A alone.
 
         Raises:
             RuntimeError: workers cannot be started, or the grader was closed.

@@ -29,6 +29,7 @@ CHOICE = re.compile(
     r"\\boxed\{\s*\\(?:text|textbf|textrm|mathrm|mathbf)\s*\{\s*\(?([A-J])[).:]\s*\}(?:\\[ ,;:!]|\\q?quad\b|[\s~:])*(.+)\}",
     re.DOTALL,
 )
+LETTER = re.compile(r"(?<![A-Za-z\\])[A-Ja-j](?![A-Za-z])")  # a word of one letter; math-verify takes b for B
 
 
 def parse(text: str) -> list:
@@ -48,12 +49,17 @@ def parse(text: str) -> list:
 
 
 def readings(text: str) -> list:
-    """Return what a text may be read as: its values, or a choice's letter and its value."""
+    """Return what a text may be read as: its values, or a choice's letter and its value.
+
+    A value that passes for a letter, as in "\\textbf{(A)}\\ B", would be a second guess at the choice, so it does not count.
+    """
     text = THOUSANDS.sub("", text)
     choice = CHOICE.fullmatch(text)
     if choice is None:
         return parse(text)
-    return parse(rf"\boxed{{{choice[1]}}}") + parse(rf"\boxed{{{choice[2]}}}")
+    letter, value = (parse(rf"\boxed{{{part}}}") for part in choice.groups())
+    guesses = any(holds(parse(rf"\boxed{{{other.upper()}}}"), value) for other in LETTER.findall(choice[2]))
+    return letter if guesses else letter + value
 
 
 @functools.lru_cache(maxsize=256)
