@@ -199,6 +199,7 @@ def test_what_is_right_and_what_is_wrong(grader):
         ([r"\sqrt{8}", r"2\sqrt{2}"], "2*sqrt(2)"),
         (["1{,}000", "1000", "1000.0", "10^3"], "1000"),
         ([r"\text{(B)}", "B", r"\textbf{(B)}\ 12"], "b"),
+        (["6", "x=6", "2+4=6", "x=2+4=6", "x=y=6.0", "AB=6"], "6"),
         (["10^{2000}"], "10**2000"),  # not evaluated
         (["", " "], ""),
     ],
@@ -206,6 +207,13 @@ def test_what_is_right_and_what_is_wrong(grader):
 def test_equal_answers_have_one_text(grader, answers, text):
     verdicts = grader.grade([(rf"\boxed{{{answer}}}", "7") for answer in answers])
     assert {verdict.answer for verdict in verdicts} == {text}
+
+
+def test_different_answers_have_different_texts(grader):
+    texts = "2+4=6  3+4=7  x=3+5=8  1+2=9=10  2x+y=4  3x-y=4  3=x  4=x  3<4  4<5  x+1=x+1  x+1=x+2"
+    answers = texts.split()
+    verdicts = grader.grade([(rf"\boxed{{{answer}}}", "5") for answer in answers])
+    assert len({verdict.answer for verdict in verdicts}) == len(answers)
 
 
 def test_a_long_answer_has_a_short_text(grader):

@@ -103,6 +103,18 @@ def is_cheap(value) -> bool:
     return True
 
 
+def result(value):
+    """Return what an assignment or a calculation comes to, as math-verify reads it: 6 of x=6, of 2+4=6 and of x=2+4=6.
+
+    An equation in unknowns, as 2x+y=4, is an answer of its own and stays.
+    """
+    from math_verify import grader
+
+    if grader.is_assignment_relation(value) or (grader.is_equation(value) and not value.free_symbols):
+        return grader.take_last_relation(value).rhs
+    return value
+
+
 def canonical(values: list) -> str:
     """Return one text for equal answers, as far as that is cheap, for votes: 0.5, 1/2, \\frac{2}{4} and x=1/2 agree.
 
@@ -118,12 +130,12 @@ def canonical(values: list) -> str:
         text = written.lower()
     else:
         try:
-            value = values[0]
+            value = result(values[0])
             if isinstance(value, sympy.Basic) and is_cheap(value):
-                value = value.doit()
-                value = value.xreplace({number: sympy.Rational(str(number)) for number in value.atoms(sympy.Float)})
-            if isinstance(value, sympy.Eq) and isinstance(value.lhs, sympy.Symbol):
-                value = value.rhs
+                exact = value.doit()
+                exact = exact.xreplace({number: sympy.Rational(str(number)) for number in exact.atoms(sympy.Float)})
+                if not exact.has(sympy.true, sympy.false):  # "3 < 4" and "x+1 = x+1" say more than that they hold
+                    value = exact
             text = str(value)
         except MemoryError:
             raise
