@@ -130,7 +130,7 @@ class SingleTurnDomain(TextDomain):
         mask = np.zeros(tokens.shape, bool)
         for i, (*_, responses) in enumerate(made):
             for g, response in enumerate(responses):
-                ids = [*self.encode(response)[: width - 1], self.stop_tokens[0]]
+                ids = [*self.encode(response), self.stop_tokens[0]][:width]  # what is cut off has no end to teach
                 tokens[i, g, : len(ids)], mask[i, g, : len(ids)] = ids, True
         mode = np.array([mode for _, mode, _ in made], np.int32)
         history = self.pack([pieces for pieces, *_ in made], task=0, step=np.where(mode == BASE, -1, 0))

@@ -122,6 +122,30 @@ def test_demonstrations_fit_as_tasks_do(math):
     assert narrow.demonstrations(jax.random.key(0), 0, 64, 1)[0].lengths[:, 1].max() <= limit
 
 
+def test_a_demonstration_that_is_cut_off_does_not_teach_to_end_there(math):
+    narrow = maths.Math(dataclasses.replace(math.config, max_tokens=24))
+    _, _, tokens, mask = narrow.demonstrations(jax.random.key(0), 0, 64, 1)
+    ends = (np.where(mask, tokens, 0) == math.stop_tokens[0]).any(-1)
+    whole = np.array([text.endswith("}") for text in math.texts(tokens, mask)]).reshape(ends.shape)
+    assert whole[ends].all()
+    assert 0 < ends.mean() < 1
+
+
+def test_gold_solutions_are_demonstrated_if_they_fit(math, tmp_path):
+    math.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    texts = ["", "\\boxed{7}", "1 + 2 = 3\n\\boxed{3}", "1 + 2 + 3 = 6\n\\boxed{6}"]
+    room = len(math.encode(texts[2])) + 1  # and its end
+    gold = maths.Math(dataclasses.replace(math.config, data="competition", tokenizer=str(tmp_path), max_tokens=room))
+    gold.problems = lambda split: (tuple(maths.Problem("1 + 6", "7", text, 1, "") for text in texts), ())
+    _, _, tokens, mask = gold.demonstrations(jax.random.key(0), 0, 32, 1)
+    assert set(gold.texts(tokens, mask)) == set(texts[1:3])
+    unfit = maths.Math(dataclasses.replace(gold.config, max_tokens=2))
+    unfit.problems = gold.problems
+    with pytest.raises(DomainError, match=r"fits into domain.max_tokens = 2; raise it .* warm_start.num_steps to 0"):
+        unfit.demonstrations(jax.random.key(0), 0, 1, 1)
+
+
 def test_demonstrations_are_what_they_seem(math):
     key = jax.random.key(3)
     history, mode, tokens, mask = math.demonstrations(key, 5, 64, 2)

@@ -223,7 +223,7 @@ class Math(SingleTurnDomain):
         """Return the pieces, mode and responses of one demonstration.
 
         Of arithmetic, half are first solutions, the others improve on (or diverge from) a faulty one. Of competitions, they
-        are the gold solutions.
+        are the gold solutions that fit.
         """
         make = self._exercise if self.config.data == "arithmetic" else self._gold_solution
         request, held, mode, responses = make(number, group_size)
@@ -254,11 +254,20 @@ class Math(SingleTurnDomain):
             responses.append(arithmetic.write(order, results))
         return exercise.problem, arithmetic.write(plan, held), mode, responses
 
+    @functools.cached_property
+    def _solved(self) -> list[Problem]:
+        """The problems whose gold solution fits into a response, with its end; half of one would teach to leave out the box."""
+        room = self.config.max_tokens
+        solved = [p for p in self.problems("train")[0] if 0 < len(self.encode(p.solution.strip())) < room]
+        if not solved:
+            raise DomainError(
+                f"no training problem has a gold solution to warm-start on that fits into domain.max_tokens = {room}; raise "
+                "it if there are longer ones, or set warm_start.num_steps to 0"
+            )
+        return solved
+
     def _gold_solution(self, number: int, group_size: int) -> tuple[str, str, int, list[str]]:
-        taught = [problem for problem in self.problems("train")[0] if problem.solution]
-        if not taught:
-            raise DomainError("no training problem has a gold solution to warm-start on; set warm_start.num_steps to 0")
-        problem = taught[number % len(taught)]
+        problem = self._solved[number % len(self._solved)]
         return problem.problem.strip(), "", BASE, [problem.solution.strip()] * group_size
 
 
