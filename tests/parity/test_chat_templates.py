@@ -113,7 +113,6 @@ def test_a_spliced_conversation_is_that_of_the_template(make_tokenizer, name, ad
     text = rendering(tokenizer, conversation, CONTENTS, add_generation_prompt, **family.inputs)
     assert decode(tokenizer, tokens) == text
     assert tokens == tokenizer.encode(text, add_special_tokens=False)
-    assert chat.seam_share(tokenizer, tokens) == 0
     assert tokens.count(tokenizer.bos_token_id) == (family.bos is not None)
     assert ("You are Qwen, created by Alibaba Cloud." in text) == (name == "qwen2_5" and start == 1)
     for part in tokenizer.encode(family.eos, add_special_tokens=False):
@@ -137,33 +136,13 @@ def test_ids_are_the_joint_ones_where_seams_fall_on_special_tokens(make_tokenize
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_other_seams_keep_the_text_and_their_share_is_small(make_tokenizer, name):
+def test_other_seams_keep_the_text(make_tokenizer, name):
     tokenizer, family = make_tokenizer(name), FAMILIES[name]
     conversation = [{"role": "user", "content": "Improve the response.{request}\n\nWhat is 1{solution}"}]
     contents = {"request": "\n\nIt is 3", "solution": "2"}  # "." + "\n\n" and "1" + "2" would be joined
     tokens = spliced(tokenizer, chat.cut(tokenizer, conversation, family.inputs), contents)
     assert decode(tokenizer, tokens) == rendering(tokenizer, conversation, contents, **family.inputs)
-    assert 0 < chat.seam_share(tokenizer, tokens) < 0.3
-
-
-REQUIREMENTS = {
-    "llama3": ("stripped",),
-    "llama3_1": ("stripped",),
-    "llama3_2": ("stripped",),
-    "qwen2_5": (),
-    "qwen3": ("no thinking",),
-    "qwen3_instruct_2507": (),
-    "deepseek_r1_distill": ("no thinking",),
-}
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_requirements_on_an_earlier_answer(make_tokenizer, name):
-    found = chat.requirements(make_tokenizer(name), CONVERSATION, FAMILIES[name].inputs)
-    assert found["solution"] == REQUIREMENTS[name]
-    trimmed = ("stripped", "not empty")[:1] if name.startswith("llama") else ()
-    assert found["request"][:1] == trimmed
-    assert ("not empty" in found["feedback"]) == name.startswith("llama")  # "# Feedback\n\n" stands before it
+    assert tokens != tokenizer.encode(decode(tokenizer, tokens), add_special_tokens=False)
 
 
 @pytest.mark.parametrize("name", ["llama3_1", "llama3_2"])
@@ -236,7 +215,6 @@ def test_between_extends_a_transcript_without_rendering_it_again(make_tokenizer,
     observation = {"role": role, "content": "{feedback}"}
     after = spliced(tokenizer, chat.between(tokenizer, [observation], [stop], inputs), {"feedback": "No"})
     assert decode(tokenizer, after) == expected
-    assert chat.end_of_turn(tokenizer, inputs) == stop
     prompt = spliced(tokenizer, chat.cut(tokenizer, CONVERSATION[:2], inputs), CONTENTS)
 
     def is_the_rendering(response):

@@ -4,8 +4,6 @@ import re
 import string
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from exit_jax.algorithm import prompts
@@ -136,19 +134,11 @@ def test_a_cut_template_renders_inside_jit(make_tokenizer, make_history):
     assert tokens[0, : length[0]].tolist() == spliced(tokenizer, template, CONTENTS)
 
 
-def test_seams_inside_a_word_keep_the_text_and_are_measured(make_tokenizer):
+def test_seams_inside_a_word_keep_the_text(make_tokenizer):
     tokenizer = make_tokenizer()
     inside = chat.cut(tokenizer, [{"role": "user", "content": "Impro{request}sponse"}])
-    beside = chat.cut(tokenizer, [{"role": "user", "content": "{request}"}])
-    contents = {"request": "ve the re"}
-    tokens = spliced(tokenizer, inside, contents)
+    tokens = spliced(tokenizer, inside, {"request": "ve the re"})
     assert decode(tokenizer, tokens) == "<|im_start|>user\nImprove the response<|im_end|>\n<|im_start|>assistant\n"
-    joint = tokenizer.encode(decode(tokenizer, tokens), add_special_tokens=False)
-    same = sum(token in joint for token in tokens)  # nothing but the words' own tokens occurs out of place here
-    assert chat.seam_share(tokenizer, tokens) == pytest.approx(1 - same / len(tokens))
-    assert 0 < same < len(tokens)
-    assert chat.seam_share(tokenizer, spliced(tokenizer, beside, contents)) == 0
-    assert chat.seam_share(tokenizer, []) == 0
 
 
 def test_sentence_piece_gets_no_space_at_a_seam(sentence_piece):
@@ -210,18 +200,6 @@ def test_dropped_thinking_is_explained(make_tokenizer):
         with pytest.raises(ValueError, match=thought) as error:
             chat.cut(tokenizer, [{"role": "assistant", "content": content}])
         assert re.search(thought + ".*think", str(error.value))
-    answer = [{"role": "assistant", "content": "{solution}"}, {"role": "user", "content": "Improve\n{request}"}]
-    assert chat.requirements(tokenizer, answer) == {"solution": ("no thinking",), "request": ("no thinking",)}
-
-
-def test_requirements_name_what_trimming_asks_of_each_piece(make_tokenizer):
-    conversation = [{"role": "user", "content": "{request}"}, {"role": "user", "content": "# Response\n{solution}."}]
-    conversation.append({"role": "user", "content": "# Request\n{request}"})
-    trims = make_tokenizer(chatml("message.content | trim"))
-    assert chat.requirements(trims, conversation) == {"request": ("stripped", "not empty"), "solution": ()}
-    assert chat.requirements(make_tokenizer(), conversation) == {"request": (), "solution": ()}
-    only = [{"role": "user", "content": "{request}"}]
-    assert chat.requirements(trims, only) == {"request": ("stripped",)}
 
 
 CLOCK = {
@@ -302,7 +280,6 @@ def test_a_transcript_extended_by_between_is_the_rendering_of_the_whole(make_tok
     whole = [*CONVERSATION[:3], *observation]
     assert decode(tokenizer, prompt + sampled + after) == rendering(tokenizer, whole, CONTENTS)
     assert decode(tokenizer, after[:2]).startswith("\n<|im_start|>")
-    assert chat.end_of_turn(tokenizer) == stop
 
 
 def test_a_template_that_closes_turns_otherwise_than_sampling_is_refused(make_tokenizer):
@@ -311,7 +288,7 @@ def test_a_template_that_closes_turns_otherwise_than_sampling_is_refused(make_to
     with pytest.raises(ValueError, match=r"closes a response with '<\|im_end\|>'.*stops at \['<s>'\]"):
         chat.between(tokenizer, observation, [tokenizer.bos_token_id])
     with pytest.raises(ValueError, match="does not close a response"):
-        chat.end_of_turn(make_tokenizer("{% for message in messages[:2] %}{{ message.content }}{% endfor %}"))
+        chat.between(make_tokenizer("{% for message in messages %}{{ message.content }}{% endfor %}"), observation, [0])
 
 
 def test_a_control_token_in_a_task_remains_text(make_tokenizer):
@@ -324,14 +301,12 @@ def test_a_control_token_in_a_task_remains_text(make_tokenizer):
     assert chat.encode_piece(tokenizer, "") == ()
 
 
-def test_control_tokens_are_special_added_and_padding_ones(make_tokenizer):
+def test_control_tokens_are_special_and_added_ones(make_tokenizer):
     tokenizer = make_tokenizer()
     number = {text: tokenizer.convert_tokens_to_ids(text) for text in [*CONTROL, "<think>", "</think>", "    "]}
     assert number["    "] not in chat.control_tokens(tokenizer)
     named = {number[text] for text in [*CONTROL, "<think>", "</think>"]}
     assert set(chat.control_tokens(tokenizer)) == named
-    padded = chat.control_tokens(tokenizer, vocab_size=len(tokenizer) + 2)
-    assert padded == tuple(sorted(named | {len(tokenizer), len(tokenizer) + 1}))
     kept = chat.control_tokens(tokenizer, keep=["<think>", "</think>"])
     assert set(kept) == {number[text] for text in CONTROL}
 
@@ -346,41 +321,3 @@ def test_stop_tokens_are_those_of_tokenizer_and_generation_config(make_tokenizer
     assert chat.stop_tokens(tokenizer, 0) == (0,)
     with pytest.raises(ValueError, match="no response would ever end"):
         chat.stop_tokens(tokenizer)
-
-
-def test_drop_tokens_does_its_worked_example():
-    tokens, length = chat.drop_tokens(jnp.array([[9, 7, 9, 8, 9, 5]]), jnp.array([5]), (9,))
-    assert (tokens.tolist(), length.tolist()) == ([[7, 8, 0, 0, 0, 0]], [2])
-
-
-@pytest.mark.parametrize("ids", [(), (0,), (3, 8), (99,), tuple(range(10))])
-def test_drop_tokens_equals_a_filter_of_lists(ids):
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(10, size=(2, 30, 7)).astype(np.int32)
-    length = rng.integers(8, size=(2, 30)).astype(np.int32)
-    got, left = jax.jit(lambda tokens, length: chat.drop_tokens(tokens, length, ids))(tokens, length)
-    assert (got.dtype, left.dtype) == (jnp.int32, jnp.int32)
-    for index in np.ndindex(2, 30):
-        expected = [int(token) for token in tokens[index][: length[index]] if token not in ids]
-        assert got[index].tolist() == expected + [0] * (7 - len(expected))
-        assert left[index] == len(expected)
-
-
-def test_a_tokenizer_larger_than_the_vocabulary_is_refused(make_tokenizer):
-    tokenizer = make_tokenizer()
-    chat.check_vocabulary(tokenizer, len(tokenizer))
-    chat.check_vocabulary(tokenizer, len(tokenizer) + 64)
-    with pytest.raises(
-        ValueError, match=f"has {len(tokenizer)} tokens but the model's vocab_size is {len(tokenizer) - 1}"
-    ):
-        chat.check_vocabulary(tokenizer, len(tokenizer) - 1)
-
-
-def test_ids_with_gaps_count_up_to_the_largest():
-    from tokenizers import Tokenizer, models
-
-    tokenizer = wrap(Tokenizer(models.WordLevel({"a": 0, "b": 5}, unk_token="a")), PLAIN)
-    assert len(tokenizer) == 2
-    chat.check_vocabulary(tokenizer, 6)
-    with pytest.raises(ValueError, match="has 6 tokens but the model's vocab_size is 5"):
-        chat.check_vocabulary(tokenizer, 5)

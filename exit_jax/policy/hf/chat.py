@@ -8,16 +8,17 @@ str.format fields (literal braces are doubled):
 ``cut`` renders it once with stand-ins for the pieces and turns the text between them into token ids: the Template that
 ``algorithm.prompts.render`` splices inside jit. What a template does to a message must therefore not depend on what a
 piece says. Escaping and the like is an error. Three dependencies are common and harmless if the domain writes its
-pieces accordingly; ``requirements`` tells which of them a conversation has:
+pieces accordingly:
 
     stripped      Llama 3 trims messages: a piece at the edge of one has no white space around it
     not empty     and the wording next to an empty piece would be trimmed, too
     no thinking   Qwen3 and R1 drop what precedes </think> in an earlier answer: a solution holds the answer alone
 
-Pieces that a host writes are encoded by ``encode_piece``; control tokens go from those that a model wrote by ``drop_tokens``.
+Pieces that a host writes are encoded by ``encode_piece``; control tokens go from those that a model wrote by ``shown``. That
+tokenizer and model belong together is checked before, on the checkpoint's files (``config.check_tokenizer``) and the domain's
+vocabulary (``programs.decoder_config``).
 """
 
-import difflib
 import itertools
 import json
 import re
@@ -25,12 +26,10 @@ import string
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 from jinja2.exceptions import TemplateError
 
 from exit_jax.algorithm.prompts import Template
-from exit_jax.algorithm.types import PIECES, Array
+from exit_jax.algorithm.types import PIECES
 
 Tokenizer = Any  # of transformers, whose import costs a second and is not needed here
 Message = Mapping[str, Any]
@@ -44,11 +43,6 @@ STOPPED_CLOCK = "{% macro strftime_now(format) %}{{ frozen_date }}{% endmacro %}
 GAP = "\n[...]\n"  # in the place of a middle that was cut out
 PLAIN = "a"
 PECULIAR = """a "b" 'c' \\d <e> & {f} {{ g }} {% h %}\ni"""  # escaping, as of JSON or HTML, shows in it
-REQUIREMENTS = {
-    "stripped": " \n a \n ",
-    "not empty": "",
-    "no thinking": "<think>\na\n</think>\n\nb",
-}
 
 
 def cut(
@@ -61,7 +55,7 @@ def cut(
     """Cut a conversation into static token ids and names of pieces.
 
     With contents of the pieces put in, the ids decode to the text of ``apply_chat_template``. They equal the ids of that
-    text wherever pieces border on special tokens; ``seam_share`` measures the rest.
+    text wherever pieces border on special tokens; elsewhere a word may be split at a seam.
 
     Args:
       inputs: what else the template reads, such as ``date_string``, ``enable_thinking`` or ``tools``. A ``date_string``
@@ -98,20 +92,24 @@ def between(
     "<think>" that its generation prompt ends with). There the transcript shows what the model really read and wrote.
 
     Args:
-      stops: the stop tokens that responses are sampled with. A response that was cut off lacks its own: append
-        ``end_of_turn``.
+      stops: the stop tokens that responses are sampled with. One that was cut off lacks its own: nothing can follow it.
 
     Raises:
       ValueError: as ``cut``, and if the template does not close a response with one of ``stops``.
     """
-    start, rest = _after_response(tokenizer, messages, inputs, pieces, add_generation_prompt)
-    if start[0] not in stops:
-        closing, known = tokenizer.convert_ids_to_tokens(start[0]), tokenizer.convert_ids_to_tokens(list(stops))
+    opening = [{"role": "user", "content": PLAIN}, {"role": "assistant", "content": "{ response }"}]
+    template = cut(tokenizer, [*opening, *messages], inputs, add_generation_prompt, (*pieces, " response "))
+    after: Any = template[template.index(" response ") + 1 :]
+    if not after or isinstance(after[0], str):
+        raise ValueError("the chat template does not close a response with any token, so turns cannot be told apart")
+    (stop, *start), *rest = after
+    if stop not in stops:
+        closing, known = tokenizer.convert_ids_to_tokens(stop), tokenizer.convert_ids_to_tokens(list(stops))
         raise ValueError(
-            f"the chat template closes a response with {closing!r} (id {start[0]}), where sampling stops at {known}: "
+            f"the chat template closes a response with {closing!r} (id {stop}), where sampling stops at {known}: "
             "a response would not end where its turn does; add that token to the stop tokens"
         )
-    return tuple(item for item in (tuple(start[1:]), *rest) if item)
+    return tuple(item for item in (tuple(start), *rest) if item)
 
 
 def parse_inputs(items: Sequence[str]) -> dict[str, Any]:
@@ -178,41 +176,9 @@ def shorten(tokenizer: Tokenizer, tokens: Sequence[int], room: int, truncate: st
     return kept[:head] + gap + kept[len(kept) - (room - len(gap) - head) :], True
 
 
-def end_of_turn(tokenizer: Tokenizer, inputs: Mapping[str, Any] = NO_INPUTS) -> int:
-    """Return the token with which the template closes a response; append it to one that reached its longest length."""
-    start, _ = _after_response(tokenizer, [{"role": "user", "content": PLAIN}], inputs, ())
-    return start[0]
-
-
-def requirements(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    inputs: Mapping[str, Any] = NO_INPUTS,
-    add_generation_prompt: bool = True,
-    pieces: Sequence[str] = PIECES,
-) -> dict[str, tuple[str, ...]]:
-    """Return what each piece must be for the spliced text to be the template's: keys of REQUIREMENTS, by name."""
-    texts, names, render = _cut_text(tokenizer, messages, inputs, add_generation_prompt, pieces)
-    needed: dict[str, list[str]] = {name: [] for name in names}
-    for requirement, content in REQUIREMENTS.items():
-        for index, name in enumerate(names):
-            contents = [PLAIN] * len(names)
-            contents[index] = content
-            if render(contents) != _join(texts, contents) and requirement not in needed[name]:
-                needed[name].append(requirement)
-    return {name: tuple(listed) for name, listed in needed.items()}
-
-
 def splice(template: Template, pieces: Mapping[str, Sequence[int]]) -> list[int]:
     """Put tokens of the pieces into a template, for one row on the host; inside jit ``prompts.render`` does it."""
     return [token for item in template for token in (pieces[item] if isinstance(item, str) else item)]
-
-
-def seam_share(tokenizer: Tokenizer, tokens: Sequence[int]) -> float:
-    """Return the share, in [0, 1], of a spliced prompt's tokens that differ if its text is tokenised in one go."""
-    joint = _encode_start(tokenizer, _decode(tokenizer, tokens))
-    blocks = difflib.SequenceMatcher(None, list(tokens), list(joint), autojunk=False).get_matching_blocks()
-    return (len(tokens) - sum(block.size for block in blocks)) / max(len(tokens), 1)
 
 
 def encode_piece(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
@@ -242,61 +208,17 @@ def stop_tokens(tokenizer: Tokenizer, eos_token_id: int | Sequence[int] | None =
     return stops
 
 
-def control_tokens(tokenizer: Tokenizer, vocab_size: int = 0, keep: Sequence[str] = ()) -> tuple[int, ...]:
-    """Return the ids that must not stand in a piece, ascending: special and added tokens, and padding of the vocabulary.
+def control_tokens(tokenizer: Tokenizer, keep: Sequence[str] = ()) -> tuple[int, ...]:
+    """Return the ids that must not stand in a piece, ascending: special and added tokens.
 
     Added tokens count although they are not marked as special: R1's "<｜User｜>" and Qwen's "<tool_call>" are such.
     Those of white space alone are text.
 
     Args:
-      vocab_size: the model's; its ids from ``len(tokenizer)`` on stand for nothing.
       keep: tokens, as text, that a domain wants to see in its pieces.
     """
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
-    padding = (
-        range(_num_ids(tokenizer), vocab_size) if vocab_size else ()
-    )  # to ask for a vocabulary of 128,000 takes 50 ms
-    return tuple(
-        sorted((added | {*tokenizer.all_special_ids, *padding}) - {*tokenizer.convert_tokens_to_ids(list(keep))})
-    )
-
-
-def drop_tokens(tokens: Array, length: Array, ids: Sequence[int]) -> tuple[Array, Array]:
-    """Remove the tokens ``ids`` (static) from ragged rows and close the gaps, inside jit.
-
-    Without 9, ``[[9, 7, 9, 8, 9, 5]]`` of length 5 is ``[[7, 8, 0, 0, 0, 0]]`` of length 2: the 5 lay beyond the row.
-
-    Args:
-      tokens: int32 [..., n].
-      length: int32 [...], what lies beyond it is padding.
-
-    Returns:
-      tokens int32 [..., n], zero beyond the row's end, and the length [...].
-    """
-    banned = np.zeros(max(ids, default=0) + 2, bool)  # its last entry stands for all larger ids
-    banned[list(ids)] = True
-    position = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape)
-    kept = (position < length[..., None]) & ~jnp.asarray(banned)[jnp.clip(tokens, 0, banned.size - 1)]
-    order = jnp.argsort(~kept, axis=-1, stable=True)  # the kept ones first, in their order
-    kept_first = jnp.take_along_axis(kept, order, axis=-1)
-    return jnp.where(kept_first, jnp.take_along_axis(tokens, order, axis=-1), 0), kept.sum(-1, dtype=length.dtype)
-
-
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Refuse a tokenizer with more tokens than the model's vocabulary; models pad theirs, so fewer are fine.
-
-    Raises:
-      ValueError: naming both sizes.
-    """
-    if _num_ids(tokenizer) > vocab_size:
-        raise ValueError(
-            f"the tokenizer has {_num_ids(tokenizer)} tokens but the model's vocab_size is {vocab_size}: "
-            "they belong to different models, or tokens were added without enlarging the embedding; use the model's own"
-        )
-
-
-def _num_ids(tokenizer: Tokenizer) -> int:
-    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))  # ids may have gaps
+    return tuple(sorted((added | {*tokenizer.all_special_ids}) - {*tokenizer.convert_tokens_to_ids(list(keep))}))
 
 
 def _cut_text(
@@ -427,22 +349,6 @@ def _check_wording(text: str, parts: Sequence[Sequence[tuple[str, str | None]]],
                     f"{_CANNOT} it drops or changes the text {words!r} of message {index} "
                     f"({messages[index]['role']}){thinking}; leave out what it would not show, and use roles it knows"
                 )
-
-
-def _after_response(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    inputs: Mapping[str, Any],
-    pieces: Sequence[str],
-    add_generation_prompt: bool = True,
-) -> tuple[list[int], Template]:
-    """Cut a conversation that leads up to ``messages``: ids behind its response, from the stop token on, and the rest."""
-    opening = [{"role": "user", "content": PLAIN}, {"role": "assistant", "content": "{ response }"}]
-    template = cut(tokenizer, [*opening, *messages], inputs, add_generation_prompt, (*pieces, " response "))
-    after = template[template.index(" response ") + 1 :]
-    if not after or isinstance(after[0], str):
-        raise ValueError("the chat template does not close a response with any token, so turns cannot be told apart")
-    return list(after[0]), after[1:]
 
 
 def _decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
