@@ -85,7 +85,7 @@ def get_config(arg: str = "") -> ConfigDict:
     a.group_size = 8
     a.buffer_size = 24
     a.min_buffer_size = 3
-    a.update(SETTINGS[variant.partition("-")[0]])
+    a.update(SETTINGS[variant])
     a.reward = "improvement"
     a.kl_coef = 0.001
     a.reference_every = 100

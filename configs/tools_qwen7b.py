@@ -103,13 +103,13 @@ def get_config(arg: str = "") -> ConfigDict:
     a = c.algorithm
     a.num_prompts = 16
     a.group_size = 8
-    a.update(SETTINGS[variant.partition("-")[0]])
+    a.update(SETTINGS[variant])
     a.aggregation = "dr_grpo"
     a.advantage_norm = "none"
     a.mask_overlong = True
     a.num_epochs = 2
     a.rollout_lag = 0
-    c.optimizer.learning_rate = 1e-6 if variant.startswith(("grpo", "exit")) else 5e-7
+    c.optimizer.learning_rate = 1e-6 if variant in ("grpo", "exit") else 5e-7
 
     c.eval.splits = ("test",)
     c.eval.steps = (0, 1, 2, 4)
