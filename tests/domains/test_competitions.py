@@ -1,11 +1,17 @@
+import collections
 import concurrent.futures
+import contextlib
 import dataclasses
+import gzip
 import itertools
 import json
 import os
+import pathlib
 import random
+import re
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -13,6 +19,7 @@ import pytest
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.ml_engineering import competitions, embedded, metrics, previews, prompts, responses, tables
 from exit_jax.domains.ml_engineering.submissions import MAX_FEEDBACK, check, grade
+from exit_jax.sandbox import bwrap
 
 METRIC = {
     "tumours": "auc",
@@ -387,7 +394,7 @@ def test_a_plain_model_is_far_from_both_ends(entered):
 
 
 def test_answers_cannot_be_joined_by_value(entered):
-    """No row of scikit-learn's own tables occurs among the features, as a naive look-up would need."""
+    """No row of scikit-learn's own tables occurs among the features as it stands there."""
     from sklearn import datasets
 
     loaders = {
@@ -403,7 +410,77 @@ def test_answers_cannot_be_joined_by_value(entered):
         known = loader().data
         width = len(test.columns) - 1
         assert not rows & {tuple(sorted(map(float, row[:width]))) for row in known}
-    assert any("data" in path.name for path in embedded.hidden())
+
+
+ROW = re.compile(r"^[ \t]*-?\d.*$", re.MULTILINE)
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?(?!\w)")
+
+
+def table_in(path):
+    """Return the numbers in a file of text, packed or not, by its lines of the commonest length, float64 [n, d]."""
+    raw = path.read_bytes()
+    with contextlib.suppress(OSError, EOFError, zlib.error):
+        raw = gzip.decompress(raw)
+    lines = ROW.findall(raw.decode("latin-1"))
+    rows = [NUMBER.findall(line) for line in lines] if 100 < len(lines) < 5000 else [[]]
+    ((width, count),) = collections.Counter(map(len, rows)).most_common(1)
+    return np.array([row for row in rows if len(row) == width], float).reshape(count, width)
+
+
+def scaled(column):
+    """Return a column's values from 0 to 1, sorted, whatever their unit and the order of rows were; None where they are few."""
+    values = np.sort(column)
+    return (values - values[0]) / (values[-1] - values[0]) if len(set(values)) > 10 else None
+
+
+def test_a_program_sees_no_copy_of_the_data(entered):
+    """Units go by scaling, mirrors and inversion by sorting a row: so no file that the sandbox shows may hold the same."""
+    columns, scans = [], set()
+    for competition in entered.values():
+        names = ("train", "test")
+        both = [tables.parse((competition.public / f"{name}.csv").read_bytes(), 10_000, 100) for name in names]
+        width = len(both[1].columns)
+        values = np.array([row[1:width] for table in both for row in table.rows], float)
+        if competition.name in ("numerals", "torn_scans"):
+            scans |= {(width - 1, *sorted(row)) for row in values}
+        else:
+            columns += [column for column in map(scaled, values.T) if column is not None]
+
+    def holds(table):
+        if len(table) not in map(len, columns):
+            widths = [width for width in (64, 32) if width <= table.shape[1]]
+            return any((width, *sorted(16 - row[:width])) in scans for row in table for width in widths)
+        known = [column for column in map(scaled, table.T) if column is not None]
+        return any(len(a) == len(b) and np.abs(a - b).max() < 1e-4 for a in known for b in columns)
+
+    options = bwrap.mounts()
+    shown = [options[at + 1] for at, word in enumerate(options) if word == "--ro-bind"]
+    files = (pathlib.Path(folder, name) for root in shown for folder, _, names in os.walk(root) for name in names)
+    kinds = (".csv", ".txt", ".arff", ".dat", ".data", ".tsv", ".gz")
+    small = (path for path in files if path.suffix in kinds and path.is_file() and path.stat().st_size < 1 << 20)
+    found = {path for path in small if holds(table_in(path))}
+    known = {"breast_cancer.csv", "wine_data.csv", "iris.csv", "diabetes_data_raw.csv.gz", "digits.csv.gz"}
+    assert known <= {path.name for path in found}, "or this test is blind"
+    hidden = set(embedded.hidden())
+    assert {path for path in found if not hidden & set(path.resolve().parents)} == set()
+
+
+def test_all_that_is_drawn_depends_on_the_whole_table(tmp_path):
+    """What depended on the code alone, such as an id on its row's number, a script could undo: the data are sorted by class."""
+    (task,) = (task for task in embedded.TASKS if task.name == "cultivars")
+    data = task.data()
+    ids, tops, orders = [], [], []
+    for name, target in (("whole", data.target), ("but for one label", ("B", *data.target[1:]))):
+        changed = dataclasses.replace(data, target=target)
+        (tmp_path / name).mkdir()
+        embedded._write(dataclasses.replace(task, data=lambda changed=changed: changed), tmp_path / name)
+        test = tables.parse((tmp_path / name / "public" / "test.csv").read_bytes(), 10_000, 100)
+        values = np.array([row[1:] for row in test.rows], float)
+        ids.append(set(test.column("id")))
+        tops.append(set(values.max(0)))
+        orders.append({tuple(np.argsort(column)[:5]) for column in values.T})
+    for first, second in (ids, tops, orders):
+        assert not first & second
 
 
 def test_private_answers_are_apart(entered):

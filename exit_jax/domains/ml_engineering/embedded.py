@@ -4,11 +4,11 @@ Three to train on, three other tasks to test on: a probability, a label and a nu
 bundled files, sha256 and rounding, so that every machine makes the same bytes; the sum of each folder is recorded here and
 checked whenever it is loaded. A folder is made beside its place and renamed into it, so that processes may race.
 
-What keeps a script from looking the answers up in its own scikit-learn: rows and measurements are shuffled, ids mean nothing,
-columns lose their names and get other units, scans are mirrored and inverted. That defeats a join by value, not a script that
-undoes it: the order of values survives any unit. So the sandbox must also hide the bundled files (``hidden``). Nothing hides
-what a language model remembers of these classic data sets. The private answers lie outside the public folder, which alone is
-mounted.
+What keeps a script from looking the answers up in a copy of the data: rows and measurements are shuffled, columns lose their
+names and get other units, scans are mirrored and inverted, all drawn from the whole table (``_draws``). That defeats a join of
+raw values and nothing else: the unit of a column goes when it is scaled from 0 to 1. So the sandbox must hide all copies
+(``hidden``). Nothing hides what a language model remembers of these classic data sets. The private answers lie outside the
+public folder, which alone is mounted.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,7 +29,9 @@ from exit_jax.domains.ml_engineering import competitions, tables
 from exit_jax.domains.ml_engineering.competitions import SAMPLE, Competition
 from exit_jax.domains.ml_engineering.metrics import METRICS
 
-SEED = "exit_jax 1"  # of orders, ids and units; with another one every sum below changes
+# below a folder of packages; the tests have iris
+COPIES = ("sklearn/datasets/data", "sklearn/datasets/tests", "scipy/io/arff/tests", "scipy/spatial/tests")
+SEED = "exit_jax 2"  # of orders, ids and units, besides the data; with another one every sum below changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +148,7 @@ TASKS = (
         num_train=200,
         num_test=369,
         sample="0.5",
-        sha256="c150cb4bc9134863ccd89c40b30a0fad65576ea7c662ada0323655d9a035109f",
+        sha256="30d4df55fa52b02c5b12244cfb7e36f8ec187576b1fe7f315b33ef552ff4a36d",
         data=_tumours,
         text="Cells of a breast tumour were drawn by a needle and photographed. Predict whether the tumour is malignant (1) or "
         "benign (0) from ten measurements of the cells' nuclei, such as texture and symmetry and how much they vary.",
@@ -160,7 +163,7 @@ TASKS = (
         num_train=30,
         num_test=148,
         sample="A",
-        sha256="12e2c8328f462e46eb73ad4f26ae654fb57dbf2152c88493f5bfb37527ade6b3",
+        sha256="59f9dbb609565d57ac67b58020b168e115dc951ffffbe5a8de5800e3e1fad99b",
         data=_cultivars,
         text="Wines of one region were made from three cultivars of grapes: A, B and C. Tell which from eight chemical "
         "measurements.",
@@ -175,7 +178,7 @@ TASKS = (
         num_train=242,
         num_test=200,
         sample="150",
-        sha256="db70b1b85a20ab0e89f9f6691e11805a02169e6e82101d30b353537a17d32090",
+        sha256="251663f8fa9e28b1b752e532edb6e107780df18c9ab5344f29514bfe0ae84991",
         data=_progression,
         text="Predict how far diabetes has progressed a year on, a number from about 25 to 350, from ten measurements of a "
         "patient, such as age, body mass index, blood pressure and blood serum. One of them is the sex, coded as a number.",
@@ -190,7 +193,7 @@ TASKS = (
         num_train=100,
         num_test=600,
         sample="0",
-        sha256="c4822befe1042ddac262ab342c9f6a5ae5f70bdbd7fd6539e730c3ee95c48858",
+        sha256="8604df5956adea7457d8f590588b1f60b8751953652aaf9490e957595c917886",
         data=_numerals,
         text="Read handwritten numerals, 0 to 9, from scans of 8 x 8 pixels. The column r2c5 is the pixel in row 2 and "
         "column 5, counted from 0 at the top left; 0 is ink, 16 is paper. The scans are mirrored.",
@@ -205,7 +208,7 @@ TASKS = (
         num_train=60,
         num_test=90,
         sample="0.3333",
-        sha256="4657dec6f448facf689e78509cf6f42d7c20fd47a4aaca6a2c7ad8d1a2a889fe",
+        sha256="a8eda829d1ed031d958eaac5a6da14b6d9f5b1e6c9acdef32fd485e4ca58a368",
         data=_sepals,
         text="Give the probability that a flower belongs to each of three species of iris, here called east, north and west, "
         "from two measurements of its sepal.",
@@ -220,7 +223,7 @@ TASKS = (
         num_train=400,
         num_test=400,
         sample="5",
-        sha256="d7135b4b602b4f35222e6919a9fdcf2211f6e533358489c9e021975aefc4c81f",
+        sha256="f13c8c20a379fabb58ef173135da8b9f54df7223e151126417a22f5e68c77980",
         data=_torn,
         text="Scans of handwritten numerals, 8 x 8 pixels, were torn in two. Predict from the upper half how much ink the "
         "lower half holds: the mean over its 32 pixels, where 16 is a black pixel. The column r2c5 is the pixel in row 2 and "
@@ -246,15 +249,16 @@ def load(data_dir: pathlib.Path) -> tuple[Competition, ...]:
 
 
 def hidden() -> tuple[pathlib.Path, ...]:
-    """Return the folders with scikit-learn's bundled data, for a sandbox to mount something empty over.
+    """Return the folders that hold copies of these data sets, for a sandbox to mount something empty over.
 
-    They belong to the scikit-learn that this process imports: a sandbox with another one must hide that one's. Its tests have
-    iris, too. ``import sklearn.datasets`` still works without them, only the loaders fail.
+    They are those of every folder of packages that a program may find: a virtual environment's base interpreter and the system
+    may have a scikit-learn of their own. Importing scikit-learn and SciPy still works without them, only loaders fail.
     """
-    import sklearn.datasets
-
-    root = pathlib.Path(sklearn.datasets.__file__).parent
-    return tuple(path for path in (root / "data", root / "tests") if path.is_dir())
+    prefixes = (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, "/usr")
+    packages = {path for prefix in prefixes for path in pathlib.Path(prefix).glob("lib*/python*/*-packages")}
+    packages |= {path for path in map(pathlib.Path, sys.path) if path.name in ("site-packages", "dist-packages")}
+    found = {(path / copy).resolve() for path in packages for copy in COPIES if (path / copy).is_dir()}
+    return tuple(sorted(found))
 
 
 def _load(task: Task, data_dir: pathlib.Path) -> Competition:
@@ -296,10 +300,12 @@ def _create(task: Task, folder: pathlib.Path) -> None:
 def _write(task: Task, folder: pathlib.Path) -> None:
     """Write all files of a competition."""
     data = task.data()
-    order = _keyed_order(task.name, len(data.target))
+    draw = _draws(task.name, data)
+    rows = range(len(data.target))
+    order = sorted(rows, key=lambda row: draw("row", row))  # a shuffle that no library's random generator can change
     train, test = order[: task.num_train], order[task.num_train : task.num_train + task.num_test]
-    features = _cells(task.name, data)
-    ids = [_digest(task.name, "id", str(row)).hex()[:10] for row in range(len(data.target))]
+    features = _cells(data, draw)
+    ids = [draw("id", row).hex()[:10] for row in rows]
     labels = _labels(task, data)
     one_hot = task.metric == "log_loss" and len(labels) > 1
     targets = tuple(labels) if one_hot else (task.target,)
@@ -351,23 +357,26 @@ def _labels(task: Task, data: Data) -> list[str]:
     return [] if task.metric in ("auc", "rmse") else sorted(set(data.target))
 
 
-def _cells(name: str, data: Data) -> list[list[str]]:
+def _cells(data: Data, draw: Callable[[str, int], bytes]) -> list[list[str]]:
     """Return the features as text of 6 digits; in a unit of its own, a column ranges over 0.01 to 500."""
     values = np.array(data.features, np.float64)
     if not data.scaled:
         return [[f"{value:.6g}" for value in row] for row in values]
-    order = sorted(range(values.shape[1]), key=lambda column: _digest(name, "column", str(column)))
+    order = sorted(range(values.shape[1]), key=lambda column: draw("column", column))
     for column in order:
-        draw, low, high = _digest(name, "unit", str(column)), values[:, column].min(), values[:, column].max()
-        stretch = (1.0 + draw[0] / 64.0) * 10.0 ** (draw[1] % 5 - 2)
-        values[:, column] = stretch * ((values[:, column] - low) / (high - low) + draw[2] / 64.0)
+        unit, low, high = draw("unit", column), values[:, column].min(), values[:, column].max()
+        stretch = (1.0 + unit[0] / 64.0) * 10.0 ** (unit[1] % 5 - 2)
+        values[:, column] = stretch * ((values[:, column] - low) / (high - low) + unit[2] / 64.0)
     return [[f"{value:.6g}" for value in row] for row in values[:, order]]
 
 
-def _keyed_order(name: str, count: int) -> list[int]:
-    """Return a shuffle of row numbers that no library's random generator can change."""
-    return sorted(range(count), key=lambda row: _digest(name, "row", str(row)))
+def _draws(name: str, data: Data) -> Callable[[str, int], bytes]:
+    """Return a function from what is drawn, and a row or column's number, to random bytes.
 
-
-def _digest(*words: str) -> bytes:
-    return hashlib.sha256("\0".join((SEED, *words)).encode()).digest()
+    They depend on the whole table, in its order and with its target. The code alone is public, and these data sets are sorted
+    by class: were ids hashes of row numbers, a script could try all numbers and read the classes off. Nor may a row's hash
+    depend on that row alone, for its label is one of few.
+    """
+    cells = [[*(f"{value:.6g}" for value in row), label] for row, label in zip(data.features, data.target, strict=True)]
+    table = hashlib.sha256(json.dumps(cells).encode()).hexdigest()
+    return lambda what, number: hashlib.sha256(f"{SEED}\0{name}\0{table}\0{what}\0{number}".encode()).digest()
