@@ -216,6 +216,34 @@ def test_timeouts_are_told(data_dir):
     assert pieces(world, children(grades))["feedback"] == ["timeout\n"]
 
 
+@pytest.mark.parametrize(
+    ("line", "last"), [("[{}]\ttrain-rmse:0.89\n", "[399]\ttrain-rmse:0.89"), ("word " * 100 + "{}\n", "word word")]
+)
+def test_a_long_trace_leaves_room_for_why_the_run_failed(wordy, monkeypatch, line, last):
+    stderr = "".join(map(line.format, range(400)))
+    results = [Result("timeout", "more than 300 s by the clock", stderr=text) for text in (stderr, "Killed\n")]
+    monkeypatch.setattr(wordy.sandbox, "run", lambda jobs, owners: results)
+    grades = play(wordy, take(wordy.tasks("train"), [0]), [[fenced("a = 1\n"), fenced("b = 1\n")]])
+    long, short = pieces(wordy, children(grades))["feedback"]
+    assert grades.notes["trace_cut"].tolist() == [[1.0, 0.0]]
+    why = "It failed: more than 300 s by the clock. The end of its error trace:\n```\n"
+    assert short == why + "Killed\n```"
+    assert long.startswith(why)
+    assert long.endswith("\n```")
+    shown = long.removeprefix(why).removesuffix("\n```")
+    assert last in shown
+    assert wordy.config.max_feedback_tokens - 30 < children(grades).lengths[0, PIECES.index("feedback")]
+
+
+def test_a_warm_start_is_named_by_all_that_it_reads(data_dir):
+    def name(**changes):
+        return mle.make_domain(tiny(data_dir, **changes).domain).demonstrations_id
+
+    assert set(mle.NOT_TAUGHT) < {field.name for field in dataclasses.fields(mle.MleConfig)}
+    assert name(domain__wall_secs=7.0, domain__train=("tumours",)) == name()
+    assert name(domain__system="metric auc\n", domain__prompt_width=64) != name(domain__prompt_width=64)
+
+
 def test_demonstrations_run(world):
     key = jax.random.key(3)
     history, mode, tokens, mask = world.demonstrations(key, 5, 32, 2)

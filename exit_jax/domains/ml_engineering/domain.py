@@ -17,6 +17,7 @@ import functools
 import hashlib
 import logging
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,10 +52,23 @@ SOURCES: Mapping[str, Mapping[str, tuple[str, ...]]] = {  # source -> split -> n
 SPLITS = ("train", "test")
 TRUNCATE = ("none", "front", "middle")
 DEMONSTRATION_SEED = 5
-CHARS_PER_TOKEN = 3  # of a trace, at least: what is encoded before it is cut
+CHARS_PER_TOKEN = 16  # of a trace, at most: what is encoded to see whether it fits
 TIMINGS = ("cached", "run_secs")
-NOTES = ("crashed", "timeout", "no_code", "invalid_submission", "faults", "truncated", *TIMINGS)
-TAUGHT = ("base", "improve", "diverge", "improve_goal", "debug_goal", "max_solution_tokens", "max_tokens", "demo_noise")
+NOTES = ("crashed", "timeout", "no_code", "invalid_submission", "faults", "truncated", "trace_cut", *TIMINGS)
+NOT_TAUGHT = (  # what demonstrations don't need
+    "source",
+    "data_dir",
+    "cache_dir",
+    "train",
+    "test",
+    "preview_chars",
+    "isolation",
+    "wall_secs",
+    "memory_mb",
+    "disk_mb",
+    "threads",
+    "num_workers",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +95,7 @@ class MleConfig:
     max_goal_tokens: int
     max_request_tokens: int  # a longer description loses its end
     max_solution_tokens: int  # of the previous script in a prompt
-    max_feedback_tokens: int  # a longer trace loses its beginning
+    max_feedback_tokens: int  # a longer trace loses its beginning, but not why the run failed
     max_tokens: int  # of a response
     truncate: str  # where a longer script is cut: "front", "middle", or "none" where none can be longer
     isolation: str  # of exit_jax/sandbox: "auto", a level, or "none" for code that you trust
@@ -340,7 +354,8 @@ class MlEngineering(SingleTurnDomain):
         notes = {"cached": float(result.cached), "run_secs": result.secs}
         if result.status != "ok":
             note = {"fault": "faults", "timeout": "timeout"}.get(result.status, "crashed")
-            return Outcome(code, 0.0, True, self._failure(competition, result), notes | {note: 1.0})
+            feedback, was_cut = self._failure(competition, result)
+            return Outcome(code, 0.0, True, feedback, notes | {note: 1.0, "trace_cut": float(was_cut)})
         refused = result.faults.get(submissions.FILE, "")
         if refused.startswith("it "):  # a link, a device, or too large; else there is none
             verdict = submissions.Verdict(None, 0.0, False, f"{submissions.FILE} is not valid: {refused}.")
@@ -360,22 +375,27 @@ class MlEngineering(SingleTurnDomain):
             self._verdicts[key] = submissions.grade(competition, submission)
         return self._verdicts[key]
 
-    def _failure(self, competition: Competition, result: Result) -> str:
-        """Return the feedback for a run that did not end well."""
+    def _failure(self, competition: Competition, result: Result) -> tuple[str, bool]:
+        """Return the feedback for a run that did not end well, and whether its trace had to be cut to fit behind the reason."""
         c = self.config
         if c.brief:
-            return fragments.TIMEOUT if result.status == "timeout" else fragments.error(result.stderr)
+            return fragments.TIMEOUT if result.status == "timeout" else fragments.error(result.stderr), False
         paths = {"/data": "DATA_DIR", str(competition.public): "DATA_DIR", "/tmp/work": ".", "/tmp": "."}
-        trace = error_tail(result.stderr, CHARS_PER_TOKEN * c.max_feedback_tokens, paths)
-        return prompts.failed(f"It failed: {result.reason}", trace)
+        tail = lambda chars: error_tail(result.stderr, chars, paths)
+        written = lambda trace: prompts.failed(f"It failed: {result.reason}", trace)
+        trace, room = tail(CHARS_PER_TOKEN * c.max_feedback_tokens), c.max_feedback_tokens
+        # shortened by its own rate, for a log of numbers has hardly more than one character a token, and prose four
+        while trace and (width := len(self.encode(written(trace)))) > room:
+            trace = tail(len(trace) * room // width)
+        return written(trace), trace != tail(sys.maxsize)
 
     def cut_solution(self, tokens: Tokens) -> tuple[list[int], bool]:
         """Return what a prompt shows of a script, and whether some of it had to go."""
         return chat.shorten(self.tokenizer, tokens, self.config.max_solution_tokens, self.config.truncate)
 
     def cut_feedback(self, text: str) -> Tokens:
-        """Return the tokens of a feedback, or their end."""
-        return self.encode(text)[-self.config.max_feedback_tokens :]
+        """Return the tokens of a feedback; it begins with what matters."""
+        return self.encode(text)[: self.config.max_feedback_tokens]
 
     def texts_of(self, history: History, piece: str) -> list[str]:
         """Return a piece of histories [n] as text."""
@@ -444,7 +464,7 @@ def make_domain(config: MleConfig) -> Domain:
       DomainError: if the tokenizer or a competition cannot be had, or the prompts do not fit.
     """
     mle = MlEngineering(config)
-    taught = {name: getattr(config, name) for name in TAUGHT}
+    taught = {name: value for name, value in vars(config).items() if name not in NOT_TAUGHT}
     return Domain(
         name="ml_engineering",
         splits=SPLITS,
