@@ -1,7 +1,8 @@
 """A study: the base policy and all variants over seeds, in one table like the paper's Table 1.
 
 Each run has a workdir of its own below the study's, so a study that is stopped goes on where it was, what is done is
-skipped, and several processes may share the work by taking different seeds. Seeds share one warm start a seed.
+skipped, and several processes may share the work by taking different seeds. A finished run is evaluated anew where the
+settings of ``eval`` are others; one of another experiment is an error. Seeds share one warm start a seed.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from exit_jax import config as configs
-from exit_jax.config import Config
+from exit_jax.config import Config, ConfigError
 
 # accuracy = found x kept: an answer counts at the last iterate if a chain was ever right and stayed so
 MEASURES = {
@@ -31,6 +32,7 @@ MEASURES = {
 SCORES = {"quality": "plain chain", "greedy": "greedy search", "restarted_quality": "restarts, best so far"}
 OF_RIGHT = ("accuracy", "found", "kept", "stopped", "restarted")
 BASE = "base"  # the policy before RL
+GRPO = {"selection_prob": 0.0, "self_iteration": False, "divergence_prob": 0.0, "diversity_bonus": False}
 LEGEND = """By the last k; accuracy = found x kept. *Found*: ever right, *kept*: still right at the end; *stopped*: right when
 the policy's own sign said it was done; *restarted*: found by chains that start over, at equal responses; *frozen*: share of
 wrong answers that a response left as they were; *greedy*, *restarted_quality*: quality of the best so far, of a search
@@ -48,7 +50,10 @@ def study(
 
     Args:
       make_config: (variant, seed) -> the config of that run.
-      run: trains and evaluates one config in a workdir and returns its evaluation.
+      run: trains, or goes on training, and evaluates one config in a workdir and returns its evaluation.
+
+    Raises:
+      ConfigError: if a finished run below ``workdir`` is of another experiment.
     """
     results: dict[str, dict[int, dict]] = {}
     for seed in seeds:
@@ -57,17 +62,42 @@ def study(
             changed: dict[str, str | int] = {"warm_start_dir": config.run.warm_start_dir or str(workdir / "warm_start")}
             if variant == BASE:
                 changed["num_iterations"] = 0
-                config = dataclasses.replace(config, variant=BASE)
+                algorithm = dataclasses.replace(config.algorithm, **GRPO)  # the same whichever variant comes first
+                config = dataclasses.replace(config, variant=BASE, algorithm=algorithm)
             config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changed))
             folder = workdir / variant / f"seed{seed}"
-            done = folder / "evaluation.json"
-            results.setdefault(variant, {})[seed] = (
-                json.loads(done.read_text()) if done.exists() else run(config, folder)
-            )
+            evaluation = finished(config, folder)
+            results.setdefault(variant, {})[seed] = run(config, folder) if evaluation is None else evaluation
     summary = summarise(results)
     configs.write_json(workdir / "study.json", summary)
     (workdir / "study.md").write_text(table(summary))
     return summary
+
+
+def finished(config: Config, folder: pathlib.Path) -> dict | None:
+    """Return the evaluation that a run left; None without one, or if it was made by other settings than ``config.eval``.
+
+    Raises:
+      ConfigError: if the run is of another experiment or another number of iterations.
+    """
+    done = folder / "evaluation.json"
+    if not done.exists():
+        return None
+    try:
+        held = json.loads((folder / "config.json").read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        held = {}
+    if configs.scientific(held) != configs.scientific(config):
+        configs.open_workdir(folder, config)  # raises; else it would record today's versions for a run of yesterday's
+    trained, wanted = held["run"]["num_iterations"], config.run.num_iterations
+    if trained != wanted:
+        raise ConfigError(
+            f"{folder} holds a finished run of run.num_iterations = {trained}, not {wanted}; "
+            f"choose another --workdir, or --config.run.num_iterations={trained}"
+        )
+    evaluation, settings = json.loads(done.read_text()), configs.to_dict(config)["eval"]
+    # its own, since config.json is of the last evaluation that was begun
+    return evaluation if all(figures["settings"] == settings for figures in evaluation.values()) else None
 
 
 def summarise(results: dict[str, dict[int, dict]]) -> dict:

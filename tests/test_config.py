@@ -1,7 +1,5 @@
 """Every fault of a config is found before anything compiles, all of them at once."""
 
-import dataclasses
-import json
 import os
 import pathlib
 import runpy
@@ -11,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from exit_jax.config import ConfigError, open_workdir, validate
+from exit_jax.config import ConfigError, open_workdir, to_dict, validate, write_json
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.study import half_width, study, summarise, table
 
@@ -131,34 +129,69 @@ def test_command_line_answers_with_one_error(flags, words, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def fake_evaluation(accuracy):
-    row = {name: [0.0, accuracy] for name in ("accuracy", "best_so_far", "stopped", "quality")}
+def fake_evaluation(accuracy, settings=None):
+    row = {
+        name: [0.0, accuracy] for name in ("accuracy", "best_so_far", "stopped", "quality", "delta", "quality_delta")
+    }
     row |= {"restarts": {"best_so_far": [0.0, accuracy]}, "unchanged_wrong": [None, 0.5]}
-    return {"test": {"k": [0, 4], "num_tasks": 8, **row}}
+    return {"test": {"k": [0, 4], "num_tasks": 8, "settings": settings, **row}}
 
 
-def test_study_skips_what_is_done_and_pairs_seeds(tmp_path):
-    ran = []
+@pytest.fixture
+def fake_study(tmp_path):
+    """Return a function that makes a study of runs that only leave files, under overrides; it returns what ran."""
 
-    def run(config, folder):
-        ran.append((config.variant, config.seed))
-        folder.mkdir(parents=True)
-        result = fake_evaluation({"base": 0.0, "grpo": 0.1, "exit": 0.4}[config.variant] + config.seed / 10)
-        (folder / "evaluation.json").write_text(json.dumps(result))
-        return result
+    def make_study(variants=("grpo", "exit"), seeds=(0, 1, 2), **overrides):
+        ran = []
 
-    def make(variant, seed):
-        return dataclasses.replace(validate(content(f"variant={variant}"), 1), seed=seed)
+        def run(config, folder):
+            open_workdir(folder, config)
+            ran.append((config.variant, config.seed))
+            result = fake_evaluation(
+                {"base": 0.0, "grpo": 0.1, "exit": 0.4}[config.variant] + config.seed / 10, to_dict(config)["eval"]
+            )
+            write_json(folder / "evaluation.json", result)
+            return result
 
-    for _ in range(2):
-        summary = study(make, ("grpo", "exit"), (0, 1, 2), tmp_path, run)
+        def make(variant, seed):
+            given = content(f"variant={variant},seed={seed}")
+            given.update_from_flattened_dict(overrides)
+            return validate(given, 1)
+
+        return study(make, variants, seeds, tmp_path, run), ran
+
+    return make_study
+
+
+def test_study_skips_what_is_done_and_pairs_seeds(fake_study, tmp_path):
+    summary, ran = fake_study()
     assert len(ran) == len(set(ran)) == 9
+    before = (tmp_path / "exit/seed0/config.json").stat().st_mtime_ns
+    assert fake_study() == (summary, [])
+    assert (tmp_path / "exit/seed0/config.json").stat().st_mtime_ns == before, "it names the versions that made the run"
     exit_row = summary["test"]["variants"]["exit"]["accuracy"]
     assert exit_row["mean"][-1] == pytest.approx(0.5)
     assert exit_row["std"][-1] == pytest.approx(0.1)
     assert exit_row["minus_grpo"][-1] == pytest.approx(0.3)
     assert exit_row["minus_grpo_ci95"][-1] == pytest.approx(0.0, abs=1e-6)
     assert "| exit | 0.000 ± 0.000 | 0.500 ± 0.100 |" in (tmp_path / "study.md").read_text()
+
+
+def test_a_study_evaluates_anew_by_other_settings_and_adds_runs(fake_study):
+    fake_study(("exit",), (0, 1))
+    _, ran = fake_study(("grpo", "exit"), (0, 1))
+    assert ran == [("grpo", 0), ("grpo", 1)]
+    _, ran = fake_study(("exit",), (0,), **{"eval.steps": (0, 4)})
+    assert ran == [("base", 0), ("exit", 0)]
+    _, ran = fake_study(("exit",), (0, 1), **{"eval.steps": (0, 4)})
+    assert ran == [("base", 1), ("exit", 1)]
+
+
+@pytest.mark.parametrize(("field", "value"), [("algorithm.group_size", 32), ("run.num_iterations", 40)])
+def test_a_study_does_not_take_the_runs_of_another_experiment(fake_study, field, value):
+    fake_study(("exit",), (0,))
+    with pytest.raises(ConfigError, match=f"(?s)seed0 holds .*{field}.*--workdir|--workdir.*{field}"):
+        fake_study(("exit",), (0,), **{field: value})
 
 
 def test_interval_is_students():
