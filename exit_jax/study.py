@@ -29,6 +29,12 @@ MEASURES = {
     "greedy": lambda figures: figures.get("greedy", {}).get("quality"),
     "restarted_quality": lambda figures: figures.get("restarts", {}).get("best_quality"),
 }
+GAINS = {  # since k = 0, which need not be among the k that are shown
+    "delta": lambda figures: figures["delta"],
+    "quality_delta": lambda figures: figures["quality_delta"],
+    "greedy_delta": lambda figures: figures.get("greedy", {}).get("quality_delta"),
+    "restarted_quality_delta": lambda figures: figures.get("restarts", {}).get("best_quality_delta"),
+}
 SCORES = {"quality": "plain chain", "greedy": "greedy search", "restarted_quality": "restarts, best so far"}
 OF_RIGHT = ("accuracy", "found", "kept", "stopped", "restarted")
 BASE = "base"  # the policy before RL
@@ -103,10 +109,10 @@ def finished(config: Config, folder: pathlib.Path) -> dict | None:
 def summarise(results: dict[str, dict[int, dict]]) -> dict:
     """Reduce evaluations, variant -> seed -> split -> figures, to mean, spread and paired differences to GRPO.
 
-    For each split, variant and measure: per-seed values at each k, their mean and standard deviation over seeds, and the
-    mean difference to GRPO of the same seed with the half width of its 95% interval (Student's t over seeds). ``delta`` is
-    Δ_K, the accuracy at each k minus that at k = 0, and ``<measure>_delta`` the same of what SCORES names. What is undefined,
-    such as the share kept of nothing found, is null.
+    For each split, variant and measure: values at each k, a row for each of ``seeds``, their mean and standard deviation over
+    seeds, and the mean difference to GRPO of the same seed with the half width of its 95% interval (Student's t over seeds).
+    ``delta`` is Δ_K, the accuracy at each k minus that at k = 0, and ``<measure>_delta`` the same of what SCORES names. What
+    is undefined, such as the share kept of nothing found, is null.
     """
     evaluations = [evaluation for by_seed in results.values() for evaluation in by_seed.values()]
     summary = {}
@@ -121,12 +127,11 @@ def summarise(results: dict[str, dict[int, dict]]) -> dict:
                     paired = values - _per_seed({seed: results["grpo"][seed] for seed in by_seed}, split, read)
                     row[measure]["minus_grpo"] = _json(paired.mean(0))
                     row[measure]["minus_grpo_ci95"] = _json(half_width(paired))
-            for measure, name in {"accuracy": "delta", **{score: f"{score}_delta" for score in SCORES}}.items():
-                values = _per_seed(by_seed, split, MEASURES[measure])
-                gain = values - values[:, :1]
+            for name, read in GAINS.items():
+                gain = _per_seed(by_seed, split, read)
                 row[name] = {"mean": _json(gain.mean(0)), "std": _json(_std(gain))}
             variants[variant] = row
-        seeds = sorted(next(iter(results.values())))
+        seeds = list(next(iter(results.values())))
         summary[split] = {"k": figures["k"], "num_tasks": figures["num_tasks"], "seeds": seeds, "variants": variants}
     return summary
 

@@ -51,10 +51,12 @@ def mean_of(splits: Sequence[dict]) -> dict:
     mean: dict[str, Any] = {"k": first["k"], "num_tasks": sum(figures["num_tasks"] for figures in splits)}
     shares = ("accuracy", "quality", "delta", "best_so_far", "best_quality", "stopped", "invalid", "tokens")
     mean |= _mean_lists(
-        splits, (*shares, "quality_delta", "improved", "worsened", "net_gains"), ("accuracy", "quality")
+        splits,
+        (*shares, "quality_delta", "best_quality_delta", "improved", "worsened", "net_gains"),
+        ("accuracy", "quality"),
     )
     rivals = {
-        "restarts": ("best_so_far", "best_quality", "tokens"),
+        "restarts": ("best_so_far", "best_quality", "best_quality_delta", "tokens"),
         "greedy": ("accuracy", "quality", "quality_delta", "tokens"),
     }
     for rival, names in rivals.items():
@@ -101,8 +103,8 @@ def summarise(
     ``eval.restart_every`` responses, by the same rules; where they do so after each response, its ``best_so_far`` is best-of-n
     by an oracle, and ``majority`` the most frequent answer's accuracy.
 
-    Where quality is more than right or wrong: ``best_quality`` is the quality of the best so far, ``quality_delta`` the gain
-    in quality since k = 0. ``improved`` and ``worsened`` are the shares of steps up to k that raised or lowered the quality of
+    Where quality is more than right or wrong: ``best_quality`` is the quality of the best so far, ``_delta`` the gain in a
+    quality since k = 0. ``improved`` and ``worsened`` are the shares of steps up to k that raised or lowered the quality of
     what they started from, and ``net_gains`` their difference (null at k = 0). ``greedy`` is the search at equal responses:
     figures of the best so far, which is what it holds. ``notes`` are means of what else the grading said of the k-th
     responses. ``by_task`` has the qualities of each task that the domain names. ``_se`` are standard errors over tasks.
@@ -117,7 +119,7 @@ def summarise(
         "accuracy": accuracy,
         "accuracy_se": accuracy_se,
         **qualities(config, "quality", quality),
-        **qualities(config, "best_quality", held, delta=False),
+        **qualities(config, "best_quality", held),
         **gains(config, quality, quality),
         "delta": [value - float(right[0].mean()) for value in accuracy],
         **corrections(config, right),
@@ -147,7 +149,7 @@ def summarise(
         summary["restarts"] = {
             "every": config.eval.restart_every,
             "best_so_far": at((best >= 1.0).mean(1)),
-            **qualities(config, "best_quality", best, delta=False),
+            **qualities(config, "best_quality", best),
             **said(config, rival.chains),
             "stopped": stopped(config, rival.chains),
         }
@@ -216,11 +218,10 @@ def over_tasks(config: Config, values: Any) -> tuple[list, list]:
     return _nulls(values.mean(1)[steps]), _nulls(error[steps])
 
 
-def qualities(config: Config, name: str, quality: Any, delta: bool = True) -> dict[str, list]:
-    """Return the figures of qualities [K + 1, R]: by name their mean, its error and, on request, the gain since k = 0."""
+def qualities(config: Config, name: str, quality: Any) -> dict[str, list]:
+    """Return the figures of qualities [K + 1, R]: by name their mean, its error, and the gain since k = 0."""
     mean, error = over_tasks(config, quality)
-    figures = {name: mean, f"{name}_se": error}
-    return figures | ({f"{name}_delta": [value - float(quality[0].mean()) for value in mean]} if delta else {})
+    return {name: mean, f"{name}_se": error, f"{name}_delta": [value - float(quality[0].mean()) for value in mean]}
 
 
 def gains(config: Config, held: Any, quality: Any) -> dict[str, list]:

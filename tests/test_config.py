@@ -12,6 +12,8 @@ import pytest
 from exit_jax.config import ConfigError, open_workdir, to_dict, validate, write_json
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.study import half_width, study, summarise, table
+from exit_jax.summary import Chains, Outcome, mean_of
+from exit_jax.summary import summarise as summarise_split
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -177,6 +179,31 @@ def test_study_skips_what_is_done_and_pairs_seeds(fake_study, tmp_path):
     assert "| exit | 0.000 ± 0.000 | 0.500 ± 0.100 |" in (tmp_path / "study.md").read_text()
 
 
+def test_figures_of_a_study_keep_the_order_of_its_seeds(fake_study):
+    split = fake_study(seeds=(2, 0))[0]["test"]
+    assert split["seeds"] == [2, 0]
+    assert [row[-1] for row in split["variants"]["exit"]["accuracy"]["values"]] == pytest.approx([0.6, 0.4])
+
+
+def test_gains_of_a_study_are_since_k_0_whatever_is_shown():
+    """One task whose quality goes 0, 0.25, 1 in the plain chain; 0.5 at once, and 1 at last, in its rivals."""
+
+    def outcome(*quality):
+        quality = np.array(quality)[:, None]
+        blank = np.zeros(quality.shape, bool)
+        return Outcome(Chains(quality, blank, ~blank, blank, 5 * ~blank, 1 * ~blank, {}, None), str, None)
+
+    given = content()
+    given.eval.steps = (1, 2)
+    chain, rival = outcome(0.0, 0.25, 1.0), outcome(0.5, 0.25, 1.0)
+    figures = summarise_split(validate(given, 1), chain, rival, {}, rival)
+    for split in (figures, mean_of([figures, figures])):
+        row = summarise({"exit": {0: {"test": split}}})["test"]["variants"]["exit"]
+        assert row["delta"]["mean"] == [0.0, 1.0]
+        assert row["quality_delta"]["mean"] == [0.25, 1.0]
+        assert row["greedy_delta"]["mean"] == row["restarted_quality_delta"]["mean"] == [0.0, 0.5]
+
+
 def test_a_study_evaluates_anew_by_other_settings_and_adds_runs(fake_study):
     fake_study(("exit",), (0, 1))
     _, ran = fake_study(("grpo", "exit"), (0, 1))
@@ -209,9 +236,9 @@ def test_a_study_of_scores_shows_them_by_k_and_leaves_out_what_no_run_has():
     plain = {"grpo": {0: fake_evaluation(0.1)}}
     assert "greedy" not in table(summarise(plain)).replace("*greedy*", "")
     scored = fake_evaluation(0.0)
-    scored["test"] |= {"quality": [0.25, 0.5], "greedy": {"quality": [0.25, 0.75]}}
+    scored["test"] |= {"quality": [0.25, 0.5], "greedy": {"quality": [0.25, 0.75], "quality_delta": [0.0, 0.5]}}
     better = fake_evaluation(0.0)
-    better["test"] |= {"quality": [0.5, 0.5], "greedy": {"quality": [0.5, 1.0]}}
+    better["test"] |= {"quality": [0.5, 0.5], "greedy": {"quality": [0.5, 1.0], "quality_delta": [0.0, 0.5]}}
     text = table(summarise({"grpo": {0: scored}, "exit": {0: better}}))
     assert "| score, plain chain | k=0 | k=4 | Δ_4 |" in text
     assert "| exit | 0.500 | 1.000 | 0.500 |" in text[text.index("score, greedy search") :]
