@@ -368,9 +368,24 @@ def test_standard_error_is_over_seeds_or_else_over_problems(make_run, tmp_path):
         finished.standard_error(runs, "test", KS, "accuracy"), np.std([0, 2, 7], ddof=1) / 3**0.5
     )
     assert np.isnan(finished.standard_error(runs[:1], "test", KS, "accuracy")).all()  # an old evaluation
+    runs[0].evaluation["test"]["accuracy"][0] = None
+    np.testing.assert_allclose(
+        finished.standard_error(runs, "test", KS, "accuracy"),
+        [np.std([2, 7], ddof=1) / 2**0.5, *[np.std([0, 2, 7], ddof=1) / 3**0.5] * 2],
+    )
     one = finished.load(write_run(tmp_path / "one", splits=("math500",)))
     known = 100 * np.array(one.evaluation["math500"]["accuracy_se"])
     np.testing.assert_allclose(finished.standard_error([one], "math500", STEPS, "accuracy"), known)
+
+
+def test_all_bands_of_one_variants_runs_are_standard_errors(make_run):
+    """Shifts of 0 and 8 points have the mean 4 and the standard error 4, so each band begins at the lower run."""
+    runs = [finished.load(make_run("exit", seed, shift)) for seed, shift in enumerate([0.0, 0.08])]
+    figure, text = plots.accuracy_by_k({"exit": runs})
+    assert "one standard error" in text
+    bands = figure.axes[0].collections
+    lowest = [100 * min(runs[0].evaluation["test"][name]) for name in ("accuracy", "best_so_far", "stopped")]
+    np.testing.assert_allclose([band.get_paths()[0].vertices[:, 1].min() for band in bands[:3]], lowest)
 
 
 def test_what_a_domain_counts_of_its_tasks_gets_a_panel(tmp_path):
@@ -507,5 +522,8 @@ def test_distances_among_solutions_that_training_started_from(tmp_path):
     pairs = [rows[:2].astype(float), rows[2:].astype(float)]
     expected = [np.mean([pdist(pair, kind)[0] for pair in pairs]) for kind in ("cosine", "euclidean")]
     assert rows_of(text)["exit"] == [*(f"{value:.3f}" for value in expected), "4"]
+    more = np.concatenate([rows[[0, 2, 1, 3]], [[np.inf, 1, 1, 1], [0, 0, 0, 0]]])  # too large for float16, and blank
+    np.savez(path / "instances.npz", **held, start_task=np.array([0, 1, 0, 1, 0, 0]), start_embedding=more)
+    assert varied.starting_solutions(finished.group([finished.load(path)])) == text
     np.savez(path / "instances.npz", **held)  # of an older version
     assert varied.starting_solutions(finished.group([finished.load(path)])) == ""

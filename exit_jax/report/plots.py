@@ -131,7 +131,8 @@ def plot_by_k(groups: Groups, ylabel: str, metric: str, thin: tuple[str, str, in
     """Plot a metric over categorical k, one panel a split.
 
     Of several groups, ``thin`` (metric, name, sign) is drawn too, dashed, if there is room; a single group is left to
-    ``draw_single``, which gets the axes, x, a function from a metric's path to its values [runs, k], and the error [k].
+    ``draw_single``, which gets the axes, x, a function from a metric's path to its values [runs, k], and one that draws the
+    mean of a path's values with a band of its standard error.
     """
     splits = splits_of(groups)
     if not splits:
@@ -143,13 +144,14 @@ def plot_by_k(groups: Groups, ylabel: str, metric: str, thin: tuple[str, str, in
     for ax, (split, ks) in zip(axes, splits.items()):
         x = np.arange(len(ks))
         for i, (label, runs) in enumerate(groups.items()):
-            error = standard_error(runs, split, ks, metric) if has_error(groups, runs) else np.full(x.size, np.nan)
+            values = functools.partial(by_k, runs, split, ks)
+            line = functools.partial(draw_by_k, ax, groups, runs, split, ks)
             if len(groups) == 1:
-                draw_single(ax, x, functools.partial(by_k, runs, split, ks), error)
+                draw_single(ax, x, values, line)
                 continue
-            draw_mean(ax, x, by_k(runs, split, ks, metric), error, label=label, **style(i))
+            line(metric, label=label, **style(i))
             if one_row:
-                second = thin[2] * mean_std(by_k(runs, split, ks, thin[0]))[0]
+                second = thin[2] * mean_std(values(thin[0]))[0]
                 ax.plot(x, second, color=style(i)["color"], linestyle="--", linewidth=0.7)
         if len(groups) > 1 and one_row:
             ax.plot([], [], color=GREY, linestyle="--", linewidth=0.7, label=thin[1])
@@ -159,6 +161,12 @@ def plot_by_k(groups: Groups, ylabel: str, metric: str, thin: tuple[str, str, in
     fig.supylabel(ylabel, fontsize=8)
     add_legend(fig, axes)
     return fig
+
+
+def draw_by_k(ax: Axes, groups: Groups, runs: Sequence[Run], split: str, ks: Sequence[int], *path: str, **look) -> None:
+    """Draw the mean of a metric over categorical k and, where these runs get one, a band of its standard error."""
+    error = standard_error(runs, split, ks, *path) if has_error(groups, runs) else np.full(len(ks), np.nan)
+    draw_mean(ax, np.arange(len(ks)), by_k(runs, split, ks, *path), error, **look)
 
 
 def has_error(groups: Groups, runs: Sequence[Run]) -> bool:
@@ -191,14 +199,14 @@ def words(groups: Groups, splits: Sequence[str]) -> str:
 def accuracy_by_k(groups: Groups) -> Plot:
     """Plot the accuracy of the last iterate, of the best so far and, of a single group, of what else can be picked."""
 
-    def draw(ax, x, values, error):
+    def draw(ax, x, values, line):
         hollow = {"linewidth": 1.0, "markersize": 5.5, "markerfacecolor": "none"}  # it often lies on the last iterate
-        draw_mean(ax, x, values("accuracy"), error, label="last iterate", **style(0))
-        draw_mean(ax, x, values("best_so_far"), label="best so far (oracle)", linestyle="--", **style(1) | hollow)
-        draw_mean(ax, x, values("stopped"), label="stopped (no oracle)", linestyle=":", **style(2))
+        line("accuracy", label="last iterate", **style(0))
+        line("best_so_far", label="best so far (oracle)", linestyle="--", **style(1) | hollow)
+        line("stopped", label="stopped (no oracle)", linestyle=":", **style(2))
         rival: dict = style(3) | {"color": GREY, "linestyle": "-."}
-        draw_mean(ax, x, values("restarts", "best_so_far"), label="restarts, best so far (oracle)", **rival)
-        draw_mean(ax, x, values("restarts", "majority"), label="restarts, majority (no oracle)", **style(4))
+        line("restarts", "best_so_far", label="restarts, best so far (oracle)", **rival)
+        line("restarts", "majority", label="restarts, majority (no oracle)", **style(4))
 
     fig = plot_by_k(groups, "accuracy (%)", "accuracy", ("best_so_far", "best so far (oracle)", 1), draw)
     text = f"Accuracy after k self-improvement steps, of the last iterate and others.{bands(groups, 'accuracy')} "
@@ -208,10 +216,10 @@ def accuracy_by_k(groups: Groups) -> Plot:
 def net_corrections(groups: Groups) -> Plot:
     """Plot wrong→right minus right→wrong changes (ExIt §5), and the two apart."""
 
-    def draw(ax, x, values, error):
+    def draw(ax, x, values, line):
         ax.bar(x, mean_std(values("corrected"))[0], 0.55, color=PALE_BLUE, label="wrong → right")
         ax.bar(x, -mean_std(values("broken"))[0], 0.55, color=PALE_VERMILLION, label="right → wrong")
-        draw_mean(ax, x, values("net_corrections"), error, label="net corrections", **style(0))
+        line("net_corrections", label="net corrections", **style(0))
 
     thin = "broken", "right → wrong alone", -1
     fig = plot_by_k(groups, "corrections per 100 tasks", "net_corrections", thin, draw)

@@ -116,18 +116,25 @@ def load_instances(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             iteration, embedding = file["iteration"], file["embedding"]
-            known = np.flatnonzero(np.isfinite(embedding).all(1) & embedding.any(1))
+            known = with_embedding(embedding)
             if known.size > MAX_INSTANCES:
                 known = np.sort(np.random.default_rng(0).choice(known, MAX_INSTANCES, replace=False))
             held = {"iteration": iteration[known], "embedding": embedding[known].astype(np.float32)}
             if "start_embedding" in file:
+                started = file["start_embedding"]
+                some = with_embedding(started)
                 held |= {
-                    "start_task": file["start_task"],
-                    "start_embedding": file["start_embedding"].astype(np.float32),
+                    "start_task": file["start_task"][some],
+                    "start_embedding": started[some].astype(np.float32),
                 }
             return held if known.size else {}
     except (*DAMAGE, IndexError):
         return {}
+
+
+def with_embedding(rows: np.ndarray) -> np.ndarray:
+    """Return the numbers of the rows [n, E] that are embeddings: neither blank nor beyond float16."""
+    return np.flatnonzero(np.isfinite(rows).all(1) & rows.any(1))
 
 
 def group(runs: Sequence[Run]) -> Groups:
@@ -185,7 +192,7 @@ def standard_error(runs: Sequence[Run], split: str, ks: Sequence[int], *path: st
     """Return the standard error [len(ks)] of a metric's mean: over runs or, of a single one, over its problems."""
     values = by_k(runs, split, ks, *path)
     if len(values) > 1:
-        return mean_std(values)[1] / np.sqrt(len(values))
+        return mean_std(values)[1] / np.sqrt(np.isfinite(values).sum(0))
     return mean_std(by_k(runs, split, ks, *path[:-1], f"{path[-1]}_se"))[0]
 
 

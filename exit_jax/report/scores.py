@@ -18,13 +18,12 @@ from exit_jax.report.plots import (
     Plot,
     add_legend,
     bands,
-    draw_mean,
-    has_error,
+    draw_by_k,
     new_figure,
     plot_by_k,
     style,
 )
-from exit_jax.report.runs import Groups, Run, all_runs, by_k, mean_std, standard_error
+from exit_jax.report.runs import Groups, Run, all_runs, by_k, mean_std
 from exit_jax.report.tables import known_scaffolds, scored_splits
 
 MAX_TASKS = 12  # panels
@@ -43,9 +42,8 @@ def score_by_k(groups: Groups) -> Plot:
     for ax, (names, (split, ks)) in zip(axes, itertools.product(rows, splits.items())):
         x = np.arange(len(ks))
         for (i, name), (j, (label, runs)) in itertools.product(enumerate(names), enumerate(groups.items())):
-            path = scaffolds[name][0]
-            error = standard_error(runs, split, ks, *path) if has_error(groups, runs) else np.full(x.size, np.nan)
-            draw_mean(ax, x, by_k(runs, split, ks, *path), error, label=name if single else label, **style(max(i, j)))
+            look: dict = style(max(i, j)) | {"label": name if single else label}
+            draw_by_k(ax, groups, runs, split, ks, *scaffolds[name][0], **look)
         ax.set(title=split if single else f"{split}: {names[0]}")
         ax.set_xticks(x, [str(k) for k in ks])
     fig.supxlabel(STEP, fontsize=8)
@@ -81,15 +79,15 @@ def score_by_task(groups: Groups) -> Plot:
     for ax, (split, task) in zip(axes, some):
         x = np.arange(len(splits[split]))
         for (i, name), (j, (label, runs)) in itertools.product(enumerate(shown), enumerate(groups.items())):
-            values = by_k(runs, split, splits[split], "by_task", task, shown[name][1])
-            draw_mean(ax, x, values, label=name if single else label, **style(max(i, j)))
+            look: dict = style(max(i, j)) | {"label": name if single else label}
+            draw_by_k(ax, groups, runs, split, splits[split], "by_task", task, shown[name][1], **look)
         ax.set_title(f"{split}: {task}")
         ax.set_xticks(x, [str(k) for k in splits[split]])
     fig.supxlabel(STEP, fontsize=8)
     fig.supylabel("normalised score (%)", fontsize=8)
     add_legend(fig, axes)
     text = f"Normalised score of each task by k, of the {' and the '.join(shown)}."
-    text += " Bands: one standard deviation over runs." * any(len(runs) > 1 for runs in groups.values())
+    text += " Bands: one standard error, over seeds." * any(len(runs) > 1 for runs in groups.values())
     return fig, text + f" The first {MAX_TASKS} of {len(tasks)} tasks." * (len(tasks) > MAX_TASKS)
 
 
@@ -101,10 +99,10 @@ def task_names(runs: Sequence[Run], split: str) -> list[str]:
 def net_gains(groups: Groups) -> Plot:
     """Plot which share of a plain chain's steps raised or lowered the score, and the difference (ExIt Fig. 10)."""
 
-    def draw(ax, x, values, error):
+    def draw(ax, x, values, line):
         ax.bar(x, mean_std(values("improved"))[0], 0.55, color=PALE_BLUE, label="raised the score")
         ax.bar(x, -mean_std(values("worsened"))[0], 0.55, color=PALE_VERMILLION, label="lowered it")
-        draw_mean(ax, x, values("net_gains"), error, label="net gains", **style(0))
+        line("net_gains", label="net gains", **style(0))
 
     scored = scored_splits(groups)
     if not any(np.isfinite(by_k(all_runs(groups), split, ks, "net_gains")).any() for split, ks in scored.items()):
