@@ -214,7 +214,7 @@ def base_tasks(config: Config, split: str) -> History:
 
 def restore_params(config: Config, workdir: pathlib.Path) -> Params | None:
     """Return all parameters of the newest policy that training left in the workdir, or None."""
-    with contextlib.closing(Checkpoints(workdir / "checkpoints", config.run.keep_checkpoints)) as checkpoints:
+    with contextlib.closing(Checkpoints(workdir / "checkpoints", keep=None)) as checkpoints:
         carry = checkpoints.restore_latest(make_program(config).carry)
     return None if carry is None else decoder.join(landed(carry).params, frozen_params(config))
 

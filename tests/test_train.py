@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -53,6 +55,12 @@ def rows(workdir: pathlib.Path) -> list[dict]:
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_jsonl(workdir / "train.jsonl")]
 
 
+def truncate(folder: pathlib.Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Return a run that was never interrupted: its state and workdir."""
@@ -86,18 +94,86 @@ def test_a_checkpoint_of_another_version_is_left_alone(tmp_path):
     with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
         checkpoints.save(1, tree("params", "cursor"))
     with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
-        with pytest.raises(ConfigError, match="another version of this code: only one of the two has cursor, starts;"):
+        with pytest.raises(
+            ConfigError, match=r"another version .*cursor: float32\[3\] there, absent here; starts: absent there"
+        ):
             checkpoints.restore_latest(tree("params", "starts"))
+        for form in (jnp.zeros(2), jnp.zeros(3, jnp.int32)):
+            with pytest.raises(ConfigError, match=r"params: float32\[3\] there, "):
+                checkpoints.restore_latest({"params": form, "cursor": jnp.zeros(3)})
         assert checkpoints.restore_latest(tree("params", "cursor")) is not None
+
+
+def test_a_fault_that_passes_costs_nothing(tmp_path, monkeypatch):
+    """While a file server is away, no checkpoint can be read, and none is to be taken for damaged."""
+    state = {"params": jnp.zeros(3)}
+    with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+        for step in (10, 20):
+            checkpoints.save(step, state)
+
+    def away(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(checkpoints._checkpointer), "load", away)
+            with pytest.raises(ConfigError, match=r"none of the checkpoints 10, 20 .*\[Errno 5\]"):
+                checkpoints.restore_latest(state)
+        assert checkpoints.steps() == [10, 20]
+        assert checkpoints.restore_latest(state) is not None
+
+
+def test_a_reader_changes_nothing_under_a_run_that_saves(tmp_path):
+    state = {"params": jnp.zeros(3)}
+    with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+        for step in (10, 20):
+            checkpoints.save(step, state)
+    truncate(tmp_path / "20")
+    (tmp_path / "30.orbax-checkpoint-tmp").mkdir()
+    before = sorted(tmp_path.iterdir())
+    with contextlib.closing(Checkpoints(tmp_path, keep=None)) as reader:
+        assert reader.restore_latest(state) is not None
+    assert sorted(tmp_path.iterdir()) == before
+    with contextlib.closing(Checkpoints(tmp_path, keep=2)) as writer:
+        assert writer.restore_latest(state) is not None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20.damaged"]
+
+
+def test_a_step_that_is_damaged_again_gets_another_name(tmp_path):
+    state = {"params": jnp.zeros(3)}
+    for _ in range(2):
+        with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+            for step in (10, 20):
+                checkpoints.save(step, state)
+        truncate(tmp_path / "20")
+        with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+            checkpoints.restore_latest(state)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20.damaged", "20.damaged1"]
+
+
+def test_runs_take_turns_in_a_folder_that_they_share(tmp_path, caplog):
+    """The second of two runs that share a warm start finds it finished."""
+    found = []
+
+    def second():
+        with contextlib.closing(Checkpoints(tmp_path / "shared", keep=2)) as checkpoints:
+            found.extend(checkpoints.steps())
+
+    with contextlib.closing(Checkpoints(tmp_path / "shared", keep=2)) as checkpoints:
+        thread = threading.Thread(target=second)
+        thread.start()
+        while "waiting for another process" not in caplog.text:
+            time.sleep(0.01)
+        checkpoints.save(10, {"params": jnp.zeros(3)})
+    thread.join(timeout=60)
+    assert found == [10]
 
 
 def test_damaged_checkpoint_falls_back(whole, tmp_path, caplog):
     train.train(smoke(), tmp_path)[0]
-    files = [path for path in (tmp_path / "checkpoints/20").rglob("*") if path.is_file()]
-    for path in files:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    truncate(tmp_path / "checkpoints/20")
     again = train.train(smoke(), tmp_path)[0]
-    assert "set aside" in caplog.text
+    assert "cannot be read" in caplog.text
     assert (tmp_path / "checkpoints/20.damaged").exists()
     assert_same(whole[0], again)
     assert rows(tmp_path) == rows(whole[1])
