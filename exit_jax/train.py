@@ -58,24 +58,34 @@ def run_loop(
       describe: the last row of metrics -> a short note for the progress line.
 
     Raises:
-      Interrupted: after SIGINT or SIGTERM, once the state is saved.
+      Interrupted: after SIGINT or SIGTERM in the loop, once the state is saved. Until it begins there is nothing to save, and
+        signals act as usual.
+      ConfigError: if what is saved is beyond ``total``, or calls of ``run.steps_per_call`` do not end there.
       GradingError: if grading failed as a whole MAX_FAULTS times in a row.
     """
-    checkpoints = Checkpoints(folder, config.run.keep_checkpoints)
-    with contextlib.closing(checkpoints), _catch_signals() as caught:
+    with contextlib.closing(Checkpoints(folder, config.run.keep_checkpoints)) as checkpoints:
         state = checkpoints.restore_latest(like)
         state = make() if state is None else state
-        step = int(state.step)
-        if step >= total:
+        step, stop = int(state.step), 0
+        if step == total:
             return state
+        if step > total:
+            raise ConfigError(
+                f"{folder} holds step {step}, beyond the {total} that are asked for; set run.num_iterations to {step} or more, "
+                "or choose another --workdir"
+            )
         if (total - step) % config.run.steps_per_call:
             raise ConfigError(
                 f"{title} resumes at step {step}, from where calls of run.steps_per_call = {config.run.steps_per_call} "
                 f"do not end at {total}; go on with a divisor of {total - step}"
             )
-        with contextlib.closing(MetricsWriter(metrics_dir, title, step)) as writer:
+        with (
+            _catch_signals() as caught,
+            contextlib.closing(checkpoints),  # here, so that no signal cuts the last of them off
+            contextlib.closing(MetricsWriter(metrics_dir, title, step)) as writer,
+        ):
             progress = Progress(title, step, total)
-            first_call, stop, faults = step, 0, 0
+            first_call, faults = step, 0
             while step < total and not stop:
                 profiled = config.run.profile and step == first_call + config.run.steps_per_call
                 started = time.monotonic()
@@ -96,8 +106,9 @@ def run_loop(
                 if step % config.run.checkpoint_every == 0 or step >= total or stop:
                     checkpoints.save(step, state)
                 progress.update(step, describe(row))
-        if stop:
-            raise Interrupted(stop, title, step)
+        stop = stop or hosts.agree(caught[0] if caught else 0)  # one that came during the last save
+    if stop:
+        raise Interrupted(stop, title, step)
     return state
 
 

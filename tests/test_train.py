@@ -408,6 +408,46 @@ def test_key_reuse():
         jax.jit(parts.rollout)(params, instances, stream(state.key, "sample", state.step))
 
 
+def quick(**run) -> Config:
+    return smoke(changes={"warm_start.num_steps": 0}, **{"num_iterations": 5, "checkpoint_every": 5} | run)
+
+
+def raise_in(monkeypatch, name: str, number: int, times: int = 1) -> None:
+    """Let a method of Checkpoints send signals to this process."""
+    method = getattr(Checkpoints, name)
+
+    def also(*args):
+        for _ in range(times):
+            signal.raise_signal(number)
+        return method(*args)
+
+    monkeypatch.setattr(Checkpoints, name, also)
+
+
+def test_a_signal_during_the_last_save_stops_the_run(tmp_path, monkeypatch):
+    raise_in(monkeypatch, "save", signal.SIGTERM)
+    with pytest.raises(train.Interrupted, match="stopped at train step 5"):
+        train.train(quick(), tmp_path)
+    monkeypatch.undo()
+    assert int(train.train(quick(), tmp_path)[0].step) == 5
+
+
+def test_signals_act_as_usual_before_the_loop_and_the_second_time(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        raise_in(patch, "restore_latest", signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(quick(), tmp_path)
+    raise_in(monkeypatch, "save", signal.SIGINT, times=2)
+    with pytest.raises(KeyboardInterrupt):  # in the warm start
+        train.train(smoke(changes={"warm_start.num_steps": 5}, num_iterations=5), tmp_path)
+
+
+def test_fewer_iterations_than_are_done_are_refused(tmp_path):
+    train.train(quick(num_iterations=10), tmp_path)
+    with pytest.raises(ConfigError, match=r"holds step 10, beyond the 5 .* set run.num_iterations to 10"):
+        train.train(quick(), tmp_path)
+
+
 def start(workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "exit_jax.main", "--config", "configs/smoke.py", "--workdir", str(workdir), *flags]
     cache = {
