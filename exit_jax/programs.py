@@ -328,6 +328,11 @@ def _require_domain_fits(config: Config, domain: Domain) -> None:
             f"{config.domain_name} plays episodes of several turns, which know none of them; set the first three to 0 and the "
             "last to False"
         )
+    if domain.on_host and config.run.steps_per_call != 1:
+        raise ConfigError(
+            f"run.steps_per_call = {config.run.steps_per_call}: the domain {config.domain_name} is graded on the host, between "
+            "the programs of one iteration; set it to 1"
+        )
     if not domain.on_host and (
         config.run.prompt_buckets or config.run.response_buckets or config.algorithm.rollout_lag
     ):

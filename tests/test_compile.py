@@ -43,6 +43,7 @@ def small(num_devices: int = 4, **fields) -> Config:
         "smoke",
         num_devices=num_devices,
         domain__on_host=True,
+        run__steps_per_call=1,
         algorithm__kl_coef=0.001,
         run__mesh__fsdp=2,
         run__mesh__tensor=2,
@@ -378,7 +379,8 @@ def test_faults_end_with_status_2():
 
 @needs_libtpu
 def test_a_small_config_compiles_for_v5e(tmp_path):
-    flags = ("--config.domain.on_host=True", "--config.run.mesh.fsdp=2", "--config.run.mesh.tensor=2")
+    fields = {"domain.on_host": True, "run.steps_per_call": 1, "run.mesh.fsdp": 2, "run.mesh.tensor": 2}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
     done = run_main("--config", "configs/smoke.py", "--topology", "v5e:2x2", "--workdir", str(tmp_path), *flags)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "compile.json").read_text())

@@ -275,11 +275,16 @@ def test_buckets_change_nothing_but_widths(tmp_path):
     for one, two in zip(*recorded, strict=True):
         for name in one:
             np.testing.assert_allclose(one[name] or 0.0, two[name] or 0.0, rtol=1e-4, atol=1e-4, err_msg=name)
-    config = smoke(changes=changes | {"run.prompt_buckets": (8,)})
+    config = smoke(changes=changes | {"run.prompt_buckets": (8,)}, **per_step)
     steps = programs.make_program(config).steps
     assert steps._fit(jnp.array([3, 8]), (8, 34)) == 8
     assert steps._fit(jnp.array([3, 9]), (8, 34)) == 34
     assert steps._fit(jnp.array([3, 99]), (8, 34)) == 34  # truncated prompts
+
+
+def test_the_host_is_asked_after_every_iteration():
+    with pytest.raises(ConfigError, match=r"steps_per_call = 5: .* set it to 1"):
+        programs.make_program(smoke(changes={"domain.on_host": True}))
 
 
 def test_a_grading_fault_is_a_value(monkeypatch, caplog):
