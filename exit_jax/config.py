@@ -469,7 +469,8 @@ def _flatten(content, prefix="") -> dict[str, typing.Any]:
 def open_workdir(workdir: str | os.PathLike, config: Config) -> pathlib.Path:
     """Create the workdir with its ``config.json``, or check that what it holds belongs to this experiment.
 
-    A run that ended before it left a row or a checkpoint, as for want of its weights, holds nothing yet.
+    A run that ended before it left a row or a checkpoint, as for want of its weights, holds nothing yet. From then on
+    ``config.json`` keeps the versions and the group ``run`` that it began with, and "later" lists what has changed of them.
 
     Raises:
       ConfigError: if it cannot be written, or holds an experiment with other scientific fields.
@@ -477,14 +478,17 @@ def open_workdir(workdir: str | os.PathLike, config: Config) -> pathlib.Path:
     path = pathlib.Path(workdir).expanduser().absolute()
     recorded = path / "config.json"
     ours = to_dict(config)
+    content = {"config": ours, "versions": versions()}
     try:
         path.mkdir(parents=True, exist_ok=True)
         if holds_run(path):
             if not recorded.exists():
                 raise ConfigError(f"{path} holds a run but no config.json; choose another --workdir")
-            _require_same_science(ours, json.loads(recorded.read_text())["config"], path)
+            held = json.loads(recorded.read_text())
+            _require_same_science(ours, held["config"], path)
+            content = _note_changes(content, held)
         if hosts.is_lead():
-            write_json(recorded, {"config": ours, "versions": versions()})
+            write_json(recorded, content)
     except OSError as error:
         raise ConfigError(f"cannot write the workdir {path}: {error.strerror}; choose another --workdir") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -516,6 +520,17 @@ def _require_same_science(ours: dict, theirs: dict, path: pathlib.Path) -> None:
     if different:
         rows = "\n".join(f"  - {row}" for row in different)
         raise ConfigError(f"{path} holds another experiment; choose another --workdir, or undo these changes:\n{rows}")
+
+
+def _note_changes(ours: dict, held: dict) -> dict:
+    """Return the content of ``config.json`` after a command that would have written ``ours`` over ``held``."""
+    mine, theirs = (_flatten({"versions": c["versions"], "run": c["config"]["run"]}) for c in (ours, held))
+    changes = {name: value for name, value in mine.items() if value != theirs.get(name)}
+    later = held.get("later", [])
+    if changes and changes not in later:
+        later = [*later, changes]
+    kept = {"config": ours["config"] | {"run": held["config"]["run"]}, "versions": held["versions"]}
+    return kept | ({"later": later} if later else {})
 
 
 def write_json(path: pathlib.Path, content) -> None:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from exit_jax import config as configs
 from exit_jax import programs, train
 from exit_jax.algorithm.selection import stream
 from exit_jax.checkpoint import Checkpoints
@@ -517,6 +518,23 @@ def test_another_experiment_is_refused(tmp_path, left):
     (tmp_path / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"holds a run but no config.json"):
         open_workdir(tmp_path, smoke())
+
+
+def test_config_json_says_how_a_run_began_and_what_came_later(tmp_path, monkeypatch):
+    read = lambda: json.loads((tmp_path / "config.json").read_text())
+    monkeypatch.setattr(configs, "versions", lambda: {"jax": "1", "exit_jax_revision": "old"})
+    open_workdir(tmp_path, smoke("seed=3"))
+    open_workdir(tmp_path, smoke())  # nothing was left by the first, so this one begins the run
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    began = read()
+    monkeypatch.setattr(configs, "versions", lambda: {"jax": "1", "exit_jax_revision": "new"})
+    for _ in range(2):
+        open_workdir(tmp_path, smoke(num_iterations=100))
+        open_workdir(tmp_path, smoke())
+    assert read()["versions"] == began["versions"] == {"jax": "1", "exit_jax_revision": "old"}
+    assert read()["config"] == began["config"]
+    new = {"versions.exit_jax_revision": "new"}
+    assert read()["later"] == [new | {"run.num_iterations": 100}, new]
 
 
 def test_runs_of_all_seeds_may_begin_alike(tmp_path):
