@@ -50,7 +50,8 @@ OPTIMIZERS = ("adamw", "lion", "adafactor")
 class WarmStartConfig:
     """Supervised phase before RL, on the domain's demonstrations."""
 
-    seed: int  # of parameters and demonstrations, so that runs of all seeds begin alike; -1 for the run's own
+    # of parameters, LoRA's frozen ones too, and of demonstrations, so that runs of all seeds begin alike; -1 for the run's own
+    seed: int
     num_steps: int  # 0 for none
     num_states: int  # prompts a batch
     group_size: int  # demonstrations a prompt

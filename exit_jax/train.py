@@ -1,7 +1,6 @@
 """Training: checkpoints, signals and metrics around the programs of a run."""
 
 import contextlib
-import dataclasses
 import functools
 import pathlib
 import signal
@@ -147,6 +146,11 @@ def _catch_signals():
             signal.signal(number, before[number])
 
 
+def first_seed(config: Config) -> int:
+    """Return the seed of all that is before RL: fresh parameters, trained or frozen, and demonstrations."""
+    return config.warm_start.seed if config.warm_start.seed >= 0 else config.seed
+
+
 def untrained(config: Config) -> Params:
     """Return the parameters before any training, without adapters: fresh ones, or those of ``config.checkpoint``.
 
@@ -155,7 +159,7 @@ def untrained(config: Config) -> Params:
     """
     program = make_program(config)
     if not config.checkpoint:
-        return decoder.split_adapters(program.init_params(config.seed))[1]
+        return decoder.split_adapters(program.init_params(first_seed(config)))[1]
     from exit_jax.policy.hf.config import resolve
     from exit_jax.policy.hf.load import load
 
@@ -177,7 +181,8 @@ def initial_params(config: Config) -> Params:
         return untrained(config)
     program = make_program(config)
     where = jax.tree.map(lambda leaf: leaf.sharding, program.state.params)
-    return jax.jit(lambda seed: decoder.split_adapters(program.init_params(seed))[0], out_shardings=where)(config.seed)
+    fresh = jax.jit(lambda seed: decoder.split_adapters(program.init_params(seed))[0], out_shardings=where)
+    return fresh(first_seed(config))
 
 
 def warm_start(config: Config, workdir: pathlib.Path, frozen: Params | None) -> Params:
@@ -188,11 +193,8 @@ def warm_start(config: Config, workdir: pathlib.Path, frozen: Params | None) -> 
     """
     if not config.warm_start.num_steps:
         return initial_params(config)
-    if config.warm_start.seed >= 0:
-        own = dataclasses.replace(config.warm_start, seed=-1)
-        config = dataclasses.replace(config, seed=config.warm_start.seed, warm_start=own)
-    program = make_program(config)
-    recipe = configs.scientific(config)
+    program, seed = make_program(config), first_seed(config)
+    recipe = configs.scientific(config) | {"seed": seed, "warm_start.seed": -1}  # whichever of the two fields gave it
     recipe = {name: recipe[name] for name in recipe if name.partition(".")[0] in configs.WARM_START_DEPENDS_ON}
     recipe["demonstrations"] = make_domain(config.domain_name, config.domain).demonstrations_id
     root = pathlib.Path(config.run.warm_start_dir or workdir / "warm_start").expanduser().absolute()
@@ -202,7 +204,7 @@ def warm_start(config: Config, workdir: pathlib.Path, frozen: Params | None) -> 
         "warm_start",
         functools.partial(program.warm, frozen),
         program.warm_state,
-        lambda: program.init_warm(initial_params(config), config.seed),
+        lambda: program.init_warm(initial_params(config), seed),
         config.warm_start.num_steps,
         config,
         folder / "checkpoints",

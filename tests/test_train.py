@@ -547,3 +547,11 @@ def test_runs_of_all_seeds_may_begin_alike(tmp_path):
         np.testing.assert_array_equal(a, c)
     apart = train.warm_start(smoke("seed=1", changes | {"warm_start.seed": -1}), tmp_path, None)
     assert any((a != b).any() for a, b in zip(leaves(one), leaves(apart)))
+
+
+@pytest.mark.parametrize("num_steps", [0, 5])
+def test_they_begin_alike_without_a_warm_start_and_under_adapters(tmp_path, num_steps):
+    configs = [smoke(f"seed={s}", LORA | {"warm_start.seed": 7, "warm_start.num_steps": num_steps}) for s in (0, 1)]
+    frozen = [train.frozen_params(config) for config in configs]
+    assert_same(*frozen)
+    assert_same(*(train.warm_start(config, tmp_path, base) for config, base in zip(configs, frozen)))
