@@ -36,6 +36,8 @@ def test_learnability_is_the_population_variance():
     # One success of four: 1/4 · 3/4 = 3/16 (the sample variance would say 1/4); half of them: 1/4, the most there is.
     outcome_BG = jnp.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5]])
     np.testing.assert_allclose(learnability(outcome_BG), [3 / 16, 1 / 4, 0.0], atol=1e-7)
+    tenths_BG = jnp.broadcast_to(jnp.arange(11.0)[:, None] / 10, (11, 9))
+    assert (learnability(tenths_BG) == 0).all(), "the mean of equal outcomes is rounded"
     assert learnability(jnp.asarray(np.random.default_rng(0).random((100, 5)), jnp.float32)).max() <= 0.25
 
 
