@@ -16,14 +16,15 @@ Logprobs = Callable[[Params, Array, Array, Array], tuple[Array, Array]]
 def advantages(reward: Array, norm: str, eps: float) -> Array:
     """Return A [B, G] = (r - mean of the group), over the standard deviation of the ``norm``: "group", "batch" or "none".
 
-    Standard deviations are of the population. Equal rewards give zero. "none" is Dr. GRPO's (arXiv 2503.20783).
+    Standard deviations are of the population, plus ``eps``, which may be 0. Equal rewards give zero. "none" is Dr. GRPO's
+    (arXiv 2503.20783).
     """
     equal = reward.max(axis=1, keepdims=True) == reward.min(axis=1, keepdims=True)
     centred = jnp.where(equal, 0.0, reward - reward.mean(axis=1, keepdims=True))  # their mean may be off by an ulp
     if norm == "none":
         return centred
-    std = reward.std(axis=1, keepdims=True) if norm == "group" else reward.std()
-    return centred / (std + eps)
+    scale = (reward.std(axis=1, keepdims=True) if norm == "group" else reward.std()) + eps
+    return centred / jnp.where(scale > 0, scale, 1.0)
 
 
 def kl(logp: Array, reference_logp: Array, estimator: str) -> Array:

@@ -169,7 +169,7 @@ class ExItConfig:
     diversity_cap: float  # upper bound on d; inf for none
     # GRPO (ExIt §2.2, App. A)
     advantage_norm: str  # divide by the standard deviation of the "group", the "batch", or "none"
-    advantage_eps: float
+    advantage_eps: float  # added to that standard deviation
     zero_variance: str  # groups of equal rewards: "keep" (they still get KL and entropy) or "drop"
     clip_low: float
     clip_high: float

@@ -152,13 +152,15 @@ def test_the_content_of_padding_is_irrelevant(exit_config, ratio_level, kl_estim
     jax.tree.map(np.testing.assert_array_equal, clean, soiled)
 
 
+@pytest.mark.parametrize("eps", [1e-6, 0.0])
 @pytest.mark.parametrize("norm", ["group", "batch", "none"])
-def test_equal_rewards_have_no_advantage(norm):
+def test_equal_rewards_have_no_advantage(norm, eps):
     # The mean of 14 times .97 is off by an ulp in float32, and divided by the epsilon of 1e-6 that would be .19.
     reward_BG = jnp.linspace(0.0, 1.0, 101)[:, None]
     for group_size in (3, 6, 8, 14):
-        A = grpo.advantages(jnp.tile(reward_BG, (1, group_size)), norm, 1e-6)
+        A = grpo.advantages(jnp.tile(reward_BG, (1, group_size)), norm, eps)
         assert not A.any(), f"{jnp.abs(A).max()} for a group of {group_size}"
+    assert not grpo.advantages(jnp.ones((2, 4)), norm, eps).any()
 
 
 def test_advantages_by_hand():
