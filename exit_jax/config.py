@@ -306,7 +306,8 @@ def _check_algorithm(c: Config, faults: Faults) -> None:
     faults.at_least(1, algorithm__num_prompts=a.num_prompts, algorithm__num_epochs=a.num_epochs)
     faults.at_least(1, algorithm__buffer_size=a.buffer_size, algorithm__reference_every=a.reference_every)
     faults.at_least(2, algorithm__group_size=a.group_size)
-    faults.at_least(0, algorithm__min_buffer_size=a.min_buffer_size, algorithm__max_depth=a.max_depth)
+    faults.at_least(1, algorithm__min_buffer_size=a.min_buffer_size)
+    faults.at_least(0, algorithm__max_depth=a.max_depth, algorithm__advantage_eps=a.advantage_eps)
     faults.at_least(0, algorithm__score_temperature=a.score_temperature, algorithm__kl_coef=a.kl_coef)
     faults.at_least(0, algorithm__clip_low=a.clip_low, algorithm__clip_high=a.clip_high, seed=c.seed)
     faults.require(
@@ -415,7 +416,17 @@ def _check_run(c: Config, faults: Faults) -> None:
         r.sampler_slots <= a.group_size,
         f"run.sampler_slots = {r.sampler_slots} is above algorithm.group_size = {a.group_size}; 0 stands for a slot each",
     )
+    faults.at_least(1, warm_start__num_states=w.num_states, warm_start__group_size=w.group_size)
     for name, o in (("optimizer", c.optimizer), ("warm_start.optimizer", w.optimizer)):
+        for field in ("learning_rate", "warmup_steps", "decay_steps", "weight_decay"):
+            faults.at_least(0, **{f"{name}.{field}": getattr(o, field)})
+        for moment in ("b1", "b2"):
+            value = getattr(o, moment)
+            faults.require(0.0 <= value < 1.0, f"{name}.{moment} = {value} is not in [0, 1)")
+        faults.require(
+            o.max_grad_norm > 0,
+            f"{name}.max_grad_norm = {o.max_grad_norm} would clip every gradient to nothing; inf clips none",
+        )
         faults.require(
             not o.decay_steps or o.warmup_steps < o.decay_steps,
             f"{name}.warmup_steps = {o.warmup_steps} is not below {name}.decay_steps = {o.decay_steps}, where the rate ends",

@@ -59,7 +59,13 @@ def test_all_faults_are_reported_together():
     ("field", "value", "words"),
     [
         ("algorithm.min_buffer_size", 65, "above algorithm.buffer_size = 64"),
+        ("algorithm.min_buffer_size", 0, "below 1"),
+        ("algorithm.advantage_eps", -1e-6, "below 0"),
         ("algorithm.num_prompts", 15, "data x fsdp = 8"),
+        ("warm_start.num_states", 0, "below 1"),
+        ("optimizer.learning_rate", -1e-4, "below 0"),
+        ("optimizer.max_grad_norm", 0.0, "inf clips none"),
+        ("warm_start.optimizer.b1", 1.5, r"not in \[0, 1\)"),
         ("algorithm.selection_prob", 1.5, r"not in \[0, 1\]"),
         ("algorithm.group_size", 1, "below 2"),
         ("algorithm.reward", "gold", "is not one of"),
@@ -73,6 +79,7 @@ def test_all_faults_are_reported_together():
         ("eval.top_p", 0.0, "keeps all tokens"),
         ("domain.box", 5, "2 .for 4x4. or 3"),
         ("domain.num_clues", (7, 4), "not a range of clues"),
+        ("domain.max_edits", 17, "above 16, the cells"),
     ],
 )
 def test_contradictions(field, value, words):

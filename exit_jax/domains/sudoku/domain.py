@@ -54,6 +54,8 @@ class SudokuConfig:
             wrong = [f"domain.box = {self.box} is not 2 (for 4x4) or 3 (for 9x9)"]
         if min(self.num_train, self.num_eval, self.max_edits) < 1:
             wrong.append("domain.num_train, domain.num_eval and domain.max_edits must be at least 1")
+        if self.max_edits > cells:
+            wrong.append(f"domain.max_edits = {self.max_edits} is above {cells}, the cells that a script can edit")
         if wrong:
             raise ValueError("; ".join(wrong))
 
