@@ -95,9 +95,8 @@ class RunConfig:
     num_iterations: int
     mesh: MeshConfig
     num_microbatches: int  # parts of a batch whose gradients are added up, to save memory
-    prompt_buckets: tuple[
-        int, ...
-    ]  # widths, below the domain's, that a batch of shorter prompts is cut to; () for none
+    # widths, below the domain's, that a batch of shorter prompts is cut to; () for none
+    prompt_buckets: tuple[int, ...]
     response_buckets: tuple[int, ...]  # widths that a batch of shorter responses is cut to before it is learnt from
     sampler_slots: int  # rows a prompt that are sampled at once; one that has ended makes room for another; 0 for all
     token_chunk: int  # positions of a row whose logits exist at once; 0 for all

@@ -79,7 +79,7 @@ class Progress:
         self._silent = not hosts.is_lead()
 
     def update(self, done: int, note: str = "") -> None:
-        """Show that ``done`` of the total steps are done; the first call's compile time counts as work, not as rate."""
+        """Show that ``done`` of the total steps are done; the rate is of all time since the start, compilation too."""
         if self._silent:
             return
         now = time.monotonic()

@@ -79,9 +79,8 @@ def learn(
     reference = grpo.mix_reference(state.reference, params, step, config.reference_every, config.reference_mix)
 
     fresh_B = instances.fresh
-    if (
-        config.rollout_lag
-    ):  # the batch before may have drawn the same entries, and was in flight when these were selected
+    if config.rollout_lag:
+        # the batch before may have drawn the same entries, and was in flight when these were selected
         slot_B, found_B = buffers.locate(state.buffer, instances.history)
         met_B = found_B & ~buffers.is_base_task(instances.history) & (state.buffer.num_draws[slot_B] > 0)
         fresh_B = fresh_B & ~met_B

@@ -30,7 +30,7 @@ def draw_base(root: Array, cursor: Array, count: int, num_tasks: int) -> Array:
 def draw_buffer(config: ExItConfig, buffer: TaskBuffer, key: Array, count: int) -> Array:
     """Draw slots int32 [count], with replacement, P(i) ∝ exp(κ S_i) over the filled slots (uniform if so configured).
 
-    One softmax and a binary search a draw. An empty buffer gives slot 0, which the caller must not use.
+    One softmax and a binary search a draw. An empty buffer gives the last slot, which the caller must not use.
     """
     temperature = config.score_temperature if config.selection == "softmax" else 0.0
     full = buffers.filled(buffer)

@@ -73,9 +73,8 @@ class Rollouts:
     tokens: Array  # int32 [B, G, T]
     mask: Array  # bool [B, G, T], True for tokens that the policy sampled
     logp: Array  # float32 [B, G, T], nats a token under the policy at the sampling temperature, 0 where masked
-    sampled_logp: (
-        Array  # float32 [B, G, T], under what was sampled from: as logp, but for tokens that top-k and such cut off
-    )
+    # float32 [B, G, T], under what was sampled from: as logp, but for tokens that top-k and such cut off
+    sampled_logp: Array
     finished: Array  # bool [B, G], False where the response ran out of room
     hidden: Array  # float32 [B, G, D]: mean of the policy's final states that the tokens were predicted from
 
@@ -89,9 +88,8 @@ class Grades:
     embedding: Array  # float32 [B, G, E]: of the response, for the diversity bonus
     children: History  # [B, G, U]: pieces, task, turn, step and quality are set
     insertable: Array  # bool [B, G, U]: may enter the buffer
-    notes: dict[
-        str, Array
-    ]  # float32 [B, G] by name: what else of the grading is worth knowing, as metrics of their means
+    # float32 [B, G] by name: what else of the grading is worth knowing, as metrics of their means
+    notes: dict[str, Array]
     lost: Any = None  # bool [B]: the history could not be brought about again, and leaves the buffer; None for no one
 
 
@@ -163,9 +161,8 @@ class ExItConfig:
     # Reward (ExIt §4, App. A)
     reward: str  # of improve steps: "quality", "improvement" or "improve_or_keep"
     diversity_bonus: bool  # ExIt eq. 6
-    diversity_embedding: (
-        str  # of responses: the domain's or an encoder's, "grades", or the "policy"'s own hidden states
-    )
+    # of responses: the domain's or an encoder's, "grades", or the "policy"'s own hidden states
+    diversity_embedding: str
     diversity_cap: float  # upper bound on d; inf for none
     # GRPO (ExIt §2.2, App. A)
     advantage_norm: str  # divide by the standard deviation of the "group", the "batch", or "none"

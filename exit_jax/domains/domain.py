@@ -19,14 +19,8 @@ class GradingError(RuntimeError):
     """Verifiers or environments that fail as a whole, not for an answer; the log says why."""
 
 
-ENDS = (
-    "valid",
-    "invalid",
-    "overlong_response",
-    "overlong_transcript",
-    "out_of_turns",
-    "lost",
-)  # why an episode is over
+# why an episode is over
+ENDS = ("valid", "invalid", "overlong_response", "overlong_transcript", "out_of_turns", "lost")
 VALID, INVALID, OVERLONG_RESPONSE, OVERLONG_TRANSCRIPT, OUT_OF_TURNS, LOST = range(6)
 
 
@@ -76,9 +70,8 @@ class Domain:
     templates: Mapping[str, Template]  # by mode
     tasks: Callable[[str], History]  # split -> base tasks [M]
     difficulty: Callable[[str], Mapping[str, np.ndarray]]  # split -> int [M] by name, what results are broken down by
-    about: Callable[
-        [str], Sequence[Mapping[str, str]]
-    ]  # split -> what people may want to read of each task, as its gold answer; a "name" gives it figures of its own
+    # split -> what people may want to read of each task, as its gold answer; a "name" gives it figures of its own
+    about: Callable[[str], Sequence[Mapping[str, str]]]
     grade: Callable[..., Grades]  # (Instances, Rollouts); of episodes, which are the third argument, all in NumPy
     notes: tuple[str, ...]  # names of Grades.notes
     on_host: bool  # False: grade is written in jnp and compiled with the rest; True: it is called with NumPy rows
