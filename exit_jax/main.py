@@ -9,11 +9,12 @@ import logging
 import pathlib
 import runpy
 import sys
+from collections.abc import Sequence
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from exit_jax.config import Config, ConfigError, domain_fields, open_workdir, validate, write_json
+from exit_jax.config import Config, ConfigError, domain_fields, open_workdir, scientific, validate, write_json
 from exit_jax.domains.domain import DomainError, GradingError
 from exit_jax.metrics import Timing
 
@@ -70,16 +71,41 @@ def evaluate_workdir(config: Config, workdir: pathlib.Path) -> dict:
     return evaluate(config, params, workdir)
 
 
+def read_config(variant: str, seed: int) -> ConfigDict:
+    """Return what the config file says of another variant and seed, without the command-line overrides."""
+    path, _, arg = config_flags.get_config_filename(FLAGS["config"]).partition(":")
+    kept = [item for item in arg.split(",") if item and item.partition("=")[0] not in ("variant", "seed")]
+    return runpy.run_path(path)["get_config"](",".join([*kept, f"variant={variant}", f"seed={seed}"]))
+
+
 def make_study_config(variant: str, seed: int) -> Config:
     """Return the config file's experiment for another variant and seed, under the same command-line overrides."""
     import jax
 
-    path, _, arg = config_flags.get_config_filename(FLAGS["config"]).partition(":")
-    kept = [item for item in arg.split(",") if item and item.partition("=")[0] not in ("variant", "seed")]
-    arg = ",".join([*kept, f"variant={variant}", f"seed={seed}"])
-    content = runpy.run_path(path)["get_config"](arg)
+    content = read_config(variant, seed)
     content.update_from_flattened_dict(config_flags.get_override_values(FLAGS["config"]))
     return validate(content, jax.device_count())
+
+
+def check_overrides(variants: Sequence[str], seeds: Sequence[int]) -> None:
+    """Refuse a study whose overrides would make its runs alike in what they are to differ in.
+
+    Raises:
+      ConfigError: naming the overrides, or a variant that the config file does not have; or if there is no run at all.
+    """
+    if not variants or not seeds:
+        raise ConfigError(f"config.study has variants = {variants} and seeds = {seeds}; name at least one of each")
+    try:
+        plain, *others = [scientific(read_config(variant, seeds[0]).to_dict()) for variant in variants]
+    except ValueError as error:
+        raise ConfigError(f"config.study.variants: {error}") from error
+    own = {"variant", "seed", *(name for name in plain if any(other.get(name) != plain[name] for other in others))}
+    if lost := sorted(own & config_flags.get_override_values(FLAGS["config"]).keys()):
+        names = ", ".join(f"--config.{name}" for name in lost)
+        raise ConfigError(
+            f"{names} would be the same in all runs of the study, which differ in it; leave it out: "
+            "--config.study.variants and --config.study.seeds say which runs there are"
+        )
 
 
 def compile_config() -> int:
@@ -136,6 +162,7 @@ def main(_) -> int:
             print("exported:", *folders)
         elif _MODE.value == "study":
             variants, seeds = config.study.variants, config.study.seeds
+            check_overrides(variants, seeds)
             study(make_study_config, variants, seeds, workdir, run_experiment)
             print((workdir / "study.md").read_text())
             runs = [workdir / variant / f"seed{seed}" for variant in variants for seed in seeds]

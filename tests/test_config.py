@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from exit_jax.config import ConfigError, open_workdir, to_dict, validate, write_json
+from exit_jax.config import ConfigError, open_workdir, scientific, to_dict, validate, write_json
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.study import half_width, study, summarise, table
 from exit_jax.summary import Chains, Outcome, mean_of
@@ -27,6 +27,16 @@ def content(arg: str = ""):
 def test_configs_are_valid(name, variant):
     config = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"](f"variant={variant},seed=3")
     assert validate(config, 1).seed == 3
+
+
+@pytest.mark.parametrize("name", ["sudoku", "sudoku9", "smoke"])
+def test_every_change_of_a_variant_reaches_every_size(name):
+    get_config = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"]
+    fields = lambda variant: scientific(validate(get_config(f"variant={variant}"), 1)) | {"variant": "exit"}
+    plain = fields("exit")
+    for change in runpy.run_path(str(ROOT / "configs/sudoku.py"))["CHANGES"]:
+        assert fields(f"exit-{change}") != plain, change
+    assert fields("exit-fresh")["algorithm.buffer_size"] == plain["algorithm.buffer_size"] // 4
 
 
 def test_variants_use_the_same_rollouts():
@@ -136,6 +146,26 @@ def test_command_line_answers_with_one_error(flags, words, tmp_path):
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) < 12
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--config.seed=7", "--config.algorithm.selection_prob=0.3"],
+            "--config.algorithm.selection_prob, --config.seed",
+        ),
+        (["--config.study.variants=('exit','expo')"], "variant=expo"),
+    ],
+)
+def test_a_study_refuses_what_would_mix_up_its_runs(flags, words, tmp_path):
+    command = [sys.executable, "-m", "exit_jax.main", "--mode", "study", "--config", "configs/smoke.py"]
+    command += ["--workdir", str(tmp_path / "study"), *flags]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) < 12
+    assert not (tmp_path / "study").exists()
 
 
 def fake_evaluation(accuracy, settings=None):
