@@ -84,7 +84,7 @@ def measure(tasks: Mapping[str, Task], num_workers: int, num_tasks: int, group_s
     replayed = environment.stats.num_replayed - replayed
     num_steps = sum(rows for rows, _, _ in spent.values())
     secs, processor = (sum(parts[index] for parts in spent.values()) for index in (1, 2))
-    fresh.replay_many([Episode(chosen[0].id)] * (4 * num_workers))
+    fresh.step_many([(Episode(chosen[0].id), "<finished>")] * (4 * num_workers), max_turns=100)  # starts the workers
     pasts = [(episode.before(turn), responses(tasks[episode.task_id])[turn]) for episode in episodes for turn in range(8)
              if turn < len(episode.turns)]  # fmt: skip
     started = time.perf_counter()

@@ -135,9 +135,6 @@ def test_a_sound_folder_loads(tmp_path):
     assert competition.ids == ("1", "2", "3")
     assert competition.truth.tolist() == [[0], [0], [1]]  # in the order of ids, not of the file
     assert grade(competition, b"heads,id\n.1,2\n.9,3\n.2,1\n").score == 1.0
-    before = competition.public_hash
-    (tmp_path / "public" / "train.csv").write_text("id,x,heads\n1,4,0\n")
-    assert competitions.load(tmp_path).public_hash != before
 
 
 @pytest.mark.parametrize(

@@ -102,11 +102,6 @@ class Competition:
             return columns[0]
         return np.stack(columns, axis=1).astype(np.float64)
 
-    @functools.cached_property
-    def public_hash(self) -> str:
-        """The sum of all public files, which a script's result depends on."""
-        return tree_hash(self.public)
-
 
 def load(folder: pathlib.Path) -> Competition:
     """Load a competition and check all of it.

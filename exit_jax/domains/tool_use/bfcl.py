@@ -42,6 +42,7 @@ from exit_jax.domains.tool_use.episode import (
     describe,
 )
 from exit_jax.domains.tool_use.parser import MARKERS, Markers, parse
+from exit_jax.domains.tool_use.worker import WALL_FACTOR, digest
 from exit_jax.domains.workers import Job, Pool
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,6 @@ SPLIT_SEED = 20250904
 NUM_VALIDATION = 25
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 MEMORY_BYTES = 1 << 30  # a worker's address space
-WALL_FACTOR = 4.0  # seconds by the clock for each of processor time, as in worker.py
 DOCUMENTS = {
     "GorillaFileSystem": "gorilla_file_system",
     "MathAPI": "math_api",
@@ -274,24 +274,12 @@ class BfclEnvironment:
             self.stats.num_judged += kinds.count("finished")
         return results
 
-    def replay_many(self, episodes: Sequence[Episode]) -> list[ReplayMismatch | None]:
-        """Make the recorded calls of episodes again, unless a worker has just done so; None where they return the same.
-
-        A worker that crashes is a mismatch, too, with the reason as what was replayed.
-        """
-        replies = self._run({index: self._job(episode) for index, episode in enumerate(episodes)})
-        found: list[ReplayMismatch | None] = []
-        for index, episode in enumerate(episodes):
-            reply = replies[index]
-            broken = "error" in reply or "mismatch" in reply
-            found.append(self._mismatch(episode, reply) if broken else None)
-        return found
-
     def describe(self, episode: Episode) -> str:
         """Return an episode as text for people, with what its calls changed in the state."""
         job = self._job(episode)
         job.message["show"] = True
-        changes = iter(self._run({0: job})[0].get("changes", ()))
+        ((_, reply),) = self._pool.run([job])  # not by _run: a display that fails is no crash of the episode's
+        changes = iter(reply.get("changes", ()))
         states = [""]
         for turn in episode.turns:
             changed = next(changes, "") if turn.kind == "call" else ""
@@ -330,7 +318,7 @@ class BfclEnvironment:
 
     def _run(self, jobs: Mapping[int, Job]) -> dict[int, dict[str, Any]]:
         """Return the workers' replies; those to jobs that crashed before are made up."""
-        names = {index: bytes.fromhex(digest([job.state, job.message.get("call")])) for index, job in jobs.items()}
+        names = {index: bytes.fromhex(digest([job.state, asked(job)])) for index, job in jobs.items()}
         replies: dict[int, dict[str, Any]] = {
             index: {"error": "it crashed before"} for index in jobs if names[index] in self._crashed
         }
@@ -352,34 +340,29 @@ class BfclEnvironment:
         """Append a crash to the log."""
         if self._crash_log is None:
             return
-        row = {"hash": name.hex(), "reason": reason, "task": job.message["task"]["id"], "call": job.message.get("call")}
+        row = {"hash": name.hex(), "reason": reason, "task": job.message["task"]["id"], **asked(job)}
         try:
             with open(self._crash_log, "a") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:  # a full disk costs the log a row, and no more
             log.warning("cannot write to %s: %s", self._crash_log, error)
 
-    def _mismatch(self, episode: Episode, reply: dict[str, Any]) -> ReplayMismatch:
-        """Return where a replay went another way."""
-        recorded = [turn.observation for turn in episode.turns if turn.kind == "call"]
-        if "error" in reply:
-            return ReplayMismatch(len(recorded), "", reply["error"])
-        index = reply["mismatch"]["index"]
-        return ReplayMismatch(index, recorded[index], reply["mismatch"]["replayed"])
-
     def _broken(self, episode: Episode, turn: Turn, reply: dict[str, Any]) -> StepResult:
         """Return the end of an episode whose worker crashed in this turn, or whose past cannot be brought about again."""
         if "mismatch" in reply:
+            index, replayed = reply["mismatch"]["index"], reply["mismatch"]["replayed"]
+            recorded = [turn.observation for turn in episode.turns if turn.kind == "call"]
             ended = dataclasses.replace(episode, how="mismatch")
-            return StepResult(ended, "", False, True, self._mismatch(episode, reply))
+            return StepResult(ended, "", False, True, ReplayMismatch(index, recorded[index], replayed))
         return StepResult(Episode(episode.task_id, (*episode.turns, turn), "crashed"), "", False, True)
+
+
+def asked(job: Job) -> dict[str, Any]:
+    """Return what a job does in its state: a call, or the verdict on a request, counted from 1; a crash is known by it."""
+    message = job.message
+    return {"call": message["call"]} if "call" in message else {"judge": len(message["judge"]["truth"])}
 
 
 def plain(requests: Sequence[Sequence[Call]]) -> list[list[list[Any]]]:
     """Return calls by request as JSON values."""
     return [[[call.name, call.arguments] for call in calls] for calls in requests]
-
-
-def digest(value: Any) -> str:
-    """Return a short name of a JSON value."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]

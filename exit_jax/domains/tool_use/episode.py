@@ -41,7 +41,6 @@ class Verdict:
 
     states_equal: bool
     calls_contained: bool  # in the calls made so far
-    calls_in_request: bool  # in those made for this request: stricter than either rule
     official: bool | None = (
         None  # BFCL's checker, of all requests up to this one; None in a world that has no other rule
     )
@@ -143,18 +142,6 @@ class Stats:
     num_replayed: int = 0  # recorded calls made again because no worker at hand had the state
     num_mismatches: int = 0
     num_crashed: int = 0
-
-
-def dump(episode: Episode) -> str:
-    """Return an episode as one line of JSON."""
-    return json.dumps(dataclasses.asdict(episode))
-
-
-def load(text: str) -> Episode:
-    """Return the episode of a line of JSON."""
-    fields = json.loads(text)
-    turns = (turn | {"verdict": turn["verdict"] and Verdict(**turn["verdict"])} for turn in fields["turns"])
-    return Episode(fields["task_id"], tuple(Turn(**turn) for turn in turns), fields["how"])
 
 
 def system_prompt(task: Task, markers: Markers = MARKERS) -> str:

@@ -273,13 +273,6 @@ class TinyWorld:
                 self.stats.num_judged += kind == "finished"
         return results
 
-    def replay_many(self, episodes: Sequence[Episode]) -> list[ReplayMismatch | None]:
-        """Make the recorded calls of episodes again; None where they return the same."""
-        found = [replayed if isinstance(replayed, ReplayMismatch) else None for replayed in map(self.replay, episodes)]
-        with self._lock:
-            self.stats.num_mismatches += sum(mismatch is not None for mismatch in found)
-        return found
-
     def replay(self, episode: Episode) -> State | ReplayMismatch:
         """Return the state that an episode's calls lead to, or the first that returns something else than is recorded."""
         state = copy_state(self.tasks[episode.task_id].initial_config)
@@ -321,7 +314,6 @@ class TinyWorld:
         return Verdict(
             states_equal=state == self.true_states(task)[request + 1],
             calls_contained=among([call for calls in made for call in calls], true),
-            calls_in_request=among(list(made[-1]), true),
         )
 
     def true_states(self, task: Task) -> list[State]:

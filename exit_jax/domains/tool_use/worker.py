@@ -6,7 +6,7 @@ a cache, and one that is missing is rebuilt by making those calls again and comp
 
     {"task": {"id", "initial_config", "involved_classes"}, "history": [[name, arguments, observation], ...], "key": ...}
 
-asks for a state and no more; ``"call": [name, arguments]`` makes a call there, and ``"judge": {"made", "truth", "truth_texts",
+names a state; ``"call": [name, arguments]`` makes a call there, and ``"judge": {"made", "truth", "truth_texts",
 "official"}`` compares with the ground truth. Nothing is evaluated: methods are looked up by name among an API's public
 ones, and the official checker's ``eval`` is replaced by a function that takes literals only.
 
@@ -31,7 +31,7 @@ from typing import Any
 
 MAX_STATES = 512
 MAX_OBSERVATION_CHARS = 8000
-WALL_FACTOR = 4.0
+WALL_FACTOR = 4.0  # seconds by the clock for each of processor time
 CATEGORY = "multi_turn_base"
 APIS = (
     "GorillaFileSystem",
@@ -244,7 +244,6 @@ def judge(backends: Backends, state: dict, job: dict) -> dict:
     verdict = {
         "states_equal": states_equal(state, true_state),
         "calls_contained": contains(backends, state, list(itertools.chain(*made)), truth[-1]),
-        "calls_in_request": contains(backends, state, made[-1], truth[-1]),
         "official": official,
         "official_error": official_error,
     }
@@ -333,7 +332,7 @@ def answer(backends: Backends, cache: Cache, job: dict) -> dict[str, Any]:
 
 
 def digest(value) -> str:
-    """Return a short name of a JSON value; bfcl.py has the same."""
+    """Return a short name of a JSON value."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
 
 
