@@ -95,7 +95,8 @@ def finished(config: Config, folder: pathlib.Path) -> dict | None:
         held = {}
     if configs.scientific(held) != configs.scientific(config):
         configs.open_workdir(folder, config)  # raises; else it would record today's versions for a run of yesterday's
-    trained, wanted = held["run"]["num_iterations"], config.run.num_iterations
+    steps = [int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()]
+    trained, wanted = max(steps, default=0), config.run.num_iterations
     if trained != wanted:
         raise ConfigError(
             f"{folder} holds a finished run of run.num_iterations = {trained}, not {wanted}; "

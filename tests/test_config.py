@@ -186,6 +186,8 @@ def fake_study(tmp_path):
         def run(config, folder):
             open_workdir(folder, config)
             ran.append((config.variant, config.seed))
+            if config.run.num_iterations:  # the base policy leaves none
+                (folder / "checkpoints" / str(config.run.num_iterations)).mkdir(parents=True, exist_ok=True)
             result = fake_evaluation(
                 {"base": 0.0, "grpo": 0.1, "exit": 0.4}[config.variant] + config.seed / 10, to_dict(config)["eval"]
             )

@@ -36,7 +36,6 @@ def reward(kind: str, quality: Array, valid: Array, before: Array, mode: Array) 
 
 def learnability(outcome: Array) -> Array:
     """Return S [B], the (population) variance of outcomes [B, G] in [0, 1] within each group: from 0, of equal ones, to 1/4."""
-    equal = outcome.max(axis=1) == outcome.min(
-        axis=1
-    )  # their mean may be off by an ulp, which would rank them in the buffer
+    # the mean of equal outcomes may be off by an ulp, which would rank them in the buffer
+    equal = outcome.max(axis=1) == outcome.min(axis=1)
     return jnp.where(equal, 0.0, jnp.var(outcome, axis=1))
