@@ -5,16 +5,26 @@
 Any field of the config can be set on the command line: --config.algorithm.group_size=16.
 """
 
+import json
 import logging
 import pathlib
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from exit_jax.config import Config, ConfigError, domain_fields, open_workdir, scientific, validate, write_json
+from exit_jax.config import (
+    Config,
+    ConfigError,
+    domain_fields,
+    holds_run,
+    open_workdir,
+    scientific,
+    validate,
+    write_json,
+)
 from exit_jax.domains.domain import DomainError, GradingError
 from exit_jax.metrics import Timing
 
@@ -42,6 +52,7 @@ def run_experiment(config: Config, workdir: pathlib.Path) -> dict:
     from exit_jax.train import record_buffer, train
 
     workdir = open_workdir(workdir, config)
+    check_tasks(config, workdir, {"train", *config.eval.splits})
     timing = Timing()
     with timing.phase("train"):
         state, params = train(config, workdir)
@@ -59,12 +70,35 @@ def reopen_workdir(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     return open_workdir(workdir, config)
 
 
+def check_tasks(config: Config, workdir: pathlib.Path, splits: Collection[str]) -> None:
+    """Check that the tasks of a run are still those of its ``tasks.json``, which is made where it does not name them.
+
+    Raises:
+      ConfigError: if they are others, as where data were prepared anew: histories name their task by its number.
+    """
+    from exit_jax.parallel import hosts
+    from exit_jax.programs import tasks_digest
+
+    file = workdir / "tasks.json"
+    held = json.loads(file.read_text()) if holds_run(workdir) and file.exists() else {}
+    found = {split: tasks_digest(config, split) for split in sorted(splits)}
+    changed = [split for split in found if held.get(split, found[split]) != found[split]]
+    if changed:
+        raise ConfigError(
+            f"{workdir} was begun with other tasks of {', '.join(changed)}: its data or tokenizer were made anew, or another "
+            "folder is named; restore them, or choose another --workdir"
+        )
+    if hosts.is_lead():
+        write_json(file, held | found)
+
+
 def evaluate_workdir(config: Config, workdir: pathlib.Path) -> dict:
     """Evaluate the newest policy of a workdir."""
     from exit_jax.evaluate import evaluate
     from exit_jax.train import restore_params
 
     workdir = reopen_workdir(config, workdir)
+    check_tasks(config, workdir, set(config.eval.splits))
     params = restore_params(config, workdir)
     if params is None:
         raise ConfigError(f"{workdir} holds no checkpoint; train first, or name the right --workdir")

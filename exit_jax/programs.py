@@ -17,7 +17,7 @@ from exit_jax.algorithm.iteration import init_state, iterate, learn
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.selection import select, stream
 from exit_jax.algorithm.types import Array, Grades, History, Instances, Metrics, Params, Rollouts, State, pytree
-from exit_jax.config import Config, ConfigError, OptimizerConfig, StudyConfig
+from exit_jax.config import Config, ConfigError, OptimizerConfig, StudyConfig, digest
 from exit_jax.domains.domain import ENDS, Domain, Environment, blank_grades
 from exit_jax.episodes import Played, TurnPrograms, play
 from exit_jax.parallel import hosts
@@ -85,6 +85,13 @@ def decoder_config(config: Config) -> DecoderConfig:
             "matches the domain's tokenizer"
         )
     return dataclasses.replace(config.policy, vocab_size=size)
+
+
+def tasks_digest(config: Config, split: str) -> str:
+    """Return a hash of a split's tasks, with what their answers are held against; the same config may name other data later."""
+    domain = make_domain(config.domain_name, config.domain)
+    tasks = jax.device_get(domain.tasks(split))
+    return digest([tasks.tokens.tolist(), tasks.lengths.tolist(), [dict(about) for about in domain.about(split)]])
 
 
 def split_params(config: Config, params: Params) -> tuple[Params, Params | None]:

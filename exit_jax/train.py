@@ -23,7 +23,7 @@ from exit_jax.metrics import MetricsWriter, Progress
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder
-from exit_jax.programs import Flight, Given, decoder_config, make_domain, make_program, make_reshard
+from exit_jax.programs import Flight, Given, decoder_config, make_domain, make_program, make_reshard, tasks_digest
 
 MAX_FAULTS = 3  # iterations in a row in which grading failed
 
@@ -197,6 +197,7 @@ def warm_start(config: Config, workdir: pathlib.Path, frozen: Params | None) -> 
     recipe = configs.scientific(config) | {"seed": seed, "warm_start.seed": -1}  # whichever of the two fields gave it
     recipe = {name: recipe[name] for name in recipe if name.partition(".")[0] in configs.WARM_START_DEPENDS_ON}
     recipe["demonstrations"] = make_domain(config.domain_name, config.domain).demonstrations_id
+    recipe["tasks"] = tasks_digest(config, "train")
     root = pathlib.Path(config.run.warm_start_dir or workdir / "warm_start").expanduser().absolute()
     folder = root / configs.digest(recipe)
     folder.mkdir(parents=True, exist_ok=True)
