@@ -91,8 +91,7 @@ class Checkpoints:
         except Exception:  # as in restore_latest
             found = None
         held, asked = leaf_types(found), leaf_types(abstract)
-        different = [] if found is None else sorted(held.items() ^ asked.items())
-        names = list(dict.fromkeys(name for name, _ in different))
+        names = [] if found is None else sorted(name for name in held | asked if held.get(name) != asked.get(name))
         if not hosts.agree(bool(names)):
             return
         rows = [f"{name}: {held.get(name, 'absent')} there, {asked.get(name, 'absent')} here" for name in names]

@@ -438,7 +438,9 @@ def test_a_signal_during_the_last_save_stops_the_run(tmp_path, monkeypatch):
     assert int(train.train(quick(), tmp_path)[0].step) == 5
 
 
-def test_signals_act_as_usual_before_the_loop_and_the_second_time(tmp_path, monkeypatch):
+def test_signals_act_as_usual_before_the_loop_and_the_second_time(tmp_path, monkeypatch, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with monkeypatch.context() as patch:
         raise_in(patch, "restore_latest", signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
