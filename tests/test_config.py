@@ -1,5 +1,6 @@
 """Every fault of a config is found before anything compiles, all of them at once."""
 
+import json
 import os
 import pathlib
 import runpy
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from exit_jax.config import ConfigError, open_workdir, scientific, to_dict, validate, write_json
+from exit_jax.main import check_tasks
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.study import half_width, study, summarise, table
 from exit_jax.summary import Chains, Outcome, mean_of
@@ -263,6 +265,22 @@ def test_a_study_does_not_take_the_runs_of_another_experiment(fake_study, field,
 def test_interval_is_students():
     """For differences 1, 2, 3: s = 1, t(2 df) = 4.303, so the half width is 4.303 / sqrt(3) = 2.484."""
     assert half_width(np.array([[1.0], [2.0], [3.0]]))[0] == pytest.approx(2.484, abs=1e-3)
+
+
+def test_a_run_notices_other_tasks(tmp_path):
+    """Of the splits that it has met: a split that is evaluated later is recorded then."""
+    given = content()
+    config = validate(given, 1)
+    given.domain.num_train //= 2
+    other = validate(given, 1)
+    check_tasks(config, tmp_path, {"train"})
+    check_tasks(other, tmp_path, {"train"})  # nothing was left by the first
+    check_tasks(config, tmp_path, {"train"})
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    check_tasks(config, tmp_path, {"train", "test"})
+    with pytest.raises(ConfigError, match=r"begun with other tasks of train: .* choose another --workdir"):
+        check_tasks(other, tmp_path, {"train", "test"})
+    assert sorted(json.loads((tmp_path / "tasks.json").read_text())) == ["test", "train"]
 
 
 def test_a_single_seed_has_no_spread():
