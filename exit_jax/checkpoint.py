@@ -150,13 +150,12 @@ def _wait_for_lock(folder: pathlib.Path, held: contextlib.ExitStack) -> None:
 
 
 def _try_lock(file: TextIO) -> bool:
+    """Return whether the file is ours, or on a file system that knows no locks: there runs must not share a folder."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except (
-        OSError
-    ):  # some file systems know no locks; there, as without one, runs are not to share a folder at one time
+    except OSError:
         pass
     return True
 
