@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -91,7 +92,8 @@ def tasks_digest(config: Config, split: str) -> str:
     """Return a hash of a split's tasks, with what their answers are held against; the same config may name other data later."""
     domain = make_domain(config.domain_name, config.domain)
     tasks = jax.device_get(domain.tasks(split))
-    return digest([tasks.tokens.tolist(), tasks.lengths.tolist(), [dict(about) for about in domain.about(split)]])
+    arrays = [hashlib.sha256(array.astype("<i4").tobytes()).hexdigest() for array in (tasks.tokens, tasks.lengths)]
+    return digest([arrays, [dict(about) for about in domain.about(split)]])
 
 
 def split_params(config: Config, params: Params) -> tuple[Params, Params | None]:
