@@ -366,7 +366,7 @@ print("a fault of mine")
 sys.exit(7)
 """
     began = time.monotonic()
-    run = start(tmp_path, child, "x", GRACE="1")
+    run = start(tmp_path, child, "x", GRACE="3")  # bash counts whole seconds: 2 to 3
     _, err = run.communicate(timeout=30)
     assert run.returncode == 7
     assert time.monotonic() - began < 20

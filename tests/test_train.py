@@ -79,6 +79,22 @@ def test_resume_is_bitwise(whole, tmp_path):
     assert rows(tmp_path) == rows(workdir)
 
 
+def test_a_signal_saves_and_stops_behind_the_call_in_hand(whole, tmp_path, monkeypatch):
+    write = train.MetricsWriter.write
+
+    def told(self, step, metrics, extra):
+        if "reward" in metrics:
+            monkeypatch.undo()  # once: the next one would end pytest
+            os.kill(os.getpid(), signal.SIGTERM)
+        return write(self, step, metrics, extra)
+
+    monkeypatch.setattr(train.MetricsWriter, "write", told)
+    with pytest.raises(train.Interrupted, match="stopped at train step 5"):
+        train.train(smoke(), tmp_path)
+    assert_same(whole[0], train.train(smoke(), tmp_path)[0])
+    assert rows(tmp_path) == rows(whole[1])
+
+
 def test_calls_that_overshoot_the_end_are_refused(tmp_path):
     train.train(smoke(num_iterations=10), tmp_path)[0]
     with pytest.raises(ConfigError, match="divisor of 20"):
@@ -252,6 +268,7 @@ def test_grading_on_the_host_changes_nothing(whole, tmp_path):
     for ours, theirs in zip(recorded, rows(whole[1])):
         assert ours.pop("grading_faults") == 0
         for name in theirs:
+            assert (ours[name] is None) == (theirs[name] is None), name
             np.testing.assert_allclose(ours[name] or 0.0, theirs[name] or 0.0, rtol=1e-4, atol=1e-4, err_msg=name)
     assert int(on_host.step) == 3
 
@@ -261,6 +278,7 @@ def test_fewer_slots_than_rollouts_change_nothing(whole, tmp_path):
     train.train(smoke(sampler_slots=3, steps_per_call=1, num_iterations=3, checkpoint_every=3), tmp_path)
     for ours, theirs in zip(rows(tmp_path), rows(whole[1])):
         for name in theirs:
+            assert (ours[name] is None) == (theirs[name] is None), name
             np.testing.assert_allclose(ours[name] or 0.0, theirs[name] or 0.0, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
@@ -275,6 +293,7 @@ def test_buckets_change_nothing_but_widths(tmp_path):
         recorded.append(rows(tmp_path / name))
     for one, two in zip(*recorded, strict=True):
         for name in one:
+            assert (one[name] is None) == (two[name] is None), name
             np.testing.assert_allclose(one[name] or 0.0, two[name] or 0.0, rtol=1e-4, atol=1e-4, err_msg=name)
     config = smoke(changes=changes | {"run.prompt_buckets": (8,)}, **per_step)
     steps = programs.make_program(config).steps

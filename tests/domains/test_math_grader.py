@@ -76,7 +76,7 @@ def is_running(pid: int) -> bool:
     """Return whether a process is there and not a zombie."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter if it is buried between open and read
         return False
 
 

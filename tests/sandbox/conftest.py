@@ -53,11 +53,11 @@ def mark():
 
 
 def named(name: str) -> list[int]:
-    """Return the processes on this machine that have a name."""
+    """Return the processes on this machine that have a name, and are not dead: who buries orphans may be slow, or nobody."""
     found = []
     for path in pathlib.Path("/proc").glob("[0-9]*/comm"):
         try:
-            if path.read_text().strip() == name:
+            if path.read_text().strip() == name and "\nState:\tZ" not in path.with_name("status").read_text():
                 found.append(int(path.parent.name))
         except OSError:
             continue
