@@ -21,6 +21,7 @@ from exit_jax.policy.hf.export import export
 ROOT = pathlib.Path(__file__).parents[1]
 CALLS = ("pwd", "ls", "displayCarStatus")
 SETTINGS = {
+    "domain.train_split": "tuning",  # to evaluate on "validation", which "train" contains
     "domain.observation_role": "user",
     "domain.prompt_width": 4608,
     "domain.max_context_tokens": 4160,

@@ -224,6 +224,9 @@ def test_faults_are_told(data_dir):
         tools.Tools(tiny_tools(data_dir, domain__max_context_tokens=4).domain).tasks("train")
     with pytest.raises(ValueError, match="train_split = 'tuning'"):
         tiny_tools(data_dir, domain__train_split="tuning")
+    bfcl = dataclasses.replace(tiny_tools(data_dir).domain, world="bfcl", tokenizer="any")
+    assert bfcl.splits == ("train", "test"), "validation is a part of train"
+    assert dataclasses.replace(bfcl, train_split="tuning").splits == ("train", "validation", "test")
 
 
 def test_training_resumes_exactly_and_evaluates(data_dir, tmp_path):
