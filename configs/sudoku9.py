@@ -2,7 +2,7 @@
 
     python -m exit_jax.main --config configs/sudoku9.py:variant=exit,seed=0
 
-Takes the arguments of configs/sudoku.py. Puzzles have 36-50 clues, 36-70 in the setting control. A policy of 19M parameters
+Takes the arguments of configs/sudoku.py. Puzzles have 36-50 clues, 36-70 in the setting control. A policy of 18M parameters
 and up to 8 edits a response; not yet run to the end by us, so there is no score to expect. Generating the puzzles takes a
 minute on the host at each start.
 """

@@ -8,6 +8,7 @@ Any field of the config can be set on the command line: --config.algorithm.group
 import json
 import logging
 import pathlib
+import re
 import runpy
 import sys
 from collections.abc import Collection, Sequence
@@ -165,7 +166,7 @@ def main(_) -> int:
     from exit_jax.export import export_policy
     from exit_jax.parallel import hosts
     from exit_jax.report import report
-    from exit_jax.study import study
+    from exit_jax.study import BASE, study
     from exit_jax.train import Interrupted
 
     for noisy in ("absl", "jax"):  # they report probes for a TPU, and failed saves by a page of traceback
@@ -180,6 +181,8 @@ def main(_) -> int:
             hosts.initialize()
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"cannot join the other processes: {error}") from error
+        if "variant" in config_flags.get_override_values(FLAGS["config"]):
+            raise ConfigError("--config.variant changes the name alone; say --config <file>:variant=<variant>")
         # a report is drawn on any machine, whatever mesh the runs were on
         config = validate(_CONFIG.value, None if _MODE.value == "report" else jax.device_count())
         suffix = "-study" if _MODE.value == "study" else f"-{config.variant}-seed{config.seed}"
@@ -199,7 +202,7 @@ def main(_) -> int:
             check_overrides(variants, seeds)
             study(make_study_config, variants, seeds, workdir, run_experiment)
             print((workdir / "study.md").read_text())
-            runs = [workdir / variant / f"seed{seed}" for variant in variants for seed in seeds]
+            runs = [workdir / variant / f"seed{seed}" for variant in (BASE, *variants) for seed in seeds]
             print(f"report: {report(workdir, runs)}")
         else:
             runs = [pathlib.Path(run) for run in _RUNS.value] or [workdir]
@@ -232,7 +235,13 @@ def show(results: dict) -> None:
 def parse_flags(args: list[str]) -> list[str]:
     """Parse the command line; a config file or an override that it cannot take is one line and exit status 2."""
     try:
-        return app.parse_flags_with_usage(args)
+        rest = FLAGS(args)
+        _ = _CONFIG.value  # a file that is not there is missed here
+        return rest
+    except flags.Error as error:  # of a config file that raises, its whole traceback
+        said = str(error).strip().splitlines()[-1]
+        print(f"error: {re.sub(r'^[A-Za-z]+Error: ', '', said)}", file=sys.stderr)
+        sys.exit(2)
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         lines = str(error).strip("\"'").replace("\\n", "\n").replace("\\'", "'")
         print(f"error: --config: {lines}", file=sys.stderr)

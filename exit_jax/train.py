@@ -25,6 +25,7 @@ from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder
 from exit_jax.programs import Flight, Given, decoder_config, make_domain, make_program, make_reshard, tasks_digest
 
+FINITE = ("grad_norm", "warm_start/loss")  # metrics that are numbers as long as the parameters are
 MAX_FAULTS = 3  # iterations in a row in which grading failed
 
 
@@ -59,7 +60,7 @@ def run_loop(
     Raises:
       Interrupted: after SIGINT or SIGTERM in the loop, once the state is saved. Until it begins there is nothing to save, and
         signals act as usual.
-      ConfigError: if what is saved is beyond ``total``, or calls of ``run.steps_per_call`` do not end there.
+      ConfigError: if training diverges, what is saved is beyond ``total``, or calls of ``run.steps_per_call`` do not end there.
       GradingError: if grading failed as a whole MAX_FAULTS times in a row.
     """
     with contextlib.closing(Checkpoints(folder, config.run.keep_checkpoints)) as checkpoints:
@@ -93,6 +94,12 @@ def run_loop(
                     metrics = jax.device_get(metrics)
                 secs = time.monotonic() - started
                 done = len(next(iter(metrics.values())))
+                diverged = [name for name in FINITE if not np.isfinite(metrics.get(name, 0.0)).all()]
+                if diverged:
+                    raise ConfigError(
+                        f"{title} diverged by step {step + len(metrics[diverged[0]])}: {diverged[0]} is not finite; a lower "
+                        "learning rate may help, in another --workdir"
+                    )
                 row = writer.write(step + 1, metrics, _rates(config, metrics, done / secs))
                 step += done
                 faults = faults + 1 if row.get("grading_faults") else 0

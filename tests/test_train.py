@@ -322,6 +322,13 @@ def test_a_grading_fault_is_a_value(monkeypatch, caplog):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-3)
 
 
+def test_a_run_that_diverges_ends_before_it_is_saved(tmp_path):
+    config = smoke(changes={"optimizer.learning_rate": 1e30}, num_iterations=10, checkpoint_every=5)
+    with pytest.raises(ConfigError, match="train diverged by step 5: grad_norm is not finite"):
+        train.train(config, tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
 def test_three_failures_to_grade_in_a_row_stop_a_run(monkeypatch, tmp_path):
     """One alone does not; what stopped goes on where it was saved, once the fault is mended."""
     config = smoke(changes={"domain.on_host": True}, steps_per_call=1, num_iterations=6, checkpoint_every=1)
