@@ -172,6 +172,9 @@ def main(_) -> int:
     for noisy in ("absl", "jax"):  # they report probes for a TPU, and failed saves by a page of traceback
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     try:
+        file, *_ = config_flags.get_config_filename(FLAGS["config"]).partition(":")
+        if not pathlib.Path(file).is_file():
+            raise ConfigError(f"--config: there is no file {file}; name one such as configs/sudoku.py")
         if _MODE.value == "compile":
             return compile_config()
         if _MODE.value == "data":
@@ -235,9 +238,7 @@ def show(results: dict) -> None:
 def parse_flags(args: list[str]) -> list[str]:
     """Parse the command line; a config file or an override that it cannot take is one line and exit status 2."""
     try:
-        rest = FLAGS(args)
-        _ = _CONFIG.value  # a file that is not there is missed here
-        return rest
+        return FLAGS(args)
     except flags.Error as error:  # of a config file that raises, its whole traceback
         said = str(error).strip().splitlines()[-1]
         print(f"error: {re.sub(r'^[A-Za-z]+Error: ', '', said)}", file=sys.stderr)
