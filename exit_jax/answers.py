@@ -30,7 +30,8 @@ def fingerprint(params: Params) -> str:
 
 def open_stored(config: Config, params: Params, workdir: pathlib.Path, split: str, name: str, **recipe) -> "Stored":
     """Open ``answers/<name>.jsonl``, emptied if it is another policy's or made by other settings."""
-    settings = {k: v for k, v in configs.to_dict(config)["eval"].items() if k not in OPERATIONAL}
+    settings = configs.without_defaults(configs.EvalConfig, configs.to_dict(config)["eval"])
+    settings = {k: v for k, v in settings.items() if k not in OPERATIONAL}
     domain = {name: value for name, value in configs.scientific(config).items() if name.startswith("domain.")}
     header = {"split": split, "policy": fingerprint(params), "recipe": configs.digest(settings | domain | recipe)}
     return Stored(workdir / "answers" / f"{name}.jsonl", header)

@@ -22,7 +22,9 @@ import ml_collections
 
 from exit_jax.algorithm.types import ExItConfig
 from exit_jax.domains import DOMAINS
+from exit_jax.domains.domain import field_defaults
 from exit_jax.embedding.embed import EncoderConfig
+from exit_jax.errors import UserError
 from exit_jax.parallel import hosts
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.policy import attention
@@ -145,7 +147,7 @@ OPERATIONAL = (
 WARM_START_DEPENDS_ON = ("seed", "checkpoint", "policy", "warm_start", "domain_name")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config or a workdir that cannot be used; the message lists every fault and its remedy."""
 
 
@@ -227,25 +229,21 @@ def _parse(cls, values, path: str, faults: list[str]) -> typing.Any:
     if not isinstance(values, Mapping):
         faults.append(f"{path} = {values!r} is not a group of fields")
         return None
-    types = typing.get_type_hints(cls)
+    types, defaults = field_types(cls, values), field_defaults(cls)
     names = [field.name for field in dataclasses.fields(cls)]
-    if cls is Config:
-        domain = values.get("domain_name")
-        if domain not in DOMAINS:
-            faults.append(f"{path}.domain_name = {domain!r} is not one of {tuple(DOMAINS)}")
-            names.remove("domain")
-        else:
-            types["domain"] = DOMAINS[domain][0]
+    if cls is Config and values.get("domain_name") not in DOMAINS:
+        faults.append(f"{path}.domain_name = {values.get('domain_name')!r} is not one of {tuple(DOMAINS)}")
+        names.remove("domain")
     for unknown in sorted(set(values) - set(names) - {"domain"}):
         near = difflib.get_close_matches(unknown, names, n=1)
         faults.append(f"{path}.{unknown} is unknown" + (f"; did you mean {near[0]}?" if near else ""))
     before = len(faults)
     fields = {}
     for name in names:
-        if name not in values:
-            faults.append(f"{path}.{name} is missing")
-        else:
+        if name in values:
             fields[name] = _convert(types[name], values[name], f"{path}.{name}", faults)
+        elif name not in defaults:
+            faults.append(f"{path}.{name} is missing")
     if len(faults) > before:
         return None
     try:
@@ -253,6 +251,14 @@ def _parse(cls, values, path: str, faults: list[str]) -> typing.Any:
     except (TypeError, ValueError) as error:
         faults.append(str(error))
         return None
+
+
+def field_types(cls, values: Mapping) -> dict[str, typing.Any]:
+    """Return the types of a group's fields; those of ``domain`` are the named domain's."""
+    types = typing.get_type_hints(cls)
+    if cls is Config and values.get("domain_name") in DOMAINS:
+        types["domain"] = DOMAINS[values["domain_name"]][0]
+    return types
 
 
 def _convert(kind, value, path: str, faults: list[str]):
@@ -515,16 +521,32 @@ def holds_run(workdir: pathlib.Path) -> bool:
 
 
 def scientific(config: Config | dict) -> dict[str, typing.Any]:
-    """Return the fields that determine the experiment, flat, by dotted name."""
-    content = config if isinstance(config, dict) else to_dict(config)
+    """Return the fields that determine the experiment, flat, by dotted name; those at their default are left out."""
+    content = without_defaults(Config, config if isinstance(config, dict) else to_dict(config))
     free = tuple(f"{name}." for name in OPERATIONAL)
     return {key: value for key, value in _flatten(content).items() if not f"{key}.".startswith(free)}
+
+
+def without_defaults(cls, content: Mapping) -> dict[str, typing.Any]:
+    """Return a group without the fields that are at their default: a run of before a field existed has that default.
+
+    So a new field with a default changes no hash and orphans no run; a default must never change.
+    """
+    types, defaults = field_types(cls, content), field_defaults(cls)
+    kept = {}
+    for name, value in content.items():
+        kind = types.get(name)
+        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+            kept[name] = without_defaults(kind, value)
+        elif name not in defaults or json.dumps(value) != json.dumps(defaults[name]):
+            kept[name] = value
+    return kept
 
 
 def _require_same_science(ours: dict, theirs: dict, path: pathlib.Path) -> None:
     mine, held = scientific(ours), scientific(theirs)
     different = [
-        f"{key}: {held.get(key, 'absent')!r} there, {mine.get(key, 'absent')!r} here"
+        f"{key}: {held.get(key, 'the default')!r} there, {mine.get(key, 'the default')!r} here"
         for key in sorted(mine.keys() | held.keys())
         if mine.get(key) != held.get(key)
     ]

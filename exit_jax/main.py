@@ -26,7 +26,8 @@ from exit_jax.config import (
     validate,
     write_json,
 )
-from exit_jax.domains.domain import DomainError, GradingError
+from exit_jax.domains.domain import GradingError
+from exit_jax.errors import UserError
 from exit_jax.metrics import Timing
 
 FLAGS = flags.FLAGS
@@ -210,7 +211,7 @@ def main(_) -> int:
         else:
             runs = [pathlib.Path(run) for run in _RUNS.value] or [workdir]
             print(f"report: {report(workdir, runs)}")
-    except (ConfigError, DomainError) as error:
+    except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
     except GradingError as error:

@@ -1,5 +1,6 @@
 """Every fault of a config is found before anything compiles, all of them at once."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,7 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from exit_jax.config import ConfigError, open_workdir, scientific, to_dict, validate, write_json
+from exit_jax import config as configs
+from exit_jax.config import Config, ConfigError, EvalConfig, open_workdir, scientific, to_dict, validate, write_json
 from exit_jax.main import check_tasks
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.study import half_width, study, summarise, table
@@ -304,3 +306,26 @@ def test_a_study_of_scores_shows_them_by_k_and_leaves_out_what_no_run_has():
     assert "| accuracy | k=0" in table(summarise(plain))
     differences = text[text.index("minus GRPO") :]
     assert differences.splitlines()[2].endswith("| +0.250 |")
+
+
+def test_a_field_with_a_default_may_be_left_out_and_orphans_no_run(tmp_path, monkeypatch):
+    """A field that a later version adds: old config files and old workdirs read as its default, and hashes stay."""
+    settings = content()
+    plain = validate(settings, 1)
+    open_workdir(tmp_path, plain)
+    (tmp_path / "train.jsonl").write_text("{}\n")
+
+    @dataclasses.dataclass(frozen=True)
+    class Wider(EvalConfig):
+        num_votes: int = 3
+
+    monkeypatch.setitem(Config.__annotations__, "eval", Wider)
+    monkeypatch.setattr(configs, "OPERATIONAL", tuple(name for name in configs.OPERATIONAL if name != "eval"))
+    known = validate(settings, 1)
+    assert known.eval.num_votes == 3
+    assert "eval.num_votes" not in scientific(known)
+    assert scientific(known) == scientific(plain)
+    assert open_workdir(tmp_path, known) == tmp_path
+    settings.eval.num_votes = 4
+    with pytest.raises(ConfigError, match=r"eval.num_votes: 'the default' there, 4 here"):
+        open_workdir(tmp_path, validate(settings, 1))

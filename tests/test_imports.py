@@ -21,6 +21,7 @@ FLOORS = (
     ("policy",),
     ("parallel",),
     ("algorithm",),
+    ("errors",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from exit_jax.algorithm.prompts import Template
 from exit_jax.algorithm.types import Array, Grades, History, Instances, Rollouts
+from exit_jax.errors import UserError
 
 
-class DomainError(ValueError):
+class DomainError(UserError):
     """Tasks that cannot be had as they were asked for; the message says what to change."""
 
 
@@ -86,6 +87,22 @@ class Domain:
     timings: tuple[str, ...] = ()  # those notes that may differ where a response is graded again
     environment: Environment | None = None  # of tasks of several turns, in training
     test_environment: Environment | None = None  # and in evaluation
+
+
+def field_defaults(cls) -> dict[str, Any]:
+    """Return the defaults of a dataclass of settings by name, of those fields that have one."""
+    plain = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+    made = {
+        f.name: f.default_factory() for f in dataclasses.fields(cls) if f.default_factory is not dataclasses.MISSING
+    }
+    return plain | made
+
+
+def settings_id(config: Any, leave_out: Sequence[str] = ()) -> str:
+    """Return a text that names a domain's settings, but for those left out and those at their default."""
+    defaults = field_defaults(type(config))
+    told = {name: value for name, value in vars(config).items() if name not in leave_out}
+    return repr({name: value for name, value in told.items() if name not in defaults or value != defaults[name]})
 
 
 def blank_grades(domain: Domain, instances: Instances, rollouts: Rollouts) -> Grades:

@@ -15,7 +15,7 @@ import numpy as np
 
 from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, Grades, History, Instances, Rollouts
 from exit_jax.domains import tokenizer
-from exit_jax.domains.domain import Domain, DomainError
+from exit_jax.domains.domain import Domain, DomainError, settings_id
 from exit_jax.domains.math import arithmetic, data
 from exit_jax.domains.math.data import Problem
 from exit_jax.domains.math.grader import Grader
@@ -285,7 +285,6 @@ def make_domain(config: MathConfig) -> Domain:
       DomainError: if the tokenizer cannot be had, or the prompts do not fit.
     """
     math = Math(config)
-    taught = {name: value for name, value in vars(config).items() if name not in NOT_TAUGHT}
     return Domain(
         name=config.data,
         splits=config.splits,
@@ -307,7 +306,7 @@ def make_domain(config: MathConfig) -> Domain:
         on_host=True,
         complete=None,
         demonstrations=math.demonstrations,
-        demonstrations_id=repr(taught),
+        demonstrations_id=settings_id(config, NOT_TAUGHT),
         describe=math.solutions,
         answers=math.answers,
         texts=math.texts,

@@ -33,7 +33,7 @@ from exit_jax.algorithm.types import (
     Instances,
     Rollouts,
 )
-from exit_jax.domains.domain import Domain, DomainError
+from exit_jax.domains.domain import Domain, DomainError, settings_id
 from exit_jax.domains.ml_engineering import embedded, fragments, mlebench_adapter, prompts, submissions, tokenizer
 from exit_jax.domains.ml_engineering.competitions import Competition
 from exit_jax.domains.ml_engineering.previews import preview
@@ -464,7 +464,6 @@ def make_domain(config: MleConfig) -> Domain:
       DomainError: if the tokenizer or a competition cannot be had, or the prompts do not fit.
     """
     mle = MlEngineering(config)
-    taught = {name: value for name, value in vars(config).items() if name not in NOT_TAUGHT}
     return Domain(
         name="ml_engineering",
         splits=SPLITS,
@@ -487,7 +486,7 @@ def make_domain(config: MleConfig) -> Domain:
         on_host=True,
         complete=None,
         demonstrations=mle.demonstrations,
-        demonstrations_id=repr(taught) + (tokenizer.identity() if config.brief else ""),
+        demonstrations_id=settings_id(config, NOT_TAUGHT) + (tokenizer.identity() if config.brief else ""),
         describe=mle.describe,
         feedback=mle.feedback,
         answers=None,

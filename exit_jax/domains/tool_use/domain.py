@@ -25,7 +25,7 @@ import numpy as np
 from exit_jax.algorithm.prompts import Template
 from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, MODES, NO_ID, Array, Grades, History, Instances, Rollouts
 from exit_jax.domains import tokenizer
-from exit_jax.domains.domain import INVALID, VALID, Answer, Domain, DomainError, Environment
+from exit_jax.domains.domain import INVALID, VALID, Answer, Domain, DomainError, Environment, settings_id
 from exit_jax.domains.text import SPAN, TextDomain, Tokens
 from exit_jax.domains.tool_use import bfcl, tiny, tiny_expert, tiny_tasks
 from exit_jax.domains.tool_use.episode import Episode, Task, system_prompt
@@ -590,7 +590,6 @@ def make_domain(config: ToolsConfig) -> Domain:
       DomainError: if BFCL or the tokenizer cannot be had, or the prompts do not fit.
     """
     tools = Tools(config)
-    taught = {name: value for name, value in vars(config).items() if name not in NOT_TAUGHT}
     return Domain(
         name=config.world,
         splits=config.splits,
@@ -612,7 +611,7 @@ def make_domain(config: ToolsConfig) -> Domain:
         on_host=True,
         complete=None,
         demonstrations=tools.demonstrations,
-        demonstrations_id=repr(taught),
+        demonstrations_id=settings_id(config, NOT_TAUGHT),
         describe=tools.describe,
         answers=None,
         texts=tools.texts,

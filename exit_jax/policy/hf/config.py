@@ -8,6 +8,8 @@ import json
 import pathlib
 from typing import Any
 
+from exit_jax.errors import UserError
+
 # What distinguishes the families; everything else about them is one decoder.
 FAMILIES = {
     "LlamaForCausalLM": {"model_type": "llama", "qkv_bias": False, "qk_norm": False},
@@ -90,7 +92,7 @@ _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_positi
 _MISTRAL_WINDOW = 4096  # what transformers assumes where config.json says nothing
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A Hugging Face checkpoint that cannot be read or written; the message says why and what helps."""
 
 
