@@ -11,6 +11,7 @@ from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm import grpo
 from exit_jax.algorithm import starts as starting
 from exit_jax.algorithm.diversity import diversity
+from exit_jax.algorithm.equality import repeats, same_content, same_entry
 from exit_jax.algorithm.learnability import learnability, reward
 from exit_jax.algorithm.selection import stream
 from exit_jax.algorithm.types import (
@@ -124,7 +125,7 @@ def expand(
       The buffer; bool [B], True for the first of the instances that hold the same history; metrics.
     """
     history = instances.history
-    same_BB = same_history(history)
+    same_BB = same_entry(history)
     score_B = jnp.where(same_BB, score_B[None], 0.0).sum(1) / same_BB.sum(1)
     first_B = jnp.argmax(same_BB, axis=1) == jnp.arange(score_B.size)
     slot_B, found_B = buffers.locate(buffer, history)
@@ -138,7 +139,7 @@ def expand(
     parent_id_B = jnp.where(buffers.is_base_task(history), entered_B, history.id)  # also of one that has left since
     base = dataclasses.replace(history, id=new_id_B, born=jnp.full_like(history.born, step))
 
-    children, wanted_BGU, counts = make_children(config, instances, rollouts, grades, step, key)
+    children, wanted_BGU, counts = make_children(config, buffer, instances, rollouts, grades, step, key)
     buffer, child_id = buffers.assign_ids(buffer, wanted_BGU.reshape(-1))
     children = dataclasses.replace(
         children,
@@ -156,53 +157,59 @@ def expand(
     return buffer, first_B, counts
 
 
-def same_history(history: History) -> Array:
-    """Return bool [B, B], which instances hold the same history: the same base task, or the same buffer entry."""
-    is_base = buffers.is_base_task(history)
-    value = jnp.where(is_base, history.task, history.id)
-    return (is_base[:, None] == is_base[None]) & (value[:, None] == value[None])
-
-
 def make_children(
-    config: ExItConfig, instances: Instances, rollouts: Rollouts, grades: Grades, step: Array, key: Array
+    config: ExItConfig,
+    buffer: TaskBuffer,
+    instances: Instances,
+    rollouts: Rollouts,
+    grades: Grades,
+    step: Array,
+    key: Array,
 ) -> tuple[History, Array, Metrics]:
     """Choose the histories that enter the buffer: children [B, G, U], wanted bool [B, G, U], and what was left out.
 
     Unfinished rollouts and answers that equal their parent's are left out and counted. Without self-iteration a child
-    keeps its turn prefix but drops its response, and one that would be a base task again is left out.
+    keeps its turn prefix but drops its response, and what would be a base task again is left out.
+
+    All G rollouts yield children, also where answers are equal: the paper does not say otherwise, and an answer's share of
+    the entries is then its share of the policy's answers. But a prefix without a response is a task to begin from, of which
+    one entry is enough, as of a base task: it is left out if it is there already, or comes twice (ExIt §4, Algorithm 1).
     """
-    children, parent = grades.children, instances.history
-    children = dataclasses.replace(children, born=jnp.full_like(children.born, step))
+    children = dataclasses.replace(grades.children, born=jnp.full_like(grades.children.born, step))
     usable_BGU = grades.insertable & rollouts.finished[..., None]
-    unchanged_BGU = usable_BGU & same_answer(children, parent)
-    wanted_BGU = usable_BGU & ~unchanged_BGU
+    same_BGU, wanted_BGU = same_content(children, instances.history), usable_BGU
+    if not config.self_iteration:
+        children = without_response(children)
+        same_BGU = same_content(children, instances.history)
+        same_BGU = same_BGU & (children.turn == instances.history.turn[:, None, None])
+        wanted_BGU = wanted_BGU & (children.turn > 0)
+    unchanged_BGU = wanted_BGU & same_BGU
+    wanted_BGU = wanted_BGU & ~same_BGU
     if config.max_depth:
         wanted_BGU = wanted_BGU & (children.step + 1 <= config.max_depth)
-    if config.children != "all":
+    if config.children in ("best", "one"):
         preference = grades.quality if config.children == "best" else jax.random.uniform(key, grades.quality.shape)
         chosen = jnp.argmax(jnp.where(wanted_BGU.any(-1), preference, -1.0), axis=1)
         wanted_BGU = wanted_BGU & (jnp.arange(preference.shape[1])[None] == chosen[:, None])[..., None]
-    if not config.self_iteration:
-        kept = children.lengths.at[..., 2:].set(0)  # context and request; solution and feedback go
-        position = jnp.broadcast_to(jnp.arange(children.tokens.shape[-1]), children.tokens.shape)
-        children = dataclasses.replace(
-            children,
-            tokens=jnp.where(position < kept.sum(-1, keepdims=True), children.tokens, 0),
-            lengths=kept,
-            step=jnp.full_like(children.step, -1),
-            quality=jnp.zeros_like(children.quality),
-        )
-        wanted_BGU = wanted_BGU & (children.turn > 0)
-    return children, wanted_BGU, {"children_unchanged": unchanged_BGU.sum(), "children_unusable": (~usable_BGU).sum()}
+    counts = {"children_unchanged": unchanged_BGU.sum(), "children_unusable": (~usable_BGU).sum()}
+    if config.children == "distinct" or not config.self_iteration:
+        repeated_BGU = repeats(children, wanted_BGU, buffer.history)
+        wanted_BGU = wanted_BGU & ~repeated_BGU
+        counts["children_repeated"] = repeated_BGU.sum()
+    return children, wanted_BGU, counts
 
 
-def same_answer(children: History, parent: History) -> Array:
-    """Return bool [B, G, U]: does a child hold the very context, request and solution of its parent [B]?"""
-    parent_lengths, parent_tokens = parent.lengths[:, None, None], parent.tokens[:, None, None]
-    equal_lengths = (children.lengths[..., :3] == parent_lengths[..., :3]).all(-1)
-    position = jnp.arange(children.tokens.shape[-1]).reshape((1,) * (children.tokens.ndim - 1) + (-1,))
-    beyond = position >= parent_lengths[..., :3].sum(-1, keepdims=True)
-    return equal_lengths & (beyond | (children.tokens == parent_tokens)).all(-1)
+def without_response(history: History) -> History:
+    """Return histories that keep their context and request, and hold no response."""
+    kept = history.lengths.at[..., 2:].set(0)
+    position = jnp.broadcast_to(jnp.arange(history.tokens.shape[-1]), history.tokens.shape)
+    return dataclasses.replace(
+        history,
+        tokens=jnp.where(position < kept.sum(-1, keepdims=True), history.tokens, 0),
+        lengths=kept,
+        step=jnp.full_like(history.step, -1),
+        quality=jnp.zeros_like(history.quality),
+    )
 
 
 def batch_metrics(instances, rollouts, grades, reward_BG, score_B, step) -> Metrics:

@@ -129,7 +129,7 @@ class State:
 # words that an option of ExItConfig may take
 CHOICES = {
     "selection": ("softmax", "uniform"),
-    "children": ("all", "best", "one"),
+    "children": ("all", "distinct", "best", "one"),
     "learnability_of": ("quality", "reward"),
     "reward": ("quality", "improvement", "improve_or_keep"),
     "diversity_embedding": ("grades", "policy"),
@@ -156,7 +156,8 @@ class ExItConfig:
     self_iteration: bool  # False: the buffer holds base tasks and turn prefixes only (curriculum ablation)
     divergence_prob: float  # p_div (ExIt §4.2)
     max_depth: int  # histories that hold more responses than this stay out; 0 for no limit
-    children: str  # which rollouts of a group enter the buffer: "all", "best", "one"
+    # which rollouts of a group enter the buffer: "all"; "distinct", those that are not there yet; "best"; "one"
+    children: str
     learnability_of: str  # S is the variance of "quality" or of "reward"
     # Reward (ExIt §4, App. A)
     reward: str  # of improve steps: "quality", "improvement" or "improve_or_keep"

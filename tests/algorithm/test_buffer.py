@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from exit_jax.algorithm import buffer as buffers
+from exit_jax.algorithm.equality import fingerprint
 from exit_jax.algorithm.iteration import expand
 from exit_jax.algorithm.types import NO_ID, Grades, Instances, Rollouts
 
@@ -370,3 +371,84 @@ def test_the_curriculum_alone_keeps_turn_prefixes_without_their_answer(exit_conf
     assert held.tokens[1].tolist() == [1, 2, 0, 0]
     assert held.quality[1] == 0
     assert buffers.is_base_task(held).tolist()[:2] == [True, False]
+
+
+def prefixes(make_history, turn_BGU, context_BGU, answer_BGU=5, task=0):
+    """Return children [B, G, U] with a context and a request, of one token each, and an answer."""
+    turn_BGU, context_BGU = np.broadcast_arrays(np.asarray(turn_BGU), np.asarray(context_BGU))
+    shape = context_BGU.shape
+    answer_BGU, task_BGU = np.broadcast_to(answer_BGU, shape), np.broadcast_to(task, shape)
+    tokens = np.stack([context_BGU, np.full(shape, 7), answer_BGU, np.zeros(shape)], -1)
+    return make_history(*shape, tokens=tokens, lengths=[1, 1, 1, 0], turn=turn_BGU, step=0, task=task_BGU)
+
+
+def held_prefixes(buffer):
+    """Return what the entries of a buffer hold: (task, turn, context) of each."""
+    history = jax.tree.map(np.asarray, buffer.history)
+    rows = zip(history.task, history.turn, history.tokens[:, 0])
+    return [tuple(int(x) for x in row) for row, full in zip(rows, history.id != NO_ID) if full]
+
+
+def test_a_turn_prefix_does_not_insert_itself(exit_config, make_history):
+    # One entry, G = 8, drawn twice: all 16 rollouts begin at it, whatever they answer. Sixteen copies, if it is compared
+    # with the answers that are dropped.
+    config = exit_config(self_iteration=False)
+    prefix = make_history(1, turn=1, tokens=[[3, 7, 0, 0]], lengths=[1, 1, 0, 0])
+    buffer, _ = insert(buffers.create(20, 4), prefix, jnp.array([0.1]), jnp.ones(1, bool))
+    for step in (1, 2):
+        entry = jax.tree.map(lambda leaf: leaf[:1], buffer.history)
+        children = prefixes(make_history, 1, np.full((1, 8, 1), 3), answer_BGU=np.arange(8)[None, :, None] + 4)
+        buffer, _, counts = run_expand(config, buffer, batch(entry, children), [0.2], step)
+        assert held_prefixes(buffer) == [(0, 1, 3)]
+        assert (int(counts["buffer/inserted"]), int(counts["children_unchanged"])) == (0, 8)
+    assert buffer.num_draws[0] == 2
+    # an empty response leads to the next turn with the same context, which is another task all the same
+    children = prefixes(make_history, [[[1]] + [[2]] * 7], np.full((1, 8, 1), 3))
+    buffer, _, counts = run_expand(config, buffer, batch(entry, children), [0.2], 3)
+    assert held_prefixes(buffer) == [(0, 1, 3), (0, 2, 3)]
+    assert (int(counts["children_unchanged"]), int(counts["children_repeated"])) == (1, 6)
+
+
+def test_a_turn_prefix_is_in_the_buffer_once(exit_config, make_history):
+    # Contexts 3 4 | 3 9 after turns 1 and 2, from two draws of task 0; 3 4 from task 1, whose prefixes are others.
+    context_BGU = [[[3, 4], [3, 9]], [[3, 4], [3, 4]], [[3, 4], [3, 4]]]
+    children = prefixes(make_history, [1, 2], context_BGU, task=[[[0]], [[0]], [[1]]])
+    parts = batch(base_tasks(make_history, 0, 0, 1), children)
+    config = exit_config(self_iteration=False)
+    buffer, _, counts = run_expand(config, buffers.create(20, 4), parts, [0.1, 0.1, 0.2])
+    once = [(0, 1, 3), (0, 2, 4), (0, 2, 9), (1, 1, 3), (1, 2, 4)]
+    assert sorted(x for x in held_prefixes(buffer) if x[1]) == once
+    assert int(counts["children_repeated"]) == 12 - 5
+    # the same batch again adds nothing: its prefixes are held; what has left may come back
+    buffer = buffers.drop(buffer, jnp.argmax(buffer.history.tokens[:, 0] == 9)[None], jnp.array([True]))
+    buffer, _, counts = run_expand(config, buffer, parts, [0.1, 0.1, 0.2], 2)
+    assert sorted(x for x in held_prefixes(buffer) if x[1]) == once
+    assert (int(counts["buffer/inserted"]), int(counts["children_repeated"])) == (1, 11)
+
+
+@pytest.mark.parametrize(("children", "answers"), [("all", [1, 1, 2]), ("distinct", [1, 2])])
+def test_equal_answers_of_a_group_are_as_many_children_unless_they_are_to_be_distinct(
+    exit_config, make_history, children, answers
+):
+    history = base_tasks(make_history, 0)
+    parts = batch(history, children_of(make_history, history, [[[1], [2], [1]]]))
+    buffer, _, _ = run_expand(exit_config(children=children), buffers.create(8, 4), parts, [0.1])
+    assert inserted_answers(buffer) == answers
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_histories_have_equal_fingerprints_and_others_have_others(make_history, seed):
+    """Against Python tuples of what is held; what lies beyond a row's end, and its feedback, are no part of it."""
+    rng = np.random.default_rng(seed)
+    count, width = 300, 7
+    fields = {"task": rng.integers(2, size=count), "turn": rng.integers(2, size=count)}
+    lengths, tokens = rng.integers(3, size=(count, 4)), rng.integers(3, size=(count, width))
+    tokens[::2] += 2**17  # as of large vocabularies
+    history = make_history(count, width=width, tokens=tokens, lengths=lengths, **fields)
+    marks = [tuple(mark) for mark in np.asarray(jax.jit(fingerprint)(history)).tolist()]
+    held = [
+        (int(task), int(turn), tuple(ends), tuple(row[: ends[-1]].tolist()))
+        for task, turn, ends, row in zip(*fields.values(), np.cumsum(lengths[:, :3], 1).tolist(), tokens)
+    ]
+    assert len(set(held)) < count, "a test of no equal ones"
+    assert len(set(zip(marks, held))) == len(set(marks)) == len(set(held))
