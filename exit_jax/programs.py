@@ -26,6 +26,7 @@ from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.decoder import DecoderConfig
 from exit_jax.policy.sampler import Reading
+from exit_jax.requirements import require_checkpoint_fits, require_domain_fits
 
 make_domain = functools.lru_cache(domains.make)
 
@@ -89,9 +90,19 @@ def decoder_config(config: Config) -> DecoderConfig:
 
 
 def tasks_digest(config: Config, split: str) -> str:
-    """Return a hash of a split's tasks, with what their answers are held against; the same config may name other data later."""
+    """Return a hash of a split's tasks, with what their answers are held against; the same config may name other data later.
+
+    Raises:
+      ConfigError: if a task asks nothing.
+    """
     domain = make_domain(config.domain_name, config.domain)
     tasks = jax.device_get(domain.tasks(split))
+    blank = int((tasks.lengths[:, 1] == 0).sum())
+    if blank:
+        raise ConfigError(
+            f"{blank} of {tasks.lengths.shape[0]} tasks of {split} have a request of 0 tokens: the domain's tokenizer makes "
+            "none of their text, or they have none; take the checkpoint's own tokenizer, or mend the data"
+        )
     arrays = [hashlib.sha256(array.astype("<i4").tobytes()).hexdigest() for array in (tasks.tokens, tasks.lengths)]
     return digest([arrays, [dict(about) for about in domain.about(split)]])
 
@@ -321,35 +332,18 @@ def shared(config: Config) -> Config:
 
 
 def make_program(config: Config, devices: Sequence[Any] | None = None) -> Program:
-    """Jit the programs of a run, for the first devices, or for ``devices`` of a topology that is only compiled for."""
+    """Jit the programs of a run, for the first devices, or for ``devices`` of a topology that is only compiled for.
+
+    Raises:
+      UserError: if config, domain and checkpoint do not fit each other.
+    """
+    _check_checkpoint(config)
     return _make_program(shared(config), devices and tuple(devices))
 
 
-def _require_domain_fits(config: Config, domain: Domain) -> None:
-    """Raise ConfigError if the run asks for what its domain does not do."""
-    settings = config.eval
-    if domain.environment and (
-        config.algorithm.rollout_lag or config.run.sampler_slots or settings.restart_every or settings.greedy
-    ):
-        raise ConfigError(
-            f"algorithm.rollout_lag = {config.algorithm.rollout_lag}, run.sampler_slots = {config.run.sampler_slots}, "
-            f"eval.restart_every = {settings.restart_every} and eval.greedy = {settings.greedy}: the domain "
-            f"{config.domain_name} plays episodes of several turns, which know none of them; set the first three to 0 and the "
-            "last to False"
-        )
-    if domain.on_host and config.run.steps_per_call != 1:
-        raise ConfigError(
-            f"run.steps_per_call = {config.run.steps_per_call}: the domain {config.domain_name} is graded on the host, between "
-            "the programs of one iteration; set it to 1"
-        )
-    if not domain.on_host and (
-        config.run.prompt_buckets or config.run.response_buckets or config.algorithm.rollout_lag
-    ):
-        raise ConfigError(
-            f"run.prompt_buckets = {config.run.prompt_buckets}, run.response_buckets = {config.run.response_buckets} and "
-            f"algorithm.rollout_lag = {config.algorithm.rollout_lag}: the domain {config.domain_name} is graded on the device, "
-            "in one program of one width with nothing to wait for; leave both empty and the lag 0"
-        )
+@functools.lru_cache
+def _check_checkpoint(config: Config) -> None:
+    require_checkpoint_fits(config, make_domain(config.domain_name, config.domain))
 
 
 def make_warm_step(config: Config, domain: Domain, mesh: jax.sharding.Mesh, optimizer: optax.GradientTransformation):
@@ -378,7 +372,7 @@ def make_warm_step(config: Config, domain: Domain, mesh: jax.sharding.Mesh, opti
 def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     mesh = meshes.make_mesh(config.run.mesh, devices)
     domain = make_domain(config.domain_name, config.domain)
-    _require_domain_fits(config, domain)
+    require_domain_fits(config, domain)
     policy = decoder_config(config)
     optimizer, warm_optimizer = make_optimizer(config.optimizer), make_optimizer(config.warm_start.optimizer)
     warm_step = make_warm_step(config, domain, mesh, warm_optimizer)

@@ -13,7 +13,7 @@ FLOORS = (
     ("summary",),
     ("programs", "roofline"),
     ("episodes",),
-    ("answers",),
+    ("answers", "requirements"),
     ("config", "checkpoint", "metrics"),
     ("domains",),
     ("sandbox",),

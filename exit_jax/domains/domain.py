@@ -87,6 +87,7 @@ class Domain:
     timings: tuple[str, ...] = ()  # those notes that may differ where a response is graded again
     environment: Environment | None = None  # of tasks of several turns, in training
     test_environment: Environment | None = None  # and in evaluation
+    tokenizer: Any = None  # one of transformers, for the domains of text
 
 
 def field_defaults(cls) -> dict[str, Any]:

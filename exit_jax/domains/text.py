@@ -11,8 +11,9 @@ import numpy as np
 from exit_jax.algorithm.prompts import Template
 from exit_jax.algorithm.types import BASE, MODES, NO_ID, PIECES, Array, History
 from exit_jax.domains.domain import DomainError
-from exit_jax.policy.hf import chat
-from exit_jax.policy.hf.config import resolve, token_ids
+from exit_jax.errors import UserError
+from exit_jax.policy.hf import chat, turns
+from exit_jax.policy.hf.config import read_eos, resolve
 
 Tokens = Any  # a sequence or a NumPy array of ids
 SPAN = 1 << 20  # tasks of a split: their numbers are split · SPAN + row
@@ -27,10 +28,22 @@ class TextDomain:
     kept_control: tuple[str, ...] = ()  # control tokens that pieces may hold all the same
 
     @functools.cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What the chat template reads besides messages."""
+        return chat.parse_inputs(self.config.template_inputs)
+
+    @functools.cached_property
     def stop_tokens(self) -> tuple[int, ...]:
-        """The ids that end a response."""
-        named = token_ids(resolve(self.config.tokenizer))["eos"] if self.config.tokenizer else ()
-        return chat.stop_tokens(self.tokenizer, named)
+        """The ids that end a response; the first one is the token with which the chat template closes it.
+
+        Raises:
+          DomainError: if the template closes it with none.
+        """
+        name = self.config.tokenizer
+        try:
+            return turns.stop_tokens(self.tokenizer, read_eos(resolve(name)) if name else (), self.inputs)
+        except UserError as error:
+            raise DomainError(f"domain.tokenizer = {name!r}: {error}") from error
 
     @functools.cached_property
     def control(self) -> frozenset[int]:
@@ -71,8 +84,8 @@ class SingleTurnDomain(TextDomain):
             messages = [{"role": "system", "content": c.system}] if c.system else []
             messages.append({"role": "user", "content": getattr(c, mode)})
             try:
-                cut = chat.cut(self.tokenizer, messages, chat.parse_inputs(c.template_inputs), pieces=tuple(rooms))
-            except ValueError as error:
+                cut = chat.cut(self.tokenizer, messages, self.inputs, pieces=tuple(rooms))
+            except UserError as error:
                 raise DomainError(f"domain.{mode}: {error}") from error
             width = sum(rooms[item] if isinstance(item, str) else len(item) for item in cut)
             if width > c.prompt_width:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from exit_jax.domains.domain import DomainError
+from exit_jax.errors import UserError
+from exit_jax.policy.hf import tokenizer as hf_tokenizer
 from exit_jax.policy.hf.config import resolve
 
 VERSION = 1  # of how one is trained
@@ -24,14 +26,12 @@ def load(name: str) -> Any:
     """Return the tokenizer of a folder or hub id.
 
     Raises:
-      DomainError: if there is none.
+      DomainError: if there is none, or transformers would encode otherwise than its files say.
     """
-    from transformers import AutoTokenizer  # a second of import
-
     try:
-        return AutoTokenizer.from_pretrained(str(resolve(name)))
-    except (OSError, ValueError) as error:
-        raise DomainError(f"domain.tokenizer = {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        return hf_tokenizer.load(resolve(name))
+    except UserError as error:
+        raise DomainError(f"domain.tokenizer = {name!r} cannot be loaded: {error}") from error
 
 
 def train(texts: Sequence[str], vocab_size: int, folder: pathlib.Path) -> Any:
@@ -39,8 +39,6 @@ def train(texts: Sequence[str], vocab_size: int, folder: pathlib.Path) -> Any:
 
     It is kept in ``folder`` under a hash of texts and size, so that a run which resumes finds the very same.
     """
-    from transformers import AutoTokenizer
-
     recipe = json.dumps([VERSION, list(texts), vocab_size, CHAT_TEMPLATE])
     target = folder / f"tokenizer-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     if not target.exists():
@@ -54,7 +52,7 @@ def train(texts: Sequence[str], vocab_size: int, folder: pathlib.Path) -> Any:
                     raise
             else:
                 pathlib.Path(partial).mkdir()  # for the context to remove
-    return AutoTokenizer.from_pretrained(str(target))
+    return hf_tokenizer.load(target)
 
 
 def _train(texts: Sequence[str], vocab_size: int) -> Any:

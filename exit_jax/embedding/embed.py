@@ -15,13 +15,13 @@ from exit_jax.embedding import encoder as encoders
 from exit_jax.embedding.config import POOLINGS, read, read_recipe
 from exit_jax.embedding.load import load
 from exit_jax.parallel.mesh import MeshConfig, by_row, make_mesh, replicated
-from exit_jax.policy.hf.config import CheckpointError, check_tokenizer, resolve
+from exit_jax.policy.hf import tokenizer as tokenizers
+from exit_jax.policy.hf.config import CheckpointError, resolve
 
 SHORTEST = 16  # tokens of the narrowest program
 # Characters of a text that are looked at, for each token that is kept: no word of BERT's is longer, and 10 MB of text would
 # otherwise be tokenised to the end.
 _CHARS_PER_TOKEN = 100
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,18 +65,18 @@ def make_embed(config: EncoderConfig, mesh: Mesh, dtype: str = "float32") -> Cal
     two, so for max_tokens = 512 there are 6 programs at most.
 
     Raises:
-      CheckpointError: if the checkpoint cannot be found or read, or is not supported.
-      ValueError: if it has fewer positions than config.max_tokens.
+      CheckpointError: if the checkpoint cannot be found or read, is not supported, or has fewer positions than
+        config.max_tokens.
     """
     folder = _resolve(config.checkpoint)
     encoder = read(folder)
     recipe = read_recipe(folder, config.pooling)
     if config.max_tokens > encoder.max_tokens:
-        raise ValueError(
+        raise CheckpointError(
             f"encoder.max_tokens = {config.max_tokens} is above {encoder.max_tokens}, the positions that "
             f"{config.checkpoint} has; lower it"
         )
-    tokenizer = _load_tokenizer(folder, encoder.vocab_size)
+    tokenizer = tokenizers.load(folder, encoder.vocab_size, special_tokens=True)
     devices = mesh.local_devices
     local = make_mesh(MeshConfig(len(devices), 1, 1), devices)
     params = jax.device_put(load(folder, encoder, dtype), replicated(local))
@@ -107,21 +107,6 @@ def _resolve(checkpoint: str) -> pathlib.Path:
     if not checkpoint:  # a path's "" would be the working directory
         raise CheckpointError("encoder.checkpoint is empty; name an encoder's folder or hub id")
     return resolve(checkpoint)
-
-
-def _load_tokenizer(folder: pathlib.Path, vocab_size: int) -> Any:
-    from transformers import AutoTokenizer  # costs a second
-
-    check_tokenizer(folder, vocab_size)
-    if not any((folder / name).exists() for name in _VOCABULARIES):  # transformers would make one that knows no word
-        raise CheckpointError(f"{folder} holds no tokenizer ({', '.join(_VOCABULARIES)}); copy the same model's there")
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        cause = str(error).strip().splitlines() or [repr(error)]
-        raise CheckpointError(
-            f"{folder}: transformers cannot read the tokenizer ({type(error).__name__}: {cause[0]}); download it again"
-        ) from error
 
 
 def _tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[tuple[int, ...]]:

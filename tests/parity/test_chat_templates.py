@@ -1,51 +1,18 @@
 """Cut the real chat templates of Llama 3, Qwen and the R1 distills, as TRL (1.16.0) ships them, with small tokenizers."""
 
-import dataclasses
-import pathlib
-
+import checkpoints
 import numpy as np
 import pytest
 
-from exit_jax.policy.hf import chat
+from exit_jax.policy.hf import chat, turns
+from exit_jax.policy.hf import tokenizer as hf_tokenizer
 
 pytestmark = pytest.mark.parity
 
-# the pre-tokenizer of Llama 3; Qwen's differs in the digits
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SENTENCES = [
-    "Improve the response.\n\n# Request\n\nWhat is 1 + 2? It is 3.\n\n",
-    "You are a helpful assistant.\nuser",
-] * 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    bos: str | None
-    eos: str
-    special: tuple[str, ...]
-    added: tuple[str, ...] = ()  # not marked as special in the family's tokenizer.json either
-    inputs: dict = dataclasses.field(default_factory=dict)
-
-
-def llama(**inputs):
-    special = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-    return Family("<|begin_of_text|>", "<|eot_id|>", special, inputs=inputs)
-
-
-def qwen(*added):
-    return Family(None, "<|im_end|>", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), added)
-
-
-R1_BOS, R1_EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
-R1_ADDED = ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>")
 FAMILIES = {
-    "llama3": llama(),
-    "llama3_1": llama(date_string="26 Jul 2024"),
-    "llama3_2": llama(date_string="26 Jul 2024"),
-    "qwen2_5": qwen("<tool_call>", "</tool_call>"),
-    "qwen3": qwen("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
-    "qwen3_instruct_2507": qwen("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
-    "deepseek_r1_distill": Family(R1_BOS, R1_EOS, (R1_BOS, R1_EOS), R1_ADDED),
+    name: family
+    for name, family in checkpoints.FAMILIES.items()
+    if name not in ("mistral", "deepseek_r1_distill_llama")
 }
 CONVERSATION = [
     {"role": "system", "content": "You are a helpful assistant.\nAnswer in \\boxed{{}}.\n"},
@@ -62,27 +29,14 @@ OBSERVATION = {"role": "user", "content": "{feedback}"}
 @pytest.fixture(scope="module")
 def make_tokenizer(require_parity):
     """Return a function that gives a small byte-level BPE the control tokens and the chat template of a family."""
-    tokenizers, transformers, trl = require_parity("tokenizers", "transformers", "trl")
-    folder = pathlib.Path(trl.__file__).parent / "chat_templates"
-    pre, post = tokenizers.pre_tokenizers, tokenizers.processors
+    _, transformers, _ = require_parity("tokenizers", "transformers", "trl")
 
     def make(name):
         family = FAMILIES[name]
-        bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-        split = pre.Split(tokenizers.Regex(SPLIT), "isolated")
-        bpe.pre_tokenizer = pre.Sequence([split, pre.ByteLevel(False, use_regex=False)])
-        bpe.decoder = tokenizers.decoders.ByteLevel()
-        trainer = tokenizers.trainers.BpeTrainer(vocab_size=380, initial_alphabet=pre.ByteLevel.alphabet())
-        bpe.train_from_iterator(SENTENCES, trainer)
-        bpe.add_special_tokens(list(family.special))
-        bpe.add_tokens([tokenizers.AddedToken(text, special=False, normalized=False) for text in family.added])
-        if family.bos:  # their tokenizers add a BOS to what they encode, beside that of the template
-            bos = (family.bos, bpe.token_to_id(family.bos))
-            bpe.post_processor = post.TemplateProcessing(single=f"{family.bos} $A", special_tokens=[bos])
         tokenizer = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=bpe, bos_token=family.bos, eos_token=family.eos
+            tokenizer_object=checkpoints.backend(family), bos_token=family.bos, eos_token=family.eos
         )
-        tokenizer.chat_template = (folder / f"{name}.jinja").read_text()
+        tokenizer.chat_template = checkpoints.real_template(name)
         return tokenizer
 
     return make
@@ -213,7 +167,7 @@ def test_between_extends_a_transcript_without_rendering_it_again(make_tokenizer,
     tokenizer, inputs = make_tokenizer(name), FAMILIES[name].inputs
     stop = tokenizer.eos_token_id
     observation = {"role": role, "content": "{feedback}"}
-    after = spliced(tokenizer, chat.between(tokenizer, [observation], [stop], inputs), {"feedback": "No"})
+    after = spliced(tokenizer, turns.between(tokenizer, [observation], [stop], inputs), {"feedback": "No"})
     assert decode(tokenizer, after) == expected
     prompt = spliced(tokenizer, chat.cut(tokenizer, CONVERSATION[:2], inputs), CONTENTS)
 
@@ -232,7 +186,7 @@ def test_between_extends_a_transcript_without_rendering_it_again(make_tokenizer,
 def test_several_tool_outputs_share_a_turn_of_qwen(make_tokenizer):
     tokenizer = make_tokenizer("qwen2_5")
     outputs = [{"role": "tool", "content": "{feedback}"}, {"role": "tool", "content": "{context}"}]
-    template = chat.between(tokenizer, outputs, [tokenizer.eos_token_id])
+    template = turns.between(tokenizer, outputs, [tokenizer.eos_token_id])
     tokens = spliced(tokenizer, template, {"feedback": "No", "context": "Yes"})
     assert decode(tokenizer, tokens) == QWEN.format(f"{OUTPUT}\n{OUTPUT.replace('No', 'Yes')}")
 
@@ -247,3 +201,19 @@ def test_a_task_cannot_write_control_tokens(make_tokenizer, name):
     assert len(control) == len(family.special) + len(family.added)
     assert [token for token in tokens if token in control] == [token for token in plain if token in control]
     assert forged in decode(tokenizer, tokens)
+
+
+@pytest.mark.parametrize("eos", ["own", "another", "none"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sampling_stops_where_the_real_template_closes_a_response(make_tokenizer, tmp_path, name, eos):
+    """Base models name an EOS that ends a document, where their chat template closes a turn with another token."""
+    make_tokenizer(name)  # or skip
+    family = FAMILIES[name]
+    given = {"own": family.eos, "another": family.special[0], "none": None}[eos]
+    folder = checkpoints.make(tmp_path, name, eos_token=given)
+    tokenizer = hf_tokenizer.load(folder)
+    stops = tokenizer.convert_ids_to_tokens(list(turns.stop_tokens(tokenizer, (), family.inputs)))
+    assert stops == list(dict.fromkeys([family.eos, *([given] if given else [])]))
+    contents = {"request": "What?", "solution": "It is 3."}
+    dialogue = rendering(tokenizer, CONVERSATION[1:3], contents, False, **family.inputs)
+    assert dialogue.rstrip().endswith(f"It is 3.{stops[0]}")

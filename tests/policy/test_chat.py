@@ -8,7 +8,7 @@ import pytest
 
 from exit_jax.algorithm import prompts
 from exit_jax.algorithm.types import PIECES
-from exit_jax.policy.hf import chat
+from exit_jax.policy.hf import chat, turns
 
 # Llama 3 splits text so; its "\n\n" is then one token whatever follows, as for Qwen
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -151,7 +151,7 @@ def test_sentence_piece_gets_no_space_at_a_seam(sentence_piece):
     assert chat.encode_piece(sentence_piece, "No") != tuple(piece)  # encoded alone it has the space
     stop = sentence_piece.eos_token_id
     observation = [{"role": "user", "content": "{feedback}"}]
-    after = spliced(sentence_piece, chat.between(sentence_piece, observation, [stop]), contents)
+    after = spliced(sentence_piece, turns.between(sentence_piece, observation, [stop]), contents)
     assert decode(sentence_piece, [stop, *after]) == "</s>[INST] No[/INST]"
 
 
@@ -274,7 +274,7 @@ def test_a_transcript_extended_by_between_is_the_rendering_of_the_whole(make_tok
     tokenizer = make_tokenizer()
     stop = tokenizer.eos_token_id
     observation = [{"role": "user", "content": "# Response\n\n{feedback}"}]
-    after = spliced(tokenizer, chat.between(tokenizer, observation, [stop]), CONTENTS)
+    after = spliced(tokenizer, turns.between(tokenizer, observation, [stop]), CONTENTS)
     prompt = spliced(tokenizer, chat.cut(tokenizer, CONVERSATION[:2]), CONTENTS)
     sampled = [*chat.encode_piece(tokenizer, CONTENTS["solution"]), stop]
     whole = [*CONVERSATION[:3], *observation]
@@ -286,9 +286,11 @@ def test_a_template_that_closes_turns_otherwise_than_sampling_is_refused(make_to
     tokenizer = make_tokenizer()
     observation = [{"role": "user", "content": "{feedback}"}]
     with pytest.raises(ValueError, match=r"closes a response with '<\|im_end\|>'.*stops at \['<s>'\]"):
-        chat.between(tokenizer, observation, [tokenizer.bos_token_id])
-    with pytest.raises(ValueError, match="does not close a response"):
-        chat.between(make_tokenizer("{% for message in messages %}{{ message.content }}{% endfor %}"), observation, [0])
+        turns.between(tokenizer, observation, [tokenizer.bos_token_id])
+    with pytest.raises(ValueError, match="closes a response with nothing"):
+        turns.between(
+            make_tokenizer("{% for message in messages %}{{ message.content }}{% endfor %}"), observation, [0]
+        )
 
 
 def test_a_control_token_in_a_task_remains_text(make_tokenizer):
@@ -311,13 +313,12 @@ def test_control_tokens_are_special_and_added_ones(make_tokenizer):
     assert set(kept) == {number[text] for text in CONTROL}
 
 
-def test_stop_tokens_are_those_of_tokenizer_and_generation_config(make_tokenizer):
+def test_stop_tokens_are_those_of_template_tokenizer_and_generation_config(make_tokenizer):
     tokenizer = make_tokenizer()
-    eos = tokenizer.eos_token_id
-    assert chat.stop_tokens(tokenizer) == (eos,)
-    assert chat.stop_tokens(tokenizer, 7) == (eos, 7)
-    assert chat.stop_tokens(tokenizer, [7, eos, 5]) == (eos, 7, 5)
+    end, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    assert turns.stop_tokens(tokenizer) == (end,)
+    assert turns.stop_tokens(tokenizer, [7, end, 5]) == (end, 7, 5)
+    tokenizer.eos_token = "<s>"
+    assert turns.stop_tokens(tokenizer, [7]) == (end, bos, 7)
     tokenizer.eos_token = None
-    assert chat.stop_tokens(tokenizer, 0) == (0,)
-    with pytest.raises(ValueError, match="no response would ever end"):
-        chat.stop_tokens(tokenizer)
+    assert turns.stop_tokens(tokenizer) == (end,)

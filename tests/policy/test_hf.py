@@ -217,7 +217,8 @@ def test_reads_llama_with_scaled_rope(tmp_path):
     }
     shape_fields = {field.name for field in dataclasses.fields(DecoderConfig)} - set(COMPUTE)
     assert set(fields) == shape_fields
-    assert hf_config.token_ids(tmp_path) == {"bos": (128000,), "eos": (128001, 128008, 128009), "pad": ()}
+    assert hf_config.read_eos(tmp_path) == (128001, 128008, 128009)
+    assert hf_config.read_limits(tmp_path) == {"max_position_embeddings": 131072}  # as scaled
 
 
 def test_both_spellings_are_the_same(tmp_path):
@@ -249,12 +250,44 @@ def test_defaults_of_absent_fields(tmp_path):
 
 
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 YARN = {"rope_type": "yarn", "factor": 4.0}
 
 
-@pytest.mark.parametrize("window", [None, 512, 4096])
-def test_mistral_whose_window_covers_all(tmp_path, window):
-    assert hf_config.read(write_config(tmp_path, **MISTRAL, sliding_window=window))["num_layers"] == LAYERS
+@pytest.mark.parametrize(
+    ("fields", "limits"),
+    [
+        ({}, {"max_position_embeddings": 512}),
+        (MISTRAL | {"sliding_window": None}, {"max_position_embeddings": 512}),
+        (MISTRAL | {"sliding_window": 256}, {"max_position_embeddings": 512, "sliding_window": 256}),
+        (MISTRAL, {"max_position_embeddings": 512, "sliding_window": 4096}),  # what transformers assumes
+        (QWEN2 | {"sliding_window": 64}, {"max_position_embeddings": 512}),  # it counts only where it is switched on
+        (
+            QWEN2 | {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1},
+            {"max_position_embeddings": 512, "sliding_window": 64},
+        ),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 128},
+            {"max_position_embeddings": 512, "sliding_window": 128},
+        ),
+    ],
+)
+def test_how_far_a_checkpoint_goes(tmp_path, fields, limits):
+    write_config(tmp_path, **fields)
+    assert hf_config.read(tmp_path)["num_layers"] == LAYERS
+    assert hf_config.read_limits(tmp_path) == limits
+
+
+@pytest.mark.parametrize(
+    ("model_type", "longest"), [("llama", 2048), ("mistral", 131072), ("qwen2", 32768), ("qwen3", 32768)]
+)
+def test_a_silent_config_goes_as_far_as_transformers_assumes(tmp_path, model_type, longest, require_parity):
+    (transformers,) = require_parity("transformers")
+    content = {k: v for k, v in TINY.items() if k not in ("max_position_embeddings", "architectures")}
+    (tmp_path / "config.json").write_text(json.dumps(content | {"model_type": model_type}))
+    assert hf_config.read_limits(tmp_path)["max_position_embeddings"] == longest
+    assert transformers.AutoConfig.from_pretrained(tmp_path).max_position_embeddings == longest
 
 
 @pytest.mark.parametrize(
@@ -275,10 +308,24 @@ def test_mistral_whose_window_covers_all(tmp_path, window):
         ({"rope_scaling": {"rope_type": "default", "mrope_section": [1]}}, r"'default' has mrope_section \[1\]"),
         ({"rope_parameters": {"rope_theta": 5.0}}, "rope_theta is both 10000.0 and 5.0"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types holds sliding_attention"),
-        ({**MISTRAL, "sliding_window": 256}, "sliding_window is 256 and max_position_embeddings 512"),
-        ({**MISTRAL, "max_position_embeddings": 8192}, r"sliding_window is 4096 \(it is absent"),
-        ({**FAMILIES["qwen2"], "use_sliding_window": True}, "use_sliding_window is True"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, r"layer_types is \['full_attention', 'chunked"),
+        ({"layer_types": [{"a": 1}, []]}, "layer_types is"),
+        ({"layer_types": 5}, "layer_types is 5; only"),
+        ({**MISTRAL, "sliding_window": "256"}, "sliding_window is '256', which must be a positive whole"),
+        ({**QWEN2, "use_sliding_window": "yes"}, "use_sliding_window is 'yes', which must be true or false"),
+        ({"max_position_embeddings": None}, "max_position_embeddings is None, which must be"),
+        ({"max_position_embeddings": True}, "max_position_embeddings is True, which must be"),
+        ({"architectures": 5}, "names the architecture 5"),
+        ({"architectures": [["LlamaForCausalLM"]]}, "names the architecture"),
+        ({"model_type": ["llama"]}, "names the architecture"),
+        ({"vocab_size": 10**30}, "vocab_size is 1000"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"rms_norm_eps": -1e-6}, "rms_norm_eps is -1e-06"),
+        ({"rope_theta": 0}, "rope_theta is 0"),
+        ({"rope_scaling": {"rope_type": ["llama3"]}}, r"rope of type \['llama3'\]"),
+        ({"rope_scaling": [1]}, "must be objects"),
+        ({"rope_scaling": {"rope_type": "llama3", **dict.fromkeys(LLAMA3, 4.0)}}, "must be below high_freq_factor 4.0"),
         ({"hidden_size": None}, "hidden_size is None, which must be"),
         ({"rms_norm_eps": None}, "rms_norm_eps is None"),
         ({**FAMILIES["qwen3"], "num_key_value_heads": None}, "num_key_value_heads is None"),
@@ -306,7 +353,7 @@ def test_no_config(tmp_path):
 def test_generation_config_has_the_last_word_on_stops(tmp_path):
     write_config(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7], "pad_token_id": 0}')
-    assert hf_config.token_ids(tmp_path) == {"bos": (), "eos": (2, 7), "pad": (0,)}
+    assert hf_config.read_eos(tmp_path) == (2, 7)
 
 
 def test_a_folder_is_its_own_name(tmp_path):

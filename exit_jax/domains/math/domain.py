@@ -310,4 +310,5 @@ def make_domain(config: MathConfig) -> Domain:
         describe=math.solutions,
         answers=math.answers,
         texts=math.texts,
+        tokenizer=math.tokenizer,
     )

@@ -491,4 +491,5 @@ def make_domain(config: MleConfig) -> Domain:
         feedback=mle.feedback,
         answers=None,
         texts=mle.texts,
+        tokenizer=mle.tokenizer,
     )

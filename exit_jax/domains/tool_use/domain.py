@@ -29,7 +29,7 @@ from exit_jax.domains.domain import INVALID, VALID, Answer, Domain, DomainError,
 from exit_jax.domains.text import SPAN, TextDomain, Tokens
 from exit_jax.domains.tool_use import bfcl, tiny, tiny_expert, tiny_tasks
 from exit_jax.domains.tool_use.episode import Episode, Task, system_prompt
-from exit_jax.policy.hf import chat
+from exit_jax.policy.hf import chat, turns
 
 log = logging.getLogger(__name__)
 
@@ -198,20 +198,15 @@ class Tools(TextDomain):
         return tokenizer.train([*texts, c.improve, c.diverge], c.vocab_size, self.data_dir)
 
     @functools.cached_property
-    def inputs(self) -> dict[str, Any]:
-        """What the chat template reads besides messages."""
-        return chat.parse_inputs(self.config.template_inputs)
-
-    @functools.cached_property
     def lead(self) -> tuple[int, ...]:
         """The tokens that ask for a response."""
-        return tuple(chat.splice(chat.more(self.tokenizer, [], self.inputs), {}))
+        return tuple(chat.splice(turns.more(self.tokenizer, [], self.inputs), {}))
 
     @functools.cached_property
     def again(self) -> Mapping[str, Template]:
         """What asks for a better response, or another one, behind a context: by mode."""
         named = {"improve": self.config.improve, "diverge": self.config.diverge}
-        ask = lambda text: chat.more(self.tokenizer, [{"role": "user", "content": text}], self.inputs)
+        ask = lambda text: turns.more(self.tokenizer, [{"role": "user", "content": text}], self.inputs)
         return {mode: ask(text) for mode, text in named.items()}
 
     @functools.cached_property
@@ -243,7 +238,7 @@ class Tools(TextDomain):
     def frames(self) -> Mapping[str, Template]:
         """What stands around an observation, behind a response's stop token: by kind, "request" or "call"."""
         roles = {"request": "user", "call": self.config.observation_role}
-        frame = lambda role: chat.between(
+        frame = lambda role: turns.between(
             *(self.tokenizer, [{"role": role, "content": "{feedback}"}], self.stop_tokens, self.inputs),
             add_generation_prompt=False,
         )
@@ -615,6 +610,7 @@ def make_domain(config: ToolsConfig) -> Domain:
         describe=tools.describe,
         answers=None,
         texts=tools.texts,
+        tokenizer=tools.tokenizer,
         environment=tools.environment(test=False),
         test_environment=tools.environment(test=True),
     )

@@ -14,9 +14,8 @@ pieces accordingly:
     not empty     and the wording next to an empty piece would be trimmed, too
     no thinking   Qwen3 and R1 drop what precedes </think> in an earlier answer: a solution holds the answer alone
 
-Pieces that a host writes are encoded by ``encode_piece``; control tokens go from those that a model wrote by ``shown``. That
-tokenizer and model belong together is checked before, on the checkpoint's files (``config.check_tokenizer``) and the domain's
-vocabulary (``programs.decoder_config``).
+Pieces that a host writes are encoded by ``encode_piece``; control tokens go from those that a model wrote by ``shown``. Where
+turns end and what stands between them: turns.py. That tokenizer and model belong together: tokenizer.py and ``requirements``.
 """
 
 import itertools
@@ -30,6 +29,7 @@ from jinja2.exceptions import TemplateError
 
 from exit_jax.algorithm.prompts import Template
 from exit_jax.algorithm.types import PIECES
+from exit_jax.errors import UserError
 
 Tokenizer = Any  # of transformers, whose import costs a second and is not needed here
 Message = Mapping[str, Any]
@@ -43,6 +43,10 @@ STOPPED_CLOCK = "{% macro strftime_now(format) %}{{ frozen_date }}{% endmacro %}
 GAP = "\n[...]\n"  # in the place of a middle that was cut out
 PLAIN = "a"
 PECULIAR = """a "b" 'c' \\d <e> & {f} {{ g }} {% h %}\ni"""  # escaping, as of JSON or HTML, shows in it
+
+
+class ChatError(UserError):
+    """A chat template that cannot be cut, or messages that it does not take; the message says why and what helps."""
 
 
 def cut(
@@ -63,7 +67,7 @@ def cut(
       pieces: names that contents may hold.
 
     Raises:
-      ValueError: for unknown fields and inputs, a date left open, or a template that cannot be cut; it says why.
+      ChatError: for unknown fields and inputs, a date left open, or a template that cannot be cut; it says why.
     """
     texts, names, render = _cut_text(tokenizer, messages, inputs, add_generation_prompt, pieces)
     template: list[str | tuple[int, ...]] = [_encode_start(tokenizer, texts[0])]
@@ -73,43 +77,6 @@ def cut(
     plain = render([PLAIN] * len(names))
     _check_decoding(tokenizer, splice(template, dict.fromkeys(names, _encode(tokenizer, PLAIN))), plain)
     return tuple(template)
-
-
-def between(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    stops: Sequence[int],
-    inputs: Mapping[str, Any] = NO_INPUTS,
-    pieces: Sequence[str] = PIECES,
-    add_generation_prompt: bool = True,
-) -> Template:
-    """Return what follows a response whose stop token was sampled: ``messages``, and the prompt for the next response.
-
-    With [{"role": "user", "content": "{feedback}"}] ChatML gives "\\n<|im_start|>user\\n", feedback,
-    "<|im_end|>\\n<|im_start|>assistant\\n", as ids. A transcript is thus extended by tokens and never rendered again. It
-    equals the rendering of the whole conversation for Llama 3 and Qwen2.5; but not for Qwen3 and R1 where these would
-    rewrite the past: both drop an earlier answer's thinking (Qwen3 keeps it until the user speaks, R1 drops also the
-    "<think>" that its generation prompt ends with). There the transcript shows what the model really read and wrote.
-
-    Args:
-      stops: the stop tokens that responses are sampled with. One that was cut off lacks its own: nothing can follow it.
-
-    Raises:
-      ValueError: as ``cut``, and if the template does not close a response with one of ``stops``.
-    """
-    opening = [{"role": "user", "content": PLAIN}, {"role": "assistant", "content": "{ response }"}]
-    template = cut(tokenizer, [*opening, *messages], inputs, add_generation_prompt, (*pieces, " response "))
-    after: Any = template[template.index(" response ") + 1 :]
-    if not after or isinstance(after[0], str):
-        raise ValueError("the chat template does not close a response with any token, so turns cannot be told apart")
-    (stop, *start), *rest = after
-    if stop not in stops:
-        closing, known = tokenizer.convert_ids_to_tokens(stop), tokenizer.convert_ids_to_tokens(list(stops))
-        raise ValueError(
-            f"the chat template closes a response with {closing!r} (id {stop}), where sampling stops at {known}: "
-            "a response would not end where its turn does; add that token to the stop tokens"
-        )
-    return tuple(item for item in (tuple(start), *rest) if item)
 
 
 def parse_inputs(items: Sequence[str]) -> dict[str, Any]:
@@ -122,28 +89,6 @@ def parse_inputs(items: Sequence[str]) -> dict[str, Any]:
             return text
 
     return {name: value(text) for name, _, text in (item.partition("=") for item in items)}
-
-
-def more(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    inputs: Mapping[str, Any] = NO_INPUTS,
-    pieces: Sequence[str] = PIECES,
-) -> Template:
-    """Return what follows a conversation that ends with a user's message: ``messages``, and the prompt for a response.
-
-    Without messages that is the prompt alone: "<|im_start|>assistant\n" in ChatML.
-
-    Raises:
-      ValueError: as ``cut``, and if the template writes the user's message in another way when something follows it.
-    """
-    user = {"role": "user", "content": PLAIN}
-    before: Any = cut(tokenizer, [user], inputs, add_generation_prompt=False, pieces=())[0]
-    whole: Any = cut(tokenizer, [user, *messages], inputs, pieces=pieces)
-    first, rest = whole[0], whole[1:]
-    if first[: len(before)] != before:
-        raise ValueError(f"{_CANNOT} it closes a user's message in another way when {len(messages)} messages follow it")
-    return tuple(item for item in (first[len(before) :], *rest) if item)
 
 
 def shown(tokenizer: Tokenizer, ids: Any, control: Collection[int], room: int, truncate: str) -> tuple[list[int], bool]:
@@ -192,22 +137,6 @@ def encode_piece(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(token for start, end in itertools.pairwise(cuts) for token in _encode(tokenizer, text[start:end]))
 
 
-def stop_tokens(tokenizer: Tokenizer, eos_token_id: int | Sequence[int] | None = None) -> tuple[int, ...]:
-    """Return the ids that end a response: the tokenizer's EOS, then those of a generation config's ``eos_token_id``.
-
-    Raises:
-      ValueError: if there are none.
-    """
-    listed = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
-    stops = tuple(dict.fromkeys(token for token in (tokenizer.eos_token_id, *listed) if token is not None))
-    if not stops:
-        raise ValueError(
-            "neither the tokenizer nor the generation config names an EOS token, so no response would ever end; "
-            "set eos_token in tokenizer_config.json or eos_token_id in generation_config.json"
-        )
-    return stops
-
-
 def control_tokens(tokenizer: Tokenizer, keep: Sequence[str] = ()) -> tuple[int, ...]:
     """Return the ids that must not stand in a piece, ascending: special and added tokens.
 
@@ -242,7 +171,7 @@ def _cut_text(
     stand_ins = [STAND_IN.format(index) for index in range(len(fields))]
     text = render(stand_ins)
     if "date_string" not in inputs and (NO_DATE in text or render(stand_ins, date_string=NO_DATE) != text):
-        raise ValueError(
+        raise ChatError(
             "the chat template puts a date into the prompt, so a run would change from day to day; "
             'freeze it by the input date_string, such as "26 Jul 2024"'
         )
@@ -253,14 +182,14 @@ def _cut_text(
         contents = [PLAIN] * len(fields)
         contents[index] = PECULIAR
         if render(contents) != _join(texts, contents):
-            raise ValueError(
-                f"{_CANNOT} it rewrites what piece {name!r} of message {message} ({messages[message]['role']}) says, as "
+            raise ChatError(
+                f"{CANNOT} it rewrites what piece {name!r} of message {message} ({messages[message]['role']}) says, as "
                 "Llama 3.1 does, which writes a tool's output as JSON; give the message another role, such as user"
             )
     return texts, [name for name, _ in fields], render
 
 
-_CANNOT = "the chat template cannot be cut into token pieces:"
+CANNOT = "the chat template cannot be cut into token pieces:"
 
 
 def _join(texts: Sequence[str], contents: Sequence[str]) -> str:
@@ -271,16 +200,16 @@ def _parse(message: Message, index: int, pieces: Sequence[str]) -> list[tuple[st
     """Return a message's content as (text, name of the piece behind it, None at the end)."""
     content, where = message.get("content"), f"message {index} ({message.get('role')})"
     if not isinstance(content, str) or not isinstance(message.get("role"), str):
-        raise ValueError(f"{where}: role and content must be text, got {dict(message)!r}")
+        raise ChatError(f"{where}: role and content must be text, got {dict(message)!r}")
     try:
         parsed = list(string.Formatter().parse(content))
     except ValueError as error:
-        raise ValueError(f"{where}: {error} in {content!r}; write literal braces twice, {{{{ and }}}}") from error
+        raise ChatError(f"{where}: {error} in {content!r}; write literal braces twice, {{{{ and }}}}") from error
     for text, name, form, conversion in parsed:
         if "\ue000" in text or "\ue001" in text:
-            raise ValueError(f"{where}: U+E000 and U+E001 stand for pieces while a template is cut; leave them out")
+            raise ChatError(f"{where}: U+E000 and U+E001 stand for pieces while a template is cut; leave them out")
         if name is not None and (name not in pieces or form or conversion):
-            raise ValueError(
+            raise ChatError(
                 f"{where}: the field {name!r} in {content!r} is none of the pieces {', '.join(pieces) or '(none)'}, "
                 "alone between braces; write literal braces twice, {{ and }}"
             )
@@ -288,22 +217,30 @@ def _parse(message: Message, index: int, pieces: Sequence[str]) -> list[tuple[st
 
 
 def _check_inputs(tokenizer: Tokenizer, inputs: Mapping[str, Any]) -> None:
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            "the tokenizer has no chat template, as those of base models; "
-            "use the instruct model's tokenizer or add a chat_template.jinja to its folder"
-        )
-    source = tokenizer.get_chat_template(tools=inputs.get("tools"))
+    source = _source(tokenizer, inputs)
     if "strftime_now" in source:
         source += " date_string"
     for name in inputs:
         if name in ("messages", "add_generation_prompt", "strftime_now") or not re.search(rf"\b{name}\b", source):
-            raise ValueError(f"the chat template does not read the input {name!r}; remove it or mend its spelling")
+            raise ChatError(f"the chat template does not read the input {name!r}; remove it or mend its spelling")
+
+
+def _source(tokenizer: Tokenizer, inputs: Mapping[str, Any]) -> str:
+    """Return the text of the chat template, of several that for ``tools`` where they are given."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ChatError(
+            "the tokenizer has no chat template, as those of base models; "
+            "use the instruct model's tokenizer or add a chat_template.jinja to its folder"
+        )
+    try:
+        return tokenizer.get_chat_template(tools=inputs.get("tools"))
+    except ValueError as error:  # several, none of them named default
+        raise ChatError(f"the tokenizer has several chat templates and no default one: {error}") from error
 
 
 def _apply(tokenizer: Tokenizer, messages: list[dict], add_generation_prompt: bool, inputs: Mapping[str, Any]) -> str:
     """Return the text of ``apply_chat_template`` with the clock stopped at ``date_string``, or at NO_DATE without one."""
-    source = tokenizer.get_chat_template(tools=inputs.get("tools"))
+    source = _source(tokenizer, inputs)
     if "strftime_now" in source:
         source = STOPPED_CLOCK + source
     try:
@@ -314,9 +251,13 @@ def _apply(tokenizer: Tokenizer, messages: list[dict], add_generation_prompt: bo
             add_generation_prompt=add_generation_prompt,
             **{"frozen_date": inputs.get("date_string", NO_DATE), **inputs},
         )
-    except TemplateError as error:
+    except Exception as error:  # a template is code of the checkpoint, and raises what it likes
         roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(f"the chat template refuses a conversation of the roles {roles}: {error}") from error
+        cause = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+        needs = "; it may need an input, as tools=[] in domain.template_inputs" * (
+            "tools" in source and "tools" not in inputs
+        )
+        raise ChatError(f"the chat template refuses a conversation of the roles {roles}: {cause}{needs}") from error
 
 
 def _check_pieces(text: str, fields: Sequence[tuple[str, int]], messages: Sequence[Message]) -> None:
@@ -329,14 +270,14 @@ def _check_pieces(text: str, fields: Sequence[tuple[str, int]], messages: Sequen
         thinking = "; of an answer with </think> it keeps what follows alone" * (
             "</think>" in messages[message]["content"]
         )
-        raise ValueError(
-            f"{_CANNOT} it {deed} piece {name!r} of message {message} ({messages[message]['role']}){thinking}"
+        raise ChatError(
+            f"{CANNOT} it {deed} piece {name!r} of message {message} ({messages[message]['role']}){thinking}"
         )
     if found != sorted(found):
         order = ", ".join(fields[index][0] for index in found)
-        raise ValueError(f"{_CANNOT} it changes the order of pieces, to {order}; bring the messages into that order")
+        raise ChatError(f"{CANNOT} it changes the order of pieces, to {order}; bring the messages into that order")
     if "\ue000" in re.sub(STAND_IN.format(r"\d+"), "", text):
-        raise ValueError(f"{_CANNOT} it writes parts of pieces, besides the pieces themselves")
+        raise ChatError(f"{CANNOT} it writes parts of pieces, besides the pieces themselves")
 
 
 def _check_wording(text: str, parts: Sequence[Sequence[tuple[str, str | None]]], messages: Sequence[Message]) -> None:
@@ -345,8 +286,8 @@ def _check_wording(text: str, parts: Sequence[Sequence[tuple[str, str | None]]],
         for words in (words.strip() for words, _ in part):
             if words not in text:
                 thinking = ", as the thinking of earlier answers" * ("</think>" in words)
-                raise ValueError(
-                    f"{_CANNOT} it drops or changes the text {words!r} of message {index} "
+                raise ChatError(
+                    f"{CANNOT} it drops or changes the text {words!r} of message {index} "
                     f"({messages[index]['role']}){thinking}; leave out what it would not show, and use roles it knows"
                 )
 
@@ -379,7 +320,7 @@ def _check_decoding(tokenizer: Tokenizer, tokens: Sequence[int], text: str) -> N
     if decoded in (text, _decode(tokenizer, _encode_start(tokenizer, text))):
         return
     at = next((i for i, (a, b) in enumerate(zip(decoded, text)) if a != b), min(len(decoded), len(text)))
-    raise ValueError(
-        f"{_CANNOT} the tokenizer turns its text {text[max(at - 20, 0) : at + 20]!r} into "
+    raise ChatError(
+        f"{CANNOT} the tokenizer turns its text {text[max(at - 20, 0) : at + 20]!r} into "
         f"{decoded[max(at - 20, 0) : at + 20]!r}; word the messages so that it survives"
     )

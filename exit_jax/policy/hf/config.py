@@ -5,21 +5,24 @@ Both spellings are known: ``rope_theta`` + ``rope_scaling`` and ``torch_dtype`` 
 """
 
 import json
+import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from exit_jax.errors import UserError
 
-# What distinguishes the families; everything else about them is one decoder.
+# What distinguishes the families; everything else about them is one decoder. ``max_positions`` is what transformers assumes
+# where config.json gives no max_position_embeddings.
 FAMILIES = {
-    "LlamaForCausalLM": {"model_type": "llama", "qkv_bias": False, "qk_norm": False},
-    "MistralForCausalLM": {"model_type": "mistral", "qkv_bias": False, "qk_norm": False},
-    "Qwen2ForCausalLM": {"model_type": "qwen2", "qkv_bias": True, "qk_norm": False},
-    "Qwen3ForCausalLM": {"model_type": "qwen3", "qkv_bias": False, "qk_norm": True},
+    "LlamaForCausalLM": {"model_type": "llama", "qkv_bias": False, "qk_norm": False, "max_positions": 2048},
+    "MistralForCausalLM": {"model_type": "mistral", "qkv_bias": False, "qk_norm": False, "max_positions": 131072},
+    "Qwen2ForCausalLM": {"model_type": "qwen2", "qkv_bias": True, "qk_norm": False, "max_positions": 32768},
+    "Qwen3ForCausalLM": {"model_type": "qwen3", "qkv_bias": False, "qk_norm": True, "max_positions": 32768},
 }
 _SUPPORTED = (
     "LlamaForCausalLM (Llama 3.x, DeepSeek-R1-Distill-Llama), Qwen2ForCausalLM (Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen), "
-    "Qwen3ForCausalLM, MistralForCausalLM without a sliding window; rope of type default or llama3"
+    "Qwen3ForCausalLM, MistralForCausalLM; rope of type default or llama3; runs that stay within a sliding window"
 )
 _SIZES = {  # ours: theirs
     "vocab_size": "vocab_size",
@@ -41,6 +44,7 @@ _READ = {
     "rope_scaling",
     "rope_parameters",
     "sliding_window",
+    "use_sliding_window",
     "layer_types",
     "max_position_embeddings",
 }
@@ -50,7 +54,6 @@ _ONLY = {
     "attention_bias": False,
     "mlp_bias": False,
     "attention_dropout": 0.0,
-    "use_sliding_window": False,
     "use_mrope": False,
     "pretraining_tp": 1,  # above 1: matmuls in slices, which round otherwise
     "partial_rotary_factor": 1.0,
@@ -73,10 +76,10 @@ _IRRELEVANT = {
     "initializer_range": "training from scratch",
     "use_cache": "speed",
     "chunk_size_feed_forward": "memory",
-    "max_window_layers": "used only with use_sliding_window",
-    "bos_token_id": "token_ids() below",
-    "eos_token_id": "token_ids() below",
-    "pad_token_id": "token_ids() below",
+    "max_window_layers": "runs stay within the window, so that it does not matter which layers have it",
+    "bos_token_id": "prompts are made by the chat template, and padding is masked",
+    "eos_token_id": "read_eos() below",
+    "pad_token_id": "prompts are made by the chat template, and padding is masked",
     "tokenizer_class": "the tokenizer's business",
     "output_attentions": "what their forward pass returns",
     "output_hidden_states": "what their forward pass returns",
@@ -89,7 +92,7 @@ _IRRELEVANT = {
     "tie_encoder_decoder": "encoder-decoders",
 }
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-_MISTRAL_WINDOW = 4096  # what transformers assumes where config.json says nothing
+_WINDOW = 4096  # what transformers assumes of Mistral and Qwen where config.json says nothing
 
 
 class CheckpointError(UserError):
@@ -113,10 +116,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path.parent} holds no {path.name}; name a folder with a Hugging Face checkpoint, or a hub id"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); download it again") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object; download it again")
+        raise CheckpointError(f"{path} holds {content!r:.40}, not an object; download it again")
     return content
 
 
@@ -135,7 +138,7 @@ def read(folder: str | pathlib.Path) -> dict[str, Any]:
         if name in content and content[name] != value
     ]
     theta, scaling, wrong = _read_rope(content)
-    faults += wrong + _windows(family["model_type"], content)
+    faults += wrong + _read_limits(family, content)[1]
     shape = {ours: content.get(theirs) for ours, theirs in _SIZES.items()}
     shape["num_kv_heads"] = content.get("num_key_value_heads")
     if shape["num_kv_heads"] is None and family["model_type"] == "llama":
@@ -145,12 +148,12 @@ def read(folder: str | pathlib.Path) -> dict[str, Any]:
     faults += [
         f"{theirs_of[name]} is {value!r}, which must be a positive whole number"
         for name, value in shape.items()
-        if type(value) is not int or value < 1
+        if not _is_size(value)
     ]
     eps: Any = content.get("rms_norm_eps")
     tie = content.get("tie_word_embeddings", False)
     if not _is_number(eps):
-        faults.append(f"rms_norm_eps is {eps!r}, which must be a number")
+        faults.append(f"rms_norm_eps is {eps!r}, which must be a number above 0")
     if not isinstance(tie, bool):
         faults.append(f"tie_word_embeddings is {tie!r}, which must be true or false")
     unknown = sorted(set(content) - _READ - set(_ONLY) - set(_IRRELEVANT))
@@ -175,7 +178,7 @@ def read(folder: str | pathlib.Path) -> dict[str, Any]:
 def _family(path: pathlib.Path, content: dict) -> dict[str, Any]:
     """Return the entry of FAMILIES that config.json names, by ``architectures`` or else by ``model_type``."""
     named, model_type = content.get("architectures"), content.get("model_type")
-    families = [FAMILIES.get(name) for name in named or []]
+    families = [FAMILIES.get(str(name)) for name in named] if isinstance(named, list) else []
     if not named:
         families = [family for family in FAMILIES.values() if family["model_type"] == model_type]
     if len(families) != 1 or families[0] is None or families[0]["model_type"] != model_type:
@@ -195,7 +198,11 @@ def _derive_head_dim(model_type: str, shape: dict) -> int | None:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _is_size(value) -> bool:
+    return type(value) is int and 0 < value < 1 << 31
 
 
 def _read_rope(content: dict) -> tuple[float, tuple[float, ...], list[str]]:
@@ -217,44 +224,77 @@ def _read_rope(content: dict) -> tuple[float, tuple[float, ...], list[str]]:
     if partial != 1.0:
         faults.append(f"rope's partial_rotary_factor is {partial!r}; only 1.0 is supported")
     if not _is_number(theta):
-        faults.append(f"rope_theta is {theta!r}, which must be a number")
+        faults.append(f"rope_theta is {theta!r}, which must be a number above 0")
         theta = 0.0
-    wanted = {"default": (), "llama3": _LLAMA3}.get(kind)
+    wanted = {"default": (), "llama3": _LLAMA3}.get(str(kind))
     if wanted is None:
         return float(theta), (), [*faults, f"rope of type {kind!r}; only 'default' and 'llama3' are supported"]
     wrong = sorted(key for key in set(wanted) | set(merged) if key not in wanted or not _is_number(merged.get(key)))
     faults += [f"rope of type {kind!r} has {key} {merged.get(key)!r}" for key in wrong]
+    if not wrong and wanted and merged["low_freq_factor"] >= merged["high_freq_factor"]:
+        wrong = ["low_freq_factor"]
+        faults.append(
+            f"rope of type {kind!r} has low_freq_factor {merged['low_freq_factor']!r}, which must be below high_freq_factor "
+            f"{merged['high_freq_factor']!r}"
+        )
     return float(theta), () if wrong else tuple(float(merged[key]) for key in wanted), faults
 
 
-def _windows(model_type: str, content: dict) -> list[str]:
-    """Return the faults of fields that would restrict attention to a window."""
-    faults = []
-    if not set(content.get("layer_types") or []) <= {"full_attention"}:
-        kinds = ", ".join(sorted(map(str, set(content["layer_types"]) - {"full_attention"})))
-        faults.append(f"layer_types holds {kinds}; only full_attention is supported")
-    if model_type in ("qwen2", "qwen3"):
-        return faults  # there sliding_window counts only with use_sliding_window, which must be false
-    window = content.get("sliding_window", _MISTRAL_WINDOW if model_type == "mistral" else None)
-    longest = content.get("max_position_embeddings")
-    if window is not None and not (_is_number(window) and _is_number(longest) and window >= longest):
-        stated = "" if "sliding_window" in content else " (it is absent, and transformers then assumes this)"
-        faults.append(
-            f"sliding_window is {window!r}{stated} and max_position_embeddings {longest!r}; attention is full here: if "
-            "you stay within the window, set sliding_window to null"
-        )
-    return faults
+def _read_limits(family: Mapping[str, Any], content: dict) -> tuple[dict[str, int], list[str]]:
+    """Return (the longest sequences that the model knows, by the field that says so; faults)."""
+    faults, kinds = [], content.get("layer_types")
+    known = {"full_attention", "sliding_attention"}
+    if kinds is not None and not (isinstance(kinds, list) and {*map(str, kinds)} <= known):
+        faults.append(f"layer_types is {kinds!r}; only full_attention and sliding_attention are supported")
+        kinds = None
+    switch = content.get("use_sliding_window", False)
+    if not isinstance(switch, bool):
+        faults.append(f"use_sliding_window is {switch!r}, which must be true or false")
+    limits = {"max_position_embeddings": content.get("max_position_embeddings", family["max_positions"])}
+    # in Qwen, sliding_window counts only with use_sliding_window; in Llama, only where it is given
+    of_qwen, of_mistral = family["model_type"].startswith("qwen"), family["model_type"] == "mistral"
+    window = content.get("sliding_window", None if family["model_type"] == "llama" else _WINDOW)
+    if window is not None and (of_mistral or switch is True or not of_qwen or "sliding_attention" in (kinds or ())):
+        limits["sliding_window"] = window
+    faults += [
+        f"{name} is {value!r}, which must be a positive whole number"
+        for name, value in limits.items()
+        if not _is_size(value)
+    ]
+    return limits, faults
 
 
-def token_ids(folder: str | pathlib.Path) -> dict[str, tuple[int, ...]]:
-    """Return {bos, eos, pad: ids} of a checkpoint, of its generation_config.json before its config.json; () for none."""
-    folder = pathlib.Path(folder)
-    content = read_json(folder / "config.json")
-    if (folder / "generation_config.json").exists():
-        generation = read_json(folder / "generation_config.json")
-        content |= {key: value for key, value in generation.items() if value is not None}
-    found = {kind: content.get(f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    return {kind: tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,) for kind, ids in found.items()}
+def read_limits(folder: str | pathlib.Path) -> dict[str, int]:
+    """Return the tokens of the longest sequences that a checkpoint knows, by the field of its config.json that says so.
+
+    Attention is full here. Within ``sliding_window`` tokens that is what the model computes, too.
+    """
+    path = pathlib.Path(folder) / "config.json"
+    content = read_json(path)
+    limits, faults = _read_limits(_family(path, content), content)
+    if faults:
+        raise CheckpointError(list_faults(f"{path} is not supported:", faults))
+    return limits
+
+
+def read_eos(folder: str | pathlib.Path) -> tuple[int, ...]:
+    """Return the ids that end a response, of a folder's generation_config.json or else its config.json; () for none.
+
+    A folder that holds a tokenizer alone has neither file.
+
+    Raises:
+      CheckpointError: if a file is damaged, or ``eos_token_id`` is neither an id nor a list of ids.
+    """
+    for name in ("generation_config.json", "config.json"):
+        path = pathlib.Path(folder) / name
+        ids = read_json(path).get("eos_token_id") if path.exists() else None
+        if ids is None or ids == []:
+            continue
+        listed = ids if isinstance(ids, list) else [ids]
+        if any(type(token) is not int or token < 0 for token in listed):
+            raise CheckpointError(f"{path}: eos_token_id is {ids!r}, which must be a token's number or a list of them")
+        return tuple(listed)
+    return ()
 
 
 def read_sampling(folder: str | pathlib.Path) -> dict[str, Any]:
@@ -267,21 +307,32 @@ def read_sampling(folder: str | pathlib.Path) -> dict[str, Any]:
 
 
 def check_tokenizer(folder: str | pathlib.Path, vocab_size: int) -> None:
-    """Refuse a tokenizer.json with more tokens than the model's vocabulary; models pad theirs, so fewer are fine.
+    """Refuse a tokenizer.json with more tokens than the model's vocabulary; it is only looked at, to be loaded later.
 
     Raises:
-      CheckpointError: naming both sizes.
+      CheckpointError: naming both sizes, or if the file is of another format.
     """
     path = pathlib.Path(folder) / "tokenizer.json"
     if not path.exists():
         return
     content = read_json(path)
-    ids = [token["id"] for token in content.get("added_tokens", [])]
-    vocab = content.get("model", {}).get("vocab", {})
-    ids += vocab.values() if isinstance(vocab, dict) else range(len(vocab))
-    if ids and max(ids) >= vocab_size:
+    try:
+        ids = [token["id"] for token in content.get("added_tokens") or []]
+        vocab = content["model"]["vocab"]
+        ids += vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+        num_tokens = 1 + max(ids, default=-1)
+    except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: the tokenizer has {max(ids) + 1} tokens but the model's vocab_size is {vocab_size}; they belong to "
+            f"{path} is no tokenizer of the library tokenizers ({error!r}); download it again"
+        ) from error
+    require_embeddings(path, num_tokens, vocab_size)
+
+
+def require_embeddings(path: pathlib.Path, num_tokens: int, vocab_size: int) -> None:
+    """Raise unless the model has an embedding for every token of a tokenizer; models pad their vocabulary, so more are fine."""
+    if num_tokens > vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {num_tokens} tokens but the model's vocab_size is {vocab_size}; they belong to "
             "different models, or tokens were added without enlarging the embedding"
         )
 
