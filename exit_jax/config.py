@@ -501,14 +501,14 @@ def open_workdir(workdir: str | os.PathLike, config: Config) -> pathlib.Path:
         if holds_run(path):
             if not recorded.exists():
                 raise ConfigError(f"{path} holds a run but no config.json; choose another --workdir")
-            held = json.loads(recorded.read_text())
+            held = read_object(recorded)
             _require_same_science(ours, held["config"], path)
             content = _note_changes(content, held)
         if hosts.is_lead():
             write_json(recorded, content)
     except OSError as error:
         raise ConfigError(f"cannot write the workdir {path}: {error.strerror}; choose another --workdir") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{recorded} is damaged ({error!r}); restore it or choose another --workdir") from error
     return path
 
@@ -564,6 +564,22 @@ def _note_changes(ours: dict, held: dict) -> dict:
         later = [*later, changes]
     kept = {"config": ours["config"] | {"run": held["config"]["run"]}, "versions": held["versions"]}
     return kept | ({"later": later} if later else {})
+
+
+def read_object(path: pathlib.Path) -> dict:
+    """Return the object in a JSON file of a workdir.
+
+    Raises:
+      ConfigError: if it is damaged.
+    """
+    remedy = "restore it or choose another --workdir"
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is damaged (it holds {content!r:.40}, not an object); {remedy}")
+    return content
 
 
 def write_json(path: pathlib.Path, content) -> None:

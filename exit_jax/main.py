@@ -5,7 +5,6 @@
 Any field of the config can be set on the command line: --config.algorithm.group_size=16.
 """
 
-import json
 import logging
 import pathlib
 import re
@@ -22,6 +21,7 @@ from exit_jax.config import (
     domain_fields,
     holds_run,
     open_workdir,
+    read_object,
     scientific,
     validate,
     write_json,
@@ -82,7 +82,7 @@ def check_tasks(config: Config, workdir: pathlib.Path, splits: Collection[str]) 
     from exit_jax.programs import tasks_digest
 
     file = workdir / "tasks.json"
-    held = json.loads(file.read_text()) if holds_run(workdir) and file.exists() else {}
+    held = read_object(file) if holds_run(workdir) and file.exists() else {}
     found = {split: tasks_digest(config, split) for split in sorted(splits)}
     changed = [split for split in found if held.get(split, found[split]) != found[split]]
     if changed:

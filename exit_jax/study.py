@@ -102,9 +102,14 @@ def finished(config: Config, folder: pathlib.Path) -> dict | None:
             f"{folder} holds a finished run of run.num_iterations = {trained}, not {wanted}; "
             f"choose another --workdir, or --config.run.num_iterations={trained}"
         )
-    evaluation, settings = json.loads(done.read_text()), configs.to_dict(config)["eval"]
-    # its own, since config.json is of the last evaluation that was begun
-    return evaluation if all(figures["settings"] == settings for figures in evaluation.values()) else None
+    settings = configs.to_dict(config)["eval"]
+    try:
+        evaluation = configs.read_object(done)
+        # its own, since config.json is of the last evaluation that was begun
+        same = all(figures["settings"] == settings for figures in evaluation.values())
+    except (ConfigError, KeyError, TypeError):  # damaged: it is made anew
+        return None
+    return evaluation if evaluation and same else None
 
 
 def summarise(results: dict[str, dict[int, dict]]) -> dict:

@@ -88,27 +88,55 @@ Groups = dict[str, list[Run]]
 
 
 def load(path: pathlib.Path) -> Run:
-    """Read a run's files."""
+    """Read a run's files; what is damaged is left out."""
 
     def read(name: str) -> dict:
         try:
-            content = json.loads((path / name).read_text())
-        except (OSError, ValueError):
+            return _object(json.loads((path / name).read_text()))
+        except (OSError, ValueError, RecursionError):
             return {}
-        return content if isinstance(content, dict) else {}
 
-    recorded = read("config.json")
+    recorded, scores = read("config.json"), read("buffer_scores.json")
+    config = _object(recorded.get("config"))
     return Run(
         path=path.absolute(),
-        config=recorded.get("config", {}),
-        versions=recorded.get("versions", {}),
-        rows=read_jsonl(path / "train.jsonl"),
-        evaluation=read("evaluation.json"),
+        config=config if all(isinstance(config.get(name), str) for name in ("name", "variant")) else {},
+        versions=_object(recorded.get("versions")),
+        rows=[row for row in read_jsonl(path / "train.jsonl") if is_row(row)],
+        evaluation={split: results for split, results in read("evaluation.json").items() if is_result(results)},
         chains=Chains(path / "chains.jsonl"),
-        timing=read("evaluation_timing.json"),
-        scores=read("buffer_scores.json"),
+        timing={kind: told for kind, told in read("evaluation_timing.json").items() if _is_nested(told)},
+        scores=scores if _are_numbers(scores.get("score")) else {},
         instances=load_instances(path / "instances.npz"),
     )
+
+
+def _object(content) -> dict:
+    """Return what JSON says if it is an object, else an empty one."""
+    return content if isinstance(content, dict) else {}
+
+
+def _is_nested(content) -> bool:
+    """Is it what evaluation_timing.json says of all splits: an object of objects?"""
+    return isinstance(content, dict) and all(isinstance(value, dict) for value in content.values())
+
+
+def _are_numbers(content) -> bool:
+    return isinstance(content, list) and all(isinstance(value, int | float) for value in content)
+
+
+def is_row(row) -> TypeGuard[dict]:
+    """Is a row of train.jsonl numbers, or null, by name, of a step?"""
+    known = isinstance(row, dict) and type(row.get("step")) is int
+    return known and all(value is None or isinstance(value, int | float) for value in row.values())
+
+
+def is_result(results) -> TypeGuard[dict]:
+    """Does an evaluation of a split say its k, and the accuracy and the quality at each of them?"""
+    match results:
+        case {"k": [_, *_] as k, "num_tasks": int(), "accuracy": list() as right, "quality": list() as quality}:
+            return all(type(value) is int for value in k) and len(k) == len(right) == len(quality)
+    return False
 
 
 def load_instances(path: pathlib.Path) -> dict[str, np.ndarray]:
