@@ -19,7 +19,7 @@ from exit_jax.parallel import hosts
 def read_jsonl(path: pathlib.Path) -> list[dict]:
     """Return the rows of a JSONL file; a last line that a crash cut short is dropped."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

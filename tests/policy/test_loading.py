@@ -94,6 +94,38 @@ def truncate(name, count=200):
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:count])
 
 
+def alter_model(**fields):
+    def alter(folder):
+        content = json.loads((folder / "tokenizer.json").read_text())
+        content["model"] |= fields
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+
+    return alter
+
+
+def eat_spaces(folder):
+    """Make tokenizer_config.json say that a token swallows the white space after it, which tokenizer.json does not."""
+    path = folder / "tokenizer_config.json"
+    added = json.loads(path.read_text())["added_tokens_decoder"]
+    change(path, added_tokens_decoder={number: token | {"rstrip": True} for number, token in added.items()})
+
+
+def test_a_tokenizer_needs_no_more_than_its_file(tmp_path):
+    checkpoints.write(tmp_path, FAMILIES["llama3"], CHATML)
+    for name in ("tokenizer_config.json", "config.json", "generation_config.json"):
+        (tmp_path / name).unlink()
+    assert hf_tokenizer.load(tmp_path).encode("345", add_special_tokens=False)
+    assert read_eos(tmp_path) == ()
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+    folder = checkpoints.write(tmp_path, FAMILIES["llama3"], CHATML)
+    size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    assert hf_tokenizer.load(folder, size)
+    with pytest.raises(CheckpointError, match=f"has {size} tokens but the model's vocab_size is {size - 1}"):
+        hf_tokenizer.load(folder, size - 1)
+
+
 FAULTS = {
     "nothing but tokenizer_config.json": (
         remove("tokenizer.json"),
@@ -124,6 +156,8 @@ FAULTS = {
     "a template that is a number": (configure(chat_template=7), "the chat template is 7, which must be text"),
     "an EOS that the file has not": (configure(eos_token="<end>"), "name tokens that it does not have: '<end>'"),
     "the config of another tokenizer": (of_another, "name tokens that it does not have: '<tool_response>'"),
+    "tokens that swallow spaces": (eat_spaces, r"encodes .*tokenizer.json says"),
+    "dropout": (alter_model(dropout=0.5), "has a dropout, so that a text has other ids each time"),
     "control tokens as text": (
         configure(split_special_tokens=True),
         r"encodes .*tokenizer.json says.*split_special_tokens",
@@ -144,24 +178,36 @@ def test_a_tokenizer_that_cannot_be_trusted_is_refused(tmp_path, fault):
 
 def test_a_tokenizer_without_words_is_refused(tmp_path):
     Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(CheckpointError, match="makes no token of any text"):
+    with pytest.raises(CheckpointError, match=r"tokenizer.json makes '' of 'Mia has 10 shells"):
         hf_tokenizer.load(tmp_path)
 
 
-def test_a_tokenizer_needs_no_more_than_its_file(tmp_path):
-    checkpoints.write(tmp_path, FAMILIES["llama3"], CHATML)
-    for name in ("tokenizer_config.json", "config.json", "generation_config.json"):
-        (tmp_path / name).unlink()
-    assert hf_tokenizer.load(tmp_path).encode("345", add_special_tokens=False)
-    assert read_eos(tmp_path) == ()
-
-
-def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+def test_a_tokenizer_without_digits_is_refused(tmp_path):
+    """Byte-level BPE has no unknown token: what it has no token for is dropped."""
     folder = checkpoints.write(tmp_path, FAMILIES["llama3"], CHATML)
-    size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
-    assert hf_tokenizer.load(folder, size)
-    with pytest.raises(CheckpointError, match=f"has {size} tokens but the model's vocab_size is {size - 1}"):
-        hf_tokenizer.load(folder, size - 1)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    model = content["model"]
+    model["vocab"] = {
+        ("x" + token if any(map(str.isdigit, token)) else token): i for token, i in model["vocab"].items()
+    }
+    model["merges"] = [merge for merge in model["merges"] if not any(map(str.isdigit, "".join(merge)))]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"makes 'Mia has  shells,  stones and  .* of 'Mia has 10 shells"):
+        hf_tokenizer.load(folder)
+
+
+def cut_short(folder):
+    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    plain.enable_truncation(4)
+    plain.enable_padding(length=4)
+    plain.save(str(folder / "tokenizer.json"))
+
+
+def test_truncation_and_padding_of_a_file_do_not_touch_what_is_encoded(tmp_path):
+    folder = checkpoints.write(tmp_path, FAMILIES["qwen3"], CHATML)
+    whole = hf_tokenizer.load(folder).encode(TEXTS[0], add_special_tokens=False)
+    cut_short(folder)
+    assert hf_tokenizer.load(folder).encode(TEXTS[0], add_special_tokens=False) == whole
 
 
 # pairs

@@ -123,8 +123,8 @@ def _check_same(folder: pathlib.Path, tokenizer: Tokenizer, plain: Any, special:
             f"{folder}: the files beside {FILE} name tokens that it does not have: {shown}; they are of different tokenizers: "
             f"download all files of one, or mend {CONFIG}"
         )
-    if not any(plain.encode(text, add_special_tokens=False).ids for text in PROBE):
-        raise CheckpointError(f"{folder / FILE} makes no token of any text; download it again")
+    if not special:
+        _check_survival(folder, plain)
     for text in (*PROBE, *_around_added(plain)):
         ids, wanted = _encode_both(text, tokenizer, plain, special)
         said = _decode(tokenizer, wanted), plain.decode(wanted, skip_special_tokens=False)
@@ -137,6 +137,21 @@ def _check_same(folder: pathlib.Path, tokenizer: Tokenizer, plain: Any, special:
                 f"{folder}: transformers {transformers.__version__} {deed}, where {FILE} says {right}; another version of "
                 f"transformers may read it rightly, or {CONFIG} changes it (as split_special_tokens does)"
             )
+
+
+def _check_survival(folder: pathlib.Path, plain: Any) -> None:
+    """Raise if letters or digits of a plain sentence are lost, or a text is now these and now those ids."""
+    if getattr(plain.model, "dropout", None):
+        raise CheckpointError(f"{folder / FILE} has a dropout, so that a text has other ids each time; set it to null")
+    read = plain.decode(plain.encode(PROBE[0], add_special_tokens=False).ids, skip_special_tokens=False)
+    if _letters(read) != _letters(PROBE[0]):
+        raise CheckpointError(
+            f"{folder / FILE} makes {read!r} of {PROBE[0]!r}; a policy could not read its tasks, take another"
+        )
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text)).casefold()
 
 
 def _encode_both(text: str, tokenizer: Tokenizer, plain: Any, special: bool = False) -> tuple[list[int], list[int]]:
