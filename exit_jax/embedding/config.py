@@ -214,7 +214,7 @@ def read_recipe(folder: str | pathlib.Path, pooling: str) -> Recipe:
         return Recipe("mean" if pooling == "auto" else pooling, normalize=False, lower_case=False)
     try:
         modules = [(row["type"].rpartition(".")[2], row["path"]) for row in json.loads(path.read_text("utf-8"))]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error!r}); download it again") from error
     kinds = [kind for kind, _ in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or modules[0][1]:
@@ -228,7 +228,10 @@ def read_recipe(folder: str | pathlib.Path, pooling: str) -> Recipe:
         )
     if pooling == "auto":
         pooling = _read_pooling(folder / modules[1][1] / "config.json")
-    lower_case = bool(_read_option(folder / "sentence_bert_config.json", "do_lower_case"))
+    path = folder / "sentence_bert_config.json"
+    lower_case = _read_option(path, "do_lower_case") or False
+    if not isinstance(lower_case, bool):
+        raise CheckpointError(f"{path}: do_lower_case is {lower_case!r}, which must be true or false")
     return Recipe(pooling, "Normalize" in kinds, lower_case)
 
 

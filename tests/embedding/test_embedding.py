@@ -311,8 +311,13 @@ def test_pooling_that_is_not_supported(tmp_path):
     (tmp_path / "modules.json").write_text(json.dumps([*rows, {"type": "models.Dense", "path": "3_Dense"}]))
     with pytest.raises(CheckpointError, match="Dense in 3_Dense, which is not supported"):
         read_recipe(tmp_path, "mean")
-    (tmp_path / "modules.json").write_text('{"a": 1}')
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    for damaged in ('{"a": 1}', "[" * 100_000):
+        (tmp_path / "modules.json").write_text(damaged)
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_recipe(tmp_path, "mean")
+    (tmp_path / "modules.json").write_text(json.dumps(rows))
+    (tmp_path / "sentence_bert_config.json").write_text('{"do_lower_case": "no"}')
+    with pytest.raises(CheckpointError, match="do_lower_case is 'no', which must be true or false"):
         read_recipe(tmp_path, "mean")
 
 
