@@ -39,7 +39,7 @@ setup(
         "scipy>=1.14",
         "tensorboardX>=2.6",
         "tensorflow-datasets>=4.9.10",
-        "transformers>=5.0,<6",  # tokenizers of all families encode rightly in 27 versions from 5.0.0 to 5.24.0
+        "transformers>=5.0,<6",  # tokenizers of all families encode rightly in 26 versions from 5.0.0 to 5.24.0
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
