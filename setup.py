@@ -37,7 +37,6 @@ setup(
         "pyarrow>=17",
         "safetensors>=0.6",
         "scipy>=1.14",
-        "tensorboardX>=2.6",
         "tensorflow-datasets>=4.9.10",
         "transformers>=5.0,<6",  # tokenizers of all families encode rightly in 26 versions from 5.0.0 to 5.24.0
     ],

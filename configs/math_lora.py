@@ -17,7 +17,7 @@ import runpy
 
 from ml_collections import ConfigDict
 
-from exit_jax.policy.decoder import PROJECTIONS
+from exit_jax.policy.shape import PROJECTIONS
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -205,6 +205,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.run.warm_start_dir = ""
     c.run.export_dtype = "float32"
     c.run.profile = False
+    c.run.allow_idle_updates = False
 
     c.study = ConfigDict()
     c.study.variants = tuple(VARIANTS)

@@ -17,7 +17,7 @@ import runpy
 
 from ml_collections import ConfigDict
 
-from exit_jax.policy.decoder import COMPUTE_FIELDS, PROJECTIONS
+from exit_jax.policy.shape import COMPUTE_FIELDS, PROJECTIONS
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -25,6 +25,7 @@ from exit_jax.domains.domain import blank_grades
 from exit_jax.episodes import TurnPrograms
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
+from exit_jax.policy.shape import PROJECTIONS
 from exit_jax.programs import (
     Given,
     Program,
@@ -52,7 +53,7 @@ _ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }
-LORA = {"policy.lora.rank": 16, "policy.lora.targets": decoder.PROJECTIONS, "algorithm.reference_mix": 1.0}
+LORA = {"policy.lora.rank": 16, "policy.lora.targets": PROJECTIONS, "algorithm.reference_mix": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,15 +20,14 @@ from collections.abc import Mapping
 
 import ml_collections
 
+from exit_jax import domains, learning
 from exit_jax.algorithm.types import ExItConfig
-from exit_jax.domains import DOMAINS
 from exit_jax.domains.domain import field_defaults
-from exit_jax.embedding.embed import EncoderConfig
-from exit_jax.errors import UserError
+from exit_jax.embedding.settings import EncoderConfig
+from exit_jax.errors import ConfigError
 from exit_jax.parallel import hosts
 from exit_jax.parallel.mesh import MeshConfig
-from exit_jax.policy import attention
-from exit_jax.policy.decoder import COMPUTE_FIELDS, PROJECTIONS, REMAT, DecoderConfig
+from exit_jax.policy.shape import ATTENTION, COMPUTE_FIELDS, PROJECTIONS, REMAT, DecoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +107,7 @@ class RunConfig:
     warm_start_dir: str  # folder of finished warm starts; "" for one in the workdir
     export_dtype: str  # of the tensors that --mode export writes
     profile: bool  # write a JAX trace of one call of steps_per_call iterations
+    allow_idle_updates: bool = False  # train on at a learning rate of 0, as after a decay that ends before the run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Config:
     variant: str
     seed: int
     domain_name: str
-    domain: typing.Any  # the settings of DOMAINS[domain_name]
+    domain: typing.Any  # of the type domains.settings_of(domain_name)
     checkpoint: str  # Hugging Face folder or hub id that gives the policy's shape and weights; "" for fresh ones
     policy: DecoderConfig  # vocab_size 0 stands for the domain's
     algorithm: ExItConfig
@@ -147,14 +147,11 @@ OPERATIONAL = (
 WARM_START_DEPENDS_ON = ("seed", "checkpoint", "policy", "warm_start", "domain_name")
 
 
-class ConfigError(UserError):
-    """A config or a workdir that cannot be used; the message lists every fault and its remedy."""
-
-
-def validate(config: ml_collections.ConfigDict, num_devices: int | None) -> Config:
+def validate(config: ml_collections.ConfigDict, num_devices: int | None, trains: bool = True) -> Config:
     """Turn a config file's content into ``Config``.
 
     Args:
+      trains: whether settings under which nothing is learnt are faults, too; a run that was made by them may be evaluated.
       num_devices: devices that JAX has; ``run.mesh.data = 0`` takes those that the other axes leave. None for as many as the
         mesh asks for, where nothing is computed on it.
 
@@ -171,7 +168,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int | None) -> Conf
         rest = devices // max(mesh.fsdp * mesh.tensor, 1)
         mesh = dataclasses.replace(mesh, data=max(rest, 1))
         parsed = dataclasses.replace(parsed, run=dataclasses.replace(parsed.run, mesh=mesh))
-    faults = contradictions(parsed, devices)
+    faults = [*contradictions(parsed, devices), *(learning.faults_of(parsed) if trains else [])]
     if faults:
         raise ConfigError(_list_faults(faults))
     return parsed
@@ -185,9 +182,9 @@ def domain_fields(config: ml_collections.ConfigDict) -> tuple[str, typing.Any]:
     """
     faults: list[str] = []
     name = config.get("domain_name")
-    if name not in DOMAINS:
-        raise ConfigError(_list_faults([f"config.domain_name = {name!r} is not one of {tuple(DOMAINS)}"]))
-    fields = _parse(DOMAINS[name][0], config.to_dict().get("domain"), "config.domain", faults)
+    if name not in domains.NAMES:
+        raise ConfigError(_list_faults([f"config.domain_name = {name!r} is not one of {domains.NAMES}"]))
+    fields = _parse(domains.settings_of(name), config.to_dict().get("domain"), "config.domain", faults)
     if faults or fields is None:
         raise ConfigError(_list_faults(faults or ["config.domain is missing"]))
     return name, fields
@@ -231,8 +228,8 @@ def _parse(cls, values, path: str, faults: list[str]) -> typing.Any:
         return None
     types, defaults = field_types(cls, values), field_defaults(cls)
     names = [field.name for field in dataclasses.fields(cls)]
-    if cls is Config and values.get("domain_name") not in DOMAINS:
-        faults.append(f"{path}.domain_name = {values.get('domain_name')!r} is not one of {tuple(DOMAINS)}")
+    if cls is Config and values.get("domain_name") not in domains.NAMES:
+        faults.append(f"{path}.domain_name = {values.get('domain_name')!r} is not one of {domains.NAMES}")
         names.remove("domain")
     for unknown in sorted(set(values) - set(names) - {"domain"}):
         near = difflib.get_close_matches(unknown, names, n=1)
@@ -256,8 +253,8 @@ def _parse(cls, values, path: str, faults: list[str]) -> typing.Any:
 def field_types(cls, values: Mapping) -> dict[str, typing.Any]:
     """Return the types of a group's fields; those of ``domain`` are the named domain's."""
     types = typing.get_type_hints(cls)
-    if cls is Config and values.get("domain_name") in DOMAINS:
-        types["domain"] = DOMAINS[values["domain_name"]][0]
+    if cls is Config and values.get("domain_name") in domains.NAMES:
+        types["domain"] = domains.settings_of(values["domain_name"])
     return types
 
 
@@ -356,7 +353,7 @@ def _check_policy(c: Config, faults: Faults) -> None:
     for name, value, choices in (
         ("policy.dtype", p.dtype, ("float32", "bfloat16")),
         ("policy.param_dtype", p.param_dtype, ("float32", "bfloat16")),
-        ("policy.attention", p.attention, attention.BACKENDS),
+        ("policy.attention", p.attention, ATTENTION),
         ("policy.remat", p.remat, REMAT),
         ("run.export_dtype", c.run.export_dtype, ("float32", "bfloat16", "float16")),
         ("optimizer.kind", c.optimizer.kind, OPTIMIZERS),
@@ -557,7 +554,10 @@ def _require_same_science(ours: dict, theirs: dict, path: pathlib.Path) -> None:
 
 def _note_changes(ours: dict, held: dict) -> dict:
     """Return the content of ``config.json`` after a command that would have written ``ours`` over ``held``."""
-    mine, theirs = (_flatten({"versions": c["versions"], "run": c["config"]["run"]}) for c in (ours, held))
+    run = lambda c: (
+        field_defaults(RunConfig) | c["config"]["run"]
+    )  # one that began before a field existed had its default
+    mine, theirs = (_flatten({"versions": c["versions"], "run": run(c)}) for c in (ours, held))
     changes = {name: value for name, value in mine.items() if value != theirs.get(name)}
     later = held.get("later", [])
     if changes and changes not in later:

@@ -33,6 +33,7 @@ from exit_jax.domains.domain import (
     Answer,
     Environment,
 )
+from exit_jax.finite import require_finite
 from exit_jax.parallel import hosts
 from exit_jax.policy.sampler import Reading
 
@@ -269,6 +270,7 @@ def play_steps(
             asking = programs.extend(copy, reading, *narrow(*asked), active)
             step_key = jax.random.fold_in(jax.random.fold_in(key, turn), k)
             response = hosts.all_rows(programs.generate(copy, asking, step_key, active, 0)[1])
+            require_finite(response.logp, response.mask)
             num_tokens += response.mask.sum(-1)
         spoke = active & response.finished
         end[active & ~spoke] = OVERLONG_RESPONSE

@@ -39,12 +39,13 @@ from exit_jax.answers import open_stored
 from exit_jax.config import Config
 from exit_jax.domains.domain import ENDS, Domain, Environment, GradingError, blank_grades
 from exit_jax.episodes import PlayedSteps, play_steps
+from exit_jax.finite import NonFiniteError, explain, require_finite
 from exit_jax.metrics import Progress
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.policy import decoder, sampler
-from exit_jax.policy.decoder import DecoderConfig
+from exit_jax.policy.shape import DecoderConfig
 from exit_jax.programs import decoder_config, make_domain, make_reshard, transcript_room, turn_programs
 from exit_jax.summary import Chains, Outcome, mean_of, summarise, task_names
 
@@ -58,9 +59,8 @@ class ChainPrograms:
 
     reshard: Callable[[Params], Params]
     respond: Callable[[Params, History, Array, Array], tuple[Instances, Rollouts]]  # (copy, held, key, k)
-    whole: Callable[
-        [Params, History, Array, Array, Array], Chains
-    ]  # (params, base tasks [R], key, responses until a new start, is it a greedy search?)
+    # (params, base tasks [R], key, responses until a new start, is it a greedy search?) -> chains, finite_share at each k
+    whole: Callable[[Params, History, Array, Array, Array], tuple[Chains, Array]]
 
 
 def begin_again(tasks: History, history: History, k, every) -> History:
@@ -128,7 +128,7 @@ def chain_programs(domain_name, fields, policy: DecoderConfig, settings: configs
             held = begin_again(tasks, history, k, every)
             instances, rollouts = respond(copy, held, key, k)
             child, chains = record(domain, instances, rollouts, domain.grade(instances, rollouts))
-            return keep_better(held, child, greedy), chains
+            return keep_better(held, child, greedy), (chains, sampler.finite_share(rollouts))
 
         return jax.lax.scan(step, tasks, jnp.arange(max(settings.steps) + 1))[1]
 
@@ -176,7 +176,10 @@ def run_chains(
         if host:
             batches.append(host.run(batch, key, index, progress))
         else:
-            batches.append(jax.device_get(programs.whole(params, batch, key, every, greedy)))
+            chains, finite_share = jax.device_get(programs.whole(params, batch, key, every, greedy))
+            if (finite_share < 1.0).any():
+                raise NonFiniteError
+            batches.append(chains)
             progress.update((index + 1) * num_responses)
     chains = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[:, : row_of.size], *batches)
     if host:
@@ -219,6 +222,7 @@ class OnHost:
             kept = self.stored.get(number) if self.stored else None
             if kept is None:
                 instances, rollouts = self.programs.respond(self.copy, held, key, jnp.int32(k))
+                require_finite(*hosts.all_rows((rollouts.logp, rollouts.mask)))
             else:
                 instances, rollouts = jax.device_put(self._replay(held, kept), self.rows)
             blank = functools.partial(blank_grades, self.domain)
@@ -391,7 +395,8 @@ def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> di
         timing[split], means[split] = {}, {}
         for kind in (kind for kind in KINDS if wanted[kind]):
             started = time.monotonic()
-            outcomes[kind] = run_chains(config, params, split, kind, workdir)
+            with explain(config, lambda: params, workdir if config.run.num_iterations else None):
+                outcomes[kind] = run_chains(config, params, split, kind, workdir)
             timing[split][kind] = time.monotonic() - started
             means[split][kind] = {name: float(outcomes[kind].chains.notes[name].mean()) for name in domain.timings}
         chain, rival, search = outcomes["chain"], outcomes.get("restarts"), outcomes.get("greedy")

@@ -5,30 +5,23 @@
 Any field of the config can be set on the command line: --config.algorithm.group_size=16.
 """
 
+import functools
 import logging
 import pathlib
 import re
 import runpy
 import sys
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from exit_jax.config import (
-    Config,
-    ConfigError,
-    domain_fields,
-    holds_run,
-    open_workdir,
-    read_object,
-    scientific,
-    validate,
-    write_json,
-)
-from exit_jax.domains.domain import GradingError
-from exit_jax.errors import UserError
-from exit_jax.metrics import Timing
+from exit_jax.errors import ConfigError, Interrupted, UserError
+
+# jax and all that computes is imported after the flags have been read, so that a misspelt one is told at once
+if TYPE_CHECKING:
+    from exit_jax.config import Config
 
 FLAGS = flags.FLAGS
 MODES = ("train", "evaluate", "study", "report", "data", "export", "compile")
@@ -48,13 +41,24 @@ _TOPOLOGY = flags.DEFINE_string("topology", "", "With --mode compile: the TPU sl
 _RUNS = flags.DEFINE_list("runs", [], "With --mode report: folders of finished runs to compare in one report.")
 
 
-def run_experiment(config: Config, workdir: pathlib.Path) -> dict:
+def run_experiment(config: "Config", workdir: pathlib.Path) -> dict:
     """Train, or go on training, and evaluate; returns the evaluation."""
+    from exit_jax import learning
+    from exit_jax.config import open_workdir, write_json
     from exit_jax.evaluate import evaluate
+    from exit_jax.metrics import Timing, trained_iterations
+    from exit_jax.parallel import hosts
     from exit_jax.train import record_buffer, train
 
+    for line in learning.warnings_of(config) if hosts.is_lead() else ():
+        warn(line)
     workdir = open_workdir(workdir, config)
     check_tasks(config, workdir, {"train", *config.eval.splits})
+    old, trained = workdir / "evaluation.json", trained_iterations(workdir)
+    if hosts.is_lead() and old.exists() and trained < config.run.num_iterations:
+        old.rename(
+            old.with_stem(f"evaluation-{trained}")
+        )  # it is of the policy so far, not of what training will leave
     timing = Timing()
     with timing.phase("train"):
         state, params = train(config, workdir)
@@ -65,19 +69,28 @@ def run_experiment(config: Config, workdir: pathlib.Path) -> dict:
     return results
 
 
-def reopen_workdir(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+@functools.cache
+def warn(line: str) -> None:
+    """Say a line, once a process: the runs of a study share most of what there is to say."""
+    logging.getLogger(__name__).warning("warning: %s", line)
+
+
+def reopen_workdir(config: "Config", workdir: pathlib.Path) -> pathlib.Path:
     """Open the workdir of a run that has begun."""
+    from exit_jax.config import open_workdir
+
     if not (workdir / "config.json").exists():
         raise ConfigError(f"{workdir} holds no run; train first, or name the right --workdir")
     return open_workdir(workdir, config)
 
 
-def check_tasks(config: Config, workdir: pathlib.Path, splits: Collection[str]) -> None:
+def check_tasks(config: "Config", workdir: pathlib.Path, splits: Collection[str]) -> None:
     """Check that the tasks of a run are still those of its ``tasks.json``, which is made where it does not name them.
 
     Raises:
       ConfigError: if they are others, as where data were prepared anew: histories name their task by its number.
     """
+    from exit_jax.config import holds_run, read_object, write_json
     from exit_jax.parallel import hosts
     from exit_jax.programs import tasks_digest
 
@@ -94,12 +107,12 @@ def check_tasks(config: Config, workdir: pathlib.Path, splits: Collection[str]) 
         write_json(file, held | found)
 
 
-def evaluate_workdir(config: Config, workdir: pathlib.Path) -> dict:
+def evaluate_workdir(config: "Config", workdir: pathlib.Path) -> dict:
     """Evaluate the newest policy of a workdir."""
+    workdir = reopen_workdir(config, workdir)
     from exit_jax.evaluate import evaluate
     from exit_jax.train import restore_params
 
-    workdir = reopen_workdir(config, workdir)
     check_tasks(config, workdir, set(config.eval.splits))
     params = restore_params(config, workdir)
     if params is None:
@@ -114,9 +127,11 @@ def read_config(variant: str, seed: int) -> ConfigDict:
     return runpy.run_path(path)["get_config"](",".join([*kept, f"variant={variant}", f"seed={seed}"]))
 
 
-def make_study_config(variant: str, seed: int) -> Config:
+def make_study_config(variant: str, seed: int) -> "Config":
     """Return the config file's experiment for another variant and seed, under the same command-line overrides."""
     import jax
+
+    from exit_jax.config import validate
 
     content = read_config(variant, seed)
     content.update_from_flattened_dict(config_flags.get_override_values(FLAGS["config"]))
@@ -129,6 +144,8 @@ def check_overrides(variants: Sequence[str], seeds: Sequence[int]) -> None:
     Raises:
       ConfigError: naming the overrides, or a variant that the config file does not have; or if there is no run at all.
     """
+    from exit_jax.config import scientific
+
     if not variants or not seeds:
         raise ConfigError(f"config.study has variants = {variants} and seeds = {seeds}; name at least one of each")
     try:
@@ -149,6 +166,7 @@ def compile_config() -> int:
     import jax
 
     from exit_jax.compile import find_topology, fit
+    from exit_jax.config import validate
 
     jax.config.update("jax_platforms", "cpu")
     topology = find_topology(_TOPOLOGY.value)
@@ -159,58 +177,91 @@ def compile_config() -> int:
     return 0 if fits else 1
 
 
-def main(_) -> int:
-    """Carry out --mode; a fault of the user's making is one clear error and exit status 2."""
+def read_flags() -> "Config":
+    """Return the config of the flags, checked.
+
+    Raises:
+      ConfigError: listing its faults.
+    """
     import jax
 
-    from exit_jax import domains
-    from exit_jax.export import export_policy
+    from exit_jax.config import validate
+
+    if "variant" in config_flags.get_override_values(FLAGS["config"]):
+        raise ConfigError("--config.variant changes the name alone; say --config <file>:variant=<variant>")
+    return validate(_CONFIG.value, jax.device_count(), trains=_MODE.value in ("train", "study"))
+
+
+def find_workdir() -> pathlib.Path:
+    """Return --workdir, or the folder that the config's name, variant and seed stand for."""
+    c = _CONFIG.value
+    if not _WORKDIR.value and (absent := [name for name in ("name", "variant", "seed") if name not in c]):
+        raise ConfigError(f"the config has no {', '.join(absent)}, which the run's folder is named by; give --workdir")
+    suffix = "" if _WORKDIR.value else "-study" if _MODE.value == "study" else f"-{c.variant}-seed{c.seed}"
+    return pathlib.Path(_WORKDIR.value or f"runs/{c.name}{suffix}").expanduser().absolute()
+
+
+def carry_out() -> int:
+    """Carry out --mode; returns the exit status."""
     from exit_jax.parallel import hosts
+
+    file, *_ = config_flags.get_config_filename(FLAGS["config"]).partition(":")
+    if not pathlib.Path(file).is_file():
+        raise ConfigError(f"--config: there is no file {file}; name one such as configs/sudoku.py")
+    if _MODE.value == "compile":
+        return compile_config()
+    if _MODE.value == "data":
+        from exit_jax import domains
+        from exit_jax.config import domain_fields
+
+        print(domains.prepare(*domain_fields(_CONFIG.value)))
+        return 0
+    if _MODE.value == "report":  # of folders alone, on any machine: neither the run's mesh nor its checkpoint is needed
+        print_report(find_workdir(), [pathlib.Path(run) for run in _RUNS.value])
+        return 0
+    hosts.skip_absent_tpu()
+    try:
+        hosts.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"cannot join the other processes: {error}") from error
+    config, workdir = read_flags(), find_workdir()
+    if _MODE.value == "evaluate":
+        show(evaluate_workdir(config, workdir))
+    elif _MODE.value == "export":
+        from exit_jax.export import export_policy
+
+        print("exported:", *export_policy(config, reopen_workdir(config, workdir)))
+    elif _MODE.value == "train":
+        results = run_experiment(config, workdir)
+        if hosts.is_lead():
+            show(results)
+            print_report(workdir, [workdir])
+    else:
+        from exit_jax.study import BASE, study
+
+        variants, seeds = config.study.variants, config.study.seeds
+        check_overrides(variants, seeds)
+        study(make_study_config, variants, seeds, workdir, run_experiment)
+        print((workdir / "study.md").read_text())
+        print_report(workdir, [workdir / variant / f"seed{seed}" for variant in (BASE, *variants) for seed in seeds])
+    return 0
+
+
+def print_report(workdir: pathlib.Path, runs: Sequence[pathlib.Path]) -> None:
+    """Write the report of runs into ``workdir``, and say where it is."""
     from exit_jax.report import report
-    from exit_jax.study import BASE, study
-    from exit_jax.train import Interrupted
+
+    print(f"report: {report(workdir, runs)}")
+
+
+def main(_) -> int:
+    """Carry out --mode; a fault of the user's making is one clear error and exit status 2."""
+    from exit_jax.domains.domain import GradingError
 
     for noisy in ("absl", "jax"):  # they report probes for a TPU, and failed saves by a page of traceback
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     try:
-        file, *_ = config_flags.get_config_filename(FLAGS["config"]).partition(":")
-        if not pathlib.Path(file).is_file():
-            raise ConfigError(f"--config: there is no file {file}; name one such as configs/sudoku.py")
-        if _MODE.value == "compile":
-            return compile_config()
-        if _MODE.value == "data":
-            print(domains.prepare(*domain_fields(_CONFIG.value)))
-            return 0
-        try:
-            hosts.initialize()
-        except (ValueError, RuntimeError) as error:
-            raise ConfigError(f"cannot join the other processes: {error}") from error
-        if "variant" in config_flags.get_override_values(FLAGS["config"]):
-            raise ConfigError("--config.variant changes the name alone; say --config <file>:variant=<variant>")
-        # a report is drawn on any machine, whatever mesh the runs were on
-        config = validate(_CONFIG.value, None if _MODE.value == "report" else jax.device_count())
-        suffix = "-study" if _MODE.value == "study" else f"-{config.variant}-seed{config.seed}"
-        workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.name}{suffix}").expanduser().absolute()
-        if _MODE.value == "train":
-            results = run_experiment(config, workdir)
-            if hosts.is_lead():
-                show(results)
-                print(f"report: {report(workdir, [workdir])}")
-        elif _MODE.value == "evaluate":
-            show(evaluate_workdir(config, workdir))
-        elif _MODE.value == "export":
-            folders = export_policy(config, reopen_workdir(config, workdir))
-            print("exported:", *folders)
-        elif _MODE.value == "study":
-            variants, seeds = config.study.variants, config.study.seeds
-            check_overrides(variants, seeds)
-            study(make_study_config, variants, seeds, workdir, run_experiment)
-            print((workdir / "study.md").read_text())
-            runs = [workdir / variant / f"seed{seed}" for variant in (BASE, *variants) for seed in seeds]
-            print(f"report: {report(workdir, runs)}")
-        else:
-            runs = [pathlib.Path(run) for run in _RUNS.value] or [workdir]
-            print(f"report: {report(workdir, runs)}")
+        return carry_out()
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
@@ -226,7 +277,6 @@ def main(_) -> int:
     except Interrupted as stop:
         print(f"\n{stop}", file=sys.stderr)
         return 128 + stop.signum
-    return 0
 
 
 def show(results: dict) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import pathlib
@@ -11,39 +12,59 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
+from exit_jax.events import EventWriter
 from exit_jax.parallel import hosts
 
+log = logging.getLogger(__name__)
 
-def read_jsonl(path: pathlib.Path) -> list[dict]:
-    """Return the rows of a JSONL file; a last line that a crash cut short is dropped."""
+
+def read_jsonl(path: pathlib.Path, number: str = "") -> list[dict]:
+    """Return the rows of a JSONL file; a line that is no row costs itself alone, with a warning.
+
+    A last line without its end, which a crash cut short, is dropped without one.
+
+    Args:
+      number: field that is a whole number in every row; "" for none.
+    """
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for place, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and (not number or type(row.get(number)) is int):
+            rows.append(row)
+        elif line.strip() and line.endswith(b"\n"):
+            log.warning("%s, line %d is damaged and is left out", path, place)
     return rows
 
 
+def trained_iterations(workdir: pathlib.Path) -> int:
+    """Return how far a workdir's policy is trained: its newest checkpoint or, if they were removed, its last row of metrics."""
+    if steps := [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()]:
+        return max(steps)
+    return max((row["step"] for row in read_jsonl(workdir / "train.jsonl", "step")), default=0)
+
+
 class MetricsWriter:
-    """Appends one row an iteration; rows behind ``step``, from a run that was cut off, are removed first.
+    """Appends one row an iteration; rows after ``step``, from a run that was cut off, are removed first.
 
     On several hosts only the lead writes.
     """
 
     def __init__(self, workdir: pathlib.Path, name: str, step: int):
-        self._file = self._board = None
+        self._file = self._events = None
         if not hosts.is_lead():
             return
         path = workdir / f"{name}.jsonl"
-        kept = [row for row in read_jsonl(path) if row["step"] <= step]
+        kept = [row for row in read_jsonl(path, "step") if row["step"] <= step]
         partial = path.with_suffix(".tmp")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(partial, path)
         self._file = path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard" / name), purge_step=step + 1, write_to_disk=True)
+        self._events = EventWriter(workdir / "tensorboard" / name, purge_step=step + 1)
 
     def write(self, first_step: int, metrics: Mapping[str, np.ndarray], extra: Mapping[str, float]) -> dict:
         """Write the rows of several iterations, metrics [n] each, and return the last; NaN, "nothing to average", is null."""
@@ -54,18 +75,51 @@ class MetricsWriter:
             for key, value in (*((k, v[i]) for k, v in metrics.items()), *extra.items()):
                 number = float(value)
                 row[key] = number if math.isfinite(number) else None
-                if row[key] is not None and self._board:
-                    self._board.add_scalar(key, number, first_step + i)
-            if self._file:
+            if self._file and self._events:
                 self._file.write(json.dumps(row) + "\n")
+                known = {key: value for key, value in row.items() if value is not None and key != "step"}
+                self._events.add_scalars(first_step + i, known)
         if self._file:
             self._file.flush()
         return row
 
     def close(self) -> None:
-        if self._file and self._board:
+        if self._file and self._events:
             self._file.close()
-            self._board.close()
+            self._events.close()
+
+
+class Watch:
+    """Warns, once of each kind, of iterations in a row from which nothing can have been learnt."""
+
+    PATIENCE = 5  # iterations; of the first ones, some may be idle by chance
+
+    def __init__(self, title: str):
+        self._title = title
+        # metric -> its value in an idle iteration, and what that means
+        self._signs = {
+            "unfinished": (
+                1.0,
+                "no response ended within its room: none can be improved on, and algorithm.mask_overlong takes the gradient of "
+                "all; raise domain.max_tokens, or see whether the policy knows the stop tokens",
+            ),
+            "zero_variance_groups": (
+                1.0,
+                "the responses of each group were all paid alike, so no advantage differs from 0; the tasks are too hard or "
+                "too easy for the policy, or it samples too alike (algorithm.temperature)",
+            ),
+            "params_moved": (0.0, "no update changed a parameter; see learning_rate and grad_norm in the metrics"),
+        }
+        self._in_a_row = dict.fromkeys(self._signs, 0)
+
+    def look(self, first_step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Look at the metrics [n] of several iterations."""
+        for name, (idle, meaning) in list(self._signs.items()):
+            for i, value in enumerate(metrics.get(name, metrics.get(f"{self._title}/{name}", ()))):
+                self._in_a_row[name] = self._in_a_row[name] + 1 if value == idle else 0
+                if self._in_a_row[name] == self.PATIENCE and self._signs.pop(name, None) and hosts.is_lead():
+                    step = first_step + i
+                    log.warning("warning: %s, steps %d to %d: %s", self._title, step - self.PATIENCE + 1, step, meaning)
 
 
 class Progress:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from exit_jax import domains
+from exit_jax.algorithm.grpo import moved_share
 from exit_jax.algorithm.iteration import init_state, iterate, learn
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.selection import select, stream
@@ -24,8 +25,8 @@ from exit_jax.episodes import Played, TurnPrograms, play
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
-from exit_jax.policy.decoder import DecoderConfig
 from exit_jax.policy.sampler import Reading
+from exit_jax.policy.shape import DecoderConfig
 from exit_jax.requirements import require_checkpoint_fits, require_domain_fits
 
 make_domain = functools.lru_cache(domains.make)
@@ -112,12 +113,19 @@ def split_params(config: Config, params: Params) -> tuple[Params, Params | None]
     return decoder.split_adapters(params) if config.policy.lora.rank else (params, None)
 
 
-def make_optimizer(c: OptimizerConfig) -> optax.GradientTransformation:
-    """Return the optimiser after global-norm clipping, with linear warm-up and, if asked for, cosine decay."""
+def make_schedule(c: OptimizerConfig) -> optax.Schedule:
+    """Return the learning rate by the number of optimiser steps done: linear warm-up and, if asked for, cosine decay."""
     if c.decay_steps:
-        rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.warmup_steps, c.decay_steps)
-    else:
-        rate = optax.linear_schedule(0.0, c.learning_rate, c.warmup_steps) if c.warmup_steps else c.learning_rate
+        return optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.warmup_steps, c.decay_steps)
+    if c.warmup_steps:
+        return optax.linear_schedule(0.0, c.learning_rate, c.warmup_steps)
+    return optax.constant_schedule(c.learning_rate)
+
+
+def make_optimizer(c: OptimizerConfig) -> optax.GradientTransformation:
+    """Return the optimiser after global-norm clipping, with the rate of ``make_schedule``."""
+    # a constant rate is no schedule, which would count steps in the state: finished runs have none there
+    rate = make_schedule(c) if c.decay_steps or c.warmup_steps else c.learning_rate
     optimizer = {
         "adamw": lambda: optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay),
         "lion": lambda: optax.lion(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay),
@@ -175,12 +183,15 @@ def make_parts(config: Config, domain: Domain, mesh: jax.sharding.Mesh, given: G
         with meshes.use(mesh):
             return sampler.logprobs(policy, algorithm.temperature, config.run.token_chunk, params, *arrays)
 
-    optimizer = make_optimizer(config.optimizer)
+    optimizer, schedule = make_optimizer(config.optimizer), make_schedule(config.optimizer)
     difficulty = domain.difficulty("train")
 
     def learn_batch(state, instances, rollouts, grades):
         args = state, instances, rollouts, grades
+        steps_done = state.step * algorithm.num_epochs + jnp.arange(algorithm.num_epochs)
         state, metrics = learn(algorithm, logprobs, optimizer, config.run.num_microbatches, domain.max_tokens, *args)
+        metrics["learning_rate"] = jnp.mean(jax.vmap(schedule)(steps_done))
+        metrics["finite_logits"] = sampler.finite_share(rollouts)
         drawn = {name: jnp.asarray(level)[instances.history.task].mean() for name, level in difficulty.items()}
         return state, metrics | {f"task/{name}": mean for name, mean in drawn.items()}
 
@@ -348,7 +359,7 @@ def _check_checkpoint(config: Config) -> None:
 
 def make_warm_step(config: Config, domain: Domain, mesh: jax.sharding.Mesh, optimizer: optax.GradientTransformation):
     """Return a supervised step: (frozen parameters, WarmState, a batch of demonstrations) -> WarmState, metrics."""
-    policy = decoder_config(config)
+    policy, schedule = decoder_config(config), make_schedule(config.warm_start.optimizer)
 
     def warm_step(frozen: Params | None, state: WarmState, batch):
         history, mode, tokens, mask = meshes.shard_batch(mesh, batch)
@@ -363,7 +374,12 @@ def make_warm_step(config: Config, domain: Domain, mesh: jax.sharding.Mesh, opti
         value, grads = jax.value_and_grad(loss)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return WarmState(params, opt_state, state.key, state.step + 1), {"warm_start/loss": value}
+        metrics = {
+            "warm_start/loss": value,
+            "warm_start/learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "warm_start/params_moved": moved_share(state.params, params),
+        }
+        return WarmState(params, opt_state, state.key, state.step + 1), metrics
 
     return warm_step
 

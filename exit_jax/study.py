@@ -12,10 +12,10 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
 
 from exit_jax import config as configs
 from exit_jax.config import Config, ConfigError
+from exit_jax.metrics import trained_iterations
 
 # accuracy = found x kept: an answer counts at the last iterate if a chain was ever right and stayed so
 MEASURES = {
@@ -81,10 +81,12 @@ def study(
 
 
 def finished(config: Config, folder: pathlib.Path) -> dict | None:
-    """Return the evaluation that a run left; None without one, or if it was made by other settings than ``config.eval``.
+    """Return the evaluation that a run left; None where there is something to do.
+
+    That is without one, if it was made by other settings than ``config.eval``, or of a run that was not trained to its end.
 
     Raises:
-      ConfigError: if the run is of another experiment or another number of iterations.
+      ConfigError: if the run is of another experiment, or of more iterations.
     """
     done = folder / "evaluation.json"
     if not done.exists():
@@ -95,9 +97,10 @@ def finished(config: Config, folder: pathlib.Path) -> dict | None:
         held = {}
     if configs.scientific(held) != configs.scientific(config):
         configs.open_workdir(folder, config)  # raises; else it would record today's versions for a run of yesterday's
-    steps = [int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()]
-    trained, wanted = max(steps, default=0), config.run.num_iterations
-    if trained != wanted:
+    trained, wanted = trained_iterations(folder), config.run.num_iterations
+    if trained < wanted:
+        return None
+    if trained > wanted:
         raise ConfigError(
             f"{folder} holds a finished run of run.num_iterations = {trained}, not {wanted}; "
             f"choose another --workdir, or --config.run.num_iterations={trained}"
@@ -165,6 +168,8 @@ def half_width(paired: np.ndarray) -> np.ndarray:
     count = len(paired)
     if count < 2:
         return np.full(paired.shape[1:], np.nan)
+    from scipy import stats  # a second of import
+
     return stats.t.ppf(0.975, count - 1) * _std(paired) / math.sqrt(count)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import pathlib
 import signal
 import time
@@ -13,28 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from exit_jax import config as configs
+from exit_jax import learning
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.types import BASE, IMPROVE, History, Params, State
 from exit_jax.checkpoint import Checkpoints
 from exit_jax.config import Config, ConfigError
 from exit_jax.domains.domain import GradingError
 from exit_jax.embedding import embed
-from exit_jax.metrics import MetricsWriter, Progress
+from exit_jax.errors import Interrupted
+from exit_jax.finite import NonFiniteError, explain
+from exit_jax.metrics import MetricsWriter, Progress, Watch
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder
 from exit_jax.programs import Flight, Given, decoder_config, make_domain, make_program, make_reshard, tasks_digest
 
-FINITE = ("grad_norm", "warm_start/loss")  # metrics that are numbers as long as the parameters are
+log = logging.getLogger(__name__)
 MAX_FAULTS = 3  # iterations in a row in which grading failed
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop, and its state was saved."""
-
-    def __init__(self, signum: int, title: str, step: int):
-        super().__init__(f"stopped at {title} step {step}; the same command resumes there")
-        self.signum = signum
 
 
 def run_loop(
@@ -60,6 +56,7 @@ def run_loop(
     Raises:
       Interrupted: after SIGINT or SIGTERM in the loop, once the state is saved. Until it begins there is nothing to save, and
         signals act as usual.
+      NonFiniteError: if logits are not finite before anything was learnt.
       ConfigError: if training diverges, what is saved is beyond ``total``, or calls of ``run.steps_per_call`` do not end there.
       GradingError: if grading failed as a whole MAX_FAULTS times in a row.
     """
@@ -84,7 +81,7 @@ def run_loop(
             contextlib.closing(checkpoints),  # here, so that no signal cuts the last of them off
             contextlib.closing(MetricsWriter(metrics_dir, title, step)) as writer,
         ):
-            progress = Progress(title, step, total)
+            progress, watch = Progress(title, step, total), Watch(title)
             first_call, faults = step, 0
             while step < total and not stop:
                 profiled = config.run.profile and step == first_call + config.run.steps_per_call
@@ -94,12 +91,10 @@ def run_loop(
                     metrics = jax.device_get(metrics)
                 secs = time.monotonic() - started
                 done = len(next(iter(metrics.values())))
-                diverged = [name for name in FINITE if not np.isfinite(metrics.get(name, 0.0)).all()]
-                if diverged:
-                    raise ConfigError(
-                        f"{title} diverged by step {step + len(metrics[diverged[0]])}: {diverged[0]} is not finite; a lower "
-                        "learning rate may help, in another --workdir"
-                    )
+                _require_finite(
+                    title, step, metrics, untrained=title == "warm_start" or not config.warm_start.num_steps
+                )
+                watch.look(step + 1, metrics)
                 row = writer.write(step + 1, metrics, _rates(config, metrics, done / secs))
                 step += done
                 faults = faults + 1 if row.get("grading_faults") else 0
@@ -116,6 +111,25 @@ def run_loop(
     if stop:
         raise Interrupted(stop, title, step)
     return state
+
+
+def _require_finite(title: str, step: int, metrics, untrained: bool) -> None:
+    """Raise ConfigError if metrics of the steps after ``step`` say that the parameters are no longer finite.
+
+    Raises:
+      NonFiniteError: if they say so of the very first step of an ``untrained`` policy, which no update can have spoilt.
+    """
+    fine = {name: np.isfinite(metrics[name]) for name in ("warm_start/loss", "grad_norm") if name in metrics}
+    if "finite_logits" in metrics:
+        fine["finite_logits"] = metrics["finite_logits"] == 1.0
+    if untrained and step == 0 and not all(fine[name][0] for name in fine if name != "grad_norm"):
+        raise NonFiniteError
+    for name, holds in fine.items():
+        if not holds.all():
+            raise ConfigError(
+                f"{title} diverged by step {step + len(holds)}: {name} is not finite; a lower learning rate may help, in "
+                "another --workdir"
+            )
 
 
 def _rates(config: Config, metrics, per_sec: float) -> dict[str, float]:
@@ -208,17 +222,18 @@ def warm_start(config: Config, workdir: pathlib.Path, frozen: Params | None) -> 
     root = pathlib.Path(config.run.warm_start_dir or workdir / "warm_start").expanduser().absolute()
     folder = root / configs.digest(recipe)
     folder.mkdir(parents=True, exist_ok=True)
-    state = run_loop(
-        "warm_start",
-        functools.partial(program.warm, frozen),
-        program.warm_state,
-        lambda: program.init_warm(initial_params(config), seed),
-        config.warm_start.num_steps,
-        config,
-        folder / "checkpoints",
-        folder,
-        lambda row: f"loss {row['warm_start/loss']:.3f}",
-    )
+    with explain(config, lambda: untrained(config), None):
+        state = run_loop(
+            "warm_start",
+            functools.partial(program.warm, frozen),
+            program.warm_state,
+            lambda: program.init_warm(initial_params(config), seed),
+            config.warm_start.num_steps,
+            config,
+            folder / "checkpoints",
+            folder,
+            lambda row: f"loss {row['warm_start/loss']:.3f}",
+        )
     return state.params
 
 
@@ -242,21 +257,45 @@ def restore_params(config: Config, workdir: pathlib.Path) -> Params | None:
 
 def train(config: Config, workdir: pathlib.Path) -> tuple[State, Params]:
     """Train, or go on training, in ``workdir``; returns the final state and all parameters of its policy."""
-    program, frozen = make_program(config), frozen_params(config)
+    program = make_program(config)
+    require_learnable(config)
+    frozen = frozen_params(config)
     given = Given(base_tasks(config, "train"), frozen)
-    carry = run_loop(
-        "train",
-        functools.partial(program.train, given),
-        program.carry,
-        lambda: program.begin(given, program.init(warm_start(config, workdir, frozen), config.seed)),
-        config.run.num_iterations,
-        config,
-        workdir / "checkpoints",
-        workdir,
-        lambda row: f"quality {row['quality']:.3f}  depth {row['start_depth']:.1f}",
-    )
+    with explain(config, lambda: untrained(config), None):
+        carry = run_loop(
+            "train",
+            functools.partial(program.train, given),
+            program.carry,
+            lambda: program.begin(given, program.init(warm_start(config, workdir, frozen), config.seed)),
+            config.run.num_iterations,
+            config,
+            workdir / "checkpoints",
+            workdir,
+            lambda row: f"quality {row['quality']:.3f}  depth {row['start_depth']:.1f}",
+        )
     state = landed(carry)
     return state, decoder.join(state.params, frozen)
+
+
+def require_learnable(config: Config) -> None:
+    """Refuse a domain of which nothing could be learnt under this config, and warn of a buffer that this run never draws from.
+
+    Raises:
+      ConfigError: before anything is compiled.
+    """
+    if not config.run.num_iterations:
+        return
+    domain, a = make_domain(config.domain_name, config.domain), config.algorithm
+    faults = learning.response_faults(config, (domain.environment or domain).max_tokens)
+    num_tasks = domain.tasks("train").task.shape[0]
+    has_children = a.self_iteration or domain.environment is not None
+    unready, never = learning.buffer_fault(
+        a, config.run.num_iterations, num_tasks, domain.num_children if has_children else 0
+    )
+    if faults or never:
+        raise ConfigError("; ".join([*faults, *([unready] if never else [])]))
+    if unready and hosts.is_lead():
+        log.warning("warning: %s", unready)
 
 
 def record_buffer(config: Config, state: State, params: Params, workdir: pathlib.Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from exit_jax import config as configs
 from exit_jax.config import Config, ConfigError, EvalConfig, open_workdir, scientific, to_dict, validate, write_json
-from exit_jax.main import check_tasks
+from exit_jax.main import check_tasks, run_experiment
 from exit_jax.parallel.mesh import MeshConfig
-from exit_jax.study import half_width, study, summarise, table
+from exit_jax.study import finished, half_width, study, summarise, table
 from exit_jax.summary import Chains, Outcome, mean_of
 from exit_jax.summary import summarise as summarise_split
 
@@ -257,11 +257,40 @@ def test_a_study_evaluates_anew_by_other_settings_and_adds_runs(fake_study):
     assert ran == [("base", 1), ("exit", 1)]
 
 
-@pytest.mark.parametrize(("field", "value"), [("algorithm.group_size", 32), ("run.num_iterations", 40)])
+@pytest.mark.parametrize(("field", "value"), [("algorithm.group_size", 32), ("run.num_iterations", 10)])
 def test_a_study_does_not_take_the_runs_of_another_experiment(fake_study, field, value):
     fake_study(("exit",), (0,))
     with pytest.raises(ConfigError, match=f"(?s)seed0 holds .*{field}.*--workdir|--workdir.*{field}"):
         fake_study(("exit",), (0,), **{field: value})
+
+
+def test_a_study_goes_on_with_a_run_that_was_evaluated_half_way(fake_study, tmp_path):
+    fake_study(("exit",), (0,))
+    _, ran = fake_study(("exit",), (0,), **{"run.num_iterations": 40})
+    assert ran == [("exit", 0)], "the base policy is not trained"
+    _, ran = fake_study(("exit",), (0,), **{"run.num_iterations": 40})
+    assert ran == []
+
+
+def test_training_on_sets_the_evaluation_of_the_policy_so_far_aside(tmp_path, monkeypatch):
+    """Else a study would take it, after a kill between training and evaluation, for that of the finished run."""
+    config = validate(content(), 1)
+    (tmp_path / "checkpoints/10").mkdir(parents=True)
+    write_json(tmp_path / "config.json", {"config": to_dict(config), "versions": {}})
+    write_json(tmp_path / "evaluation.json", fake_evaluation(0.1, to_dict(config)["eval"]))
+
+    class KilledError(Exception):
+        pass
+
+    def train(*_):
+        (tmp_path / "checkpoints/20").mkdir()
+        raise KilledError
+
+    monkeypatch.setattr("exit_jax.train.train", train)
+    with pytest.raises(KilledError):
+        run_experiment(config, tmp_path)
+    assert finished(config, tmp_path) is None
+    assert (tmp_path / "evaluation-10.json").exists()
 
 
 def test_interval_is_students():

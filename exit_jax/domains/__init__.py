@@ -1,31 +1,38 @@
-"""What a policy is trained on: tasks, prompts and verifiers behind the one interface of domain.py."""
+"""What a policy is trained on: tasks, prompts and verifiers behind the one interface of domain.py.
 
-from exit_jax.domains import shapes
+A domain's module is imported when a config names it, so that a config's faults do not wait for all of them.
+"""
+
+import importlib
+from typing import Any
+
 from exit_jax.domains.domain import Domain
-from exit_jax.domains.math import domain as math
-from exit_jax.domains.ml_engineering import domain as ml_engineering
-from exit_jax.domains.sudoku import domain as sudoku
-from exit_jax.domains.tool_use import domain as tool_use
 
-# name -> (type of config.domain's fields, builder)
-DOMAINS = {
-    "sudoku": (sudoku.SudokuConfig, sudoku.make_domain),
-    "math": (math.MathConfig, math.make_domain),
-    "tool_use": (tool_use.ToolsConfig, tool_use.make_domain),
-    "ml_engineering": (ml_engineering.MleConfig, ml_engineering.make_domain),
-    "shapes": (shapes.ShapesConfig, shapes.make_domain),
+# name -> (module with make_domain, the type of config.domain's fields in it)
+_MODULES = {
+    "sudoku": ("exit_jax.domains.sudoku.domain", "SudokuConfig"),
+    "math": ("exit_jax.domains.math.domain", "MathConfig"),
+    "tool_use": ("exit_jax.domains.tool_use.domain", "ToolsConfig"),
+    "ml_engineering": ("exit_jax.domains.ml_engineering.domain", "MleConfig"),
+    "shapes": ("exit_jax.domains.shapes", "ShapesConfig"),
 }
+NAMES = tuple(_MODULES)
 
 
-def make(name: str, fields) -> Domain:
+def settings_of(name: str) -> type:
+    """Return the type of ``config.domain``'s fields where ``config.domain_name`` is ``name``."""
+    module, settings = _MODULES[name]
+    return getattr(importlib.import_module(module), settings)
+
+
+def make(name: str, fields: Any) -> Domain:
     """Build the domain ``name`` from its settings."""
-    return DOMAINS[name][1](fields)
+    return importlib.import_module(_MODULES[name][0]).make_domain(fields)
 
 
-def prepare(name: str, fields) -> str:
+def prepare(name: str, fields: Any) -> str:
     """Fetch and prepare the data of the domain ``name``; returns an account for people."""
-    if name == "math":
-        return math.prepare(fields)
-    if name == "ml_engineering":
-        return ml_engineering.prepare(fields)
-    return f"the domain {name} needs no data: its tasks are made on the spot"
+    module = importlib.import_module(_MODULES[name][0])
+    if not hasattr(module, "prepare"):
+        return f"the domain {name} needs no data: its tasks are made on the spot"
+    return module.prepare(fields)

@@ -8,9 +8,9 @@ import pathlib
 from typing import Any, NamedTuple
 
 from exit_jax.embedding.encoder import ACTIVATIONS, Encoder
+from exit_jax.embedding.settings import POOLINGS
 from exit_jax.policy.hf.config import CheckpointError, list_faults, read_json
 
-POOLINGS = ("auto", "mean", "cls")
 _BERT_LIKE = ("bert", "roberta", "xlm-roberta")
 _SUPPORTED = (
     "model_type bert (MiniLM, BGE and E5 among them), roberta, xlm-roberta and modernbert; sentence-transformers with mean "

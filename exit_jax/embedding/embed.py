@@ -1,6 +1,5 @@
 """Texts in, vectors out: the encoder that a run names, on all devices of this process."""
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
@@ -12,37 +11,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from exit_jax.embedding import encoder as encoders
-from exit_jax.embedding.config import POOLINGS, read, read_recipe
+from exit_jax.embedding.config import read, read_recipe
 from exit_jax.embedding.load import load
+from exit_jax.embedding.settings import SHORTEST, EncoderConfig
 from exit_jax.parallel.mesh import MeshConfig, by_row, make_mesh, replicated
 from exit_jax.policy.hf import tokenizer as tokenizers
 from exit_jax.policy.hf.config import CheckpointError, resolve
 
-SHORTEST = 16  # tokens of the narrowest program
 # Characters of a text that are looked at, for each token that is kept: no word of BERT's is longer, and 10 MB of text would
 # otherwise be tokenised to the end.
 _CHARS_PER_TOKEN = 100
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-    """The encoder whose vectors of responses the diversity bonus compares."""
-
-    checkpoint: str  # folder or hub id; "" for none
-    pooling: str  # of POOLINGS: "auto" is what the checkpoint says, mean if it says nothing
-    max_tokens: int  # of a text, special tokens included; the rest is cut off
-    batch_size: int  # texts at a time, rounded up to the devices; memory grows with batch_size · max_tokens²
-
-    def __post_init__(self):
-        wrong = []
-        if self.pooling not in POOLINGS:
-            wrong.append(f"encoder.pooling = {self.pooling!r} is not one of {POOLINGS}")
-        if self.max_tokens < SHORTEST:
-            wrong.append(f"encoder.max_tokens = {self.max_tokens} is below {SHORTEST}")
-        if self.batch_size < 1:
-            wrong.append(f"encoder.batch_size = {self.batch_size} is below 1")
-        if wrong:
-            raise ValueError("; ".join(wrong))
 
 
 def width(checkpoint: str) -> int:

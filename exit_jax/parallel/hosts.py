@@ -1,10 +1,12 @@
 """Several hosts: who they are, what they agree on, and which rows each of them grades."""
 
+import importlib.metadata
 import json
 import logging
 import os
+import pathlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,6 +14,21 @@ from jax.experimental import multihost_utils
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+
+def skip_absent_tpu(root: pathlib.Path = pathlib.Path("/")) -> None:
+    """Keep JAX from asking libtpu for devices on a machine that has none: it says so in lines of noise.
+
+    Call it before anything asks JAX for devices. Where JAX_PLATFORMS is set, where a plug-in brings other devices, or where
+    anything looks like a TPU (its device files, or a PCI device of Google's), JAX looks for itself.
+    """
+    files = (file for pattern in ("accel*", "vfio/[0-9]*") for file in (root / "dev").glob(pattern))
+    vendors = (file.read_text().strip() for file in (root / "sys/bus/pci/devices").glob("*/vendor"))
+    settings: Any = jax.config  # whose flags the type checker does not know
+    if settings.jax_platforms or importlib.metadata.entry_points(group="jax_plugins"):
+        return
+    if not any(files) and "0x1ae0" not in vendors:
+        jax.config.update("jax_platforms", "cpu")
 
 
 def initialize() -> None:

@@ -17,7 +17,6 @@ from exit_jax.algorithm.types import Array
 from exit_jax.parallel.mesh import BATCH
 from exit_jax.policy.cache import LayerCache
 
-BACKENDS = ("auto", "xla", "cudnn", "splash", "splash_interpret")  # the last is for tests on a CPU
 _LANES = 128  # splash wants lengths in multiples of this
 
 

@@ -5,7 +5,7 @@ Model FLOPs: two for each multiply-add of a matrix product, attention over the p
 model, less of a large one (tests/test_compile.py has the figure).
 """
 
-from exit_jax.policy.decoder import DecoderConfig
+from exit_jax.policy.shape import DecoderConfig
 
 
 def projection_sizes(config: DecoderConfig) -> dict[str, tuple[int, int]]:

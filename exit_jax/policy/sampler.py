@@ -14,7 +14,7 @@ from exit_jax.algorithm.types import Array, Params, Rollouts, pytree
 from exit_jax.policy import cache as caches
 from exit_jax.policy import decoder
 from exit_jax.policy.cache import Cache
-from exit_jax.policy.decoder import DecoderConfig
+from exit_jax.policy.shape import DecoderConfig
 
 READ_CHUNK = 128  # tokens of each row: of tools on v5e:4x4, 256 take 1.5 GiB a chip more
 
@@ -432,6 +432,12 @@ def sample(
     room = max(sampling.max_tokens - 1, 1)  # the last token is not read
     reading = start(config, params, group_size, room, prompt, prompt_length)
     return generate(config, sampling, params, reading, key)[1]
+
+
+def finite_share(rollouts: Rollouts) -> Array:
+    """Return the share of the sampled tokens whose logits were finite, as their log-probs tell; float32 [], 1 of no tokens."""
+    lost = (rollouts.mask & ~jnp.isfinite(rollouts.logp)).sum()
+    return 1.0 - lost / jnp.maximum(rollouts.mask.sum(), 1)
 
 
 def logprobs(

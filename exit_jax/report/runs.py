@@ -102,7 +102,7 @@ def load(path: pathlib.Path) -> Run:
         path=path.absolute(),
         config=config if all(isinstance(config.get(name), str) for name in ("name", "variant")) else {},
         versions=_object(recorded.get("versions")),
-        rows=[row for row in read_jsonl(path / "train.jsonl") if is_row(row)],
+        rows=[row for row in read_jsonl(path / "train.jsonl", "step") if is_row(row)],
         evaluation={split: results for split, results in read("evaluation.json").items() if is_result(results)},
         chains=Chains(path / "chains.jsonl"),
         timing={kind: told for kind, told in read("evaluation_timing.json").items() if _is_nested(told)},

@@ -11,10 +11,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from exit_jax.policy import decoder
-from exit_jax.policy.decoder import DecoderConfig, LoraConfig
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import export, export_adapter
 from exit_jax.policy.hf.load import load
+from exit_jax.policy.shape import PROJECTIONS, DecoderConfig, LoraConfig
 
 pytestmark = pytest.mark.parity
 
@@ -165,7 +165,7 @@ def test_export_without_a_source(checkpoint, require_parity, tmp_path):
         )
 
 
-@pytest.mark.parametrize("targets", [("query", "value"), decoder.PROJECTIONS])
+@pytest.mark.parametrize("targets", [("query", "value"), PROJECTIONS])
 def test_adapters_in_peft(checkpoint, require_parity, tmp_path, targets):
     torch, transformers, peft = require_parity("torch", "transformers", "peft")
     _, folder = checkpoint

@@ -12,6 +12,7 @@ from small import LLAMA, random_params, read
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import cache as caches
 from exit_jax.policy import decoder, sampler
+from exit_jax.policy.shape import PROJECTIONS
 
 QWEN2 = dataclasses.replace(LLAMA, qkv_bias=True, num_kv_heads=1, tie_embeddings=False)
 QWEN3 = dataclasses.replace(LLAMA, qk_norm=True, num_kv_heads=4)
@@ -59,7 +60,7 @@ def test_int8_kernels_are_the_nearest_steps_and_compute_as_these(config):
     is_int8 = lambda leaf: isinstance(leaf, decoder.Int8)
     number = lambda leaf: np.float32(leaf.values) * np.asarray(leaf.scale)[..., None, :] if is_int8(leaf) else leaf
     whole = jax.tree.map(number, rounded, is_leaf=is_int8)
-    assert sum(map(is_int8, jax.tree.leaves(rounded, is_leaf=is_int8))) == len(decoder.PROJECTIONS)
+    assert sum(map(is_int8, jax.tree.leaves(rounded, is_leaf=is_int8))) == len(PROJECTIONS)
     for kernel, nearest in zip(jax.tree.leaves(params), jax.tree.leaves(whole)):
         step = np.abs(kernel).max(-2, keepdims=True) / 127 if kernel.ndim == 3 else 0.0
         assert (np.abs(kernel - nearest) <= 0.501 * step).all()

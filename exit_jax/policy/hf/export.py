@@ -17,10 +17,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from exit_jax.algorithm.types import Params
-from exit_jax.policy.decoder import DecoderConfig
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.config import FAMILIES, CheckpointError, list_faults, read_json
 from exit_jax.policy.hf.names import ADAPTERS, Path, flatten, is_stacked, is_transposed, projection_name, tensor_name
+from exit_jax.policy.shape import DecoderConfig
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _COPIED = ("generation_config.json", "*token*.json", "*token*.model", "vocab.*", "merges.txt", "*.jinja")
