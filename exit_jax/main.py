@@ -43,8 +43,8 @@ _RUNS = flags.DEFINE_list("runs", [], "With --mode report: folders of finished r
 
 def run_experiment(config: "Config", workdir: pathlib.Path) -> dict:
     """Train, or go on training, and evaluate; returns the evaluation."""
-    from exit_jax import learning
-    from exit_jax.config import open_workdir, write_json
+    from exit_jax import inputs, learning
+    from exit_jax.config import holds_run, open_workdir, write_json
     from exit_jax.evaluate import evaluate
     from exit_jax.metrics import Timing, trained_iterations
     from exit_jax.parallel import hosts
@@ -53,12 +53,12 @@ def run_experiment(config: "Config", workdir: pathlib.Path) -> dict:
     for line in learning.warnings_of(config) if hosts.is_lead() else ():
         warn(line)
     workdir = open_workdir(workdir, config)
+    inputs.check(config, workdir, holds_run(workdir), "--workdir")
     check_tasks(config, workdir, {"train", *config.eval.splits})
     old, trained = workdir / "evaluation.json", trained_iterations(workdir)
     if hosts.is_lead() and old.exists() and trained < config.run.num_iterations:
-        old.rename(
-            old.with_stem(f"evaluation-{trained}")
-        )  # it is of the policy so far, not of what training will leave
+        # it is of the policy so far, not of what training will leave
+        old.rename(old.with_stem(f"evaluation-{trained}"))
     timing = Timing()
     with timing.phase("train"):
         state, params = train(config, workdir)
@@ -77,11 +77,14 @@ def warn(line: str) -> None:
 
 def reopen_workdir(config: "Config", workdir: pathlib.Path) -> pathlib.Path:
     """Open the workdir of a run that has begun."""
-    from exit_jax.config import open_workdir
+    from exit_jax import inputs
+    from exit_jax.config import holds_run, open_workdir
 
     if not (workdir / "config.json").exists():
         raise ConfigError(f"{workdir} holds no run; train first, or name the right --workdir")
-    return open_workdir(workdir, config)
+    workdir = open_workdir(workdir, config)
+    inputs.check(config, workdir, holds_run(workdir), "--workdir")
+    return workdir
 
 
 def check_tasks(config: "Config", workdir: pathlib.Path, splits: Collection[str]) -> None:

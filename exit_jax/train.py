@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from exit_jax import config as configs
-from exit_jax import learning
+from exit_jax import inputs, learning
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.types import BASE, IMPROVE, History, Params, State
 from exit_jax.checkpoint import Checkpoints
@@ -221,7 +221,7 @@ def warm_start(config: Config, workdir: pathlib.Path, frozen: Params | None) -> 
     recipe["tasks"] = tasks_digest(config, "train")
     root = pathlib.Path(config.run.warm_start_dir or workdir / "warm_start").expanduser().absolute()
     folder = root / configs.digest(recipe)
-    folder.mkdir(parents=True, exist_ok=True)
+    inputs.check(config, folder, any(folder.glob("checkpoints/*")), "run.warm_start_dir", of_run=False)
     with explain(config, lambda: untrained(config), None):
         state = run_loop(
             "warm_start",

@@ -1,6 +1,7 @@
 """The one interface of a domain: token pieces in, grades out."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,8 @@ class Domain:
     environment: Environment | None = None  # of tasks of several turns, in training
     test_environment: Environment | None = None  # and in evaluation
     tokenizer: Any = None  # one of transformers, for the domains of text
+    # () -> what is read from outside besides tasks and tokenizer: name, as people know it -> file or folder
+    files: Callable[[], Mapping[str, pathlib.Path]] | None = None
 
 
 def field_defaults(cls) -> dict[str, Any]:

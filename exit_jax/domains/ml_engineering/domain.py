@@ -207,6 +207,11 @@ class MlEngineering(SingleTurnDomain):
             loaded = mlebench_adapter.load(declared, folder if c.data_dir else None)
         return {one.name: one for one in loaded if one.name in wanted}
 
+    def files(self) -> dict[str, pathlib.Path]:
+        """Return the folders that scripts read and that submissions are scored by."""
+        kinds = ("public", "private")
+        return {f"the {k} data of {c.name}": getattr(c, k) for c in self.competitions.values() for k in kinds}
+
     @functools.cached_property
     def sandbox(self) -> Sandbox:
         """Where scripts run; it starts nothing before there is something to run."""
@@ -492,4 +497,5 @@ def make_domain(config: MleConfig) -> Domain:
         answers=None,
         texts=mle.texts,
         tokenizer=mle.tokenizer,
+        files=mle.files,
     )
