@@ -23,14 +23,8 @@ COMMITS = "commits"  # of hub ids, to be named in the remedy; they are not compa
 WHOLE = 1 << 26  # bytes of a file that is read whole
 BLOCK, NUM_BLOCKS = 1 << 14, 4  # bytes of a sample, and samples of a tensor, or of a file that has none
 MAX_FILES = 1000  # of a folder of data, evenly chosen, whose content is looked at; of all of them, name and size are
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.*",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.*", "merges.txt")
+TOKENIZER += ("added_tokens.json", "special_tokens_map.json")
 TEMPLATE = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*")
 ENCODER = ("*.safetensors", "*.json", "*.txt", "*.model", "*/config.json")
 PROVENANCE = ("_name_or_path", "_from_model_config", "transformers_version")  # of JSON, which changes nothing
@@ -47,31 +41,32 @@ def find(config: Config, of_run: bool = True) -> dict[str, Any]:
     Raises:
       CheckpointError: if a checkpoint cannot be found.
     """
-    domain = make_domain(config.domain_name, config.domain)
-    checkpoint, tokenizer, encoder = (
-        config.checkpoint,
-        getattr(config.domain, "tokenizer", ""),
-        config.encoder.checkpoint,
-    )
+    checkpoint, encoder = config.checkpoint, config.encoder.checkpoint
+    tokenizer = getattr(config.domain, "tokenizer", "")
     folders = {name: resolve(name) for name in (checkpoint, tokenizer, encoder) if name}
     found: dict[str, str] = {}
     if checkpoint:
         base = ", the base of the adapters" if config.policy.lora.rank else ""
         weights = ("*.safetensors", "*.safetensors.index.json")
         found[f"the weights of {checkpoint}{base}"] = _hash_files(folders[checkpoint], weights)
-        found[f"config.json of {checkpoint}"] = _hash_files(folders[checkpoint], ("config.json",))
+        found[f"config.json of {checkpoint}"] = digest(_read_json(folders[checkpoint] / "config.json"))
     if tokenizer:
         found |= _tokenizer(folders[tokenizer], tokenizer)
     if checkpoint and of_run:
-        sampling = f"generation_config.json of {checkpoint}"
-        found[sampling] = _hash_files(folders[checkpoint], ("generation_config.json",))
+        sampling = _read_json(folders[checkpoint] / "generation_config.json")
+        found[f"generation_config.json of {checkpoint}"] = digest(sampling)
     if encoder and of_run:
         found[f"the encoder {encoder}"] = _hash_files(folders[encoder], ENCODER)
-    for name, path in (domain.files() if domain.files and of_run else {}).items():
-        found[name] = _hash_data(path)
     at_hub = {name: folder for name, folder in folders.items() if folder != pathlib.Path(name).expanduser()}
     commits = {name: folder.name for name, folder in at_hub.items()}
     return {name: value for name, value in found.items() if value} | ({COMMITS: commits} if commits else {})
+
+
+def find_data(config: Config) -> dict[str, str]:
+    """Return the same of what the domain reads besides its tasks; it is built for that, which needs a sound tokenizer."""
+    domain = make_domain(config.domain_name, config.domain)
+    found = {name: _hash_data(path) for name, path in domain.files().items()} if domain.files else {}
+    return {name: value for name, value in found.items() if value}
 
 
 def check(config: Config, folder: pathlib.Path, begun: bool, kept_apart: str, of_run: bool = True) -> None:
@@ -85,8 +80,22 @@ def check(config: Config, folder: pathlib.Path, begun: bool, kept_apart: str, of
     Raises:
       ConfigError: naming what has changed; on all processes, if it has for one.
     """
-    found, file = find(config, of_run), folder / FILE
+    file = folder / FILE
     held = _read(file) if begun else {}
+    found = find(config, of_run)
+    _require_same(folder, found, held, kept_apart)
+    if of_run:
+        found |= find_data(config)
+        _require_same(folder, found, held, kept_apart)
+    if hosts.is_lead() and not found.keys() <= held.keys():
+        # another's warm start may be only to be read
+        with contextlib.suppress(OSError) if begun else contextlib.nullcontext():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(file, found | held)
+
+
+def _require_same(folder: pathlib.Path, found: dict[str, Any], held: dict[str, Any], kept_apart: str) -> None:
+    """Raise ConfigError on all processes if an input that ``held`` names is another one now."""
     changed = [name for name in found if name != COMMITS and held.get(name, found[name]) != found[name]]
     if hosts.agree(bool(changed)):
         commits = held.get(COMMITS, {})
@@ -96,12 +105,6 @@ def check(config: Config, folder: pathlib.Path, begun: bool, kept_apart: str, of
             f"{folder} was begun with other inputs; changed since: {', '.join(changed) or 'what another process reads'}. "
             f"{restore[0].upper()}{restore[1:]}, or choose another {kept_apart}"
         )
-    if hosts.is_lead() and not found.keys() <= held.keys():
-        with (
-            contextlib.suppress(OSError) if begun else contextlib.nullcontext()
-        ):  # another's warm start may be only to be read
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(file, found | held)
 
 
 def _read(file: pathlib.Path) -> dict[str, Any]:
@@ -176,9 +179,10 @@ def _samples(file: Any, path: pathlib.Path, size: int) -> Iterator[tuple[int, in
     spans = [(0, size)]
     if path.suffix == ".safetensors":
         length = min(int.from_bytes(file.read(8), "little"), size - 8)
+        content = file.read(length)
         yield 0, 8 + length
         try:
-            header: Mapping[str, Any] = json.loads(file.read(length))
+            header: Mapping[str, Any] = json.loads(content)
             offsets = [value["data_offsets"] for name, value in header.items() if name != "__metadata__"]
             spans = sorted((8 + length + start, 8 + length + stop) for start, stop in offsets)
         except (ValueError, KeyError, TypeError, AttributeError):

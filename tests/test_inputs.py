@@ -32,6 +32,7 @@ def sources(tmp_path_factory):
     (folder / "model/generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": [1]}))
     trained.save_pretrained(folder / "model")
     trained.save_pretrained(folder / "tokenizer")
+    shutil.copy(folder / "model/config.json", folder / "tokenizer")
     (folder / "tokenizer/generation_config.json").write_text(json.dumps({"eos_token_id": [0]}))
     (folder / "encoder/1_Pooling").mkdir(parents=True)
     (folder / "encoder/1_Pooling/config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
@@ -78,6 +79,7 @@ CHANGES = {
     "the weights of .*/model, the base of the adapters": lambda at: change_weights(at / "model/model.safetensors"),
     "config.json of .*/model": lambda at: change_json(at / "model/config.json", rope_theta=99.0),
     "generation_config.json of .*/model": lambda at: change_json(at / "model/generation_config.json", temperature=0.7),
+    "generation_config.json of .*/model,?": lambda at: (at / "model/generation_config.json").unlink(),
     "the tokenizer .*/tokenizer": lambda at: change_json(at / "tokenizer/tokenizer.json", truncation=None, padding=1),
     "the tokenizer .*/tokenizer,?": lambda at: change_json(at / "tokenizer/tokenizer_config.json", add_bos_token=True),
     "the chat template of .*/tokenizer": lambda at: next(at.glob("tokenizer/chat_template*")).write_text("{{ 1 }}"),

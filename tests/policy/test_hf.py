@@ -430,6 +430,26 @@ def test_a_large_matrix_is_read_in_several_blocks_of_rows(tmp_path):
     np.testing.assert_array_equal(params["embedding"], tensors["model.embed_tokens.weight"])
 
 
+@pytest.mark.parametrize(
+    ("given", "name", "revision"),
+    [
+        ("owner/model@refs/pr/3", "owner/model", "refs/pr/3"),
+        ("owner/model", "owner/model", None),
+        ("base@v2", "{folder}/base@v2", None),  # a folder's name may hold one, too
+        (None, None, None),
+    ],
+)
+def test_adapters_name_their_base_as_peft_looks_for_it(given, name, revision, tmp_path, monkeypatch):
+    """A hub id and its revision apart, and a folder wherever one stands."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base@v2").mkdir()
+    config = dataclasses.replace(LLAMA, lora=LoraConfig(rank=2, alpha=8.0, targets=("query",)))
+    export_adapter(random_params(config), config, tmp_path / "out", given)
+    content = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert content["base_model_name_or_path"] == (name and name.format(folder=tmp_path))
+    assert content["revision"] == revision
+
+
 def test_adapters_are_not_loaded(tmp_path):
     write_checkpoint(tmp_path)
     config = make_config(tmp_path, lora=LoraConfig(2, 4.0, ("query", "down")))

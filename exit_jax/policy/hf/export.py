@@ -92,7 +92,7 @@ def export_adapter(
       params: the parameters, or their adapters alone.
       config: of the decoder, whose ``lora`` says rank, alpha and targets.
       folder: must not exist yet, or be empty.
-      base_name: the hub id or folder that PEFT shall look for the base model in.
+      base_name: the hub id, ``owner/model[@revision]``, or folder that PEFT shall look for the base model in.
       dtype: of the stored tensors.
 
     Raises:
@@ -105,10 +105,15 @@ def export_adapter(
         )
     tensors = [item._replace(name=f"base_model.model.{item.name}") for item in _list_tensors(flat)]
     alpha = config.lora.alpha
+    local = pathlib.Path(base_name or "").expanduser()
+    name, _, revision = (
+        (str(local.absolute()), "", "") if base_name and local.is_dir() else (base_name or "").partition("@")
+    )
     content = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
+        "base_model_name_or_path": name or None,
+        "revision": revision or None,
         "r": config.lora.rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": 0.0,
