@@ -443,8 +443,8 @@ def test_adapters_name_their_base_as_peft_looks_for_it(given, name, revision, tm
     """A hub id and its revision apart, and a folder wherever one stands."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base@v2").mkdir()
-    config = dataclasses.replace(LLAMA, lora=LoraConfig(rank=2, alpha=8.0, targets=("query",)))
-    export_adapter(random_params(config), config, tmp_path / "out", given)
+    config = make_config(write_config(tmp_path / "in"), lora=LoraConfig(2, 8.0, ("value", "down")))
+    export_adapter(decoder.init(config, jax.random.key(0)), config, tmp_path / "out", given)
     content = json.loads((tmp_path / "out/adapter_config.json").read_text())
     assert content["base_model_name_or_path"] == (name and name.format(folder=tmp_path))
     assert content["revision"] == revision
