@@ -33,7 +33,7 @@ def explain(config: Config, find_params: Callable[[], Params], workdir: pathlib.
     try:
         yield
     except NonFiniteError:
-        began = f"config.checkpoint = {config.checkpoint!r}" if config.checkpoint else "fresh weights"
+        began = f"config.checkpoint = {config.checkpoint!r}" if config.checkpoint else "a fresh policy"
         policy = began if workdir is None else f"the policy of {workdir}, which began from {began},"
         if names := non_finite(find_params()):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""

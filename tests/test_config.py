@@ -293,6 +293,16 @@ def test_training_on_sets_the_evaluation_of_the_policy_so_far_aside(tmp_path, mo
     assert (tmp_path / "evaluation-10.json").exists()
 
 
+def test_a_field_of_run_that_a_later_version_added_is_no_change(tmp_path):
+    open_workdir(tmp_path, validate(content(), 1))
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    held = json.loads((tmp_path / "config.json").read_text())
+    del held["config"]["run"]["allow_idle_updates"]
+    write_json(tmp_path / "config.json", held)
+    open_workdir(tmp_path, validate(content(), 1))
+    assert "later" not in json.loads((tmp_path / "config.json").read_text())
+
+
 def test_interval_is_students():
     """For differences 1, 2, 3: s = 1, t(2 df) = 4.303, so the half width is 4.303 / sqrt(3) = 2.484."""
     assert half_width(np.array([[1.0], [2.0], [3.0]]))[0] == pytest.approx(2.484, abs=1e-3)
