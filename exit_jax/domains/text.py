@@ -14,6 +14,7 @@ from exit_jax.domains.domain import DomainError
 from exit_jax.errors import UserError
 from exit_jax.policy.hf import chat, turns
 from exit_jax.policy.hf.config import read_eos, resolve
+from exit_jax.policy.hf.thoughts import END, START
 
 Tokens = Any  # a sequence or a NumPy array of ids
 SPAN = 1 << 20  # tasks of a split: their numbers are split · SPAN + row
@@ -21,9 +22,13 @@ DEMONSTRATIONS = 1 << 20  # different ones, before they repeat
 
 
 class TextDomain:
-    """The tokens of a domain; the class that inherits this gives it a config and a tokenizer."""
+    """The tokens of a domain; the class that inherits this gives it a config and a tokenizer.
 
-    config: Any  # with ``tokenizer``, a folder or hub id, or "" for one of the domain's own
+    A response is read by ``answer`` and ``shown`` alone, which leave its thoughts out; ``decode`` is for pieces.
+    """
+
+    # with ``tokenizer``, a folder or hub id, or "" for one of the domain's own, and ``template_inputs``
+    config: Any
     tokenizer: Any  # of transformers
     kept_control: tuple[str, ...] = ()  # control tokens that pieces may hold all the same
 
@@ -50,15 +55,48 @@ class TextDomain:
         """The ids that no piece may hold."""
         return frozenset(chat.control_tokens(self.tokenizer, keep=self.kept_control))
 
+    @functools.cached_property
+    def thinking(self) -> bool:
+        """Whether the prompt for a response begins its thought already."""
+        return chat.opens_thought(self.tokenizer, self.inputs)
+
+    def encode(self, text: str) -> Tokens:
+        """Return the tokens of a piece."""
+        return chat.encode_piece(self.tokenizer, text)
+
     def decode(self, ids: Tokens) -> str:
-        """Return the text of tokens, control tokens left out."""
+        """Return the text of a piece's tokens, control tokens left out."""
         kept = [int(token) for token in ids if int(token) not in self.control]
         return self.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
 
+    def answer(self, response: Tokens) -> str:
+        """Return the final answer of a response as text, "" where its thoughts have no end: what is graded, run or parsed."""
+        return chat.answer(self.tokenizer, response, self.control, self.thinking)
+
+    def shown(self, response: Tokens, room: int, truncate: str) -> tuple[list[int], bool]:
+        """Return what a later prompt shows of a response in up to ``room`` tokens, and whether some of it had to be cut out."""
+        return chat.shown(self.tokenizer, response, self.control, room, truncate, self.thinking)
+
     def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
-        """Return responses tokens [..., T] as text."""
-        rows = zip(tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]), strict=True)
-        return [self.decode(row[kept]) for row, kept in rows]
+        """Return the final answers of responses tokens [..., T] as text; those of the turns of a transcript are joined."""
+        texts = []
+        for row, kept in zip(tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]), strict=True):
+            own = np.flatnonzero(kept)
+            responses = np.split(row[own], np.flatnonzero(np.diff(own) > 1) + 1)
+            texts.append("".join(map(self.answer, responses)))
+        return texts
+
+    def demonstrate(self, response: str) -> list[int]:
+        """Return the tokens of a response to learn from, with the one that ends it.
+
+        Its thoughts are marked by the tokens that the tokenizer has for that. Where the prompt begins the thought, a response
+        without one ends it at once, for it would have no answer.
+        """
+        if self.thinking:
+            response = response.removeprefix(START) if END in response else f"\n{END}\n\n{response}"
+        marks = START in response or END in response
+        ids = chat.encode_piece(self.tokenizer, response, (START, END)) if marks else self.encode(response)
+        return [*ids, self.stop_tokens[0]]
 
 
 class SingleTurnDomain(TextDomain):
@@ -66,10 +104,6 @@ class SingleTurnDomain(TextDomain):
 
     rooms: Any  # piece -> tokens that it may have
     demonstration: Any  # (number, group_size) -> (pieces, mode, responses), tokens and texts
-
-    def encode(self, text: str) -> Tokens:
-        """Return the tokens of a piece."""
-        return chat.encode_piece(self.tokenizer, text)
 
     @functools.cached_property
     def templates(self) -> Mapping[str, Template]:
@@ -143,7 +177,7 @@ class SingleTurnDomain(TextDomain):
         mask = np.zeros(tokens.shape, bool)
         for i, (*_, responses) in enumerate(made):
             for g, response in enumerate(responses):
-                ids = [*self.encode(response), self.stop_tokens[0]][:width]  # what is cut off has no end to teach
+                ids = self.demonstrate(response)[:width]  # what is cut off has no end to teach
                 tokens[i, g, : len(ids)], mask[i, g, : len(ids)] = ids, True
         mode = np.array([mode for _, mode, _ in made], np.int32)
         history = self.pack([pieces for pieces, *_ in made], task=0, step=np.where(mode == BASE, -1, 0))

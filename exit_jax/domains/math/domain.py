@@ -1,7 +1,7 @@
 """Competition math (ExIt §5): problems in text, responses of a chat model, math-verify for a grader, on the host.
 
-A history's request is the problem, its solution the whole of a response, as sampled. Tasks of all splits have numbers of their
-own, so that a history tells its gold answer: split · 2^20 + row.
+A history's request is the problem, its solution the final answer of a response: all of it but for thoughts. Tasks of all
+splits have numbers of their own, so that a history tells its gold answer: split · 2^20 + row.
 """
 
 import dataclasses
@@ -180,9 +180,9 @@ class Math(SingleTurnDomain):
         history, (batch, group) = instances.history, rollouts.finished.shape
         responses = [rollouts.tokens[b, g][rollouts.mask[b, g]] for b in range(batch) for g in range(group)]
         gold = [self.problem_of(int(number)).answer for number in np.repeat(history.task, group)]
-        verdicts = self.grader.grade(list(zip(map(self.decode, responses), gold, strict=True)))
+        verdicts = self.grader.grade(list(zip(map(self.answer, responses), gold, strict=True)))
         room, truncate = self.config.max_solution_tokens, self.config.truncate
-        shown = [chat.shown(self.tokenizer, response, self.control, room, truncate) for response in responses]
+        shown = [self.shown(response, room, truncate) for response in responses]
         start, length = history.lengths[:, 0], history.lengths[:, 1]
         requests = [history.tokens[b, start[b] : start[b] + length[b]] for b in range(batch) for _ in range(group)]
 
@@ -258,7 +258,8 @@ class Math(SingleTurnDomain):
     def _solved(self) -> list[Problem]:
         """The problems whose gold solution fits into a response, with its end; half of one would teach to leave out the box."""
         room = self.config.max_tokens
-        solved = [p for p in self.problems("train")[0] if 0 < len(self.encode(p.solution.strip())) < room]
+        written = [p for p in self.problems("train")[0] if p.solution.strip()]
+        solved = [p for p in written if len(self.demonstrate(p.solution.strip())) <= room]
         if not solved:
             raise DomainError(
                 f"no training problem has a gold solution to warm-start on that fits into domain.max_tokens = {room}; raise "

@@ -8,6 +8,7 @@
 A competition may be graded by someone else's code (``grader``, see mlebench_adapter.py); its truth is then not read here.
 """
 
+import csv
 import dataclasses
 import functools
 import hashlib
@@ -58,7 +59,8 @@ class Competition:
     public: pathlib.Path
     private: pathlib.Path
     sample: str = SAMPLE  # file in ``public``
-    grader: Callable[[bytes], float] | None = None  # of a submission's bytes; raises ValueError for bad ones
+    # score of a submission in the rows and columns of the sample, as CSV; raises ValueError for a bad one
+    grader: Callable[[bytes], float] | None = None
 
     @property
     def higher_is_better(self) -> bool:
@@ -83,6 +85,18 @@ class Competition:
     def ids(self) -> tuple[str, ...]:
         """The ids due."""
         return tuple(self.sample_table.column(self.id_column))
+
+    def fill_sample(self, prediction: Any) -> bytes:
+        """Return the sample submission with predictions, float64 [n, c], in the place of its own; other cells are kept."""
+        path = self.public / self.sample
+        table = tables.parse(path.read_bytes(), MAX_ROWS, MAX_COLUMNS, strip=False)  # an id may end with a space
+        places = [self.sample_table.columns.index(name) for name in self.target_columns]
+        for row, values in zip(table.rows, prediction.tolist(), strict=True):
+            for place, value in zip(places, values, strict=True):
+                row[place] = repr(value)
+        return tables.write(
+            table.columns, table.rows, csv.QUOTE_ALL
+        )  # csv leaves a lone "\r" unquoted, which ends a line
 
     @functools.cached_property
     def max_submission_bytes(self) -> int:

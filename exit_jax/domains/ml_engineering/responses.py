@@ -6,12 +6,16 @@ Not here: running scripts (exit_jax/sandbox) and grading what they wrote (submis
 import re
 from collections.abc import Mapping
 
-LANGUAGES = ("", "python", "py", "python3")
+from exit_jax.policy.hf.thoughts import final_answer
+
 MAX_STDERR = 1 << 16  # characters looked at, from the end
 CUT = "[...]\n"
 NO_PATHS: Mapping[str, str] = {}
 # No pattern lets two of its parts match the same characters, which would make a failure quadratic in their number.
 _FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})(.*)", re.DOTALL)
+# what a fence says of Python: "python", "Python3.11", "py title=solution.py", "{.python .numberLines}", "solution.py"; but
+# neither "pycon" nor "python-repl", which are sessions
+_PYTHON = re.compile(r"\{?\s*\.?(?:i?python|py)[\d.]*(?![\w.+-])|[\w./-]*\.py(?!\w)", re.IGNORECASE)
 _FILE = re.compile(r'^([ \t]*File ")([^"\n]*)(", line )', re.MULTILINE)
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")
 _ESCAPE = re.compile(r"\x1b\[[0-9;]{0,16}[A-Za-z]")
@@ -19,37 +23,43 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def extract_code(response: str) -> str | None:
-    """Return the last complete fenced block of Python in a response, None if there is none or it is blank.
+    """Return the last complete fenced block of Python in the final answer of a response, None if there is none or it is blank.
 
-    A fence is a line of three or more backticks or tildes, its language python, py or none; blocks of other languages are
-    passed over. What precedes ``</think>`` does not count. A block ends at a bare fence of the same kind, at least as long and
-    indented no further than the opening one (so that an example in a docstring ends nothing). A fence with a language in place
-    of the end opens a new block: the one before was forgotten, or is the outer of two. What an opening fence is indented by is
-    taken off its lines.
+    A fence is a line of three or more backticks or tildes. Where none of them names Python, those that name no language count;
+    beside a script, they hold what it prints. What thoughts hold does not count (``thoughts.final_answer``): a script that
+    itself contains "</think>" is lost.
+
+    A block ends at a bare fence of the same kind, at least as long and indented no further than the opening one (so that an
+    example in a docstring ends nothing). A fence with a language in place of the end opens a new block: the one before was
+    forgotten, or is the outer of two. What an opening fence is indented by is taken off its lines.
 
     >>> extract_code("a\\n```python\\nx = 1\\n```\\nb\\n  ```\\n  y = 2\\n  ```\\n```py\\nz = ")
-    'y = 2\\n'
+    'x = 1\\n'
     """
-    lines = response.rpartition("</think>")[2].replace("\r\n", "\n").split("\n")
-    found: tuple[int, int, int] | None = None  # first line, line behind the last, indent
-    opened: tuple[int, int, str, bool] | None = None  # first line, indent, fence, is it Python?
+    lines = final_answer(response).replace("\r\n", "\n").split("\n")
+    found: dict[str, tuple[int, int, int]] = {}  # "python" or "bare" -> first line, line behind the last, indent
+    opened: tuple[int, int, str, str] | None = None  # first line, indent, fence, kind
+    kinds = set()
     for number, line in enumerate(lines):
         match = _FENCE.match(line)
         if match is None or "`" in match[3]:  # the latter is code within a line
             continue
-        indent, fence, language = len(match[1]), match[2], match[3].strip().lower().partition(" ")[0]
+        indent, fence, info = len(match[1]), match[2], match[3].strip()
         if opened is not None:
-            first, indent_opened, fence_opened, is_python = opened
+            first, indent_opened, fence_opened, kind = opened
             if fence[0] != fence_opened[0] or len(fence) < len(fence_opened) or indent > indent_opened:
                 continue
-            if not language:
-                found = (first, number, indent_opened) if is_python else found
+            if not info:
+                found[kind] = first, number, indent_opened
                 opened = None
                 continue
-        opened = (number + 1, indent, fence, language in LANGUAGES)
-    if found is None:
+        kind = "bare" if not info else "python" if _PYTHON.match(info) else "other"
+        kinds.add(kind)
+        opened = number + 1, indent, fence, kind
+    wanted = "python" if "python" in kinds else "bare"
+    if wanted not in found:
         return None
-    first, end, indent = found
+    first, end, indent = found[wanted]
     code = "\n".join(_dedent(line, indent) for line in lines[first:end])
     return f"{code}\n" if code.strip() else None
 

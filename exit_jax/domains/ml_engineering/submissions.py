@@ -1,7 +1,8 @@
 """Submissions: bytes that a model's script left behind, checked cell by cell before they are scored.
 
 Nothing in them can make this module raise, run away or answer at length: sizes are bounded first, then cells are read as text
-(tables.py). What is wrong comes back as words for the model.
+(tables.py). What is wrong comes back as words for the model. Rows and columns may come in any order: what is scored are the
+predictions that were checked, in the order of the sample submission, also where someone else's code scores them.
 """
 
 import collections
@@ -19,6 +20,7 @@ from exit_jax.domains.ml_engineering.tables import Table, TableError, shown
 FILE = "submission.csv"
 MAX_FEEDBACK = 400  # characters
 SUM_TOLERANCE = 1e-3  # of a row of probabilities
+_WHOLE = re.compile(r"(-?\d+)(?:\.0)?", re.ASCII)  # a label
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,4})?", re.ASCII)
 
 
@@ -42,7 +44,7 @@ def grade(competition: Competition, submission: bytes | None) -> Verdict:
         score = competition.scoring.score(competition.truth, prediction)
     else:
         try:
-            score = competition.grader(submission or b"")
+            score = competition.grader(competition.fill_sample(prediction))
         except ValueError as error:
             return _invalid(str(error))
     if not math.isfinite(score):
@@ -69,19 +71,19 @@ def check(competition: Competition, submission: bytes | None) -> Any:
     table = tables.parse(submission, len(competition.ids), MAX_COLUMNS)
     _check_columns(competition, table)
     order = _order(competition, table)
-    columns = [[row[table.columns.index(name)] for row in table.rows] for name in competition.target_columns]
+    columns = [[cells[row] for row in order] for cells in map(table.column, competition.target_columns)]
     if competition.scoring.predicts == "label":
-        return np.array(_labels(competition, columns[0]))[order]
-    values: Any = np.stack(
-        [_numbers(competition, name, cells) for name, cells in zip(competition.target_columns, columns)], 1
-    )
+        return np.array(_labels(competition, columns[0]))
+    named = zip(competition.target_columns, columns)
+    values: Any = np.stack([_numbers(competition, name, cells) for name, cells in named], 1)
     if competition.scoring.predicts == "probability" and values.shape[1] > 1:
-        wrong = np.abs(values.sum(1) - 1.0) > SUM_TOLERANCE
+        totals = values.sum(1)
+        wrong = np.abs(totals - 1.0) > SUM_TOLERANCE
         if wrong.any():
-            name = table.column(competition.id_column)[int(wrong.argmax())]
-            total = values.sum(1)[wrong.argmax()]
-            raise TableError(f"the probabilities of id {shown(name)} sum to {total:.4g}; each row must sum to 1")
-    return values[order]
+            row = int(wrong.argmax())
+            name, total = shown(competition.ids[row]), f"{totals[row]:.4g}"
+            raise TableError(f"the probabilities of id {name} sum to {total}; each row must sum to 1")
+    return values
 
 
 def _check_columns(competition: Competition, table: Table) -> None:
@@ -136,9 +138,15 @@ def _numbers(competition: Competition, column: str, cells: list[str]) -> Any:
 
 
 def _labels(competition: Competition, cells: list[str]) -> list[str]:
-    """Return the labels of a column; raise for one that is unknown. "3.0" counts as "3": pandas writes it so."""
-    known = {label: label for label in competition.labels}
-    known.update({f"{label}.0": label for label in competition.labels if label.isascii() and label.isdigit()})
+    """Return the labels of a column; raise for one that is unknown.
+
+    Where "3" is a label, "3.0" counts as it, since pandas writes it so, and the other way round; unless both are labels.
+    """
+    known: dict[str, str] = {}
+    for label in competition.labels:
+        if whole := _WHOLE.fullmatch(label):
+            known |= {whole[1]: label, f"{whole[1]}.0": label}
+    known |= {label: label for label in competition.labels}
     unknown = next((cell for cell in cells if cell not in known), None)
     if unknown is not None:
         listed = ", ".join(competition.labels[:10]) + ", ..." * (len(competition.labels) > 10)

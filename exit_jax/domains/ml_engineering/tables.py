@@ -10,7 +10,7 @@ import collections
 import csv
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 SHOWN_CHARS = 40  # of a value in a message
 MAX_ROW_BYTES = 1 << 18  # no more than as many cells, whatever the number of bytes
@@ -38,13 +38,13 @@ def shown(value: str) -> str:
     return repr(value if len(value) <= SHOWN_CHARS else value[:SHOWN_CHARS] + "...")
 
 
-def parse(data: bytes, max_rows: int, max_columns: int) -> Table:
-    """Parse CSV with a header; cells are stripped, blank lines skipped.
+def parse(data: bytes, max_rows: int, max_columns: int, strip: bool = True) -> Table:
+    """Parse CSV with a header; cells are stripped unless told otherwise, blank lines skipped.
 
     Raises:
       TableError: if it is no UTF-8, is malformed or ragged, repeats a column, or exceeds the bounds.
     """
-    row_bytes = 0
+    row_bytes, clean = 0, str.strip if strip else str
 
     def lines() -> Iterator[str]:
         nonlocal row_bytes
@@ -63,13 +63,13 @@ def parse(data: bytes, max_rows: int, max_columns: int) -> Table:
             if not row:
                 continue
             if not columns:
-                columns = _header(row, max_columns)
+                columns = _header([clean(name) for name in row], max_columns)
             elif len(row) != len(columns):
                 raise TableError(f"line {reader.line_num} has {len(row)} cells where the header has {len(columns)}")
             elif len(rows) == max_rows:
                 raise TableError(f"it has more than the {max_rows} rows expected")
             else:
-                rows.append([cell.strip() for cell in row])
+                rows.append([clean(cell) for cell in row])
     except UnicodeDecodeError:
         raise TableError(f"it is not UTF-8 text at line {reader.line_num + 1}; write it as CSV") from None
     except csv.Error as error:
@@ -83,15 +83,15 @@ def _header(row: list[str], max_columns: int) -> tuple[str, ...]:
     """Return the names of columns, checked."""
     if len(row) > max_columns:
         raise TableError(f"it has {len(row)} columns, more than {max_columns}")
-    columns = tuple(cell.strip() for cell in row)
+    columns = tuple(row)
     ((commonest, times),) = collections.Counter(columns).most_common(1)
     if times > 1:
         raise TableError(f"the column {shown(commonest)} occurs {times} times")
     return columns
 
 
-def write(columns: tuple[str, ...], rows: list[list[str]]) -> bytes:
+def write(columns: Sequence[str], rows: Iterable[Sequence[str]], quoting: int = csv.QUOTE_MINIMAL) -> bytes:
     """Return a table as CSV, the same bytes on every platform."""
     file = io.StringIO(newline="")
-    csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+    csv.writer(file, lineterminator="\n", quoting=quoting).writerows([columns, *rows])
     return file.getvalue().encode()

@@ -263,15 +263,15 @@ class Tools(TextDomain):
         """Return the tokens of a text inside a prompt."""
         return chat.encode_piece(self.tokenizer, text.strip())
 
-    def shown(self, response: Tokens) -> list[int]:
+    def solution(self, response: Tokens) -> list[int]:
         """Return what a later prompt shows of a response."""
-        return chat.shown(self.tokenizer, response, self.control, self.config.max_solution_tokens, "middle")[0]
+        return self.shown(response, self.config.max_solution_tokens, "middle")[0]
 
     def observation(self, kind: str, text: str) -> list[int]:
         """Return the tokens of what is said to a response of a kind; a text that is too long loses its middle."""
         frame = self.frames["request" if kind == "finished" else "call"]
         room = self.config.max_observation_tokens - len(chat.splice(frame, {"feedback": ()}))
-        said, _ = chat.shown(self.tokenizer, self.encode(text), (), max(room, 0), "middle")
+        said, _ = chat.shorten(self.tokenizer, self.encode(text), max(room, 0), "middle")
         return chat.splice(frame, {"feedback": said})
 
     def request(self, episode: Episode) -> tuple[int, ...]:
@@ -298,7 +298,7 @@ class Tools(TextDomain):
             begin=functools.partial(self.begin, max_turns=max_turns, num_requests=num_requests),
             step=functools.partial(self.step, max_turns=max_turns, num_requests=num_requests),
             ask_again=lambda episode, response: chat.splice(
-                ask, {"request": self.request(episode), "solution": self.shown(response)}
+                ask, {"request": self.request(episode), "solution": self.solution(response)}
             ),
             figures=functools.partial(self.figures, num_requests=num_requests),
             show=self.show,
@@ -306,7 +306,7 @@ class Tools(TextDomain):
 
     def step(self, pairs: Sequence[tuple[Episode, Tokens]], max_turns: int, num_requests: int | None):
         """Play a turn of each episode with a response's tokens."""
-        texts = [(episode, self.decode(response)) for episode, response in pairs]
+        texts = [(episode, self.answer(response)) for episode, response in pairs]
         results = self.world.step_many(texts, max_turns, num_requests)
         return [(result.episode, self._answer(result.episode)) for result in results]
 
@@ -413,7 +413,7 @@ class Tools(TextDomain):
             for u, (context, response) in enumerate(self._turns(instances.history, rollouts, b, g)):
                 turn = int(instances.history.turn[b]) + u
                 step = int(instances.history.step[b]) + 1 if u == 0 else 0
-                solution = self.shown(response)
+                solution = self.solution(response)
                 if len(context) > self.config.max_context_tokens:
                     too_long[b, g] = 1.0
                     break
@@ -510,7 +510,7 @@ class Tools(TextDomain):
         """Return the tokens of a conversation with these responses."""
         episode, context = Episode(task.id), list(self.head(task.id))
         for response in responses:
-            tokens = [*self.encode(response), self.stop_tokens[0]]
+            tokens = self.demonstrate(response)
             ((episode, answer),) = self.step(
                 [(episode, tokens)], self.config.max_turns, self.config.num_requests or None
             )
@@ -522,7 +522,7 @@ class Tools(TextDomain):
         tokens: list[int] = []
         own: list[bool] = []
         for response in responses:
-            spoken = [*self.encode(response), self.stop_tokens[0]][: self.config.max_tokens]
+            spoken = self.demonstrate(response)[: self.config.max_tokens]
             if len(tokens) + len(spoken) > self.config.max_transcript_tokens:
                 break
             tokens, own = tokens + spoken, own + [True] * len(spoken)

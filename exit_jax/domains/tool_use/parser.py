@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from exit_jax.policy.hf.thoughts import final_answer
+
 MAX_CALL_CHARS = 20_000  # from a call's start tag to the end of the response
 MAX_STARTS = 8  # start tags in a response, mentions included; with the line above it bounds the time of a parse
 MAX_DEPTH = 16  # of nested arguments
@@ -46,18 +48,19 @@ class Action:
 
 
 def parse(response: str, functions: Mapping[str, Mapping[str, Any]], markers: Markers = MARKERS) -> Action:
-    """Return what a response asks for; never raises.
+    """Return what the final answer of a response asks for; never raises.
 
-    Accepted around the one ending: reasoning before it, white space, a code fence around the call, its JSON or a marker,
-    trailing commas, line breaks within strings, no "arguments" where none is needed. Rejected: a second call, a call and a
-    marker, text after the call, names that are not the task's, numbers that are not finite, repeated keys, lone surrogates.
+    What thoughts hold counts for nothing (``thoughts.final_answer``), be it a call or a marker. Accepted around the one ending:
+    reasoning before it, white space, a code fence around the call, its JSON or a marker, trailing commas, line breaks within
+    strings, no "arguments" where none is needed. Rejected: a second call, a call and a marker, text after the call, names
+    that are not the task's, numbers that are not finite, repeated keys, lone surrogates.
 
     Args:
         response: the model's text, without end-of-turn tokens.
         functions: name -> document; ``parameters`` in it is a JSON Schema with ``properties`` and perhaps ``required``.
         markers: the texts that end a response.
     """
-    text = response.rstrip().rstrip("`").rstrip()
+    text = final_answer(response).rstrip().rstrip("`").rstrip()
     calls, rest, fault = find_calls(text, markers)
     if fault and (calls or markers.call_end in text or not text.endswith((markers.finished, markers.error))):
         return invalid(f"Not a call: {fault}. {how_to_end(markers)}")

@@ -12,7 +12,7 @@ pieces accordingly:
 
     stripped      Llama 3 trims messages: a piece at the edge of one has no white space around it
     not empty     and the wording next to an empty piece would be trimmed, too
-    no thinking   Qwen3 and R1 drop what precedes </think> in an earlier answer: a solution holds the answer alone
+    no thinking   Qwen3 and R1 drop what precedes </think> in an earlier answer: a solution holds the final answer alone
 
 Pieces that a host writes are encoded by ``encode_piece``; control tokens go from those that a model wrote by ``shown``. Where
 turns end and what stands between them: turns.py. That tokenizer and model belong together: tokenizer.py and ``requirements``.
@@ -30,6 +30,7 @@ from jinja2.exceptions import TemplateError
 from exit_jax.algorithm.prompts import Template
 from exit_jax.algorithm.types import PIECES
 from exit_jax.errors import UserError
+from exit_jax.policy.hf.thoughts import END, START, final_answer, is_thinking
 
 Tokenizer = Any  # of transformers, whose import costs a second and is not needed here
 Message = Mapping[str, Any]
@@ -91,22 +92,43 @@ def parse_inputs(items: Sequence[str]) -> dict[str, Any]:
     return {name: value(text) for name, _, text in (item.partition("=") for item in items)}
 
 
-def shown(tokenizer: Tokenizer, ids: Any, control: Collection[int], room: int, truncate: str) -> tuple[list[int], bool]:
-    """Return what a later prompt shows of a response, and whether some of it had to be cut out.
+def opens_thought(tokenizer: Tokenizer, inputs: Mapping[str, Any] = NO_INPUTS) -> bool:
+    """Return whether the prompt for a response ends within a thought, as R1's, which ends with "<think>\n"."""
+    asked = [{"role": "user", "content": PLAIN}]
+    told, prompt = (_apply(tokenizer, asked, add_generation_prompt, inputs) for add_generation_prompt in (False, True))
+    return is_thinking(prompt.removeprefix(told))
 
-    It is the tokens as sampled without the ids ``control``, unless they hold thoughts up to a </think> or white space at an
-    end, which chat templates drop: then what is left is encoded anew. What is longer than ``room`` tokens loses its "front"
-    or its "middle", as ``truncate`` says.
+
+def answer(tokenizer: Tokenizer, ids: Any, control: Collection[int], thinking: bool = False) -> str:
+    """Return the final answer of a response as text, without the ids ``control``; "" where its thoughts have no end.
 
     Args:
-      ids: a list or an array.
+      ids: as sampled, a list or an array.
+      thinking: whether the prompt has begun the thought (``opens_thought``).
     """
-    kept = [int(token) for token in ids if int(token) not in control]
-    text = tokenizer.decode(kept, clean_up_tokenization_spaces=False)
-    stripped = text.rpartition("</think>")[2].strip()
-    if stripped != text:
-        kept = list(encode_piece(tokenizer, stripped))
+    return final_answer(_with_thoughts(tokenizer, ids, control), thinking)
+
+
+def shown(
+    tokenizer: Tokenizer, ids: Any, control: Collection[int], room: int, truncate: str, thinking: bool = False
+) -> tuple[list[int], bool]:
+    """Return what a later prompt shows of a response, and whether some of it had to be cut out.
+
+    It is the final answer (``answer``), in the tokens as sampled without the ids ``control``; where thoughts had to go, or
+    white space at an end, which chat templates drop, what is left is encoded anew. What is longer than ``room`` tokens loses
+    its "front" or its "middle", as ``truncate`` says.
+    """
+    text = _with_thoughts(tokenizer, ids, control)
+    stripped = final_answer(text, thinking).strip()
+    whole = stripped == text
+    kept = [int(token) for token in ids if int(token) not in control] if whole else encode_piece(tokenizer, stripped)
     return shorten(tokenizer, kept, room, truncate)
+
+
+def _with_thoughts(tokenizer: Tokenizer, ids: Any, control: Collection[int]) -> str:
+    """Return the text of a response without the ids ``control``, but for those that mark thoughts, mostly two of them."""
+    dropped = {*control}.difference(_ids_of(tokenizer, (START, END)))
+    return _decode(tokenizer, [int(token) for token in ids if int(token) not in dropped])
 
 
 def shorten(tokenizer: Tokenizer, tokens: Sequence[int], room: int, truncate: str) -> tuple[list[int], bool]:
@@ -126,15 +148,21 @@ def splice(template: Template, pieces: Mapping[str, Sequence[int]]) -> list[int]
     return [token for item in template for token in (pieces[item] if isinstance(item, str) else item)]
 
 
-def encode_piece(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Encode a text that stands inside a prompt: no BOS, no prefix space, and no control token.
+def encode_piece(tokenizer: Tokenizer, text: str, keep: Sequence[str] = ()) -> tuple[int, ...]:
+    """Encode a text that stands inside a prompt: no BOS, no prefix space, and no control token but those in ``keep``.
 
     "<|im_end|>" in a task or in a program's output remains text: it is encoded in two parts, "<" and "|im_end|>".
     """
-    control = [token for token in tokenizer.convert_ids_to_tokens(control_tokens(tokenizer)) if len(token) > 1]
+    control = [token for token in tokenizer.convert_ids_to_tokens(control_tokens(tokenizer, keep)) if len(token) > 1]
     pattern = "|".join(re.escape(token) for token in control) or "(?!)"  # (?!) matches nothing
     cuts = [0, *(match.start() + 1 for match in re.finditer(f"(?={pattern})", text)), len(text)]
     return tuple(token for start, end in itertools.pairwise(cuts) for token in _encode(tokenizer, text[start:end]))
+
+
+def _ids_of(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
+    """Return the ids of those texts that are tokens of their own."""
+    ids = zip(texts, tokenizer.convert_tokens_to_ids(list(texts)))
+    return [number for text, number in ids if number is not None and tokenizer.convert_ids_to_tokens(number) == text]
 
 
 def control_tokens(tokenizer: Tokenizer, keep: Sequence[str] = ()) -> tuple[int, ...]:
@@ -147,7 +175,7 @@ def control_tokens(tokenizer: Tokenizer, keep: Sequence[str] = ()) -> tuple[int,
       keep: tokens, as text, that a domain wants to see in its pieces.
     """
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
-    return tuple(sorted((added | {*tokenizer.all_special_ids}) - {*tokenizer.convert_tokens_to_ids(list(keep))}))
+    return tuple(sorted((added | {*tokenizer.all_special_ids}).difference(_ids_of(tokenizer, keep))))
 
 
 def _cut_text(
