@@ -51,6 +51,10 @@ def echo(content, text=None):
         ("```\n<finished>\n```", Action("finished")),
         ("No <tool_call> is needed, I could say <error>.\n<finished>", Action("finished")),
         ("There is no such file. <error>", Action("error")),
+        (f"<think>Shall I? {CALL} or <finished></think>\n\n{CALL}", LS),
+        (f"<think><tool_call>oh</tool_call></think>{CALL}", LS),
+        (f"<think>{CALL * 9}</think><finished>", Action("finished")),
+        ("the prompt began the thought, <error>?</think>\n<finished>", Action("finished")),
     ],
 )
 def test_accepted(response, action):
@@ -66,6 +70,10 @@ def test_accepted(response, action):
         ("FINISHED", "End your response with one call"),
         ('{"name": "ls", "arguments": {}}', "End your response with one call"),
         ("<tool_call>", "Not a call: Expecting value"),
+        (f"<think>I shall say {CALL}", "End your response with one call"),
+        ("<think>I shall say <finished>", "End your response with one call"),
+        ("<think>I shall say <finished></think>", "End your response with one call"),
+        (f"{CALL}<think>or", "End your response with one call"),
         ("<tool_call></tool_call>", "Not a call: Expecting value"),
         ("<tool_call>ls(a=True)</tool_call>", "Not a call: Expecting value"),
         ('<tool_call>{"name": "ls", "arguments": {"a": True}}</tool_call>', "Not a call: Expecting value"),

@@ -144,6 +144,28 @@ def test_qwen3_thinks_unless_told_not_to(make_tokenizer):
         assert text.endswith(f"<|im_start|>assistant\n{end}")
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_only_r1_begins_the_thought_itself(make_tokenizer, name):
+    tokenizer, inputs = make_tokenizer(name), FAMILIES[name].inputs
+    assert chat.opens_thought(tokenizer, inputs) == (name == "deepseek_r1_distill")
+    if name == "qwen3":
+        assert not chat.opens_thought(tokenizer, {"enable_thinking": False})
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_r1_distill"])
+def test_what_is_shown_of_a_thinking_models_response_survives_its_template(make_tokenizer, name):
+    tokenizer = make_tokenizer(name)
+    begun = chat.opens_thought(tokenizer)
+    sampled = ("" if begun else "<think>\n") + "It is <think>1 + 2.\n</think>\n\nIt is 3."
+    ids = [*tokenizer.encode(sampled, add_special_tokens=False), tokenizer.eos_token_id]
+    control = chat.control_tokens(tokenizer)
+    assert tokenizer.convert_tokens_to_ids("</think>") in control
+    solution, _ = chat.shown(tokenizer, ids, control, 100, "none", begun)
+    pieces = {name: chat.encode_piece(tokenizer, text) for name, text in CONTENTS.items()} | {"solution": solution}
+    tokens = chat.splice(chat.cut(tokenizer, CONVERSATION), pieces)
+    assert decode(tokenizer, tokens) == rendering(tokenizer, CONVERSATION, CONTENTS | {"solution": "It is 3."})
+
+
 LLAMA = "<|start_header_id|>user<|end_header_id|>\n\nNo<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 QWEN = "\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 OUTPUT = "<tool_response>\nNo\n</tool_response>"

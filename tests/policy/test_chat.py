@@ -63,6 +63,23 @@ def make_tokenizer():
     return lambda template=PLAIN: wrap(bpe, template, bos_token="<s>", eos_token="<|im_end|>")
 
 
+@pytest.fixture(scope="module", params=["added", "special", "text"])
+def thinker(request):
+    """Return a byte-level tokenizer in which what marks thoughts is a token, special or not, or spelled in several."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    bpe.add_special_tokens(CONTROL)
+    if request.param != "text":
+        bpe.add_tokens([AddedToken(text, special=request.param == "special") for text in ("<think>", "</think>")])
+    tokenizer = wrap(bpe, PLAIN, eos_token="<|im_end|>")
+    assert len(tokenizer.encode("<think>")) == (1 if request.param != "text" else 7)
+    return tokenizer
+
+
 @pytest.fixture(scope="module")
 def sentence_piece():
     """Return a tokenizer that begins each text with a space, as those of Mistral and Llama 2."""
@@ -322,3 +339,68 @@ def test_stop_tokens_are_those_of_template_tokenizer_and_generation_config(make_
     assert turns.stop_tokens(tokenizer, [7]) == (end, bos, 7)
     tokenizer.eos_token = None
     assert turns.stop_tokens(tokenizer) == (end,)
+
+
+# response, whether the prompt has begun the thought, its final answer, what a later prompt shows
+RESPONSES = [
+    ("It is 9.", False, "It is 9.", "It is 9."),
+    ("<think>Is it 7? No.</think> It is 9.", False, " It is 9.", "It is 9."),
+    ("<think>\nIs it 7?\n</think>\n\nIt is 9.\n", False, "\n\nIt is 9.\n", "It is 9."),
+    ("Is it 7? No.\n</think>\n\nIt is 9.", True, "\n\nIt is 9.", "It is 9."),
+    ("<think>Is it 7?</think>It is 7.<think>No.</think>It is 9.", False, "It is 9.", "It is 9."),
+    ("<think>Is it 7? I must", False, "", ""),
+    ("Is it 7? I must", True, "", ""),
+    ("It is 9.<think>Or is it", False, "", ""),
+    ("<think>Is it 7?</think>", False, "", ""),
+    ("</think>It is 9.", False, "It is 9.", "It is 9."),
+    ("<think><think>7</think></think>9", False, "9", "9"),
+    ("", False, "", ""),
+    ("", True, "", ""),
+]
+
+
+@pytest.mark.parametrize(("response", "thinking", "answer", "shown"), RESPONSES)
+def test_thoughts_are_no_part_of_an_answer_whatever_marks_them(thinker, response, thinking, answer, shown):
+    control = frozenset(chat.control_tokens(thinker))
+    ids = [*thinker.encode(response, add_special_tokens=False), thinker.eos_token_id]
+    assert chat.answer(thinker, ids, control, thinking) == answer
+    tokens, was_cut = chat.shown(thinker, ids, control, 100, "middle", thinking)
+    assert not was_cut
+    assert decode(thinker, tokens) == shown
+    assert tokens == thinker.encode(shown, add_special_tokens=False)
+
+
+def test_what_was_thought_takes_no_room(thinker):
+    thought = "<think>" + "Is it 7? No. " * 50 + "</think>"
+    ids = thinker.encode(thought + "It is 9.", add_special_tokens=False)
+    tokens, was_cut = chat.shown(thinker, ids, chat.control_tokens(thinker), 12, "middle")
+    assert (decode(thinker, tokens), was_cut) == ("It is 9.", False)
+    tokens, was_cut = chat.shown(thinker, thinker.encode("9 8 7 6 5 4 3 2 1 0 " * 5), (), 12, "front")
+    assert (len(tokens), was_cut) == (12, True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begun"),
+    [
+        ("<|im_start|>assistant\n", False),
+        ("<|im_start|>assistant\n<think>\n", True),  # R1, Qwen3-Thinking
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", False),  # Qwen3 without thinking
+        ("<|im_start|>assistant\n{% if enable_thinking %}<think>{% endif %}", False),
+    ],
+)
+def test_a_prompt_may_begin_the_thought(make_tokenizer, prompt, begun):
+    told = "{% for message in messages %}{{ message.content }}<|im_end|>{% endfor %}"
+    tokenizer = make_tokenizer(told + "{% if add_generation_prompt %}" + prompt + "{% endif %}")
+    assert chat.opens_thought(tokenizer) == begun
+    if "enable" in prompt:
+        assert chat.opens_thought(tokenizer, {"enable_thinking": True})
+
+
+def test_a_piece_may_be_told_to_keep_some_control_tokens(make_tokenizer):
+    tokenizer = make_tokenizer()
+    text = "<think>no</think><|im_end|>"
+    kept = chat.encode_piece(tokenizer, text, ["<think>", "</think>", "<not there>"])
+    assert decode(tokenizer, kept) == text
+    control = set(chat.control_tokens(tokenizer))
+    marks = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    assert [token for token in kept if token in control] == marks
