@@ -79,6 +79,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.domain.threads = 1
     c.domain.num_workers = 0
     c.domain.demo_noise = 0.0
+    c.domain.compact_descriptions = True
+    c.domain.show_score = False  # the paper's feedback is the error trace alone
 
     a = c.algorithm
     a.num_prompts = 4
@@ -87,6 +89,8 @@ def get_config(arg: str = "") -> ConfigDict:
     a.min_buffer_size = 3
     a.update(SETTINGS[variant])
     a.reward = "improvement"
+    a.learnability_of = "reward"  # what varies in quality, and never improves, teaches nothing
+    a.diversity_embedding = "solution"  # the script, not the thoughts before it
     a.kl_coef = 0.001
     a.reference_every = 100
     a.reference_mix = 0.5

@@ -266,11 +266,14 @@ def plan(config: Config, program: Program) -> Plan:
         **rollout,
         "learn": (steps.learn, (given, state, instances, rollouts, grades)),
     }
+    if embed := steps.embed_solutions:
+        read = beside(lambda given, state, *batch: embed(given, state.params, batch[-1].children, domain.max_tokens))
+        programs["embed"] = (read, programs["learn"][1])
     held = {
         "select": parts(),
         "reshard": parts(instances, copy=sizes.copy),
         **{name: parts(instances, copy=sizes.copy, cache=cache) for name in rollout},
-        "learn": parts(instances, rollouts, grades),
+        **{name: parts(instances, rollouts, grades) for name in ("embed", "learn")},
     }
     return Plan(programs, held, sizes)
 
@@ -389,7 +392,7 @@ def candidates(config: Config, topology: str, failed: tuple[str, ...]) -> Iterat
     What changes the experiment comes last, and what makes the learner smaller comes only if nothing else was too large.
     """
     mesh, run = config.run.mesh, config.run
-    if set(failed) <= {"learn", "iteration"}:
+    if set(failed) <= {"embed", "learn", "iteration"}:
         learner: dict[str, Any] = {}
         parts = _most_parts(config.algorithm.num_prompts, mesh.num_batch_shards, config.algorithm.num_prompts)
         if config.policy.remat != "layer":
@@ -421,7 +424,7 @@ def candidates(config: Config, topology: str, failed: tuple[str, ...]) -> Iterat
             if parts != run.num_microbatches:
                 changed["run.num_microbatches"] = parts
             yield f"{family}:{bigger}", changed
-    if not config.sampling.int8 and set(failed) - {"learn"}:
+    if not config.sampling.int8 and set(failed) - {"embed", "learn"}:
         yield topology, {"sampling.int8": True}
     if not config.policy.lora.rank:
         yield topology, dict(LORA)

@@ -16,9 +16,20 @@ import optax
 from exit_jax import domains
 from exit_jax.algorithm.grpo import moved_share
 from exit_jax.algorithm.iteration import init_state, iterate, learn
-from exit_jax.algorithm.prompts import render_by_mode
+from exit_jax.algorithm.prompts import piece, render_by_mode
 from exit_jax.algorithm.selection import select, stream
-from exit_jax.algorithm.types import Array, Grades, History, Instances, Metrics, Params, Rollouts, State, pytree
+from exit_jax.algorithm.types import (
+    PIECES,
+    Array,
+    Grades,
+    History,
+    Instances,
+    Metrics,
+    Params,
+    Rollouts,
+    State,
+    pytree,
+)
 from exit_jax.config import Config, ConfigError, OptimizerConfig, StudyConfig, digest
 from exit_jax.domains.domain import ENDS, Domain, Environment, blank_grades
 from exit_jax.episodes import Played, TurnPrograms, play
@@ -309,6 +320,36 @@ def make_embed(config: Config, domain: Domain, mesh: jax.sharding.Mesh) -> Calla
     return embed_own
 
 
+def make_embed_solutions(config: Config, mesh: jax.sharding.Mesh) -> Callable[..., Array] | None:
+    """Jit (given, trained parameters, children [B, G, 1], width) -> what the policy makes of their solutions, [B, G, D].
+
+    It is the mean of its final states, float32, over a solution that is read by itself; zeros for none. None where the
+    diversity bonus does not ask for it.
+    """
+    if config.algorithm.diversity_embedding != "solution" or not config.algorithm.diversity_bonus:
+        return None
+    policy = decoder_config(config)
+
+    def embed(given: Given, trained: Params, children: History, width: int) -> Array:
+        params = decoder.cast(decoder.join(trained, given.frozen), policy.dtype)
+
+        def read(rows: History) -> Array:
+            tokens, length = meshes.shard_batch(mesh, piece(rows, "solution", width))
+            position = jnp.broadcast_to(jnp.arange(width), tokens.shape)
+            mask = position < length[..., None]
+            with meshes.use(mesh):
+                hidden, _ = decoder.apply(policy, params, tokens, position, mask)
+            total = jnp.where(mask[..., None], hidden.astype(jnp.float32), 0.0).sum(2)
+            return total / jnp.maximum(length, 1)[..., None]
+
+        num = config.run.num_microbatches
+        rows = jax.tree.map(lambda leaf: leaf[:, :, 0].reshape(num, -1, *leaf.shape[1:2], *leaf.shape[3:]), children)
+        states = jax.lax.map(read, rows)
+        return states.reshape(-1, *states.shape[2:])
+
+    return jax.jit(embed, static_argnums=3, out_shardings=meshes.by_row(mesh))
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """What a run executes on the devices; one XLA program a field, or several for a domain that is graded on the host."""
@@ -518,6 +559,7 @@ class StepPrograms:
     learn: Callable[[Given, State, Instances, Rollouts, Grades], tuple[State, Metrics]]
     grade: Callable[..., tuple[Grades, bool]]  # (instances, rollouts) and, where episodes were played, these
     embed: Callable[[Rollouts], np.ndarray] | None  # by a foreign encoder, float32 [B, G, E]
+    embed_solutions: Callable[[Given, Params, History, int], Array] | None  # by the policy, float32 [B, G, D]
     ends: Callable[[Array], Array]  # a mask [B, G, T] -> the places behind the last tokens sampled
     longest: Callable[[Array], Array]  # of a batch's lengths
     by_row: Any  # sharding
@@ -551,6 +593,7 @@ class StepPrograms:
             ),
             grade=functools.partial(grade_rows, domain),
             embed=make_embed(config, domain, mesh),
+            embed_solutions=make_embed_solutions(config, mesh),
             ends=jax.jit(lambda mask: jnp.where(mask.any(-1), mask.shape[-1] - jnp.argmax(mask[..., ::-1], -1), 0)),
             longest=jax.jit(jnp.max, out_shardings=same),
             by_row=by_row,
@@ -581,6 +624,12 @@ class StepPrograms:
             waited = max(graded - sampled.result(), 0.0)
         if self.embed:
             grades = dataclasses.replace(grades, embedding=self.embed(rollouts))
+        if self.embed_solutions:
+            width = self._fit(
+                jnp.asarray(grades.children.lengths[..., PIECES.index("solution")]), self.response_buckets
+            )
+            embedding = self.embed_solutions(given, state.params, grades.children, width)
+            grades = dataclasses.replace(grades, embedding=embedding)
         instances = self._short(instances)
         width = self._fit(self.ends(rollouts.mask), self.response_buckets)
         short = {name: getattr(rollouts, name)[:, :, :width] for name in ("tokens", "mask", "logp", "sampled_logp")}

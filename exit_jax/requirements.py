@@ -23,6 +23,11 @@ def require_domain_fits(config: Config, domain: Domain) -> None:
             f"run.steps_per_call = {config.run.steps_per_call}: the domain {config.domain_name} is graded on the host, between "
             "the programs of one iteration; set it to 1"
         )
+    if config.algorithm.diversity_embedding == "solution" and (domain.num_children > 1 or not domain.on_host):
+        raise ConfigError(
+            f'algorithm.diversity_embedding = "solution": a response of the domain {config.domain_name} leaves no single '
+            'solution on the host; take "policy" or "grades"'
+        )
     if not domain.on_host and (
         config.run.prompt_buckets or config.run.response_buckets or config.algorithm.rollout_lag
     ):

@@ -327,9 +327,9 @@ def embed_histories(config: Config, params: Params, history: History) -> np.ndar
     if not history.id.size:
         return np.zeros((0, 1), np.float32)
     domain, policy = make_domain(config.domain_name, config.domain), decoder_config(config)
-    if config.encoder.checkpoint and domain.texts:
-        mask = np.arange(history.tokens.shape[-1]) < history.lengths.sum(-1, keepdims=True)
-        return embed.make_embed(config.encoder, make_program(config).mesh)(domain.texts(history.tokens, mask))
+    if config.encoder.checkpoint and domain.decode:
+        texts = [domain.decode(row[:length]) for row, length in zip(history.tokens, history.lengths.sum(-1))]
+        return embed.make_embed(config.encoder, make_program(config).mesh)(texts)
     mesh = make_program(config).mesh
     reshard, plain = make_reshard(policy, mesh), decoder.without_adapters(policy)
 

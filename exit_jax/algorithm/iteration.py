@@ -59,7 +59,7 @@ def learn(
     score_B = learnability(grades.quality if config.learnability_of == "quality" else reward_BG)
 
     advantage_BG = grpo.advantages(reward_BG, config.advantage_norm, config.advantage_eps)
-    embedding = {"grades": grades.embedding, "policy": rollouts.hidden}[config.diversity_embedding]
+    embedding = rollouts.hidden if config.diversity_embedding == "policy" else grades.embedding
     diversity_BG = diversity(embedding, config.diversity_cap)
     if config.diversity_bonus:
         advantage_BG = advantage_BG * diversity_BG

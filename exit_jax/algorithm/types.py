@@ -132,7 +132,7 @@ CHOICES = {
     "children": ("all", "distinct", "best", "one"),
     "learnability_of": ("quality", "reward"),
     "reward": ("quality", "improvement", "improve_or_keep"),
-    "diversity_embedding": ("grades", "policy"),
+    "diversity_embedding": ("grades", "policy", "solution"),
     "advantage_norm": ("group", "batch", "none"),
     "zero_variance": ("keep", "drop"),
     "ratio_level": ("token", "sequence"),
@@ -162,7 +162,8 @@ class ExItConfig:
     # Reward (ExIt §4, App. A)
     reward: str  # of improve steps: "quality", "improvement" or "improve_or_keep"
     diversity_bonus: bool  # ExIt eq. 6
-    # of responses: the domain's or an encoder's, "grades", or the "policy"'s own hidden states
+    # of responses: the domain's or an encoder's, "grades"; the "policy"'s own hidden states, or these of it reading the
+    # "solution" alone that a response leaves, such as a script without the thoughts before it
     diversity_embedding: str
     diversity_cap: float  # upper bound on d; inf for none
     # GRPO (ExIt §2.2, App. A)

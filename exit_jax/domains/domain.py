@@ -83,7 +83,9 @@ class Domain:
     demonstrations_id: str  # names all that demonstrations depend on
     describe: Callable[[History], list[str]]  # what each history [K] holds, as text for people
     answers: Callable[[History], list[str]] | None  # the answer that each gives, "" for none; what a vote counts
-    texts: Callable[[Any, Any], list[str]] | None  # (tokens, mask [..., T]) -> texts for an encoder
+    # responses (tokens, mask [..., T]) -> what an encoder sees of each: its final answer, or the script in it
+    texts: Callable[[Any, Any], list[str]] | None
+    decode: Callable[[Any], str] | None = None  # tokens of a history -> text
     feedback: Callable[[History], list[str]] | None = None  # what each history [K] says of its solution, as a trace
     timings: tuple[str, ...] = ()  # those notes that may differ where a response is graded again
     environment: Environment | None = None  # of tasks of several turns, in training

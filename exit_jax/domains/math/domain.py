@@ -312,4 +312,5 @@ def make_domain(config: MathConfig) -> Domain:
         answers=math.answers,
         texts=math.texts,
         tokenizer=math.tokenizer,
+        decode=math.decode,
     )

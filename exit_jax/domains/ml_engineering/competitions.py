@@ -8,7 +8,6 @@
 A competition may be graded by someone else's code (``grader``, see mlebench_adapter.py); its truth is then not read here.
 """
 
-import csv
 import dataclasses
 import functools
 import hashlib

@@ -5,7 +5,7 @@ The pieces of a history:
     context   the goal line of improve mode: "improve", or "debug" if the held script failed, chosen when the history is made
     request   the competition's description and previews of its files
     solution  solution.py, the code extracted from the response; it ends with a newline
-    feedback  the score line, or how the run failed and the end of its trace
+    feedback  how the run failed and the end of its trace, or what is wrong with the submission; with show_score, its score
 
 Quality is the normalised score, 0 for a script that fails. A response without code holds nothing: it is paid 0, a chain of
 an evaluation goes on from it, and the buffer does not take it. Tasks of all splits have numbers of their own:
@@ -105,6 +105,11 @@ class MleConfig:
     threads: int  # a run
     num_workers: int  # runs at once; 0 for one a core
     demo_noise: float  # share of a demonstration's fragments that are drawn at random
+    # MLE-bench's short descriptions, which name neither competition nor site, in place of Kaggle's pages
+    compact_descriptions: bool = False
+    # tell the policy the test score of the script that it is to rewrite: an oracle in the chain, which no config asks for;
+    # True is what runs did before there was the choice
+    show_score: bool = True
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -204,7 +209,7 @@ class MlEngineering(SingleTurnDomain):
             loaded = embedded.load(folder)
         else:
             declared = [one for one in mlebench_adapter.PAPER if one.name in wanted]
-            loaded = mlebench_adapter.load(declared, folder if c.data_dir else None)
+            loaded = mlebench_adapter.load(declared, folder if c.data_dir else None, c.compact_descriptions)
         return {one.name: one for one in loaded if one.name in wanted}
 
     def files(self) -> dict[str, pathlib.Path]:
@@ -311,7 +316,7 @@ class MlEngineering(SingleTurnDomain):
         """Run the scripts of responses and grade their submissions. All in NumPy; nothing is raised for a bad response."""
         history, (batch, group) = instances.history, rollouts.finished.shape
         responses = [
-            self.decode(rollouts.tokens[b, g][rollouts.mask[b, g]]) for b in range(batch) for g in range(group)
+            self.answer(rollouts.tokens[b, g][rollouts.mask[b, g]]) for b in range(batch) for g in range(group)
         ]
         names = [self.competition_of(int(number)).name for number in np.repeat(history.task, group)]
         outcomes = self.run(names, responses, np.repeat(np.arange(batch), group).tolist())
@@ -367,11 +372,16 @@ class MlEngineering(SingleTurnDomain):
         else:
             verdict = self.score(competition, result.files.get(submissions.FILE))
         notes |= {} if verdict.valid else {"invalid_submission": 1.0}
-        if self.config.brief:
-            feedback = fragments.score(verdict.normalised) if verdict.valid else fragments.INVALID
-        else:
-            feedback = verdict.feedback
-        return Outcome(code, verdict.normalised, not verdict.valid, feedback, notes)
+        return Outcome(code, verdict.normalised, not verdict.valid, self._judgement(verdict), notes)
+
+    def _judgement(self, verdict: submissions.Verdict) -> str:
+        """Return the feedback for a script that ran; its score only if the config asks for it."""
+        brief, show_score = self.config.brief, self.config.show_score
+        if not verdict.valid:
+            return fragments.INVALID if brief else verdict.feedback
+        if brief:
+            return fragments.score(verdict.normalised) if show_score else ""
+        return verdict.feedback if show_score else prompts.RAN
 
     def score(self, competition: Competition, submission: bytes | None) -> submissions.Verdict:
         """Return the verdict on a submission; equal ones are scored once, for the largest takes seconds."""
@@ -409,6 +419,10 @@ class MlEngineering(SingleTurnDomain):
         ends = starts + history.lengths[:, index]
         return [self.decode(row[a:b]) for row, a, b in zip(np.asarray(history.tokens), starts, ends)]
 
+    def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
+        """Return the scripts in responses tokens [..., T], "" for none: what an encoder sees of them (ExIt eq. 6)."""
+        return [extract_code(answer) or "" for answer in super().texts(tokens, mask)]
+
     def describe(self, history: History) -> list[str]:
         """Return the scripts that histories [n] hold."""
         return self.texts_of(history, "solution")
@@ -439,10 +453,12 @@ class MlEngineering(SingleTurnDomain):
             drawn = [fragments.draw(metric, noise, rng) for _ in range(group_size)]
             return [(), request, (), ()], mode, [fragments.respond(one) for one in drawn]
         held = fragments.draw(metric, noise, rng)
-        feedback = fragments.symptom(metric, held, rng)
+        symptom = fragments.symptom(metric, held, rng)
+        ran = fragments.is_score(symptom)
+        feedback = "" if ran and not self.config.show_score else symptom
         again = fragments.mend if mode == IMPROVE else fragments.diverge
         drawn = [again(metric, held, noise, rng) for _ in range(group_size)]
-        goal = self.goals[not feedback.startswith("score")]
+        goal = self.goals[not ran]
         solution, _ = self.cut_solution(self.encode(fragments.write(held)))
         return [goal, request, solution, self.cut_feedback(feedback)], mode, [fragments.respond(one) for one in drawn]
 
@@ -498,4 +514,5 @@ def make_domain(config: MleConfig) -> Domain:
         texts=mle.texts,
         tokenizer=mle.tokenizer,
         files=mle.files,
+        decode=mle.decode,
     )

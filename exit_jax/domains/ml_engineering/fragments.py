@@ -192,6 +192,11 @@ def score(normalised: float) -> str:
     return f"score {int(10 * normalised + 1e-6) / 10:.1f}\n"
 
 
+def is_score(feedback: str) -> bool:
+    """Return whether a feedback is that of a script that ran well."""
+    return feedback.startswith("score")
+
+
 def error(trace: str) -> str:
     """Return the feedback for the end of an error trace, which is the name of the error."""
     name = (trace.strip().splitlines() or [""])[-1].partition(":")[0].rpartition(".")[2]

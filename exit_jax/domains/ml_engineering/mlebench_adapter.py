@@ -4,6 +4,10 @@
 come the description, the public folder, the ids due and the grading function; none of it is copied. Scores are those of
 `mlebench grade`, rounded to five decimals likewise, but ids are checked for every competition (it ignores nomad2018's).
 
+Its grading functions differ in what they take for granted: nomad2018's compares row by row without looking at ids, jigsaw's
+column by column without their names, spooky's wants the ids first. They are given submissions in the sample's rows and
+columns (``Competition.fill_sample``), which all of them read right.
+
 Its module ``mlebench.data`` makes a folder "cache" in the working directory when it is imported. It is not needed here.
 """
 
@@ -19,6 +23,7 @@ from exit_jax.domains.ml_engineering.competitions import Competition, faults_of_
 
 COMMIT = "783b15af77404fbaffe7255b0c4a934b46153389"  # of 26 Feb 2026, which this was run against
 REPOSITORY = "https://github.com/openai/mle-bench"
+COMPACT = "description_obfuscated.md"  # 0.9 to 4.4 kB of the paper's six, where description.md has 3 to 12
 INSTALL = (
     f'pip install --no-deps "mlebench @ git+{REPOSITORY}@{COMMIT}" && pip install appdirs py7zr pyyaml tqdm pandas'
 )
@@ -64,11 +69,14 @@ PAPER = (
 )
 
 
-def load(declared: Sequence[Declared] = PAPER, data_dir: pathlib.Path | None = None) -> tuple[Competition, ...]:
+def load(
+    declared: Sequence[Declared] = PAPER, data_dir: pathlib.Path | None = None, compact: bool = False
+) -> tuple[Competition, ...]:
     """Return competitions that `mlebench prepare` has prepared.
 
     Args:
       data_dir: what `mlebench prepare --data-dir` was given; None for MLE-bench's default, in the user's cache folder.
+      compact: take the short descriptions, which the package has beside Kaggle's pages.
 
     Raises:
       DomainError: without the package, or naming all competitions that are not prepared or not as declared.
@@ -85,6 +93,9 @@ def load(declared: Sequence[Declared] = PAPER, data_dir: pathlib.Path | None = N
     for one in declared:
         try:
             entry: Any = registry.get_competition(one.name)
+            if compact:
+                path = registry.get_competitions_dir() / one.name / COMPACT
+                entry = dataclasses.replace(entry, description=path.read_text(encoding="utf-8"))
         except (OSError, ImportError, LookupError, ValueError, AssertionError) as error:
             faults.append(
                 f"{one.name} is not in mlebench's registry ({error}); install the version this was written for: {INSTALL}"

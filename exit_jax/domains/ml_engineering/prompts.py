@@ -3,9 +3,10 @@
     context   the goal line of improve mode, GOALS["improve"] or GOALS["debug"]: chosen when a script has run
     request   task description and previews of the data files (``request``)
     solution  the current solution.py, which ends with a newline
-    feedback  the score line of submissions.py, or how the last run failed (``failed``)
+    feedback  how the last run failed (``failed``) or what is wrong with its submission, RAN if nothing is
 
-A config file may take these texts or its own. The paper's goal line is improve, debug (if the last run crashed) or diverge.
+A config file may take these texts or its own. The goal line is improve, debug (if the last run failed) or diverge; a base
+task's is improve, of an empty main.
 """
 
 ROLE = (
@@ -14,6 +15,8 @@ ROLE = (
 
 # what a base task shows in the place of a solution
 EMPTY_SOLUTION = """def main():
+    # the data files are in the folder os.environ["DATA_DIR"], which can only be read
+    # the predictions go to submission.csv, in the working directory
     pass
 
 
@@ -29,7 +32,6 @@ LAST_RUN = """# Its last run
 {feedback}"""
 
 GOALS = {
-    "start": "Write a solution.py that reaches a good score.",
     "improve": "Improve solution.py so that its score gets better.",
     "debug": "The last run failed. Debug solution.py so that it runs and writes a valid submission.",
     "diverge": "Leave this approach. Write a radically different solution.py, with other features and another kind of model, "
@@ -42,18 +44,19 @@ RULES = """# Rules
 - Write the predictions to submission.csv in the working directory, in the format of the sample submission.
 - A run may take {time_limit} and has no network."""
 
+RAN = "It ran, and its submission.csv is valid."
 NO_CODE = "The response held no complete ```python block, so nothing was run."
 
 
 def build(mode: str, time_limit: str = "5 minutes") -> str:
     """Return the user's message for a mode: "base", "improve" or "diverge"; its pieces are left open.
 
-    That of "base" shows EMPTY_SOLUTION, which had no run; only {request} is open there.
+    That of "base" is the improve step on EMPTY_SOLUTION, which had no run; only {request} is open there.
 
     Raises:
       ValueError: for an unknown mode.
     """
-    goals = {"base": GOALS["start"], "improve": "{context}", "diverge": GOALS["diverge"]}
+    goals = {"base": GOALS["improve"], "improve": "{context}", "diverge": GOALS["diverge"]}
     if mode not in goals:
         raise ValueError(f"mode = {mode!r} is not one of {tuple(goals)}")
     started = mode == "base"

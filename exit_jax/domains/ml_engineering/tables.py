@@ -90,8 +90,8 @@ def _header(row: list[str], max_columns: int) -> tuple[str, ...]:
     return columns
 
 
-def write(columns: Sequence[str], rows: Iterable[Sequence[str]], quoting: int = csv.QUOTE_MINIMAL) -> bytes:
+def write(columns: Sequence[str], rows: Iterable[Sequence[str]], quote_all: bool = False) -> bytes:
     """Return a table as CSV, the same bytes on every platform."""
-    file = io.StringIO(newline="")
+    file, quoting = io.StringIO(newline=""), csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
     csv.writer(file, lineterminator="\n", quoting=quoting).writerows([columns, *rows])
     return file.getvalue().encode()

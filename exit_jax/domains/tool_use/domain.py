@@ -611,6 +611,7 @@ def make_domain(config: ToolsConfig) -> Domain:
         answers=None,
         texts=tools.texts,
         tokenizer=tools.tokenizer,
+        decode=tools.decode,
         environment=tools.environment(test=False),
         test_environment=tools.environment(test=True),
     )
