@@ -93,9 +93,8 @@ class Competition:
         for row, values in zip(table.rows, prediction.tolist(), strict=True):
             for place, value in zip(places, values, strict=True):
                 row[place] = repr(value)
-        return tables.write(
-            table.columns, table.rows, csv.QUOTE_ALL
-        )  # csv leaves a lone "\r" unquoted, which ends a line
+        # all quoted, for csv leaves a lone "\r" bare, which ends a line
+        return tables.write(table.columns, table.rows, quote_all=True)
 
     @functools.cached_property
     def max_submission_bytes(self) -> int:
