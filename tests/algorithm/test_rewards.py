@@ -32,6 +32,23 @@ def test_only_improve_steps_are_paid_by_kind_and_an_invalid_response_is_paid_not
     np.testing.assert_allclose(reward(kind, quality_BG, valid_BG, before_B, mode_B), paid_to_improve + plain, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("learnability_of", "drawn"), [("quality", [0.957, 0.017, 0.026]), ("reward", [0.071, 0.819, 0.111])]
+)
+def test_what_never_improves_is_drawn_less_by_the_variance_of_the_reward(learnability_of, drawn):
+    """Where improvement is paid, the variance of the quality prefers what crashes to what can be learnt (kappa = 20).
+
+    Rewrites of the first entry crash half of the time and never improve, so all their advantages are 0: the quality's variance
+    is .45² = .2025, the reward's 0. Those of the second go from .9 to .97 half of the time: .035² = .001225 of the quality,
+    and .35² = .1225 of the reward (.97 - .9) / (1 - .9) = .7. The third is a base task, .15² = .0225 of both.
+    """
+    quality_BG = jnp.array([[0.0, 0.9] * 4, [0.9, 0.97] * 4, [0.5, 0.8] * 4])
+    before_B, mode_B = jnp.array([0.9, 0.9, 0.0]), jnp.array([IMPROVE, IMPROVE, BASE])
+    reward_BG = reward("improvement", quality_BG, quality_BG >= 0, before_B, mode_B)
+    score_B = np.asarray(learnability(quality_BG if learnability_of == "quality" else reward_BG), np.float64)
+    np.testing.assert_allclose(np.exp(20 * score_B) / np.exp(20 * score_B).sum(), drawn, atol=5e-4)
+
+
 def test_learnability_is_the_population_variance():
     # One success of four: 1/4 · 3/4 = 3/16 (the sample variance would say 1/4); half of them: 1/4, the most there is.
     outcome_BG = jnp.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5]])

@@ -1,8 +1,10 @@
 import collections
 import concurrent.futures
 import contextlib
+import csv
 import dataclasses
 import gzip
+import io
 import itertools
 import json
 import os
@@ -277,6 +279,53 @@ def test_rows_columns_and_spelling_are_free(entered):
     assert (wrong.score, wrong.valid, wrong.normalised) == (0.0, True, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("labels", "cells"),
+    [
+        (("3", "3.0"), {"3": "3", "3.0": "3.0"}),
+        (("3", "4"), {"3": "3", "3.0": "3", "4.0": "4"}),
+        (("3.0", "4.0"), {"3": "3.0", "3.0": "3.0"}),
+        (("-1", "1"), {"-1.0": "-1", "1.0": "1"}),
+        (("3.0", "3"), {"3": "3", "3.0": "3.0"}),
+        (("3", "3.0", "3.0.0"), {"3.0": "3.0", "3.0.0": "3.0.0"}),
+        (("03", "3"), {"03": "03", "3": "3", "03.0": "03", "3.0": "3"}),
+        (("a", "a.0"), {"a": "a", "a.0": "a.0"}),
+        (("3", "3.5"), {"3.0": "3", "3.5": "3.5", "3.50": None, "4.0": None}),
+    ],
+)
+def test_a_label_is_itself_before_it_is_another(entered, labels, cells):
+    numerals = entered["numerals"]
+    competition = dataclasses.replace(numerals, labels=labels)
+    for cell, label in cells.items():
+        rows = [[name, cell] for name in numerals.ids]
+        if label is None:
+            assert f"{cell!r} is not a label" in grade(competition, tables.write(("id", "numeral"), rows)).feedback
+        else:
+            assert set(check(competition, tables.write(("id", "numeral"), rows)).tolist()) == {label}
+
+
+def test_someone_elses_grader_reads_what_was_checked(tmp_path):
+    """In the sample's rows and columns, with its very ids, blanks and line ends within them too."""
+    columns, ids = ("more", "b", "name", "a"), [" one ", "two\rtwo", 'th"r,ee', "two\ntwo", "None"]
+    rows = [["kept ", "0", name, "0"] for name in ids]
+    made, got = competitions.load(make_folder(tmp_path / "made")), []
+    (made.public / "sample_submission.csv").write_bytes(tables.write(columns, rows, quote_all=True))
+    competition = dataclasses.replace(
+        made,
+        id_column="name",
+        target_columns=("a", "b"),
+        grader=lambda data: float(got.append(data) or 0.5),
+    )
+    given = [[f"{i}e-1", f"+{i}.", name.strip()] for i, name in enumerate(ids)][::-1]
+    verdict = grade(competition, tables.write(("a", "b", "name"), given, quote_all=True))
+    assert (verdict.valid, verdict.score) == (True, 0.5), verdict.feedback
+    filled = list(csv.reader(io.StringIO(got[0].decode(), newline="")))
+    assert filled == [list(columns), *(["kept ", f"{i}.0", name, repr(i / 10)] for i, name in enumerate(ids))]
+    np.testing.assert_array_equal(
+        check(competition, tables.write(("a", "b", "name"), given, quote_all=True))[:, 1], range(5)
+    )
+
+
 def mutate(data, rng):
     data = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 5])):
@@ -528,6 +577,34 @@ def test_makers_may_race(tmp_path):
 DOCSTRING = 'def f():\n    """\n    ```\n    f()\n    ```\n    """\n'
 
 
+# what a fence may say, and mean Python or not
+PYTHONS = (
+    *("python3", "python3.11", "py3", "Python", "PY", "PYTHON3", "python 3.11", " python ", "ipython", "ipython3"),
+    *(
+        "{.python}",
+        "{python}",
+        "{ .python }",
+        "{.python .numberLines}",
+        "{python, echo=FALSE}",
+        'python title="a b.py"',
+    ),
+    *("python:solution.py", "python,ignore", "python=", "python{1,3}", "solution.py", "src/solution.py", "py title=x"),
+)
+OTHERS = (
+    "pycon",
+    "python-repl",
+    "pytb",
+    "pyspark",
+    "pytorch",
+    "python_console",
+    "cython",
+    "{r}",
+    "{.bash}",
+    "text",
+    "numpy",
+)
+
+
 @pytest.mark.parametrize(
     ("response", "code"),
     [
@@ -552,7 +629,17 @@ DOCSTRING = 'def f():\n    """\n    ```\n    f()\n    ```\n    """\n'
         ("```Python  \r\nx\r\ny\r\n```\r\n", "x\ny\n"),
         ("<think>\n```python\ndraft\n```\n</think>\n```python\nfinal\n```", "final\n"),
         ("<think>\n```python\ndraft\n```\n</think>\nI cannot.", None),
+        ("<think>\n```python\ndraft\n```\nBut", None),  # an unfinished thought has no answer
+        ("```python\nx = 1\n```\nIt prints\n```\nOutput: 0.93\n```", "x = 1\n"),
+        ("```\nOutput: 0.93\n```\nby\n```python\nx = 1\n```", "x = 1\n"),
+        ("```python\nx = 1\n```\n~~~\nOutput: 0.93\n~~~", "x = 1\n"),
+        ("```\nx = 1\n```\n```\ny = 1\n```", "y = 1\n"),
+        ("```\nx = 1\n```\n```bash\nls\n```", "x = 1\n"),
+        ("```\nls\n```\n```python\ncut off", None),  # there is a script, though not all of it
+        ("```python\nx = 1\n```\n```text\ny = 1\n```\n```\nz\n```", "x = 1\n"),
         ("```python title=solution.py\nx\n```", "x\n"),
+        *((f"```{said}\nx\n```", "x\n") for said in PYTHONS),
+        *((f"```{said}\nx\n```", None) for said in OTHERS),
         ("```python\nx = '\x0b\u2028'\n```", "x = '\x0b\u2028'\n"),
     ],
 )
@@ -631,7 +718,13 @@ def test_prompts_hold_what_the_paper_lists():
         assert ("# Its last run\nTRACE\n" in full) == (mode != "base")
         assert ("# Goal\nGOAL\n" in full) == (mode == "improve")
         assert responses.extract_code(full) == shown  # and compiles, where it is ours
+        assert ("# Goal\n" + prompts.GOALS["improve"] in full) == (mode == "base"), (
+            "of an empty main, not a goal of its own"
+        )
     compile(prompts.EMPTY_SOLUTION, "solution.py", "exec")
+    assert set(prompts.GOALS) == {"improve", "debug", "diverge"}
+    comments = [line for line in prompts.EMPTY_SOLUTION.splitlines() if line.strip().startswith("#")]
+    assert "DATA_DIR" in comments[0]
     assert len({prompts.BASE, prompts.IMPROVE, prompts.DIVERGE}) == 3
     assert "90 seconds" in prompts.build("improve", "90 seconds")
     with pytest.raises(ValueError, match="mode = 'win'"):

@@ -135,7 +135,9 @@ def test_grades_and_children(world):
     held = pieces(world, children(grades))
     assert held["context"] == ["improve\n", "debug\n", "debug\n", "debug\n", "improve\n", "debug\n"]
     assert held["feedback"][1:4] == ["NameError\n", "no code\n", "invalid\n"]
-    assert held["feedback"][0].startswith("score 0.")
+    assert held["feedback"][0] == held["feedback"][4] == "", (
+        "a script that ran is told nothing, least of all its test score"
+    )
     assert held["solution"][0] == fragments.write(SOUND)
     assert held["solution"][2] == ""
     assert set(held["request"]) == {"metric auc\ncolumns some\nrows many\n"}
@@ -172,17 +174,53 @@ def test_hostile_responses_are_feedback(wordy):
     assert "DATA_DIR/../private" in held["feedback"][3]
     assert "ValueError: <|end|>" in held["feedback"][4]
     assert "exit status 3" in held["feedback"][5]
-    assert "normalised 0.000" in held["feedback"][6]
+    assert held["feedback"][6] == prompts.RAN
     goals = [prompts.GOALS["debug"]] * 8
     goals[6] = prompts.GOALS["improve"]
     assert held["context"] == goals
     assert "submission.csv" in held["request"][0]
     assert wordy.describe(children(grades))[6] == sample
-    assert wordy.feedback(children(grades))[6].startswith("submission.csv is valid")
+    assert wordy.feedback(children(grades))[6] == prompts.RAN
     tokens, lengths = render_by_mode(wordy.templates, children(grades), np.full(8, IMPROVE), wordy.config.prompt_width)
     prompt = wordy.decode(tokens[5][: lengths[5]])
     assert f"```python\n{scripts[5]}```\n\n# Its last run\nIt failed: exit status 3." in prompt
     assert f"# Goal\n{prompts.GOALS['debug']}\n" in prompt
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_no_prompt_tells_a_test_score(wordy, split):
+    """Neither an improve nor a diverge prompt, of training or of held-out competitions, tells two scores apart."""
+    fill = lambda value: (
+        "import csv, os\n"
+        f"rows = list(csv.reader(open(os.environ['DATA_DIR'] + '/{SAMPLE}')))\n"
+        "write = csv.writer(open('submission.csv', 'w')).writerow\n"
+        f"for i, row in enumerate(rows): write(row if i == 0 else [row[0], {value}])\n"
+    )
+    values = {"train": ("float(i % 2)", "0.5"), "test": ("str(i % 10)", "'1'")}[split]
+    base = take(wordy.tasks(split), [0])  # tumours by AUC, numerals by accuracy
+    responses = [[fenced(fill(value)) for value in values]]
+    grades = play(wordy, base, responses)
+    assert grades.notes["invalid_submission"].sum() == grades.notes["crashed"].sum() == 0
+    assert grades.quality[0, 0] != grades.quality[0, 1]
+    for mode in (IMPROVE, DIVERGE):
+        mode = np.full(2, mode)
+        tokens, lengths = render_by_mode(wordy.templates, children(grades), mode, wordy.config.prompt_width)
+        first, second = (wordy.decode(tokens[i][: lengths[i]]) for i in range(2))
+        assert first.replace(values[0], values[1]) == second
+
+
+def test_a_score_is_told_where_the_config_asks_for_it(world, wordy):
+    task = lambda made: take(made.tasks("train"), [0])
+    good = fragments.respond(SOUND)
+    brief = mle.MlEngineering(dataclasses.replace(world.config, show_score=True))
+    grades = play(brief, task(brief), [[good]])
+    assert brief.feedback(children(grades)) == [fragments.score(grades.quality[0, 0])]
+    told = brief.texts_of(brief.demonstrations(jax.random.key(3), 5, 32, 2)[0], "feedback")
+    assert any(map(fragments.is_score, told))
+    asking = mle.MlEngineering(object.__new__(mle.MleConfig))
+    vars(asking.config).update(vars(wordy.config) | {"show_score": True})
+    grades = play(asking, task(asking), [[good]])
+    assert f"normalised {grades.quality[0, 0]:.3f} of 1" in asking.feedback(children(grades))[0]
 
 
 def test_an_improvement_is_paid_by_what_was_possible(world):
@@ -241,6 +279,7 @@ def test_a_warm_start_is_named_by_all_that_it_reads(data_dir):
 
     assert set(mle.NOT_TAUGHT) < {field.name for field in dataclasses.fields(mle.MleConfig)}
     assert name(domain__wall_secs=7.0, domain__train=("tumours",)) == name()
+    assert name(domain__show_score=True) != name(), "its demonstrations tell scores"
     assert name(domain__system="metric auc\n", domain__prompt_width=64) != name(domain__prompt_width=64)
 
 
@@ -250,7 +289,12 @@ def test_demonstrations_run(world):
     np.testing.assert_array_equal(tokens, world.demonstrations(key, 5, 32, 2)[2])
     assert {BASE, IMPROVE, DIVERGE} == set(mode.tolist())
     assert ((history.lengths[:, 2] > 0) == (mode != BASE)).all()
-    assert all(text.endswith(fragments.END_FENCE) for text in world.texts(tokens, mask))
+    scripts = world.texts(tokens, mask)
+    assert all(text.startswith(fragments.SLOTS["os"]["os"]) or fragments.READ in text for text in scripts)
+    assert all("```" not in text for text in scripts), "an encoder sees the script alone"
+    told = world.texts_of(history, "feedback")
+    assert "" in told
+    assert not any(map(fragments.is_score, told))
     rng = np.random.default_rng(0)
     for row, competition in enumerate(world.competitions[name] for name in world.config.names("train")):
         drawn = [fragments.draw(competition.metric, 0.0, rng) for _ in range(2)]

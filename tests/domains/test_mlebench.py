@@ -121,6 +121,64 @@ def test_sample_submissions_score_what_mlebench_says(prepared, tmp_path, monkeyp
     assert grade(pickle.loads(pickle.dumps(competition)), sample) == verdict  # graders may run in other processes
 
 
+def informative(competition, entry):
+    """Return a submission that is neither right nor constant, with ids that each have a row, in the sample's order."""
+    rng = np.random.default_rng(1)
+    columns, rows = answers(competition, entry)
+    places = [columns.index(name) for name in competition.target_columns]
+    for row in rows:
+        truth = [max(float({"True": 1, "False": 0}.get(row[place], row[place])), 0.0) for place in places]
+        values = 0.4 * np.array(truth) + 0.6 * rng.random(len(places)) * max(1.0, *truth)
+        values /= values.sum() if competition.name == SPOOKY else 1.0
+        for place, value in zip(places, values, strict=True):
+            row[place] = repr(float(value))
+    return list(columns), rows
+
+
+def reordered(columns, rows, order):
+    places = [columns.index(name) for name in order]
+    return order, [[row[place] for place in places] for row in rows]
+
+
+# what a script may well do to a submission, without a change in what it says
+DEEDS = {
+    "rows shuffled": lambda columns, rows: (columns, np.random.default_rng(2).permutation(rows).tolist()),
+    "rows reversed": lambda columns, rows: (columns, rows[::-1]),
+    "columns reversed": lambda columns, rows: reordered(columns, rows, columns[::-1]),
+    "targets reversed": lambda columns, rows: reordered(columns, rows, [columns[0], *columns[:0:-1]]),
+    "ids last": lambda columns, rows: reordered(columns, rows, [*columns[1:], columns[0]]),
+    "columns sorted": lambda columns, rows: reordered(columns, rows[::-1], sorted(columns)),
+    "blanks": lambda columns, rows: ([f" {name}" for name in columns], [[f"{cell} " for cell in row] for row in rows]),
+    "nothing but what is due": None,
+}
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+def test_rows_and_columns_may_come_in_any_order(prepared, deed):
+    """The oracle is MLE-bench's own function on a submission in the sample's order."""
+    from mlebench.utils import load_answers, read_csv
+
+    entry, competition = prepared
+    columns, rows = informative(competition, entry)
+    expected = entry.grader.grade_fn(read_csv(io.StringIO(table(columns, rows))), load_answers(entry.answers))
+    assert 0.05 < competition.normalise(expected) < 0.999, "neither the best nor the worst"
+    due = [competition.id_column, *competition.target_columns]
+    done = DEEDS[deed] or (lambda columns, rows: reordered(columns, rows, due))
+    verdict = grade(competition, ("\ufeff" + table(*done(columns, rows))).encode())
+    assert verdict.valid, verdict.feedback
+    assert verdict.score == round(expected, 5)
+
+
+def test_compact_descriptions_say_what_is_due(prepared):
+    entry, full = prepared
+    data_dir = full.public.parents[2]
+    (competition,) = adapter.load([BY_NAME[full.name]], data_dir, compact=True)
+    assert full.description == entry.description
+    assert len(competition.description) < 0.65 * len(full.description)
+    assert "Metric" in competition.description or "AUC" in competition.description
+    assert "kaggle" not in competition.description.lower()
+
+
 def test_bad_submissions_are_feedback(prepared):
     _, competition = prepared
     columns, rows = competition.sample_table.columns, competition.sample_table.rows
@@ -168,3 +226,5 @@ def test_a_made_up_competition_in_the_registry(tmp_path, monkeypatch):
     assert (verdict.score, verdict.normalised) == (0.375, 0.625)  # (.25 + .5) / 2, from 1 at worst
     with pytest.raises(DomainError, match="not-there is not in mlebench's registry"):
         adapter.load([dataclasses.replace(declared, name="not-there")], tmp_path / "data")
+    with pytest.raises(DomainError, match=f"made-up: it has no {adapter.COMPACT}"):
+        adapter.load([declared], tmp_path / "data", compact=True)

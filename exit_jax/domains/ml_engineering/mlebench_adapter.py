@@ -93,9 +93,6 @@ def load(
     for one in declared:
         try:
             entry: Any = registry.get_competition(one.name)
-            if compact:
-                path = registry.get_competitions_dir() / one.name / COMPACT
-                entry = dataclasses.replace(entry, description=path.read_text(encoding="utf-8"))
         except (OSError, ImportError, LookupError, ValueError, AssertionError) as error:
             faults.append(
                 f"{one.name} is not in mlebench's registry ({error}); install the version this was written for: {INSTALL}"
@@ -103,6 +100,12 @@ def load(
             continue
         competition = _competition(one, entry)
         found = _faults(competition, entry)
+        if compact:
+            path = registry.get_competitions_dir() / one.name / COMPACT
+            found += [] if path.is_file() else [f"it has no {COMPACT}; unset domain.compact_descriptions"]
+            competition = (
+                competition if found else dataclasses.replace(competition, description=path.read_text("utf-8"))
+            )
         faults += [f"{one.name}: {fault}" for fault in found]
         loaded.append(competition)
     if faults:
