@@ -2,14 +2,16 @@
 
 import dataclasses
 import os
+import runpy
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from small import ROOT, tiny_tools
 from small import tiny_mle as tiny
 
-from exit_jax import train
+from exit_jax import programs, train
 from exit_jax.algorithm.learnability import reward
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, PIECES, Instances, Rollouts
@@ -19,6 +21,7 @@ from exit_jax.domains.ml_engineering import domain as mle
 from exit_jax.domains.ml_engineering import fragments, prompts, tokenizer
 from exit_jax.domains.ml_engineering.competitions import SAMPLE
 from exit_jax.metrics import read_jsonl
+from exit_jax.policy import decoder
 from exit_jax.policy.hf import chat
 from exit_jax.sandbox import Result
 
@@ -271,6 +274,41 @@ def test_a_long_trace_leaves_room_for_why_the_run_failed(wordy, monkeypatch, lin
     shown = long.removeprefix(why).removesuffix("\n```")
     assert last in shown
     assert wordy.config.max_feedback_tokens - 30 < children(grades).lengths[0, PIECES.index("feedback")]
+
+
+def test_the_diversity_bonus_compares_scripts_and_nothing_else(data_dir, make_history):
+    """The oracle reads each solution alone, without padding, prompt or the rest of the response."""
+    config = tiny(data_dir)
+    assert config.algorithm.diversity_bonus
+    program = programs.make_program(config)
+    params, policy = program.init_params(0), programs.decoder_config(config)
+    batch, group = config.algorithm.num_prompts, config.algorithm.group_size
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, policy.vocab_size, (batch, group, 1, 25))
+    lengths = np.tile([1, 3, 0, 1], (batch, group, 1, 1))
+    lengths[..., 2] = rng.integers(2, 15, (batch, group, 1))
+    lengths[1, 1, 0, 2] = 0
+    children = make_history(batch, group, 1, width=25, tokens=tokens, lengths=lengths)
+    given = programs.Given(train.base_tasks(config, "train"), None)
+    found = np.asarray(program.steps.embed_solutions(given, params, children, 16))
+    assert found.shape == (batch, group, policy.embed_dim)
+    assert not found[1, 1].any(), "no script"
+    for b, g in [(0, 0), (3, 1)]:
+        count = lengths[b, g, 0, 2]
+        alone = tokens[b, g, 0, 4 : 4 + count][None, None]
+        hidden, _ = decoder.apply(policy, params, alone, np.arange(count)[None, None], np.ones_like(alone, bool))
+        np.testing.assert_allclose(found[b, g], np.asarray(hidden[0, 0]).mean(0), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match='"solution": a response of the domain tool_use leaves no single solution'):
+        programs.make_program(tiny_tools(data_dir, algorithm__diversity_embedding="solution"))
+
+
+@pytest.mark.parametrize("name", ["mle_r1_qwen7b", "mle_tiny"])
+def test_the_configs_take_the_papers_reading(name):
+    c = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"]()
+    assert (c.algorithm.reward, c.algorithm.learnability_of) == ("improvement", "reward")
+    assert c.algorithm.diversity_embedding == "solution"
+    assert c.domain.show_score is False
+    assert c.domain.compact_descriptions is True
 
 
 def test_a_warm_start_is_named_by_all_that_it_reads(data_dir):

@@ -1,7 +1,9 @@
 """The final answer of a model that thinks aloud between <think> and </think>, as Qwen3 and DeepSeek-R1 do.
 
 Whatever looks for an answer, a script or a tool call in a response looks in its final answer: a draft in the thoughts is none.
-It works on text in which these two markers still stand, whether or not they are single tokens of the tokenizer.
+It works on text in which these two markers still stand, whether or not they are single tokens of the tokenizer. An answer
+that quotes one of them cannot be told from one that thinks on: what precedes a quoted </think> is lost, and after a quoted
+<think> there is no answer. The chat templates of Qwen3 and R1 cut an earlier answer at its last </think>, too.
 """
 
 START, END = "<think>", "</think>"
