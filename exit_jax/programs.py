@@ -625,9 +625,8 @@ class StepPrograms:
         if self.embed:
             grades = dataclasses.replace(grades, embedding=self.embed(rollouts))
         if self.embed_solutions:
-            width = self._fit(
-                jnp.asarray(grades.children.lengths[..., PIECES.index("solution")]), self.response_buckets
-            )
+            lengths = grades.children.lengths[..., PIECES.index("solution")]
+            width = self._fit(lengths, self.response_buckets)
             embedding = self.embed_solutions(given, state.params, grades.children, width)
             grades = dataclasses.replace(grades, embedding=embedding)
         instances = self._short(instances)
