@@ -11,6 +11,7 @@ from small import tiny_math, tiny_mle, tiny_tools
 from exit_jax.algorithm.types import BASE, Instances, Rollouts
 from exit_jax.domains import tokenizer as tokenizers
 from exit_jax.domains.math import domain as maths
+from exit_jax.domains.math.grader import Grader
 from exit_jax.domains.ml_engineering import domain as mle
 from exit_jax.domains.tool_use import domain as tools
 from exit_jax.domains.tool_use.parser import render_call
@@ -58,16 +59,19 @@ def rollouts_of(world, history, texts, width):
 
 @pytest.fixture(scope="module")
 def make_math(make_folder, tmp_path_factory):
-    data_dir = tmp_path_factory.mktemp("math")
+    """Return a function that makes the math domain with a tokenizer; all share the workers that grade."""
+    data_dir, grader = tmp_path_factory.mktemp("math"), Grader(1)
 
     def make(marks, prompt):
         c = tiny_math(data_dir).domain
         room = {"max_request_tokens": 400, "max_tokens": 400, "max_solution_tokens": 40, "prompt_width": 1200}
-        return maths.Math(
-            dataclasses.replace(c, tokenizer=make_folder(marks, prompt), num_test=2, truncate="front", **room)
-        )
+        fields = {"tokenizer": make_folder(marks, prompt), "num_test": 2, "truncate": "front", **room}
+        math = maths.Math(dataclasses.replace(c, **fields))
+        math.grader = grader
+        return math
 
-    return make
+    yield make
+    grader.close()
 
 
 @pytest.mark.parametrize("marks", MARKS)
@@ -95,7 +99,6 @@ def test_math_grades_the_final_answer(make_math, marks, prompt):
     assert math.solutions(children) == final
     assert math.answers(children) == ["999999", right, "", "", right * int(plain)]
     assert [text.strip() for text in math.texts(rollouts.tokens, rollouts.mask)] == final
-    math.grader.close()
 
 
 @pytest.mark.parametrize("marks", MARKS)
