@@ -1,9 +1,16 @@
-"""Measure the grader: pairs a second on N workers, and whether strange answers hang it, crash it or make it grow.
+"""Measure the grader: pairs a second, right and wrong verdicts, and whether strange answers hang it, crash it or make it grow.
 
     python benchmarks/grader.py --workers 2
     python benchmarks/grader.py --workers 2 --fuzz 100000 --timeout 1.0 --seed 0
+    python benchmarks/grader.py --table tests/domains/math_pairs.tsv [--before CHECKOUT]
+    python benchmarks/grader.py --golds ../shared/golds.json [--before CHECKOUT]
 
-Without --fuzz: responses of about 1,500 characters with answers in the styles of the test splits, half of them right, no two
+With --table: a confusion table of hand-made pairs by kind. With --golds, a JSON object of lists of gold answers: each gold
+answer against itself in the typographic forms of ``FORMS``, and against wrong answers: other gold answers of its list, and
+itself with a number, a sign or a bracket changed. Both list the pairs that were missed; --before does the same on another
+checkout of this repository, for a table of before and after.
+
+Without these: responses of about 1,500 characters with answers in the styles of the test splits, half of them right, no two
 pairs equal and hardly a gold answer twice (a group of rollouts shares its gold answer, which is then parsed once a worker);
 cold (workers started, no verdict known), and the same pairs again from the cache.
 
@@ -14,8 +21,13 @@ was missed.
 
 import argparse
 import collections
+import csv
+import json
+import os
 import pathlib
 import random
+import re
+import subprocess
 import sys
 import threading
 import time
@@ -255,6 +267,101 @@ def fuzz(grader: Grader, num_pairs: int, seed: int) -> tuple[dict, bool]:
     }, num_known == num_right
 
 
+def bare(gold: str) -> str:
+    """Return a gold answer without dollar signs for mathematics."""
+    return re.sub(r"(?<!\\)\$", "", gold).strip()
+
+
+def is_number(gold: str) -> bool:
+    """Return whether a gold answer is a plain number, fraction or root."""
+    number = r"-?(?:[\d.]+|\\d?frac\{-?\d+\}\{\d+\}|\d*\\sqrt\{\d+\})"
+    return re.fullmatch(number, bare(gold).replace(" ", "")) is not None
+
+
+def scientific(gold: str, joint: str) -> str:
+    """Return 4.5e33 with another joint than e."""
+    return re.sub(r"^(-?[\d.]+)e(-?\d+)$", lambda m: m[1] + joint % m[2], bare(gold))
+
+
+# typographic forms of a gold answer, which change nothing of what it says; a form that leaves it as it is counts as none
+FORMS: dict[str, Callable[[str], str]] = {
+    "in dollars": lambda gold: f"${bare(gold)}$",
+    "full stop": lambda gold: bare(gold).rstrip(".") + ".",
+    "unit": lambda gold: rf"{bare(gold)}~\text{{cm}}" if is_number(gold) else gold,
+    "degree sign": lambda gold: re.sub(r"\^\{?\\circ\}?", "°", bare(gold)),
+    "bold": lambda gold: rf"\mathbf{{{bare(gold)}}}",
+    "bold text": lambda gold: rf"\textbf{{{bare(gold)}}}",
+    "text": lambda gold: rf"\text{{{bare(gold)}}}" if is_number(gold) else gold,
+    "spaced commas": lambda gold: re.sub(r",(?=\S)", ", ", bare(gold)),
+    "no spaces": lambda gold: re.sub(r"(?<![A-Za-z]) +| +(?![A-Za-z])", "", bare(gold)),
+    "spaces around": lambda gold: rf"\, {bare(gold)} \;",
+    "display style": lambda gold: rf"\displaystyle {bare(gold)}".replace(r"\frac", r"\dfrac"),
+    "left and right": lambda gold: re.sub(r"(?<!left)\((.*)(?<!right)\)", r"\\left(\1\\right)", bare(gold)),
+    "minus sign": lambda gold: bare(gold).replace("-", "−"),
+    "named": lambda gold: f"x = {bare(gold)}" if is_number(gold) else gold,
+    "capital E": lambda gold: scientific(gold, "E%s"),
+    "times": lambda gold: scientific(gold, r" \times 10^{%s}"),
+    "centred dot": lambda gold: scientific(gold, r"\cdot10^{%s}"),
+    "times and unit": lambda gold: scientific(gold, r" \times 10^{%s} \mathrm{~erg/s}"),
+}
+# changes that make another answer of most
+CHANGES = (("sin", "cos"), (r"\sqrt", r"\sqrt[3]"), (r"\pi", "e"), ("+", "-"), ("<", ">"), ("(", "["), (")", "]"))
+
+
+def wrong_answers(golds: list[str], gold: str, rng: random.Random, count: int) -> list[str]:
+    """Return answers that are not the gold answer, though some of the others may be equal to it (1 and k=1)."""
+    text = bare(gold)
+    changed = [text.replace(*change, 1) for change in CHANGES if change[0] in text]
+    for match in list(re.finditer(r"(?<![\d.])\d+(?![\d.])", text))[:4]:
+        number = int(match[0])
+        changed += [text[: match.start()] + str(other) + text[match.end() :] for other in (number + 1, number + 10)]
+    if re.match(r"[1-9\\]", text) and not text.startswith(r"\text"):
+        changed += [f"-{text}", f"{text}+1"]
+    others = rng.sample(golds, min(count, len(golds))) + rng.sample(changed, min(count, len(changed)))
+    return [answer for answer in map(bare, others) if answer != text]
+
+
+def pairs_of_golds(path: pathlib.Path, num_wrong: int, seed: int) -> list[tuple[str, bool, str, str]]:
+    """Return (kind, whether it is right, gold answer, answer) of all gold answers in all forms, and of wrong answers."""
+    rng, pairs = random.Random(seed), []
+    lists = json.loads(path.read_text())
+    for name, form in FORMS.items():
+        pairs += [(name, True, g, form(g)) for golds in lists.values() for g in golds if form(g) not in (g, bare(g))]
+    pairs += [("itself", True, gold, gold) for golds in lists.values() for gold in golds]
+    for split, golds in lists.items():
+        kind = f"wrong answers of {split}"
+        pairs += [(kind, False, gold, w) for gold in golds for w in wrong_answers(golds, gold, rng, num_wrong)]
+    return pairs
+
+
+def read_pairs(path: pathlib.Path) -> list[tuple[str, bool, str, str]]:
+    """Return (kind, whether it is right, gold answer, answer) of a table of pairs."""
+    with open(path, newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [(row["kind"], row["verdict"] == "right", row["gold"], row["response"]) for row in rows]
+
+
+def confusion(grader: Grader, pairs: list[tuple[str, bool, str, str]]) -> dict[str, list[int]]:
+    """Return by kind: right answers, those refused, wrong answers, those accepted. Lists what was missed on stderr."""
+    counts: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0, 0, 0])
+    verdicts = grader.grade([(rf"So it is \boxed{{{answer}}}.", gold) for _, _, gold, answer in pairs])
+    for (kind, is_right, gold, answer), verdict in zip(pairs, verdicts):
+        column = 0 if is_right else 2
+        counts[kind][column] += 1
+        if verdict.correct != is_right:
+            counts[kind][column + 1] += 1
+            print(f"{'refused' if is_right else 'accepted'}: {gold}  for  {answer}  ({kind})", file=sys.stderr)
+    counts["all"] = [sum(column) for column in zip(*counts.values())]
+    return dict(counts)
+
+
+def confusion_elsewhere(checkout: pathlib.Path, arguments: list[str]) -> dict[str, list[int]]:
+    """Return the confusion table of the grader of another checkout."""
+    command = [sys.executable, __file__, *arguments, "--as-json"]
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+
+
 def throughput(grader: Grader, num_pairs: int) -> dict:
     """Return pairs a second of realistic pairs: workers starting, at work, and from the cache."""
     pairs = [realistic(index) for index in range(num_pairs)]
@@ -271,16 +378,52 @@ def throughput(grader: Grader, num_pairs: int) -> dict:
     }
 
 
+def print_confusion(flags: argparse.Namespace) -> int:
+    """Print a confusion table; return 1 if an answer of the table was missed."""
+    if flags.table:
+        pairs = read_pairs(flags.table)
+    else:
+        pairs = pairs_of_golds(flags.golds, flags.wrong, flags.seed)
+    grader = Grader(flags.workers, flags.timeout, flags.log)
+    counts = confusion(grader, pairs)
+    grader.close()
+    if flags.as_json:
+        print(json.dumps(counts))
+        return 0
+    before = {}
+    if flags.before:
+        where = ["--table", str(flags.table.absolute())] if flags.table else ["--golds", str(flags.golds.absolute())]
+        shared = ["--workers", str(flags.workers), "--wrong", str(flags.wrong), "--seed", str(flags.seed)]
+        before = confusion_elsewhere(flags.before, [*where, *shared, "--timeout", str(flags.timeout)])
+    print(
+        "| kind | right | refused before | refused | wrong | accepted before | accepted |\n|---|---|---|---|---|---|---|"
+    )
+    for kind, (num_right, num_refused, num_wrong, num_accepted) in counts.items():
+        _, refused_before, _, accepted_before = before.get(kind, ["-"] * 4)
+        cells = (kind, num_right, refused_before, num_refused, num_wrong, accepted_before, num_accepted)
+        print(f"| {' | '.join(map(str, cells))} |")
+    return int(flags.table is not None and counts["all"][1] + counts["all"][3] > 0)
+
+
 def main():
     """Parse the flags, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--fuzz", type=int, default=0, help="so many strange pairs instead")
+    parser.add_argument("--table", type=pathlib.Path, help="hand-made pairs instead")
+    parser.add_argument("--golds", type=pathlib.Path, help="forms of gold answers, and wrong answers, instead")
+    parser.add_argument(
+        "--wrong", type=int, default=1, help="other gold answers and changed ones, for each gold answer"
+    )
+    parser.add_argument("--before", type=pathlib.Path, help="a checkout whose grader is measured first")
+    parser.add_argument("--as-json", action="store_true", help="print the confusion table as JSON")
     parser.add_argument("--timeout", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=pathlib.Path, help="JSON lines of the ungraded pairs")
     flags = parser.parse_args()
+    if flags.table or flags.golds:
+        return print_confusion(flags)
     grader, is_sound = Grader(flags.workers, flags.timeout, flags.log), True
     if flags.fuzz:
         figures, is_sound = fuzz(grader, flags.fuzz, flags.seed)

@@ -1,5 +1,7 @@
 """Test the grading of answers: what counts as right, and that nothing an answer does reaches the trainer's process."""
 
+import collections
+import importlib.util
 import itertools
 import json
 import os
@@ -16,13 +18,28 @@ from exit_jax.domains.math import grader as graders
 from exit_jax.domains.math.grader import MAX_CHARS, SCAN_CHARS, UNGRADED, WRONG, Grader, extract_answer
 
 ROOT = pathlib.Path(__file__).parents[2]
+# chance pairs of gold answers that are equal
+EQUAL = {("1", "k=1"), ("$k=1$", "1"), ("3", "k=3"), ("$k=3$", "3"), ("0", "-0")}
+
+
+def load(path: pathlib.Path):
+    """Import a module by its path."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+benchmark = load(ROOT / "benchmarks" / "grader.py")
+notation = load(graders.WORKER / "notation.py")
 # a worker whose answers do what they say
 FAULTY = f"""
-import importlib.util, os, signal, sys, time
+import os, signal, sys, time
 
-spec = importlib.util.spec_from_file_location("worker", {str(graders.WORKER)!r})
-worker = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(worker)
+sys.path.insert(0, {str(graders.WORKER)!r})
+import worker
 
 def grade(text, gold):
     if "hang" in text:
@@ -172,10 +189,20 @@ RESPONSES = [
     (r"First \boxed{7}, but no: \boxed{8}.", "8", True),
     (r"First \boxed{8}, but no: \boxed{7}.", "8", False),
     (r"The roots are $\boxed{1}$ and $\boxed{2}$.", r"\{1,2\}", True),
+    (r"They are \boxed{100} and \boxed{200}.", "100, 200", True),
+    (r"They are \boxed{100} and \boxed{200}.", "100200", False),
     (r"It is \boxed{1} or \boxed{2}.", "1", False),  # hedging earns nothing
     ("So the answer is 12.", "12", True),
     ("The final answer is $\\frac{1}{2}$. I hope it is correct.", "0.5", True),
+    ("The answer is (B).", "B", True),
     ("So the answer is 13.", "12", False),
+    ("Text.\n<answer>7</answer>", "7", True),
+    ("We add 3. Then comes Step 3.", "3", False),
+    ("They are numbered 1, 2, …, 7", "7", False),
+    ("Hence the numbers are 1, 2, …, 7.", "7", False),
+    (r"\boxed{7}</think> The answer is 9.", "7", False),
+    (r"\boxed{7}</think> The answer is 9.", "9", True),
+    (r"<think>I find \boxed{7} and must check", "7", False),
     (r"cut off in \boxed{\frac{1}{2}", "42", False),
     ("", "42", False),
     ("no number at all", "42", False),
@@ -188,6 +215,51 @@ def test_what_is_right_and_what_is_wrong(grader):
     verdicts = grader.grade([(response, gold) for response, gold, _ in table])
     assert all(verdict.graded for verdict in verdicts)
     assert [row for row, verdict in zip(table, verdicts) if verdict.correct != row[2]] == []
+
+
+def by_kind() -> dict[str, list[tuple[str, bool, str, str]]]:
+    """Return the rows of the table of pairs."""
+    kinds = collections.defaultdict(list)
+    for row in benchmark.read_pairs(pathlib.Path(__file__).with_name("math_pairs.tsv")):
+        kinds[row[0]].append(row)
+    return kinds
+
+
+@pytest.mark.parametrize(("kind", "rows"), by_kind().items(), ids=by_kind())
+def test_table_of_pairs(grader, kind, rows):
+    verdicts = grader.grade([(rf"So it is \boxed{{{answer}}}.", gold) for _, _, gold, answer in rows])
+    assert [row for row, verdict in zip(rows, verdicts) if verdict.correct != row[1] or not verdict.graded] == []
+
+
+def test_table_is_large_and_has_no_pair_twice():
+    rows = [row for rows in by_kind().values() for row in rows]
+    assert len(rows) > 600
+    assert len({row[2:] for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("name", notation.RULE)
+def test_rules_of_notation(monkeypatch, name):
+    (example, becomes) = next(row[3:] for row in notation.RULES if row[0] == name)
+    expected = notation.rewrite(becomes)
+    assert notation.rewrite(example) == expected
+    monkeypatch.delitem(notation.RULE, name)
+    assert notation.rewrite(example) != expected, "no need of this rule"
+
+
+def golds(one_in: int, num_wrong: int) -> list[tuple[str, bool, str, str]]:
+    """Return forms of gold answers of the test splits, and wrong answers, if they are there."""
+    path = ROOT.parent / "shared" / "golds.json"
+    if not path.exists():
+        pytest.skip(f"{path} has the gold answers of the test splits, and is not there")
+    return benchmark.pairs_of_golds(path, num_wrong, seed=0)[::one_in]
+
+
+@pytest.mark.parametrize("one_in", [23, pytest.param(1, marks=pytest.mark.slow)])
+def test_gold_answers_in_all_forms(grader, one_in):
+    rows = golds(one_in, num_wrong=1)
+    assert len(rows) > 12000 / one_in
+    verdicts = grader.grade([(rf"So it is \boxed{{{answer}}}.", gold) for _, _, gold, answer in rows])
+    assert [row for row, verdict in zip(rows, verdicts) if verdict.correct != row[1] and row[2:] not in EQUAL] == []
 
 
 @pytest.mark.parametrize(
@@ -226,18 +298,39 @@ def test_a_long_answer_has_a_short_text(grader):
 @pytest.mark.parametrize(
     ("response", "text"),
     [
-        (r"a \boxed{1} b \boxed{\frac{1}{2}} c", r"\boxed{\frac{1}{2}}"),
-        (r"\boxed {\{1\}}", r"\boxed{\{1\}}"),
-        (r"\boxed{\boxed{5}}", r"\boxed{\boxed{5}}"),
-        (r"\boxed{1}, \(\boxed{2}\) and $\boxed{3}$", r"\boxed{1,2,3}"),
-        (r"\boxed{1} then \boxed{2}", r"\boxed{2}"),
-        (r"} { \boxed{1} \boxed{2", r"\boxed{1}"),
-        (r"\boxed{1} \boxed{\{}", r"\boxed{\{}"),
-        ("the answer is 12 ", "the answer is 12"),
-        ("a" * 5000 + " 12", "a" * (MAX_CHARS - 3) + " 12"),
+        (r"a \boxed{1} b \boxed{\frac{1}{2}} c", r"\frac{1}{2}"),
+        (r"\boxed {\{1\}}", r"\{1\}"),
+        (r"\boxed{\boxed{5}}", r"\boxed{5}"),
+        (r"\boxed{1}, \(\boxed{2}\) and $\boxed{3}$", "1, 2, 3"),
+        (r"\boxed{7}, that is \boxed{7}", "7"),
+        (r"\boxed{7}, \boxed{7}", "7"),
+        (r"\boxed{1} then \boxed{2}", "2"),
+        (r"} { \boxed{1} \boxed{2", "1"),
+        (r"\boxed{1} \boxed{\{}", r"\{"),
+        (r"It is \fbox{7}.", "7"),
+        (r"It is \framebox[3cm][c]{\frac{1}{7}}.", r"\frac{1}{7}"),
+        (r"It is $\boxed 7$.", "7"),
+        (r"It is $\boxed\pi$.", r"\pi"),
+        ("the answer is 12 ", "12"),
+        ("The answer to the question is $12$. I hope so.", "$12$"),
+        ("Answer: $1$ and $2$.", "$1$ and $2$"),
+        ("**Final answer:** 12", "12"),
+        ("#### 12", "12"),
+        ("Text.\n<answer>7</answer>", "7"),
+        ("We add 3. Thus $x = 12$.", "$x = 12$"),
+        ("We add 3. So there are 12 ways.", "12 ways"),
+        ("12", "12"),
+        (r"$\frac12$", r"$\frac12$"),
+        ("We add 3. Then comes Step 3.", ""),
+        ("They are numbered 1, 2, …, 7", ""),
+        (r"cut off in \boxed{\frac{1}{2} which", ""),
+        ("a" * 5000 + " 12", ""),
         (r"\boxed{1}" + " " * SCAN_CHARS, ""),
-        (rf"\boxed{{{'1' * MAX_CHARS}}}", ""),
+        (rf"\boxed{{{'1' * (MAX_CHARS + 1)}}}", ""),
         ("", ""),
+        (r"<think>Is it \boxed{7}?</think> It is \boxed{9}.", "9"),
+        (r"<think>It is \boxed{7}.</think> The answer is 9.", "9"),
+        (r"<think>I find \boxed{7} and must check", ""),
     ],
 )
 def test_extract_answer(response, text):
@@ -388,7 +481,8 @@ def test_gold_answers_beyond_the_limit_are_not_graded(make_faulty):
 def test_strange_text_arrives_as_it_is(make_faulty):
     wide = MAX_CHARS - 2
     texts = [f"a{text}a" for text in ("\0", "\ud800", "𝔸\n\r\u2028", '"\\', "\x01" * wide, "\U0001f600" * wide)]
-    assert all(verdict.correct for verdict in make_faulty().grade([(text, text) for text in texts]))
+    pairs = [(rf"\boxed{{{text}}}", text) for text in texts]
+    assert all(verdict.correct for verdict in make_faulty().grade(pairs))
 
 
 def test_without_pairs_or_answers_no_worker_starts(make_faulty):

@@ -6,7 +6,7 @@ on a starved machine a limit by the clock alone hits plain answers, too, and oth
 hangs, dies or runs out of memory is *ungraded*: it earns nothing, is counted, and is logged, so that a resumed run repeats
 the verdict instead of the accident.
 
-This module imports no JAX, and never forks the trainer: workers are fresh interpreters on worker.py (see domains/workers.py),
+This module imports no JAX, and never forks the trainer: workers are fresh interpreters on grading/ (see domains/workers.py),
 which also works from notebooks and from scripts without a ``__main__`` guard.
 """
 
@@ -21,9 +21,10 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from exit_jax.domains.workers import Job, Pool
+from exit_jax.policy.hf.thoughts import final_answer
 
 log = logging.getLogger(__name__)
-WORKER = pathlib.Path(__file__).with_name("worker.py")
+WORKER = pathlib.Path(__file__).with_name("grading")  # a folder that Python runs, and puts on the path of what it runs
 # of an answer or a gold answer; also keeps a request (12 bytes a character at most) within a pipe's 64 KiB
 MAX_CHARS = 2000
 SCAN_CHARS = 100_000  # the end of a response, where boxes are looked for: 40 ms at worst
@@ -32,9 +33,25 @@ CACHE_SIZE = 1 << 16
 MEMORY_BYTES = 2 << 30  # a worker's address space
 WALL_FACTOR = 4.0  # seconds by the clock for each of processor time
 
-BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+BOX = r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*(?:\[[^\[\]]*\]\s*)*"
+BRACES = re.compile(rf"{BOX}\{{|{BOX}(?P<bare>\\[A-Za-z]+|-?[\w.]+)|\\.|[{{}}]", re.DOTALL)
 AND = re.compile(r"(?:\s|\$|\\[()\[\]])*(?:,|;|,?\s*(?:and|or|\\text\{\s*(?:and|or)\s*\}))(?:\s|\$|\\[()\[\]])*")
 MAX_AND_CHARS = 40
+# where nothing is boxed
+TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+SAID = re.compile(
+    r"(?:\banswers?\b(?:[^.\n$:=]{0,60}?(?:\b(?:is|are|equals)\b|[:=])|[*_]*\s*\n)|####)[\s:*_]*(?:therefore|thus|then|simply)?[\s*_]*",
+    re.IGNORECASE,
+)
+CONCLUDED = re.compile(
+    r"(?:therefore|thus|hence|so|finally|consequently|in conclusion|we (?:get|have|find|obtain))\b", re.IGNORECASE
+)
+VERB = re.compile(r"\b(?:is|are|equals|get|gives|have|find|obtain)\s+(?=[^.]*\d|\$|\\)", re.IGNORECASE)
+FORMULA = re.compile(r"\$\$?(.+?)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+FORMULAS = re.compile(rf"(?:{FORMULA.pattern})(?:\s*(?:,|;|,?\s*(?:and|or)\b)\s*(?:{FORMULA.pattern}))*", re.DOTALL)
+SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+MAX_WHOLE_CHARS, MAX_WHOLE_WORDS = 60, 2  # of a response that is nothing but its answer
+WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,20 +79,22 @@ class Stats:
 
 
 def extract_answer(response: str) -> str:
-    """Return the part of a response that is graded, of 2,000 characters at most.
+    r"""Return the answer that a response gives, of 2,000 characters at most; "" if it gives none.
 
-    It is the last ``\\boxed{...}`` whose braces match, together with those joined to it by nothing but a comma, "and" or "or"
-    (two roots in two boxes), looked for in the last 100,000 characters; without one, the response's last 2,000 characters,
-    in which math-verify looks for the answer. A box of more than 2,000 characters is no answer: "".
+    It is the content of the last box (\\boxed, \\fbox, \\framebox) whose braces match, together with those joined to it by
+    nothing but a comma, "and" or "or" (two roots in two boxes), looked for in the last 100,000 characters after the
+    response's thoughts. Without a box see ``unboxed_answer``.
 
-        "so \\boxed{1}. No, \\boxed{\\frac{1}{2}}"   ->  "\\boxed{\\frac{1}{2}}"
-        "x is \\boxed{1} or $\\boxed{2}$"            ->  "\\boxed{1,2}"
-        "the answer is 12"                           ->  "the answer is 12"
+        "so \\boxed{1}. No, \\boxed{\\frac{1}{2}}"   ->  "\\frac{1}{2}"
+        "x is \\boxed{1} or $\\boxed{2}$"            ->  "1, 2"
+        "<think>Is it \\boxed{3}?</think> It is \\boxed{4}."  ->  "4"
     """
-    text = response[-SCAN_CHARS:]
+    text = final_answer(response)[-SCAN_CHARS:]
     stack, boxes = [], []  # of (start, start of the content) or None; and of (start, start and end of the content)
     for token in BRACES.finditer(text):
-        if token[0] == "{":
+        if token["bare"]:
+            boxes.append((token.start(), *token.span("bare")))
+        elif token[0] == "{":
             stack.append(None)
         elif token[0].endswith("{") and len(token[0]) > 2:
             stack.append(token.span())
@@ -84,17 +103,49 @@ def extract_answer(response: str) -> str:
             if opened:
                 boxes.append((*opened, token.start()))
     if not boxes:
-        return text[-MAX_CHARS:].strip()
+        return unboxed_answer(text)[:MAX_CHARS]
     first, *content = boxes.pop()
     contents = [text[slice(*content)]]
     for start, *content in reversed(boxes):
-        gap = text[content[1] + 1 : first]  # empty for a box within the box
+        gap = text[content[1] : first].removeprefix("}")  # empty for a box within the box
         if len(gap) > MAX_AND_CHARS or not AND.fullmatch(gap):
             break
         contents.insert(0, text[slice(*content)])
         first = start
-    answer = rf"\boxed{{{','.join(contents)}}}"
+    answer = ", ".join(dict.fromkeys(contents))
     return answer if len(answer) <= MAX_CHARS else ""
+
+
+def unboxed_answer(text: str) -> str:
+    """Return the answer of a response without a box.
+
+    It is what stands between answer tags, or follows the last "answer is", "answer:" or "####" to the end of its sentence, or
+    what a last sentence that begins with "so", "thus" or "hence" comes to, or all of a short response. A number that merely
+    stands in the text is no answer: "Step 3." is not 3.
+
+        "<answer>7</answer>"           ->  "7"
+        "So the answer is 12."         ->  "12"
+        "Thus we have $x = 3$."        ->  "x = 3"
+        "12"                           ->  "12"
+        "We try 1. Then comes Step 3." ->  ""
+    """
+    text = text[-MAX_CHARS:].strip()
+    if tagged := TAGGED.findall(text):
+        return tagged[-1].strip()
+    if said := list(SAID.finditer(text)):
+        rest = text[said[-1].end() :].strip()
+        if formulas := FORMULAS.match(rest):
+            return formulas[0]
+        return SENTENCE_END.split(rest, maxsplit=1)[0].strip("*_ ")
+    last = next((s for s in reversed(SENTENCE_END.split(text)) if s and s.strip(" *_$")), "").strip()
+    if concluded := CONCLUDED.match(last):
+        formulas = [match[0] for match in FORMULA.finditer(last)]
+        if formulas:
+            return formulas[-1]
+        verb = list(VERB.finditer(last))
+        return last[(verb[-1] if verb else concluded).end() :].strip(" ,:")
+    is_answer = len(text) <= MAX_WHOLE_CHARS and "\n" not in text and len(WORD.findall(text)) <= MAX_WHOLE_WORDS
+    return text if is_answer else ""
 
 
 def hash_pair(text: str, gold: str) -> bytes:
@@ -131,9 +182,8 @@ class Grader:
     def grade(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         """Grade (response, gold answer) pairs; the order is kept. One thread at a time, the others wait.
 
-        A response is right if ``math_verify.verify(parse(gold), parse(extract_answer(response)))`` holds, with the gold answer
-        in a box. Two readings are tried of a choice with its value: "\\textbf{(B)}\\ 12" is B and 12; but
-        "\\textbf{(A)}\\ B" is A alone.
+        A response is right if a reading of ``extract_answer(response)`` equals one of the gold answer; what may be read, and
+        what is equal, is in grading/: notation.py, answers.py, equality.py.
 
         Raises:
             RuntimeError: workers cannot be started, or the grader was closed.
