@@ -6,8 +6,8 @@ from typing import Any
 
 import sympy
 
-from answers import is_name
 from readings import Choice, Equation, Group, Literal, Numeral, Region, Value, Words
+from syntax import is_name
 
 MAX_ANSWER_CHARS = 200  # a longer text ends in a hash
 MAX_EXPONENT = 1000  # powers beyond it stay as they are written

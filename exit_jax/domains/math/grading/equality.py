@@ -27,7 +27,15 @@ ORDERED = ("tuple", "row", "column")
 
 def equal(gold: tuple[Any, ...], response: tuple[Any, ...]) -> bool:
     """Return whether some reading of the response equals some reading of the gold answer."""
-    return any(same(g, r) for g, r in itertools.product(gold, response))
+    for pair in itertools.product(gold, response):
+        try:
+            if same(*pair):
+                return True
+        except MemoryError:
+            raise
+        except Exception:  # whatever sympy may raise costs this one attempt
+            continue
+    return False
 
 
 def same(gold: Any, response: Any) -> bool:

@@ -139,7 +139,7 @@ FUNCTIONS = (
 # words in front of an answer
 LEAD = re.compile(
     r"^(?:\\text\s*\{\s*)?(?:so |thus |therefore,? |hence,? )?(?:the )?(?:final |correct )?"
-    r"(?:answer(?: is)?|solutions? (?:is|are)|result is|value is|(?:[a-z]+ ){0,4}(?:is|are|equals)(?= *\}? *[-\d\\$]))\s*[:=]?\s*\}?\s*(?=\S)",
+    r"(?:answer(?: is)?|(?:[a-z]+ ){0,4}(?:is|are|equals)(?= *\}? *[-\d\\$]))\s*[:=]?\s*\}?\s*(?=\S)",
     re.IGNORECASE,
 )
 SMALL = (
@@ -262,7 +262,7 @@ RULES: tuple[tuple[str, str, Replacement, str, str], ...] = (
     ("a block in parentheses", r"(?P<whole>\d*)\.(?P<fixed>\d*)\s*(?P<block>\(\d+\))(?!\s*[\d^(])",
      repeating, "0.1(6)", r"\frac{1}{6}"),
     ("dots", r"\.\.\.+", r"\\dots ", "1, 2, ...", r"1, 2, \dots"),
-    ("a decimal with dots", r"(?P<whole>\d*)\.(?P<digits>\d+)\s*\\dots", continued, "0.1666...", r"\frac{1}{6}"),
+    ("a decimal with dots", r"(?P<whole>\d*)\.(?P<digits>\d{1,60})\s*\\dots", continued, "0.1666...", r"\frac{1}{6}"),
     ("powers", r"\*\*", "^", "x**2", "x^{2}"),
     ("a power in parentheses", r"\^\s*\(\s*([^(){}^]+)\s*\)", r"^{\1}", "2^(10)", "2^{10}"),
     ("a bare power", r"\^\s*([-+]?\d+)", r"^{\1}", "2^10", "2^{10}"),
