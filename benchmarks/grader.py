@@ -317,7 +317,9 @@ def wrong_answers(golds: list[str], gold: str, rng: random.Random, count: int) -
         changed += [text[: match.start()] + str(other) + text[match.end() :] for other in (number + 1, number + 10)]
     if re.match(r"[1-9\\]", text) and not text.startswith(r"\text"):
         changed += [f"-{text}", f"{text}+1"]
-    changed = [answer for answer in changed if not re.search(r"\[-\\infty|\\infty\]", answer)]  # no bracket but a round one
+    changed = [
+        answer for answer in changed if not re.search(r"\[-\\infty|\\infty\]", answer)
+    ]  # no bracket but a round one
     others = rng.sample(golds, min(count, len(golds))) + rng.sample(changed, min(count, len(changed)))
     return [answer for answer in map(bare, others) if answer != text]
 

@@ -134,6 +134,8 @@ def same_value(gold: Value, response: Value) -> bool:
         return gold.unit.agrees(response.unit) and same_expression(ours, scaled, tolerance=1e-12)
     if gold.unit and response.unit and not gold.unit.agrees(response.unit):
         return False
+    if response.percent and not gold.percent and isinstance(ours, Fraction) and 0 < ours <= 1:  # a share, as 0.5
+        return same_expression(ours, theirs / 100)
     if same_expression(ours, theirs):
         return True
     if gold.percent != response.percent:
