@@ -192,9 +192,8 @@ def plain(content: str) -> str:
         return rf"\{content} "
     if content in ("e", "i") or not re.search("[A-Za-z]", content) or re.search(r"\\[A-Za-z]|[\^_{]", content):
         return f" {content} "
-    if re.search(r"[=+<>]", content) or (
-        re.search(r"\d| - ", content) and not re.search("[A-Za-z]{2}", content)
-    ):  # a formula
+    is_word = re.search("[A-Za-z]{2}", content)
+    if re.search(r"[=+<>]", content) or (re.search(r"\d| - ", content) and not is_word):  # a formula
         return f" {content} "
     if not PHRASE.search(content):
         return rf"\text{{{content}}}"

@@ -1,4 +1,4 @@
-"""What a grading process runs: math-verify on one pair after another. Started by path and never imported (see grader.py).
+"""What a grading process runs: math-verify on one pair after another. Started by __main__.py of this folder (see grader.py).
 
 It imports neither exit_jax nor JAX: half a second and 60 MB a process. Requests are JSON lines on stdin, ``[text, gold]``;
 each is answered by one line, ``{"correct", "answer", "rss"}`` or ``{"error"}``, after a first line that says that
@@ -34,10 +34,8 @@ def grade(text: str, gold: str) -> tuple[bool, str]:
     Raises:
         MemoryError: it did not fit the process's limit.
     """
-    letters = set(re.sub(r"\\[A-Za-z]+", "", gold))
-    lowercase = not any(
-        letter.swapcase() in letters for letter in letters if letter.isalpha()
-    )  # R and r are two variables
+    letters = set(re.findall("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", gold)))
+    lowercase = not any(letter.swapcase() in letters for letter in letters)  # or else R and r are two variables
     found = readings(text, lowercase, False)
     return equality.equal(readings(gold, lowercase, True), found), canonical.canonical(found)
 
