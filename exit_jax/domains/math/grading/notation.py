@@ -242,6 +242,9 @@ def digits(match: re.Match) -> str:
 # what, pattern, replacement, an example, what becomes of it; applied from the first to the last
 Replacement = str | Callable[[re.Match], str]
 RULES: tuple[tuple[str, str, Replacement, str, str], ...] = (
+    ("lines of an environment", r"\\begin\{(aligned|align\*?|gathered|split|equation\*?|cases)\}(.*?)\\end\{\1\}",
+     lambda m: re.sub(r"\s*\\\\\s*", ", ", m[2].replace("&", "").strip(" \\")),
+     r"\begin{cases} x = 1 \\ y = 2 \end{cases}", "x = 1, y = 2"),
     # numbers
     ("thousands set apart", rf"(?<![\d.,])\d{{1,3}}(?:(?:\{{,\}}|,?\s*\\!|{THIN}+)\s*\d{{3}})+(?![\d/]|\s*/)",
      digits, r"12\,345", "12345"),

@@ -97,7 +97,7 @@ def exact(text: str) -> Value | None:
 @functools.lru_cache(maxsize=512)
 def parse_formula(text: str, lowercase: bool) -> Any:
     """Return math-verify's reading of one formula, with exact decimals; None if it has none."""
-    if len(text) > MAX_FORMULA_CHARS or re.search(r"[,;]$|\\(?:text|dots|pmod|%)|\d\s+\d|\?", text):
+    if len(text) > MAX_FORMULA_CHARS or re.search(r"[,;]$|\\(?:text|dots|pmod|%)|\d\s+\d|\d\s*'|\?", text):
         return None
     text = re.sub(r"\\degree", r"\\cdot\\frac{\\pi}{180}", text)
     if not re.search(r"(?<![A-Za-z\\])i\s*=", text):  # the index of a sum
