@@ -56,12 +56,14 @@ def load(folder: str | pathlib.Path, vocab_size: int | None = None, special_toke
 
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # damaged files make it raise errors of any kind
+        _check_template(folder, tokenizer.chat_template)
+        _check_same(folder, tokenizer, plain, special_tokens)
+    except CheckpointError:
+        raise
+    except Exception as error:  # damaged files make it raise errors of any kind, some only when it encodes
         raise CheckpointError(
             f"{folder}: transformers cannot read the tokenizer ({_brief(error)}); download {CONFIG} and what is beside it again"
         ) from error
-    _check_template(folder, tokenizer.chat_template)
-    _check_same(folder, tokenizer, plain, special_tokens)
     return tokenizer
 
 
@@ -123,6 +125,9 @@ def _check_same(folder: pathlib.Path, tokenizer: Tokenizer, plain: Any, special:
             f"{folder}: the files beside {FILE} name tokens that it does not have: {shown}; they are of different tokenizers: "
             f"download all files of one, or mend {CONFIG}"
         )
+    named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    if blank := [token for token, number in named if number is None]:
+        raise CheckpointError(f"{folder}: special tokens are {blank}, which are none of {FILE}; mend {CONFIG}")
     if not special:
         _check_survival(folder, plain)
     for text in (*PROBE, *_around_added(plain)):
