@@ -323,6 +323,7 @@ def test_a_silent_config_goes_as_far_as_transformers_assumes(tmp_path, model_typ
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
         ({"rms_norm_eps": -1e-6}, "rms_norm_eps is -1e-06"),
         ({"rope_theta": 0}, "rope_theta is 0"),
+        ({"rope_theta": float("nan")}, "rope_theta is nan"),
         ({"rope_scaling": {"rope_type": ["llama3"]}}, r"rope of type \['llama3'\]"),
         ({"rope_scaling": [1]}, "must be objects"),
         ({"rope_scaling": {"rope_type": "llama3", **dict.fromkeys(LLAMA3, 4.0)}}, "must be below high_freq_factor 4.0"),

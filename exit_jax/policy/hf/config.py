@@ -216,7 +216,7 @@ def _read_rope(content: dict) -> tuple[float, tuple[float, ...], list[str]]:
         renamed = {"rope_type" if key == "type" else key: value for key, value in source.items()}
         if "type" in source and source.get("rope_type", source["type"]) != source["type"]:
             faults.append(f"rope type is both {source['type']!r} and {source['rope_type']!r}")
-        clash = sorted(key for key in renamed if merged.get(key, renamed[key]) != renamed[key])
+        clash = sorted(key for key in renamed if key in merged and merged[key] != renamed[key])
         faults += [f"rope's {key} is both {merged[key]!r} and {renamed[key]!r}" for key in clash]
         merged |= renamed
     kind, theta = merged.pop("rope_type", "default"), merged.pop("rope_theta", 10000.0)
