@@ -45,6 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.domain.max_solution_tokens = 40
     c.domain.max_tokens = 40
     c.domain.demo_noise = 0.15
+    c.domain.split_by = "computation"  # runs made before it was there need "text"
 
     c.policy = small.policy
     c.policy.rope_theta = 1000.0

@@ -32,6 +32,7 @@ class Exercise:
     problem: str
     answer: str
     plans: tuple[Plan, ...]
+    computation: str  # operands and operations, whatever their order and wording: "3 + 2" has that of "2 + 3"
 
 
 COMPUTE = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "\\times": lambda a, b: a * b}
@@ -39,6 +40,7 @@ NAMES = ("Ann", "Ben", "Eva", "Tom", "Mia", "Leo")
 THINGS = ("apples", "books", "coins", "shells", "stamps")
 PACKS = ("bags", "boxes", "sets")
 MAX_OPERATIONS = 4
+SPLIT_BY = ("text", "computation")
 
 
 def execute(plan: Plan, slip=lambda operation, result: result) -> tuple[int, ...]:
@@ -90,22 +92,28 @@ def _slip(result: int, rng: np.random.Generator) -> int:
 
 
 @functools.lru_cache
-def exercises(split: str, count: int, seed: int) -> tuple[Exercise, ...]:
-    """Return the exercises of a split, none twice; which split a problem belongs to is decided by a hash of its text."""
+def exercises(split: str, count: int, seed: int, by: str = "text") -> tuple[Exercise, ...]:
+    """Return the exercises of a split, none twice; which split one belongs to is decided by a hash.
+
+    Args:
+      by: of SPLIT_BY: what is hashed, and does not come twice. By "text", a third of the test exercises are a training
+        exercise in other words or another order; by "computation" none is.
+    """
     rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
     found: dict[str, Exercise] = {}
     for _ in range(100 * count):
         exercise = _draw(rng)
-        if exercise and _split_of(exercise.problem) == split:
-            found.setdefault(exercise.problem, exercise)
+        if exercise:
+            key = exercise.problem if by == "text" else exercise.computation
+            if _split_of(key) == split:
+                found.setdefault(key, exercise)
         if len(found) == count:
             return tuple(found.values())
     raise ValueError(f"there are fewer than {count} different exercises for the split {split!r}; ask for fewer")
 
 
-def _split_of(problem: str) -> str:
-    share = zlib.crc32(problem.encode()) % 10
-    return {0: "validation", 1: "test"}.get(share, "train")
+def _split_of(key: str) -> str:
+    return {0: "validation", 1: "test"}.get(zlib.crc32(key.encode()) % 10, "train")
 
 
 def _draw(rng: np.random.Generator) -> Exercise | None:
@@ -118,7 +126,7 @@ def _draw(rng: np.random.Generator) -> Exercise | None:
     if not plans or len(plans[0].operations) > MAX_OPERATIONS:
         return None
     problem = _in_words(terms, rng) if kind == 1 else _in_latex(terms)
-    return Exercise(problem, str(execute(plans[0])[-1]), plans)
+    return Exercise(problem, str(execute(plans[0])[-1]), plans, _computation(terms))
 
 
 def _terms(rng: np.random.Generator) -> tuple[tuple[int, ...], ...]:
@@ -156,6 +164,10 @@ def _plans(terms: tuple[tuple[int, ...], ...]) -> tuple[Plan, ...]:
     return tuple(dict.fromkeys(plan for _, plan in in_order)) if in_order and not in_order[0][0] else ()
 
 
+def _computation(terms: tuple[tuple[int, ...], ...]) -> str:
+    return repr(sorted((sign, *sorted(factors)) for sign, *factors in terms))
+
+
 def _in_latex(terms: tuple[tuple[int, ...], ...]) -> str:
     text = ""
     for sign, *factors in terms:
@@ -183,4 +195,6 @@ def _sum_of_fractions(rng: np.random.Generator) -> Exercise:
         Plan((cross[1], cross[0], (sign, -2, -1), ("\\times", b, d)), True),
     )
     problem = f"Compute $\\frac{{{a}}}{{{b}}} {sign} \\frac{{{c}}}{{{d}}}$."
-    return Exercise(problem, answer(plans[0], execute(plans[0])), plans)
+    fractions = [(a, b), (c, d)]
+    computation = repr((sign, sorted(fractions) if sign == "+" else fractions))
+    return Exercise(problem, answer(plans[0], execute(plans[0])), plans, computation)
