@@ -85,6 +85,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.domain.num_workers = 0
     c.domain.timeout_secs = 5.0
     c.domain.demo_noise = 0.0
+    c.domain.split_by = "text"  # of arithmetic alone
 
     c.policy = ConfigDict()
     c.policy.dtype = "bfloat16"

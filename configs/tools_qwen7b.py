@@ -99,6 +99,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.domain.num_workers = 0
     c.domain.call_secs = 2.0
     c.domain.demo_noise = 0.0
+    c.domain.stop_at_call = True  # the paper's, as the next (docs/decisions.md, Tool use)
+    c.domain.overlong_unit = "response"
 
     a = c.algorithm
     a.num_prompts = 16

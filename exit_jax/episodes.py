@@ -69,7 +69,7 @@ class Played:
 class Transcripts:
     """What the rows of a lane hold so far."""
 
-    arrays: dict[str, np.ndarray]  # tokens, mask, logp, sampled_logp [b, G, T]; hidden [b, G, D], a sum
+    arrays: dict[str, np.ndarray]  # tokens, mask, ended, logp, sampled_logp [b, G, T]; hidden [b, G, D], a sum
     length: np.ndarray  # int32 [b, G]
     num_turns: np.ndarray
     end: np.ndarray  # of ENDS, -1 while the episode goes on
@@ -78,18 +78,22 @@ class Transcripts:
     def empty(cls, batch: int, group: int, width: int, hidden: int) -> "Transcripts":
         """Return transcripts without a token."""
         blank = lambda kind, *shape: np.zeros((batch, group, *shape), kind)
-        kinds = {"tokens": np.int32, "mask": bool, "logp": np.float32, "sampled_logp": np.float32}
+        kinds = {"tokens": np.int32, "mask": bool, "ended": bool, "logp": np.float32, "sampled_logp": np.float32}
         arrays = {name: blank(kind, width) for name, kind in kinds.items()} | {"hidden": blank(np.float32, hidden)}
         return cls(arrays, blank(np.int32), blank(np.int32), blank(np.int32) - 1)
 
-    def add_responses(self, sampled: Rollouts) -> None:
-        """Append what rows have sampled; ``hidden`` of ``sampled`` is a mean, here it is a sum."""
+    def add_responses(self, sampled: Rollouts, ended: np.ndarray) -> None:
+        """Append what rows have sampled, which has a valid ending where ``ended`` [b, G] says so.
+
+        ``hidden`` of ``sampled`` is a mean, here it is a sum.
+        """
         count = sampled.mask.sum(-1)
         for b, g in zip(*np.nonzero(count)):
             start, stop = self.length[b, g], self.length[b, g] + count[b, g]
             for name in ("tokens", "logp", "sampled_logp"):
                 self.arrays[name][b, g, start:stop] = getattr(sampled, name)[b, g, : count[b, g]]
             self.arrays["mask"][b, g, start:stop] = True
+            self.arrays["ended"][b, g, start:stop] = ended[b, g]
         self.arrays["hidden"] += sampled.hidden * count[..., None]
         self.length += count
         self.num_turns += count > 0
@@ -101,12 +105,17 @@ class Transcripts:
             self.arrays["tokens"][b, g, start : start + count[b, g]] = tokens[b, g, : count[b, g]]
         self.length += count
 
-    def finish(self) -> tuple[Rollouts, np.ndarray, np.ndarray]:
-        """Return the rollouts, how their episodes ended, and their numbers of turns."""
+    def finish(self, by_response: bool) -> tuple[Rollouts, np.ndarray, np.ndarray]:
+        """Return the rollouts, how their episodes ended, and their numbers of turns.
+
+        An environment that failed, or a call that it did not survive, tells nothing of any response of the episode.
+        """
+        usable = ~np.isin(self.end, (INVALID, LOST))[..., None]
         num_sampled = np.maximum(self.arrays["mask"].sum(-1, keepdims=True), 1)
         fields: dict[str, Any] = self.arrays | {
             "hidden": (self.arrays["hidden"] / num_sampled).astype(np.float32),
             "finished": self.end == VALID,
+            "ended": self.arrays["ended"] & usable if by_response else None,
         }
         return Rollouts(**fields), self.end, self.num_turns
 
@@ -198,12 +207,12 @@ def _play_lane(
         watch.given(sampled)
         yield
         sampled = hosts.all_rows(sampled)
-        transcripts.add_responses(sampled)
         transcripts.end[active & ~sampled.finished] = OVERLONG_RESPONSE
         spoke = active & sampled.finished
         answers, fault = _answer(environment, episodes, sampled.tokens[numbers], sampled.mask[numbers], spoke[numbers])
-        observed, count, end = hosts.exchange_rows(answers, numbers, batch)
+        observed, count, end, ended = hosts.exchange_rows(answers, numbers, batch)
         failed |= fault
+        transcripts.add_responses(sampled, ended)
         transcripts.end[spoke] = end[spoke]
         active, turn = spoke & (end < 0), turn + 1
         spent = active & (turn >= turns_left)
@@ -214,7 +223,7 @@ def _play_lane(
         transcripts.add_observations(observed, count)
         if active.any():
             reading = programs.extend(copy, reading, *narrow(observed, count), active)
-    rollouts, end, num_turns = transcripts.finish()
+    rollouts, end, num_turns = transcripts.finish(environment.by_response)
     return Played(rollouts, end, num_turns, episodes, numbers, failed)
 
 
@@ -277,10 +286,10 @@ def play_steps(
         answers, fault = _answer(
             environment, episodes, response.tokens[numbers], response.mask[numbers], spoke[numbers], with_lead=False
         )
-        observed, count, ended = share(answers)
+        observed, count, over, _ = share(answers)
         failed |= fault
-        end[spoke] = ended[spoke]
-        active, turn = spoke & (ended < 0), turn + 1
+        end[spoke] = over[spoke]
+        active, turn = spoke & (over < 0), turn + 1
         if turn >= environment.max_turns:
             end[active] = OUT_OF_TURNS
             break
@@ -333,15 +342,16 @@ def _begin(environment: Environment, own, group_size: int, numbers, batch: int) 
 
 def _answer(
     environment: Environment, episodes: list[Any], tokens, mask, spoke, with_lead: bool = True
-) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], bool]:
+) -> tuple[tuple[np.ndarray, ...], bool]:
     """Step the episodes, in place, whose rows [b, G] spoke.
 
     Returns:
-      Observations [b, G, S + the lead], their lengths, ends or -1; and whether all failed.
+      Observations [b, G, S + the lead], their lengths, ends or -1, whether the responses ended validly; and whether all
+      failed.
     """
     shape, lead = spoke.shape, environment.lead if with_lead else ()
     observed = np.zeros((*shape, environment.max_observation + len(lead)), np.int32)
-    count, end = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+    count, end, ended = np.zeros(shape, np.int32), np.full(shape, -1, np.int32), np.zeros(shape, bool)
     rows = np.flatnonzero(spoke)
     flat = tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1])
     pairs, failed = [(episodes[row], flat[0][row][flat[1][row]]) for row in rows], False
@@ -353,9 +363,10 @@ def _answer(
     for row, (episode, answer) in zip(rows, stepped, strict=True):
         episodes[row] = episode
         at = np.unravel_index(row, shape)
+        ended[at] = answer.ended
         if answer.end is not None:
             end[at] = answer.end
         else:
             seen = [*answer.observation, *lead]
             observed[at][: len(seen)], count[at] = seen, len(seen)
-    return (observed, count, end), failed
+    return (observed, count, end, ended), failed

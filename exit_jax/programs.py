@@ -104,19 +104,24 @@ def decoder_config(config: Config) -> DecoderConfig:
 def tasks_digest(config: Config, split: str) -> str:
     """Return a hash of a split's tasks, with what their answers are held against; the same config may name other data later.
 
+    Tasks that are too long for a prompt, which no policy sees whole, are no part of it.
+
     Raises:
       ConfigError: if a task asks nothing.
     """
     domain = make_domain(config.domain_name, config.domain)
-    tasks = jax.device_get(domain.tasks(split))
+    tasks, about = jax.device_get(domain.tasks(split)), domain.about(split)
     blank = int((tasks.lengths[:, 1] == 0).sum())
     if blank:
         raise ConfigError(
             f"{blank} of {tasks.lengths.shape[0]} tasks of {split} have a request of 0 tokens: the domain's tokenizer makes "
             "none of their text, or they have none; take the checkpoint's own tokenizer, or mend the data"
         )
-    arrays = [hashlib.sha256(array.astype("<i4").tobytes()).hexdigest() for array in (tasks.tokens, tasks.lengths)]
-    return digest([arrays, [dict(about) for about in domain.about(split)]])
+    seen: Any = ~domain.too_long(split) if domain.too_long else np.ones(len(about), bool)
+    arrays = [
+        hashlib.sha256(array[seen].astype("<i4").tobytes()).hexdigest() for array in (tasks.tokens, tasks.lengths)
+    ]
+    return digest([arrays, [dict(row) for row, kept in zip(about, seen, strict=True) if kept]])
 
 
 def split_params(config: Config, params: Params) -> tuple[Params, Params | None]:
@@ -149,14 +154,15 @@ def sampling_config(config: Config, domain: Domain) -> sampler.SamplingConfig:
     """Return how training samples."""
     cut = config.sampling
     return sampler.SamplingConfig(
-        domain.max_tokens,
-        domain.stop_tokens,
-        config.algorithm.temperature,
-        cut.top_k,
-        cut.top_p,
-        cut.min_p,
-        cut.min_tokens,
-        domain.stop_sequences,
+        max_tokens=domain.max_tokens,
+        stop_tokens=domain.stop_tokens,
+        temperature=config.algorithm.temperature,
+        top_k=cut.top_k,
+        top_p=cut.top_p,
+        min_p=cut.min_p,
+        min_tokens=cut.min_tokens,
+        stop_sequences=domain.stop_sequences,
+        stop_text=domain.stop_text,
     )
 
 
@@ -631,8 +637,8 @@ class StepPrograms:
             grades = dataclasses.replace(grades, embedding=embedding)
         instances = self._short(instances)
         width = self._fit(self.ends(rollouts.mask), self.response_buckets)
-        short = {name: getattr(rollouts, name)[:, :, :width] for name in ("tokens", "mask", "logp", "sampled_logp")}
-        rollouts = dataclasses.replace(rollouts, **short)
+        by_token = {name: getattr(rollouts, name) for name in ("tokens", "mask", "logp", "sampled_logp", "ended")}
+        rollouts = dataclasses.replace(rollouts, **jax.tree.map(lambda array: array[:, :, :width], by_token))
         state, metrics = self.learn(given, state, instances, rollouts, grades)
         failed = failed or (played is not None and played.failed)
         told = {"grading_faults": hosts.agree(failed), "time/grading_secs": graded - started}

@@ -56,7 +56,11 @@ def make_histories(turn=0) -> History:
     return History(None, None, None, None, turns, None, None, None, None)
 
 
-def toy(max_turns=TURNS, max_transcript=T, log=None, lost=()) -> Environment:
+def has_ending(tokens) -> bool:
+    return int(tokens.sum()) % 3 > 0
+
+
+def toy(max_turns=TURNS, max_transcript=T, log=None, lost=(), by_response=False) -> Environment:
     """An episode is the tuple of its responses; it ends after one that begins with 7 (validly) or 12 (not)."""
 
     def step(pairs):
@@ -66,8 +70,8 @@ def toy(max_turns=TURNS, max_transcript=T, log=None, lost=()) -> Environment:
 
     def reply(tokens):
         if tokens[0] in (7, 12):
-            return Answer((), VALID if tokens[0] == 7 else INVALID)
-        return Answer([4 + int(tokens.sum()) % 11] * (int(tokens.sum()) % (S + 1)))
+            return Answer((), VALID if tokens[0] == 7 else INVALID, has_ending(tokens))
+        return Answer([4 + int(tokens.sum()) % 11] * (int(tokens.sum()) % (S + 1)), None, has_ending(tokens))
 
     def begin(rows, group):
         return [None if b in lost else () for b in range(rows.turn.size) for _ in range(group)]
@@ -76,7 +80,7 @@ def toy(max_turns=TURNS, max_transcript=T, log=None, lost=()) -> Environment:
         return (9, *response[:3], *LEAD)
 
     figures = lambda episode: {"quality": float(len(episode or ()))}
-    return Environment(max_turns, M, S, 6, max_transcript, LEAD, begin, step, ask_again, figures, str)
+    return Environment(max_turns, M, S, 6, max_transcript, LEAD, begin, step, ask_again, figures, str, by_response)
 
 
 def run(params, environment=None, num_lanes=2, seed=0, turn=0) -> Played:
@@ -143,6 +147,27 @@ def test_episodes_follow_the_rules(played):
         np.testing.assert_array_equal(played.rollouts.mask[b, g], mask + [False] * (T - len(mask)))
         assert played.num_turns[b, g] == len(episode) + (end == "overlong_response")
     assert len(set(played.end.flat)) >= 3, "a test of few ends"
+
+
+def test_responses_with_an_ending_are_told_apart(params, played):
+    """By response, whatever became of the episode, unless the environment failed in it; the rest is as it was."""
+    assert played.rollouts.ended is None
+    found = run(params, toy(by_response=True))
+    np.testing.assert_array_equal(found.rollouts.tokens, played.rollouts.tokens)
+    for row, episode in enumerate(found.episodes):
+        b, g = divmod(row, G)
+        rollouts, expected = found.rollouts, np.zeros(T, bool)
+        starts = np.flatnonzero(rollouts.mask[b, g] & ~np.pad(rollouts.mask[b, g], (1, 0))[:-1])
+        for start, response in zip(starts, episode):
+            told = has_ending(np.array(response)) and ENDS[found.end[b, g]] != "invalid"
+            expected[start : start + len(response)] = told
+        np.testing.assert_array_equal(rollouts.ended[b, g], expected)
+    of_end = {end: found.rollouts.ended[found.end == ENDS.index(end)].any() for end in ENDS}
+    assert of_end["out_of_turns"]
+    assert of_end["overlong_response"]
+    assert not of_end["invalid"]
+    assert (found.end == ENDS.index("invalid")).any()
+    assert not run(params, toy(lost=(1, 4), by_response=True)).rollouts.ended[[1, 4]].any()
 
 
 @pytest.mark.parametrize("num_lanes", [1, 3, 99])

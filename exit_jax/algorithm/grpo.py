@@ -78,7 +78,7 @@ def make_batch(
     """Decide which of the tokens count, and what each weighs; a response could have had ``max_tokens``."""
     mask = rollouts.mask
     if config.mask_overlong:
-        mask = mask & rollouts.finished[..., None]
+        mask = mask & (rollouts.finished[..., None] if rollouts.ended is None else rollouts.ended)
     counted = jnp.ones_like(rollouts.finished)
     if config.zero_variance == "drop":
         counted = jnp.broadcast_to((advantage != 0).any(axis=1, keepdims=True), advantage.shape)

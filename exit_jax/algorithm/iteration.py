@@ -176,7 +176,8 @@ def make_children(
     one entry is enough, as of a base task: it is left out if it is there already, or comes twice (ExIt §4, Algorithm 1).
     """
     children = dataclasses.replace(grades.children, born=jnp.full_like(grades.children.born, step))
-    usable_BGU = grades.insertable & rollouts.finished[..., None]
+    # where a row has several responses that count one by one, the domain says which of them are whole
+    usable_BGU = grades.insertable & (rollouts.finished[..., None] if rollouts.ended is None else True)
     same_BGU, wanted_BGU = same_content(children, instances.history), usable_BGU
     if not config.self_iteration:
         children = without_response(children)

@@ -77,6 +77,9 @@ class Rollouts:
     sampled_logp: Array
     finished: Array  # bool [B, G], False where the response ran out of room
     hidden: Array  # float32 [B, G, D]: mean of the policy's final states that the tokens were predicted from
+    # bool [B, G, T]: sampled tokens of responses with a valid ending, whatever became of their episode; None where all
+    # tokens of a row are one response, or stand and fall together, by ``finished``
+    ended: Any = None
 
 
 @pytree
@@ -174,7 +177,7 @@ class ExItConfig:
     clip_high: float
     ratio_level: str  # "token", or "sequence" (GSPO)
     aggregation: str  # "sequence_mean", "token_mean" or "dr_grpo"
-    mask_overlong: bool  # no gradient for responses that ran out of room
+    mask_overlong: bool  # no gradient for responses that ran out of room, or lack a valid ending
     kl_coef: float  # β; 0 keeps no reference policy
     kl_estimator: str  # "k1", "k2" or "k3"
     entropy_coef: float

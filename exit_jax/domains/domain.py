@@ -11,6 +11,7 @@ import numpy as np
 from exit_jax.algorithm.prompts import Template
 from exit_jax.algorithm.types import Array, Grades, History, Instances, Rollouts
 from exit_jax.errors import UserError
+from exit_jax.policy.stops import StopText
 
 
 class DomainError(UserError):
@@ -30,8 +31,9 @@ VALID, INVALID, OVERLONG_RESPONSE, OVERLONG_TRANSCRIPT, OUT_OF_TURNS, LOST = ran
 class Answer:
     """What an environment says to one response."""
 
-    observation: Sequence[int]  # tokens behind the response's stop token, up to where the next response is asked for
+    observation: Sequence[int]  # tokens after the response, up to where the next one is asked for
     end: int | None = None  # VALID or INVALID where no further response is due
+    ended: bool = True  # whether the response has one of the endings that the environment knows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Environment:
     ask_again: Callable[[Any, np.ndarray], Sequence[int]]
     figures: Callable[[Any], Mapping[str, float]]  # of an episode: "quality" in [0, 1], and what else is reported
     show: Callable[[Any], str]  # an episode, as text for people
+    # True: which responses can be learnt from is told one by one, by ``Rollouts.ended``; False: episodes count as a whole
+    by_response: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +97,9 @@ class Domain:
     tokenizer: Any = None  # one of transformers, for the domains of text
     # () -> what is read from outside besides tasks and tokenizer: name, as people know it -> file or folder
     files: Callable[[], Mapping[str, pathlib.Path]] | None = None
+    stop_text: StopText | None = None  # a text that ends a response, as stop tokens do
+    # split -> bool [M]: tasks of a split to evaluate on that do not fit into a prompt, kept to be counted as wrong
+    too_long: Callable[[str], np.ndarray] | None = None
 
 
 def field_defaults(cls) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from exit_jax.policy import cache as caches
 from exit_jax.policy import decoder
 from exit_jax.policy.cache import Cache
 from exit_jax.policy.shape import DecoderConfig
+from exit_jax.policy.stops import StopText
 
 READ_CHUNK = 128  # tokens of each row: of tools on v5e:4x4, 256 take 1.5 GiB a chip more
 
@@ -31,6 +32,7 @@ class SamplingConfig:
     min_p: float = 0.0  # keep tokens at least this times as probable as the likeliest
     min_tokens: int = 0  # no stop token before this many others
     stop_sequences: tuple[tuple[int, ...], ...] = ()  # each ends a response when its last tokens equal it
+    stop_text: StopText | None = None  # ends a response with the token that completes it
 
 
 @pytree
@@ -200,6 +202,8 @@ def ends(config: SamplingConfig, tokens: Array, position: Array) -> Array:
         first = position - len(sequence) + 1
         equal = jnp.stack([at(first + i) == token for i, token in enumerate(sequence)])
         ended = ended | (equal.all(0) & (first >= 0))
+    if config.stop_text:
+        ended = ended | (config.stop_text.state(tokens, position) == len(config.stop_text.text))
     return ended
 
 

@@ -110,6 +110,26 @@ def test_loss_and_gradient_equal_the_oracle(exit_config, aggregation, ratio_leve
         np.testing.assert_allclose((grad * direction).sum(), slope, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "dr_grpo"])
+def test_overlong_filtering_is_by_response_where_a_row_has_several(exit_config, aggregation):
+    """What has an ending counts in a row that is not finished, and what has none does not in one that is."""
+    logp, entropy, reference, old, reward, mask, finished = random_batch()
+    ended = mask & (np.random.default_rng(2).random(mask.shape) < 0.6)
+    A = oracle_advantages(reward, "group", 1e-6)
+    config = exit_config(aggregation=aggregation, mask_overlong=True)
+    rollouts = dataclasses.replace(to_rollouts(old, mask, finished), ended=jnp.asarray(ended))
+    told = jnp.float32(entropy), None, jnp.float32(A), rollouts
+    value, grad = jax.value_and_grad(lambda logp: loss(config, logp, *told)[0])(jnp.float32(logp))
+    expected = oracle_loss(config, logp, entropy, reference, old, A, ended, np.ones_like(finished))
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+    assert not np.asarray(grad)[~ended].any()
+    assert (np.asarray(grad)[ended & ~finished[..., None]] != 0).any()
+    every = loss(exit_config(aggregation=aggregation, mask_overlong=False), jnp.float32(logp), *told)[0]
+    np.testing.assert_allclose(
+        every, oracle_loss(config, logp, entropy, reference, old, A, mask, np.ones_like(finished)), rtol=1e-5, atol=1e-6
+    )
+
+
 def test_clipping_by_hand(exit_config):
     # ρ = 3/2 or 1/2, A = ±1, bounds .8 and 1.2, so the loss a token, -min(ρA, clip(ρ)A), and its slope in log π are
     #   A = 1:  ρ = 3/2: -1.2, 0 (clipped)      ρ = 1/2: -1/2, -1/2

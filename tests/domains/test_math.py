@@ -15,6 +15,7 @@ from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
 from exit_jax.config import ConfigError
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.math import domain as maths
+from exit_jax.domains.math.grader import Grader, Verdict
 from exit_jax.evaluate import evaluate
 from exit_jax.main import run_experiment
 from exit_jax.metrics import read_jsonl
@@ -121,6 +122,30 @@ def test_demonstrations_fit_as_tasks_do(math):
     assert limit < lengths.max()
     narrow = maths.Math(dataclasses.replace(math.config, max_request_tokens=limit))
     assert narrow.demonstrations(jax.random.key(0), 0, 64, 1)[0].lengths[:, 1].max() <= limit
+
+
+def test_a_test_problem_that_is_too_long_counts_as_wrong(math, data_dir, tmp_path, monkeypatch, caplog):
+    """A grader that finds every answer right cannot help it; what is trained on is left out, and both are said."""
+    lengths = math.tasks("test").lengths[:, 1]
+    limit = int(np.sort(lengths)[4])
+    config = tiny(data_dir, domain__max_request_tokens=limit, domain__timeout_secs=4.5)
+    domain = programs.make_domain(config.domain_name, config.domain)
+    num_too_long = int((lengths > limit).sum())
+    assert 0 < num_too_long < 8
+    np.testing.assert_array_equal(domain.too_long("test"), lengths > limit)
+    shown = domain.tasks("test")
+    assert shown.task.size == len(domain.about("test")) == 8
+    np.testing.assert_array_equal(shown.lengths[:, 1], np.minimum(lengths, limit))
+    assert not domain.too_long("train").any()
+    assert domain.tasks("train").task.size == len(domain.too_long("train")) < 64
+    for split, fate in (("test", "count as wrong"), ("train", "are left out")):
+        assert f"problems of {split} are longer than domain.max_request_tokens = {limit} and {fate}" in caplog.text
+    yes = Verdict(correct=True, answer="7", graded=True)
+    monkeypatch.setattr(Grader, "grade", lambda self, pairs: [yes] * len(pairs))
+    params = programs.make_program(config).init_params(0)
+    found = evaluate(config, params, None)["test"]
+    assert (found["num_tasks"], found["num_too_long"]) == (8, num_too_long)
+    assert found["accuracy"] == [1 - num_too_long / 8] * 3
 
 
 def test_a_demonstration_that_is_cut_off_does_not_teach_to_end_there(math):

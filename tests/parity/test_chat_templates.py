@@ -6,6 +6,7 @@ import pytest
 
 from exit_jax.policy.hf import chat, turns
 from exit_jax.policy.hf import tokenizer as hf_tokenizer
+from exit_jax.policy.stops import StopText
 
 pytestmark = pytest.mark.parity
 
@@ -191,6 +192,8 @@ def test_between_extends_a_transcript_without_rendering_it_again(make_tokenizer,
     observation = {"role": role, "content": "{feedback}"}
     after = spliced(tokenizer, turns.between(tokenizer, [observation], [stop], inputs), {"feedback": "No"})
     assert decode(tokenizer, after) == expected
+    closed = turns.between(tokenizer, [observation], [stop], inputs, with_stop=True)
+    assert spliced(tokenizer, closed, {"feedback": "No"}) == [stop, *after]
     prompt = spliced(tokenizer, chat.cut(tokenizer, CONVERSATION[:2], inputs), CONTENTS)
 
     def is_the_rendering(response):
@@ -203,6 +206,17 @@ def test_between_extends_a_transcript_without_rendering_it_again(make_tokenizer,
 
     assert is_the_rendering("It is 3.") == (name != "deepseek_r1_distill")  # its "<think>" of the prompt is gone
     assert is_the_rendering(THINKING) == ((name, role) not in [("qwen3", "user"), ("deepseek_r1_distill", "user")])
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "llama3", "deepseek_r1_distill"])
+def test_the_end_of_a_call_is_found_as_a_token_and_spelt_out(make_tokenizer, name):
+    tokenizer = make_tokenizer(name)
+    stop = StopText.of("</tool_call>", tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+    spelt = chat.encode_piece(tokenizer, "{}</tool_call> y")
+    for tokens in (tokenizer.encode("{}</tool_call> y", add_special_tokens=False), list(spelt)):
+        end = stop.find(tokens)
+        assert decode(tokenizer, tokens[: end + 1]).rstrip() == "{}</tool_call>"
+        assert "</tool_call>" not in decode(tokenizer, tokens[:end])
 
 
 def test_several_tool_outputs_share_a_turn_of_qwen(make_tokenizer):

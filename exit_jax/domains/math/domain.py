@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,13 +58,14 @@ class MathConfig:
     diverge: str
     template_inputs: tuple[str, ...]  # what else the chat template reads, as "date_string=26 Jul 2024"
     prompt_width: int
-    max_request_tokens: int  # longer problems are skipped
+    max_request_tokens: int  # longer problems to train on are skipped, longer ones of other splits count as wrong
     max_solution_tokens: int  # of the previous response in a prompt
     max_tokens: int  # of a response
     truncate: str  # where a longer previous response is cut: "front", "middle", or "none" where none can be longer
     num_workers: int  # processes that grade; 0 for one a core
     timeout_secs: float  # of processor time, for one answer's grading; by the clock four times that
     demo_noise: float  # share of a demonstration's lines that are wrong (arithmetic)
+    split_by: str = "text"  # one of arithmetic.SPLIT_BY: what decides which split an exercise belongs to
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -73,7 +75,11 @@ class MathConfig:
     def __post_init__(self):
         wrong = [
             f"domain.{name} = {value!r} is not one of {choices}"
-            for name, value, choices in (("data", self.data, DATA), ("truncate", self.truncate, TRUNCATE))
+            for name, value, choices in (
+                ("data", self.data, DATA),
+                ("truncate", self.truncate, TRUNCATE),
+                ("split_by", self.split_by, arithmetic.SPLIT_BY),
+            )
             if value not in choices
         ]
         names = ("num_train", "num_validation", "num_test", "max_request_tokens", "max_solution_tokens", "max_tokens")
@@ -102,6 +108,7 @@ class Math(SingleTurnDomain):
 
     def __init__(self, config: MathConfig):
         self.config = config
+        self.found = functools.cache(self._find)
         self.problems = functools.cache(self._read)
 
     @functools.cached_property
@@ -110,7 +117,7 @@ class Math(SingleTurnDomain):
         if self.config.tokenizer:
             return tokenizer.load(self.config.tokenizer)
         c, corpus = self.config, []
-        for exercise in arithmetic.exercises("train", c.num_train, c.data_seed):
+        for exercise in arithmetic.exercises("train", c.num_train, c.data_seed, c.split_by):
             plan = exercise.plans[0]
             corpus += [exercise.problem, arithmetic.write(plan, arithmetic.execute(plan))]
         return tokenizer.train([*corpus, c.system, c.base, c.improve, c.diverge], c.vocab_size, self.data_dir)
@@ -132,38 +139,61 @@ class Math(SingleTurnDomain):
         """The tokens that each piece may have."""
         return {"request": self.config.max_request_tokens, "solution": self.config.max_solution_tokens}
 
-    def _read(self, split: str) -> tuple[tuple[Problem, ...], tuple[tuple[int, ...], ...]]:
-        """Return the problems of a split and their tokens, without those that are too long, which are listed."""
+    def _find(self, split: str) -> tuple[Sequence[Problem], Sequence[Tokens], np.ndarray]:
+        """Return all problems of a split, their tokens, and which of them are too long, bool [M]; says so in the log.
+
+        Raises:
+          DomainError: if all of them are.
+        """
         c = self.config
         if c.data == "arithmetic":
             count = {"train": c.num_train, "validation": c.num_validation, "test": c.num_test}[split]
-            made = arithmetic.exercises(split, count, c.data_seed)
+            made = arithmetic.exercises(split, count, c.data_seed, c.split_by)
             solutions = [arithmetic.write(e.plans[0], arithmetic.execute(e.plans[0])) for e in made]
-            found = [
+            found: Sequence[Problem] = [
                 Problem(e.problem, e.answer, text, len(e.plans[0].operations), c.data)
                 for e, text in zip(made, solutions, strict=True)
             ]
         else:
             found = data.load(self.data_dir, split)
         tokens = [chat.encode_piece(self.tokenizer, problem.problem.strip()) for problem in found]
-        fits = [len(ids) <= c.max_request_tokens for ids in tokens]
-        reason = f"longer than {c.max_request_tokens} tokens"
-        data.append_skipped(
-            self.data_dir,
-            [
-                {"source": problem.source, "index": i, "reason": reason, "start": problem.problem}
-                for i, (problem, fit) in enumerate(zip(found, fits))
-                if not fit
-            ],
-        )
-        if not all(fits):
-            log.warning("%d of %d problems of %s are %s and are left out", fits.count(False), len(fits), split, reason)
-        if not any(fits):
+        too_long: Any = np.array([len(ids) > c.max_request_tokens for ids in tokens])
+        if too_long.all():
             raise DomainError(
                 f"no problem of the split {split} fits into domain.max_request_tokens = {c.max_request_tokens}; raise it"
             )
-        keep = lambda items: tuple(item for item, fit in zip(items, fits) if fit)
+        if too_long.any():
+            log.warning(
+                "%d of %d problems of %s are longer than domain.max_request_tokens = %d and %s",
+                *(too_long.sum(), too_long.size, split, c.max_request_tokens),
+                "are left out" if split == "train" else "count as wrong",
+            )
+        return found, tokens, too_long
+
+    def _read(self, split: str) -> tuple[tuple[Problem, ...], tuple[Tokens, ...]]:
+        """Return the problems of a split and their tokens.
+
+        Those to train on that are too long are left out and listed; those to evaluate on lose their middle, and count as wrong.
+        """
+        found, tokens, too_long = self.found(split)
+        room = self.config.max_request_tokens
+        if split != "train":
+            return tuple(found), tuple(chat.shorten(self.tokenizer, ids, room, "middle")[0] for ids in tokens)
+        reason = f"longer than {room} tokens"
+        data.append_skipped(
+            self.data_dir,
+            [
+                {"source": found[i].source, "index": int(i), "reason": reason, "start": found[i].problem}
+                for i in np.flatnonzero(too_long)
+            ],
+        )
+        keep = lambda items: tuple(item for item, left_out in zip(items, too_long) if not left_out)
         return keep(found), keep(tokens)
+
+    def too_long(self, split: str) -> np.ndarray:
+        """Return which problems of a split are too long, bool [M]; of those to train on none is left."""
+        found = self.found(split)[2]
+        return found[~found] if split == "train" else found
 
     def problem_of(self, task: int) -> Problem:
         """Return the problem of a task's number."""
@@ -189,7 +219,10 @@ class Math(SingleTurnDomain):
         def per_rollout(values, kind: Any = np.float32) -> Any:
             return np.array(list(values), kind).reshape(batch, group)
 
-        quality = per_rollout(verdict.correct for verdict in verdicts)
+        unseen = [
+            self.too_long(self.config.splits[n // SPAN])[n % SPAN] for n in np.repeat(history.task, group).tolist()
+        ]
+        quality = per_rollout(verdict.correct and not cut for verdict, cut in zip(verdicts, unseen, strict=True))
         graded = per_rollout((verdict.graded for verdict in verdicts), bool)
         pieces = [((), request, solution, ()) for request, (solution, _) in zip(requests, shown, strict=True)]
         children = self.children(history, pieces, quality)
@@ -234,7 +267,8 @@ class Math(SingleTurnDomain):
     def _taught(self) -> list[arithmetic.Exercise]:
         """The exercises that fit, as tasks do."""
         c, fit = self.config, {problem.problem for problem in self.problems("train")[0]}
-        return [e for e in arithmetic.exercises("train", c.num_train, c.data_seed) if e.problem in fit]
+        taught = arithmetic.exercises("train", c.num_train, c.data_seed, c.split_by)
+        return [exercise for exercise in taught if exercise.problem in fit]
 
     def _exercise(self, number: int, group_size: int) -> tuple[str, str, int, list[str]]:
         c = self.config
@@ -313,4 +347,5 @@ def make_domain(config: MathConfig) -> Domain:
         texts=math.texts,
         tokenizer=math.tokenizer,
         decode=math.decode,
+        too_long=math.too_long,
     )

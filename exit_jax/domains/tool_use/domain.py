@@ -5,8 +5,9 @@ the tokens that were sampled and observed; the *request* in hand, as text; and a
 self-iteration prompt is a further message behind the context. It stays in the transcript of the rollout that it begins, and
 out of the histories that this yields (ExIt App. A).
 
-A context can be taken apart again, since a response ends at its first stop token: that is how an environment is brought to
-where a history starts, by making the recorded calls again and comparing what is observed.
+A context can be taken apart again, since a response ends at its first stop token, or with ``stop_at_call`` where its first call
+ends: that is how an environment is brought to where a history starts, by making the recorded calls again and comparing what is
+observed.
 """
 
 import dataclasses
@@ -29,12 +30,15 @@ from exit_jax.domains.domain import INVALID, VALID, Answer, Domain, DomainError,
 from exit_jax.domains.text import SPAN, TextDomain, Tokens
 from exit_jax.domains.tool_use import bfcl, tiny, tiny_expert, tiny_tasks
 from exit_jax.domains.tool_use.episode import Episode, Task, system_prompt
+from exit_jax.domains.tool_use.parser import MARKERS, has_ending
 from exit_jax.policy.hf import chat, turns
+from exit_jax.policy.stops import StopText
 
 log = logging.getLogger(__name__)
 
 WORLDS = ("bfcl", "tiny")
 QUALITIES = ("first_request", "requests")
+OVERLONG_UNITS = ("episode", "response")
 TAGS = ("<tool_call>", "</tool_call>")  # control tokens of Qwen's, which a shown response keeps
 FIGURES = ("first_request", "requests_fulfilled", "share_fulfilled", "invalid_calls", "crashed", "turns")
 OFFICIAL = "official"  # BFCL's own verdict, which the tiny world has not
@@ -62,7 +66,9 @@ class ToolsConfig:
     template_inputs: tuple[str, ...]  # what else the chat template reads, as "date_string=26 Jul 2024"
     observation_role: str  # in which the chat template is told what a call returned: "tool" or "user"
     prompt_width: int
-    max_context_tokens: int  # longer histories are not kept, and tasks that begin longer are skipped
+    max_context_tokens: (
+        int  # longer histories are not kept; tasks that begin longer are not trained on, and count as failed
+    )
     max_request_tokens: int
     max_solution_tokens: int  # of a response in a prompt; a longer one is cut in its middle
     max_tokens: int  # of a response
@@ -77,6 +83,11 @@ class ToolsConfig:
     num_workers: int  # processes that play BFCL's episodes; 0 for one a core
     call_secs: float  # of processor time, for one call; by the clock four times that
     demo_noise: float  # share of a demonstration's turns that go wrong (tiny)
+    # the end of a call ends its response, as a stop token does; False: a response may go on, and two calls are none
+    stop_at_call: bool = False
+    # one of OVERLONG_UNITS, what ``mask_overlong`` and the buffer leave out: all responses of an "episode" without a valid
+    # end, or any "response" without a valid ending
+    overlong_unit: str = "episode"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -89,7 +100,7 @@ class ToolsConfig:
         wrong = [
             f"domain.{name} = {getattr(self, name)!r} is not one of {choices}"
             for name, choices in (
-                *(("world", WORLDS), ("quality", QUALITIES)),
+                *(("world", WORLDS), ("quality", QUALITIES), ("overlong_unit", OVERLONG_UNITS)),
                 ("observation_role", ("tool", "user")),
             )
             if getattr(self, name) not in choices
@@ -123,6 +134,7 @@ class Tools(TextDomain):
         self.config = config
         self.candidates = functools.cache(self._candidates)
         self.tasks_of = functools.cache(self._read)
+        self.too_long = functools.cache(self._too_long)
         self.head = functools.cache(self._head)
         self.encode = functools.lru_cache(1 << 16)(self._encode)  # a world says the same things again and again
 
@@ -159,32 +171,49 @@ class Tools(TextDomain):
         return [tasks[name] for name in bfcl.split_tasks(tasks)[split]]
 
     def _read(self, split: str) -> tuple[Task, ...]:
-        """Return the tasks of a split whose beginnings fit."""
+        """Return the tasks of a split; to train on, those that fit."""
+        found = self.candidates(self.config.train_split if split == "train" else split)
+        if split != "train":
+            return tuple(found)
+        return tuple(task for task, left_out in zip(found, self._beyond(split, found)) if not left_out)
+
+    def _too_long(self, split: str) -> np.ndarray:
+        """Return which tasks of a split do not fit, bool [M]; they count as failed, and none of those to train on is such."""
+        found = self.tasks_of(split)
+        return np.zeros(len(found), bool) if split == "train" else self._beyond(split, found)
+
+    def _beyond(self, split: str, found: Sequence[Task]) -> np.ndarray:
+        """Return which tasks begin, or ask, in more tokens than there is room for; says so in the log.
+
+        Raises:
+          DomainError: if all of them do.
+        """
         c = self.config
-        found = self.candidates(c.train_split if split == "train" else split)
         requests = [max(len(chat.encode_piece(self.tokenizer, text)) for text in task.requests) for task in found]
-        fits = [
-            len(self.head(task.id)) <= c.max_context_tokens and longest <= c.max_request_tokens
-            for task, longest in zip(found, requests)
-        ]
-        if not all(fits):
-            log.warning(
-                "%d of %d tasks of %s are left out: they begin with more than domain.max_context_tokens = %d tokens, or a "
-                "request takes more than domain.max_request_tokens = %d",
-                *(fits.count(False), len(fits), split, c.max_context_tokens, c.max_request_tokens),
-            )
-        if not any(fits):
-            longest = min(len(self.head(task.id)) for task in found)
+        heads = [len(self.head(task.id)) for task in found]
+        beyond: Any = (np.array(heads) > c.max_context_tokens) | (np.array(requests) > c.max_request_tokens)
+        if beyond.all():
             raise DomainError(
                 f"no task of the split {split} fits into domain.max_context_tokens = {c.max_context_tokens} and "
-                f"domain.max_request_tokens = {c.max_request_tokens}: the shortest begins with {longest} tokens, and has "
+                f"domain.max_request_tokens = {c.max_request_tokens}: the shortest begins with {min(heads)} tokens, and has "
                 f"requests of {min(requests)}; raise them"
             )
-        return tuple(task for task, fit in zip(found, fits) if fit)
+        if beyond.any():
+            log.warning(
+                "%d of %d tasks of %s %s: they begin with more than domain.max_context_tokens = %d tokens, or a request takes "
+                "more than domain.max_request_tokens = %d",
+                *(beyond.sum(), beyond.size, split, "are left out" if split == "train" else "count as failed"),
+                *(c.max_context_tokens, c.max_request_tokens),
+            )
+        return beyond
 
     def task_of(self, number: int) -> Task:
         """Return the task of a number, which those of all splits have: split · 2^20 + row."""
         return self.tasks_of(self.config.splits[int(number) // SPAN])[int(number) % SPAN]
+
+    def _is_too_long(self, number: int) -> bool:
+        """Return whether the task of a number does not fit."""
+        return bool(self.too_long(self.config.splits[int(number) // SPAN])[int(number) % SPAN])
 
     # Tokens
 
@@ -235,15 +264,31 @@ class Tools(TextDomain):
         return templates
 
     @functools.cached_property
-    def frames(self) -> Mapping[str, Template]:
-        """What stands around an observation, behind a response's stop token: by kind, "request" or "call"."""
+    def stop_text(self) -> StopText | None:
+        """What ends a response beside stop tokens."""
+        if not self.config.stop_at_call:
+            return None
+        return StopText.of(MARKERS.call_end, self.tokenizer.convert_ids_to_tokens(list(range(self.vocab_size))))
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return 1 + max(self.tokenizer.get_vocab().values())
+
+    @functools.cached_property
+    def frames(self) -> Mapping[tuple[str, bool], Template]:
+        """What stands around an observation: by kind, "request" or "call", and by whether the response has its stop token."""
         roles = {"request": "user", "call": self.config.observation_role}
-        frame = lambda role: turns.between(
-            *(self.tokenizer, [{"role": role, "content": "{feedback}"}], self.stop_tokens, self.inputs),
-            add_generation_prompt=False,
-        )
+
+        def frame(role: str, stopped: bool) -> Template:
+            said = [{"role": role, "content": "{feedback}"}]
+            stops, inputs = self.stop_tokens, self.inputs
+            return turns.between(
+                self.tokenizer, said, stops, inputs, add_generation_prompt=False, with_stop=not stopped
+            )
+
         try:
-            return {kind: frame(role) for kind, role in roles.items()}
+            return {(kind, stopped): frame(role, stopped) for kind, role in roles.items() for stopped in (True, False)}
         except ValueError as error:
             raise DomainError(f"domain.observation_role = {self.config.observation_role!r}: {error}") from error
 
@@ -267,9 +312,12 @@ class Tools(TextDomain):
         """Return what a later prompt shows of a response."""
         return self.shown(response, self.config.max_solution_tokens, "middle")[0]
 
-    def observation(self, kind: str, text: str) -> list[int]:
-        """Return the tokens of what is said to a response of a kind; a text that is too long loses its middle."""
-        frame = self.frames["request" if kind == "finished" else "call"]
+    def observation(self, kind: str, text: str, stopped: bool = True) -> list[int]:
+        """Return the tokens of what is said to a response of a kind; a text that is too long loses its middle.
+
+        They begin with the stop token that the response lacks, unless it is ``stopped``.
+        """
+        frame = self.frames["request" if kind == "finished" else "call", stopped]
         room = self.config.max_observation_tokens - len(chat.splice(frame, {"feedback": ()}))
         said, _ = chat.shorten(self.tokenizer, self.encode(text), max(room, 0), "middle")
         return chat.splice(frame, {"feedback": said})
@@ -302,31 +350,55 @@ class Tools(TextDomain):
             ),
             figures=functools.partial(self.figures, num_requests=num_requests),
             show=self.show,
+            by_response=c.overlong_unit == "response",
         )
 
     def step(self, pairs: Sequence[tuple[Episode, Tokens]], max_turns: int, num_requests: int | None):
         """Play a turn of each episode with a response's tokens."""
-        texts = [(episode, self.answer(response)) for episode, response in pairs]
+        texts = [(episode, self._text(response)) for episode, response in pairs]
         results = self.world.step_many(texts, max_turns, num_requests)
-        return [(result.episode, self._answer(result.episode)) for result in results]
+        return [
+            (result.episode, self._answer(result.episode, response, has_ending(text)))
+            for result, (_, response), (_, text) in zip(results, pairs, texts, strict=True)
+        ]
 
-    def _answer(self, episode: Episode) -> Answer:
+    def _text(self, response: Tokens) -> str:
+        """Return what a response says; the token in which its call ends may hold a bit more, which does not count."""
+        text = self.answer(response)
+        start, tag, _ = text.partition(MARKERS.call_end)
+        return start + tag if self.config.stop_at_call else text
+
+    def _answer(self, episode: Episode, response: Tokens, ended: bool) -> Answer:
         """Return what is said to the last response of an episode; the limit of turns is the caller's."""
         if episode.how in ("finished", "error"):
-            return Answer((), VALID)
+            return Answer((), VALID, ended)
         if episode.how in ("crashed", "mismatch"):
-            return Answer((), INVALID)
+            return Answer((), INVALID, ended)
         turn = episode.turns[-1]
-        return Answer(self.observation(turn.kind, turn.observation))
+        stopped = not self.config.stop_at_call or (len(response) > 0 and int(response[-1]) in self.stop_tokens)
+        return Answer(self.observation(turn.kind, turn.observation, stopped), None, ended)
+
+    def demonstrate(self, response: str) -> list[int]:
+        """Return the tokens of a response to learn from, with what ends it, as they would have been sampled."""
+        tokens = super().demonstrate(response)
+        end = self._end(tokens)
+        return tokens if end is None else tokens[: end + 1]
+
+    def _end(self, tokens: Tokens) -> int | None:
+        """Return the index of the token that ends a response which begins as ``tokens`` do; None where it is not among them."""
+        stop = next((index for index, token in enumerate(tokens) if token in self.stop_tokens), None)
+        call = self.stop_text.find(tokens[:stop]) if self.stop_text else None
+        return stop if call is None else call
 
     def begin(self, history: History, group_size: int, max_turns: int, num_requests: int | None) -> list[Any]:
         """Return the episodes that histories [b] start from, each ``group_size`` times; None where one goes another way.
 
-        The recorded responses are played again, those of all histories side by side.
+        The recorded responses are played again, those of all histories side by side. A task that is too long has no episode.
         """
-        found: list[Episode | None] = [Episode(self.task_of(number).id) for number in history.task]
+        tasks, unseen = [self.task_of(number) for number in history.task], [*map(self._is_too_long, history.task)]
+        found: list[Episode | None] = [None if cut else Episode(task.id) for task, cut in zip(tasks, unseen)]
         context = [list(row[:length]) for row, length in zip(history.tokens, history.lengths[:, 0])]
-        place = [len(self.head(episode.task_id)) for episode in found if episode]
+        place = [len(self.head(task.id)) for task in tasks]
         for turn in range(int(history.turn.max(initial=0))):
             going = [b for b, episode in enumerate(found) if episode and turn < history.turn[b]]
             responses = [self._next_response(context[b], place[b]) for b in going]
@@ -339,16 +411,16 @@ class Tools(TextDomain):
         for b, episode in enumerate(found):
             if episode and place[b] != len(context[b]):
                 found[b] = None
-        num_lost = found.count(None)
+        num_lost = found.count(None) - sum(unseen)
         if num_lost:
             log.warning("%d of %d histories went another way when their calls were made again", num_lost, len(found))
         return [episode for episode in found for _ in range(group_size)]
 
     def _next_response(self, context: list[int], place: int) -> list[int]:
-        """Return the recorded response behind ``place``: all up to its first stop token."""
-        start = place + len(self.lead)
-        stops = (i for i, token in enumerate(context[start:], start) if token in self.stop_tokens)
-        return context[start : next(stops, len(context)) + 1]
+        """Return the recorded response behind ``place``: all up to what ended it."""
+        rest = context[place + len(self.lead) :]
+        end = self._end(rest)
+        return rest if end is None else rest[: end + 1]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -391,7 +463,9 @@ class Tools(TextDomain):
         found, start = self.tasks_of(split), SPAN * self.config.splits.index(split)
         packed = Packed.empty((len(found),), self.width)
         for row, task in enumerate(found):
-            packed.put(row, self.head(task.id), self.encode(task.requests[0]), (), start + row, 0, -1, 0.0)
+            context, request = self.head(task.id), self.encode(task.requests[0])
+            kept = context[: self.config.max_context_tokens], request[: self.config.max_request_tokens]
+            packed.put(row, *kept, (), start + row, 0, -1, 0.0)
         return packed.history()
 
     def grade(self, instances: Instances, rollouts: Rollouts, episodes: list[Any]) -> Grades:
@@ -408,16 +482,17 @@ class Tools(TextDomain):
         insertable: Any = np.zeros((*shape, self.config.max_turns), bool)
         too_long: Any = np.zeros(shape, np.float32)
         for (b, g), episode in zip(np.ndindex(shape), episodes, strict=True):
-            if episode is None or not rollouts.finished[b, g]:
+            usable = rollouts.finished[b, g] if rollouts.ended is None else rollouts.ended[b, g].any()
+            if episode is None or not usable:
                 continue
-            for u, (context, response) in enumerate(self._turns(instances.history, rollouts, b, g)):
+            for u, (context, response, ended) in enumerate(self._turns(instances.history, rollouts, b, g)):
                 turn = int(instances.history.turn[b]) + u
                 step = int(instances.history.step[b]) + 1 if u == 0 else 0
                 solution = self.solution(response)
                 if len(context) > self.config.max_context_tokens:
                     too_long[b, g] = 1.0
                     break
-                insertable[b, g, u] = bool(solution)
+                insertable[b, g, u] = ended and bool(solution)
                 request = self.request(episode.before(turn))
                 task = int(instances.history.task[b])
                 packed.put((b, g, u), context, request, solution, task, turn, step, quality[b, g])
@@ -433,14 +508,16 @@ class Tools(TextDomain):
         )
 
     def _turns(self, history: History, rollouts: Rollouts, b: int, g: int):
-        """Yield each turn of a transcript: the clean context before it, and the response."""
+        """Yield each turn of a transcript: the clean context before it, the response, and whether that is whole."""
         tokens, mask = rollouts.tokens[b, g].tolist(), rollouts.mask[b, g]
+        ended = mask if rollouts.ended is None else rollouts.ended[b, g]
         length = int(np.flatnonzero(mask)[-1]) + 1
         changes = np.flatnonzero(mask[1:length] != mask[: length - 1]) + 1
-        runs = [tokens[start:stop] for start, stop in itertools.pairwise([0, *changes.tolist(), length])]
+        edges = [0, *changes.tolist(), length]
+        runs = [tokens[start:stop] for start, stop in itertools.pairwise(edges)]
         context = history.tokens[b, : history.lengths[b, 0]].tolist()
-        for response, said in itertools.zip_longest(runs[::2], runs[1::2], fillvalue=()):
-            yield context, response
+        for start, response, said in itertools.zip_longest(edges[:-1:2], runs[::2], runs[1::2], fillvalue=()):
+            yield context, response, bool(ended[start])
             context = [*context, *self.lead, *response, *said[: len(said) - len(self.lead)]]  # the next one's lead goes
 
     def describe(self, history: History) -> list[str]:
@@ -589,7 +666,7 @@ def make_domain(config: ToolsConfig) -> Domain:
         name=config.world,
         splits=config.splits,
         test_splits=("test",),
-        vocab_size=1 + max(tools.tokenizer.get_vocab().values()),
+        vocab_size=tools.vocab_size,
         history_width=tools.width,
         prompt_width=config.prompt_width,
         max_tokens=config.max_transcript_tokens,
@@ -614,4 +691,6 @@ def make_domain(config: ToolsConfig) -> Domain:
         decode=tools.decode,
         environment=tools.environment(test=False),
         test_environment=tools.environment(test=True),
+        stop_text=tools.stop_text,
+        too_long=tools.too_long,
     )

@@ -60,7 +60,7 @@ def parse(response: str, functions: Mapping[str, Mapping[str, Any]], markers: Ma
         functions: name -> document; ``parameters`` in it is a JSON Schema with ``properties`` and perhaps ``required``.
         markers: the texts that end a response.
     """
-    text = final_answer(response).rstrip().rstrip("`").rstrip()
+    text = trimmed(response)
     calls, rest, fault = find_calls(text, markers)
     if fault and (calls or markers.call_end in text or not text.endswith((markers.finished, markers.error))):
         return invalid(f"Not a call: {fault}. {how_to_end(markers)}")
@@ -75,6 +75,16 @@ def parse(response: str, functions: Mapping[str, Mapping[str, Any]], markers: Ma
     if text.endswith(markers.error):
         return Action("error")
     return invalid(how_to_end(markers))
+
+
+def trimmed(response: str) -> str:
+    """Return the final answer of a response without white space and the end of a code fence after its ending."""
+    return final_answer(response).rstrip().rstrip("`").rstrip()
+
+
+def has_ending(response: str, markers: Markers = MARKERS) -> bool:
+    """Return whether a response has one of the valid endings, whatever is before it: a call's end tag, or a marker."""
+    return trimmed(response).endswith((markers.call_end, markers.finished, markers.error))
 
 
 def how_to_end(markers: Markers) -> str:

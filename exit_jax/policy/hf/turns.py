@@ -75,6 +75,7 @@ def between(
     inputs: Mapping[str, Any] = NO_INPUTS,
     pieces: Sequence[str] = PIECES,
     add_generation_prompt: bool = True,
+    with_stop: bool = False,
 ) -> Template:
     """Return what follows a response whose stop token was sampled: ``messages``, and the prompt for the next response.
 
@@ -86,6 +87,7 @@ def between(
 
     Args:
       stops: the stop tokens that responses are sampled with. One that was cut off lacks its own: nothing can follow it.
+      with_stop: begin with what the template closes a response with, for one that something else has ended.
 
     Raises:
       ChatError: as ``cut``, and if the template does not close a response with one of ``stops``.
@@ -100,7 +102,8 @@ def between(
             "a response would not end where its turn does; add that token to the stop tokens"
         )
     rest = template[template.index(" response ") + 2 :]
-    return tuple(item for item in (tuple(after[place + 1 :]), *rest) if item)
+    first = after if with_stop else after[place + 1 :]
+    return tuple(item for item in (tuple(first), *rest) if item)
 
 
 def more(
