@@ -98,20 +98,26 @@ def record(domain: Domain, instances: Instances, rollouts: Rollouts, grades: Gra
     return child, chains
 
 
+def sampling_config(domain: Domain, settings: configs.EvalConfig, max_tokens: int) -> sampler.SamplingConfig:
+    """Return how an evaluation samples: where a response ends is the domain's, as in training."""
+    return sampler.SamplingConfig(
+        max_tokens=max_tokens,
+        stop_tokens=domain.stop_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        stop_sequences=domain.stop_sequences,
+        stop_text=domain.stop_text,
+    )
+
+
 @functools.lru_cache
 def chain_programs(domain_name, fields, policy: DecoderConfig, settings: configs.EvalConfig, mesh_config: MeshConfig):
     """Jit the steps of a chain; the same for all splits and batches."""
     domain, mesh = make_domain(domain_name, fields), meshes.make_mesh(mesh_config)
     reshard, plain = make_reshard(policy, mesh), decoder.without_adapters(policy)
-    sampling = sampler.SamplingConfig(
-        domain.max_tokens,
-        domain.stop_tokens,
-        settings.temperature,
-        settings.top_k,
-        settings.top_p,
-        settings.min_p,
-        stop_sequences=domain.stop_sequences,
-    )
+    sampling = sampling_config(domain, settings, domain.max_tokens)
 
     def respond(params: Params, history: History, key: Array, k: Array):
         mode = jnp.where(history.step < 0, BASE, IMPROVE)
@@ -211,7 +217,7 @@ class OnHost:
         self.stored = None
         if workdir is not None:
             rule = {"greedy": True} if greedy else {"every": int(every)}
-            self.stored = open_stored(config, params, workdir, split, name, **rule)
+            self.stored = open_stored(config, params, workdir, split, name, **rule, **beyond(self.domain, split))
 
     def run(self, tasks: History, key: Array, index: int, progress: Progress) -> Chains:
         """Run one batch, taking the responses that are stored in place of sampling them."""
@@ -278,6 +284,17 @@ class OnHost:
             self.stored.close()
 
 
+def count_too_long(domain: Domain, split: str) -> int:
+    """Return how many tasks of a split do not fit into a prompt, and count as wrong."""
+    return int(domain.too_long(split).sum()) if domain.too_long else 0
+
+
+def beyond(domain: Domain, split: str) -> dict[str, int]:
+    """Return what tells stored responses apart from those of versions that left out the tasks that are too long."""
+    count = count_too_long(domain, split)
+    return {"num_too_long": count} if count else {}
+
+
 def require_graded(failed: bool) -> None:
     """Raise GradingError on all hosts if one of them could not grade: figures of 0 would pass for the policy's."""
     if hosts.agree(failed):
@@ -293,8 +310,7 @@ def episode_programs(domain_name, fields, policy: DecoderConfig, settings: confi
     domain, mesh = make_domain(domain_name, fields), meshes.make_mesh(mesh_config)
     environment, plain = domain.test_environment, decoder.without_adapters(policy)
     assert environment is not None
-    cut = settings.temperature, settings.top_k, settings.top_p, settings.min_p
-    sampling = sampler.SamplingConfig(environment.max_tokens, domain.stop_tokens, *cut)
+    sampling = sampling_config(domain, settings, environment.max_tokens)
     room = transcript_room(environment) + environment.max_ask + environment.max_tokens
     context = lambda history: render(("context",), history, domain.prompt_width)
     return (
@@ -320,7 +336,9 @@ def run_episodes(config: Config, params: Params, split: str, workdir: pathlib.Pa
     by_row = meshes.by_row(meshes.make_mesh(config.run.mesh))
     row_of = np.tile(np.arange(tasks.task.shape[0]), settings.samples_per_task)
     starts = range(0, row_of.size, settings.batch_size)
-    stored = open_stored(config, params, workdir, split, split, steps=steps) if workdir else None
+    stored = None
+    if workdir:
+        stored = open_stored(config, params, workdir, split, split, steps=steps, **beyond(domain, split))
     progress = Progress(f"evaluate {split}", 0, len(starts) * len(steps))
     played: dict[int, list[dict]] = {k: [] for k in steps}
     for number, (start, k) in enumerate(itertools.product(starts, steps)):
@@ -401,7 +419,8 @@ def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> di
             means[split][kind] = {name: float(outcomes[kind].chains.notes[name].mean()) for name in domain.timings}
         chain, rival, search = outcomes["chain"], outcomes.get("restarts"), outcomes.get("greedy")
         about = domain.about(split)
-        results[split] = summarise(config, chain, rival, domain.difficulty(split), search, task_names(about))
+        others = search, task_names(about), count_too_long(domain, split)
+        results[split] = summarise(config, chain, rival, domain.difficulty(split), *others)
         saved += save_chains(config, split, chain, about)
         if search:
             saved += save_chains(config, split, search, about, "greedy")

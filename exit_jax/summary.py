@@ -66,6 +66,8 @@ def mean_of(splits: Sequence[dict]) -> dict:
     for name in ("net_corrections", "corrected", "broken"):  # as a share of tasks, times their number, as in any split
         share = np.array([np.array(figures[name]) / figures["num_tasks"] for figures in splits]).mean(0)
         mean[name] = (share * mean["num_tasks"]).tolist()
+    mean["net_corrections_sum"] = np.sum([figures["net_corrections_sum"] for figures in splits], axis=0).tolist()
+    mean["num_too_long"] = sum(figures["num_too_long"] for figures in splits)
     return mean | {"samples_per_task": first["samples_per_task"], "settings": first["settings"]}
 
 
@@ -91,6 +93,7 @@ def summarise(
     difficulty: Mapping[str, np.ndarray],
     search: Outcome | None = None,
     names: Sequence[str] = (),
+    num_too_long: int = 0,
 ) -> dict:
     """Reduce the chains of a split to what is reported at each k.
 
@@ -98,16 +101,18 @@ def summarise(
     tasks. ``best_so_far`` is the accuracy of an oracle that picks the best iterate; ``stopped`` that of stopping, without an
     oracle, at the first iterate that the policy's own sign calls done (null where the domain has no such sign).
     ``net_corrections`` = ``corrected`` - ``broken`` counts wrong→right and right→wrong changes between neighbouring iterates
-    up to k, a task. ``unchanged_right`` and ``unchanged_wrong`` are the shares of responses that left a right or wrong answer
-    as it was, up to k (null where there was none). ``restarts`` is the rival at equal responses: chains that start over every
-    ``eval.restart_every`` responses, by the same rules; where they do so after each response, its ``best_so_far`` is best-of-n
-    by an oracle, and ``majority`` the most frequent answer's accuracy.
+    up to k, a mean over the samples of a task; ``net_corrections_sum``, which the paper reports (ExIt §5), counts those of all
+    samples: n · M · Δ for n samples of M tasks. ``unchanged_right`` and ``unchanged_wrong`` are the shares of responses that
+    left a right or wrong answer as it was, up to k (null where there was none). ``restarts`` is the rival at equal responses:
+    chains that start over every ``eval.restart_every`` responses, by the same rules; where they do so after each response, its
+    ``best_so_far`` is best-of-n by an oracle, and ``majority`` the most frequent answer's accuracy.
 
     Where quality is more than right or wrong: ``best_quality`` is the quality of the best so far, ``_delta`` the gain in a
     quality since k = 0. ``improved`` and ``worsened`` are the shares of steps up to k that raised or lowered the quality of
     what they started from, and ``net_gains`` their difference (null at k = 0). ``greedy`` is the search at equal responses:
     figures of the best so far, which is what it holds. ``notes`` are means of what else the grading said of the k-th
     responses. ``by_task`` has the qualities of each task that the domain names. ``_se`` are standard errors over tasks.
+    ``num_too_long`` of the ``num_tasks`` did not fit into a prompt; all their figures are 0.
     """
     samples, quality = config.eval.samples_per_task, outcome.chains.quality
     at = lambda values: [float(values[k]) for k in config.eval.steps]  # [K + 1] -> list over k
@@ -140,6 +145,7 @@ def summarise(
         },
         "figures": {name: at(values.mean(1)) for name, values in outcome.figures.items()},
         "num_tasks": num_tasks,
+        "num_too_long": num_too_long,
         "samples_per_task": samples,
         "settings": configs.to_dict(config)["eval"],
     }
@@ -188,16 +194,22 @@ def stopped(config: Config, chains: Chains) -> list[float | None]:
     return [float(accuracy[k]) for k in config.eval.steps]
 
 
-def corrections(config: Config, right: Any) -> dict[str, list[float]]:
+def corrections(config: Config, right: Any) -> dict[str, Sequence[float]]:
     """Return how often neighbouring iterates went from wrong to right, and back, up to k, of ``right`` [K + 1, R]."""
 
-    def counts(events):  # [K, R] -> those up to k, a task's samples averaged
-        total = np.concatenate([[0], np.cumsum(events.sum(1))]) / config.eval.samples_per_task
-        return [float(total[k]) for k in config.eval.steps]
+    def counts(events):  # [K, R] -> those up to k
+        total = np.concatenate([[0], np.cumsum(events.sum(1))])
+        return [int(total[k]) for k in config.eval.steps]
 
     corrected, broken = counts(right[1:] & ~right[:-1]), counts(right[:-1] & ~right[1:])
     net = [up - down for up, down in zip(corrected, broken)]
-    return {"net_corrections": net, "corrected": corrected, "broken": broken}
+    each = lambda total: [count / config.eval.samples_per_task for count in total]
+    return {
+        "net_corrections": each(net),
+        "net_corrections_sum": net,
+        "corrected": each(corrected),
+        "broken": each(broken),
+    }
 
 
 def keeping(config: Config, chains: Chains, right: Any) -> dict[str, list[float | None]]:

@@ -69,6 +69,7 @@ def evaluation(rng, variant: str, split: str) -> dict:
         "quality": accuracy.tolist(),
         "delta": (accuracy - accuracy[0]).tolist(),
         "net_corrections": net.tolist(),
+        "net_corrections_sum": np.round(8 * net).tolist(),
         "corrected": (net + broken).tolist(),
         "broken": broken.tolist(),
         "best_so_far": (accuracy + 0.12 * rise).tolist(),
@@ -95,6 +96,7 @@ def mean_of(splits: list[dict]) -> dict:
     for name in ("net_corrections", "corrected", "broken"):
         shares = [np.array(one[name]) / one["num_tasks"] for one in splits]
         mean[name] = (np.mean(shares, 0) * mean["num_tasks"]).tolist()
+    mean["net_corrections_sum"] = np.sum([one["net_corrections_sum"] for one in splits], 0).tolist()
     errors = np.array([one["accuracy_se"] for one in splits])
     return mean | {"accuracy_se": (np.sqrt((errors**2).sum(0)) / len(splits)).tolist()}
 
@@ -214,6 +216,7 @@ def scored_evaluation(rng, variant: str, split: str) -> dict:
         "k": KS,
         **{"accuracy": nothing, "accuracy_se": nothing, "delta": nothing, "best_so_far": nothing},
         **{"net_corrections": nothing, "corrected": nothing, "broken": nothing, "stopped": [None] * len(KS)},
+        "net_corrections_sum": nothing,
         **{"quality": mean("quality"), "quality_se": error, "best_quality": mean("best_quality")},
         **plain,
         **{"net_gains": net, "net_gains_se": [None, *error[1:]], "notes": {"crashed": crashed}},

@@ -62,6 +62,7 @@ def test_summary_of_a_hand_made_case(config):
     assert result["corrected"] == [0.0, 1.0, 1.5]  # a task, with two samples each
     assert result["broken"] == [0.0, 0.0, 0.5]
     assert result["net_corrections"] == [0.0, 1.0, 1.0]
+    assert result["net_corrections_sum"] == [0, 2, 2] == [round(4 * gain) for gain in result["delta"]]  # n · M · Δ
     assert result["unchanged_wrong"] == [None, 0.25, pytest.approx(2 / 6)]
     assert result["unchanged_right"] == [None, None, 0.5]
     assert result["restarts"]["best_so_far"] == [0.25, 0.25, 0.5]

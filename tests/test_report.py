@@ -129,6 +129,7 @@ def test_one_run_gives_all_tables_and_plots(make_run):
     assert rows["exit"][:2] == ["0", "30"]
     assert rows["accuracy"] == ["10.0", "30.0", "50.0"]
     assert rows["Δ"] == rows["net corrections"] == ["0.0", "20.0", "40.0"]  # 16 of 40 tasks
+    assert rows["net corrections, sum"] == ["0.0", "16.0", "32.0"]  # 2 samples each, of a file that does not say it
     assert rows["right → wrong"] == ["0.0", "2.5", "7.5"]
     assert rows["quality"] == ["40.0", "50.0", "62.5"]
     assert rows["best so far"] == ["12.0", "32.0", "52.0"]
@@ -154,7 +155,7 @@ def test_several_runs_are_averaged_by_variant(make_run, tmp_path):
     tables = text[text.index("## test") :]
     rows = rows_of(tables)
     assert list(rows)[2:4] == ["grpo", "exit"]  # the paper's order, not that of the arguments
-    assert rows["exit"] == [*cells, "40.0 ± 0.0", "55.0 ± 3.6", "48.0 ± 3.6", "45.0 ± 0.0", "30.0 ± 0.0"]
+    assert rows["exit"] == [*cells, "40.0 ± 0.0", "32.0 ± 0.0", "55.0 ± 3.6", "48.0 ± 3.6", "45.0 ± 0.0", "30.0 ± 0.0"]
     assert rows["grpo"][:3] == ["10.0", "30.0", "50.0"]  # one run has no deviation
     assert "| exit | 28.0 ± 3.6 | 78.0 ± 3.6 |" in tables
 

@@ -16,6 +16,7 @@ import numpy as np
 from exit_jax.metrics import read_jsonl
 
 COUNTS = ("net_corrections", "corrected", "broken")  # over all tasks of the split
+TOTALS = ("net_corrections_sum",)  # over all samples of all tasks
 ORDER = ("base", "grpo", "curriculum", "improve", "diverge", "exit")  # the paper's, of its Table 1
 MEAN = "mean"  # the pseudo-split that is the unweighted mean of the test splits
 MAX_INSTANCES = 2000  # of a run: their 2 million pairs take a second
@@ -103,7 +104,9 @@ def load(path: pathlib.Path) -> Run:
         config=config if all(isinstance(config.get(name), str) for name in ("name", "variant")) else {},
         versions=_object(recorded.get("versions")),
         rows=[row for row in read_jsonl(path / "train.jsonl", "step") if is_row(row)],
-        evaluation={split: results for split, results in read("evaluation.json").items() if is_result(results)},
+        evaluation={
+            split: with_sum(split, results) for split, results in read("evaluation.json").items() if is_result(results)
+        },
         chains=Chains(path / "chains.jsonl"),
         timing={kind: told for kind, told in read("evaluation_timing.json").items() if _is_nested(told)},
         scores=scores if _are_numbers(scores.get("score")) else {},
@@ -121,7 +124,7 @@ def _is_nested(content) -> bool:
     return isinstance(content, dict) and all(isinstance(value, dict) for value in content.values())
 
 
-def _are_numbers(content) -> bool:
+def _are_numbers(content) -> TypeGuard[list]:
     return isinstance(content, list) and all(isinstance(value, int | float) for value in content)
 
 
@@ -137,6 +140,14 @@ def is_result(results) -> TypeGuard[dict]:
         case {"k": [_, *_] as k, "num_tasks": int(), "accuracy": list() as right, "quality": list() as quality}:
             return all(type(value) is int for value in k) and len(k) == len(right) == len(quality)
     return False
+
+
+def with_sum(split: str, results: dict) -> dict:
+    """Add the sums of net corrections that evaluations of older versions lack; their mean over splits stays without."""
+    net, samples = results.get("net_corrections"), results.get("samples_per_task")
+    if split == MEAN or not (_are_numbers(net) and isinstance(samples, int)):
+        return results
+    return {"net_corrections_sum": [round(value * samples) for value in net]} | results
 
 
 def load_instances(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -206,12 +217,15 @@ def splits_of(groups: Groups) -> dict[str, list[int]]:
 
 
 def by_k(runs: Sequence[Run], split: str, ks: Sequence[int], *path: str) -> np.ndarray:
-    """Return a metric of the runs' evaluations [runs, len(ks)], in percent (of tasks, for counts); NaN for null or none."""
+    """Return a metric of the runs' evaluations [runs, len(ks)]; NaN for null or none.
+
+    In percent, COUNTS in percent of the tasks, TOTALS as they are.
+    """
     table = []
     for results in (run.evaluation[split] for run in runs if split in run.evaluation):
         found = functools.reduce(lambda at, key: at.get(key) or {}, path, results)
         series = dict(zip(results["k"], found)) if isinstance(found, list) else {}
-        scale = 100 / results["num_tasks"] if path[-1] in COUNTS else 100
+        scale = 1 if path[-1] in TOTALS else 100 / results["num_tasks"] if path[-1] in COUNTS else 100
         table.append([np.nan if series.get(k) is None else scale * series[k] for k in ks])
     return np.array(table, float).reshape(len(table), len(ks))
 

@@ -19,6 +19,7 @@ BY_K = {  # rows of the table: path in evaluation.json -> name
     ("restarts", "stopped"): "restarts, stopped",
     ("restarts", "majority"): "restarts, majority",
     ("net_corrections",): "net corrections",
+    ("net_corrections_sum",): "net corrections, sum",
     ("corrected",): "wrong → right",
     ("broken",): "right → wrong",
     ("unchanged_right",): "right left unchanged",
@@ -44,6 +45,7 @@ SCORES_BY_K = {  # rows of a single run's table, all of them shares in %
 }
 LAST = [  # of these, the table of several variants shows the last k
     ("delta",),
+    ("net_corrections_sum",),
     ("best_so_far",),
     ("stopped",),
     ("restarts", "best_so_far"),
@@ -123,8 +125,11 @@ def split_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
     """Return the tables of a split: over k, and at the last k by difficulty; what no evaluation has is left out."""
     first = next(run.evaluation[split] for run in all_runs(groups) if split in run.evaluation)
     samples = f", {first['samples_per_task']} sample(s) of each" if "samples_per_task" in first else ""
-    text = f"## {split}\n\n{first['num_tasks']} tasks{samples}. All in %; "
-    text += "Δ is the gain in accuracy since k = 0, and equals net corrections per 100 tasks. "
+    beyond = first.get("num_too_long", 0)
+    samples += f", {beyond} of which are too long for a prompt and count as wrong" if beyond else ""
+    text = f"## {split}\n\n{first['num_tasks']} tasks{samples}. All in %, but for the sum; "
+    text += "Δ is the gain in accuracy since k = 0, and equals net corrections per 100 tasks, a mean over a task's samples; "
+    text += "*net corrections, sum* counts those of all samples, as the paper does. "
     parts, last = [text + words(groups, [split])], ks[-1:]
 
     def known(paths, ks):

@@ -183,8 +183,9 @@ class Math(SingleTurnDomain):
         data.append_skipped(
             self.data_dir,
             [
-                {"source": found[i].source, "index": int(i), "reason": reason, "start": found[i].problem}
-                for i in np.flatnonzero(too_long)
+                {"source": problem.source, "index": i, "reason": reason, "start": problem.problem}
+                for i, (problem, left_out) in enumerate(zip(found, too_long))
+                if left_out
             ],
         )
         keep = lambda items: tuple(item for item, left_out in zip(items, too_long) if not left_out)
