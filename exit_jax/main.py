@@ -72,7 +72,7 @@ def run_experiment(config: "Config", workdir: pathlib.Path) -> dict:
 @functools.cache
 def warn(line: str) -> None:
     """Say a line, once a process: the runs of a study share most of what there is to say."""
-    logging.getLogger(__name__).warning("warning: %s", line)
+    logging.getLogger(__name__).warning("%s", line)
 
 
 def reopen_workdir(config: "Config", workdir: pathlib.Path) -> pathlib.Path:

@@ -119,7 +119,7 @@ class Watch:
                 self._in_a_row[name] = self._in_a_row[name] + 1 if value == idle else 0
                 if self._in_a_row[name] == self.PATIENCE and self._signs.pop(name, None) and hosts.is_lead():
                     step = first_step + i
-                    log.warning("warning: %s, steps %d to %d: %s", self._title, step - self.PATIENCE + 1, step, meaning)
+                    log.warning("%s, steps %d to %d: %s", self._title, step - self.PATIENCE + 1, step, meaning)
 
 
 class Progress:

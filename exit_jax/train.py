@@ -295,7 +295,7 @@ def require_learnable(config: Config) -> None:
     if faults or never:
         raise ConfigError("; ".join([*faults, *([unready] if never else [])]))
     if unready and hosts.is_lead():
-        log.warning("warning: %s", unready)
+        log.warning("%s", unready)
 
 
 def record_buffer(config: Config, state: State, params: Params, workdir: pathlib.Path) -> None:

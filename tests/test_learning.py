@@ -128,7 +128,7 @@ def test_a_study_is_warned_once(caplog):
     main.warn.cache_clear()
     for _ in range(2):
         main.warn("a line")
-    assert [record.getMessage() for record in caplog.records] == ["warning: a line"]
+    assert [record.getMessage() for record in caplog.records] == ["a line"]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_domain_of_which_nothing_is_learnt_is_refused_before_compile(tmp_path,
     with pytest.raises(ConfigError, match=r"sampling.min_tokens = 20 leaves no room"):
         train.train(smoke(changes={"sampling.min_tokens": 20}), tmp_path)
     train.require_learnable(smoke(num_iterations=1, steps_per_call=1))
-    assert "warning: algorithm.min_buffer_size = 16 is never reached" in caplog.text
+    assert "algorithm.min_buffer_size = 16 is never reached" in caplog.text
     assert learning.response_faults(smoke(), 1)
     assert not learning.response_faults(smoke(), 2)
     assert not (tmp_path / "warm_start").exists()
@@ -227,7 +227,7 @@ def test_iterations_from_which_nothing_is_learnt_are_told_of_once(caplog):
     ones, zeros = np.ones(3), np.zeros(3)
     for step in range(1, 31, 3):
         watch.look(step, {"unfinished": ones, "zero_variance_groups": ones * 0.99, "params_moved": zeros})
-    assert [record.getMessage().partition(",")[0] for record in caplog.records] == ["warning: train"] * 2
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == ["train"] * 2
     assert "steps 1 to 5: no response ended" in caplog.text
     assert "steps 1 to 5: no update changed" in caplog.text
     caplog.clear()
