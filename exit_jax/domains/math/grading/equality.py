@@ -175,8 +175,9 @@ def same_equation(gold: Equation, response: Equation) -> bool:
         return True
     for name in names:  # y = 1/x and xy = 1
         slopes = left.diff(name), right.diff(name)
-        if all(slope != 0 and name not in slope.free_symbols for slope in slopes):
-            return same_formula(*(-value.subs(name, 0) / slope for value, slope in zip((left, right), slopes)))
+        rests = left.subs(name, 0), right.subs(name, 0)
+        if all(slope != 0 and name not in slope.free_symbols for slope in slopes) and 0 not in rests:
+            return same_formula(*(-rest / slope for rest, slope in zip(rests, slopes)))
     return False
 
 
