@@ -124,10 +124,10 @@ def overview(groups: Groups) -> list[str]:
 def split_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
     """Return the tables of a split: over k, and at the last k by difficulty; what no evaluation has is left out."""
     first = next(run.evaluation[split] for run in all_runs(groups) if split in run.evaluation)
-    samples = f", {first['samples_per_task']} sample(s) of each" if "samples_per_task" in first else ""
-    beyond = first.get("num_too_long", 0)
-    samples += f", {beyond} of which are too long for a prompt and count as wrong" if beyond else ""
-    text = f"## {split}\n\n{first['num_tasks']} tasks{samples}. All in %, but for the sum; "
+    size, beyond = f"{first['num_tasks']} tasks", first.get("num_too_long", 0)
+    size += f" ({beyond} of them too long for a prompt, and so wrong)" if beyond else ""
+    size += f", {first['samples_per_task']} sample(s) of each" if "samples_per_task" in first else ""
+    text = f"## {split}\n\n{size}. All in %, but for the sum; "
     text += "Δ is the gain in accuracy since k = 0, and equals net corrections per 100 tasks, a mean over a task's samples; "
     text += "*net corrections, sum* counts those of all samples, as the paper does. "
     parts, last = [text + words(groups, [split])], ks[-1:]
