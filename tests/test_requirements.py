@@ -15,8 +15,8 @@ from exit_jax import programs
 from exit_jax.config import ConfigError, validate
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.math import domain as maths
-from exit_jax.policy.decoder import COMPUTE_FIELDS
 from exit_jax.policy.hf.config import CheckpointError
+from exit_jax.policy.shape import COMPUTE_FIELDS
 from exit_jax.requirements import longest_sequence, require_checkpoint_fits
 
 WIDTHS = {  # the small tokenizers make a token of nearly each letter

@@ -19,6 +19,8 @@ from exit_jax.algorithm.types import Array, Params, pytree
 from exit_jax.parallel.mesh import BATCH
 from exit_jax.policy import attention
 from exit_jax.policy.cache import Cache, LayerCache, causal_mask, write
+from exit_jax.policy.shape import COMPUTE_FIELDS as COMPUTE_FIELDS  # by this name in config files of before
+from exit_jax.policy.shape import PROJECTIONS as PROJECTIONS
 from exit_jax.policy.shape import DecoderConfig, LoraConfig
 
 
