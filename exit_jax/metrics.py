@@ -55,9 +55,11 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, name: str, step: int):
-        self._file = self._events = None
+        self._file = self._events = self._distinct = None
         if not hosts.is_lead():
             return
+        if name == "train":
+            self._distinct = DistinctInstances(workdir / "instances.jsonl", step)
         path = workdir / f"{name}.jsonl"
         kept = [row for row in read_jsonl(path, "step") if row["step"] <= step]
         partial = path.with_suffix(".tmp")
@@ -67,8 +69,14 @@ class MetricsWriter:
         self._events = EventWriter(workdir / "tensorboard" / name, purge_step=step + 1)
 
     def write(self, first_step: int, metrics: Mapping[str, np.ndarray], extra: Mapping[str, float]) -> dict:
-        """Write the rows of several iterations, metrics [n] each, and return the last; NaN, "nothing to average", is null."""
-        row: dict = {}
+        """Write the rows of several iterations, metrics [n] each, and return the last; NaN, "nothing to average", is null.
+
+        Of "instances", fingerprints uint32 [n, B, 2], it is written how many different ones there have been.
+        """
+        row, metrics = {}, dict(metrics)
+        marks = metrics.pop("instances", None)
+        if marks is not None and self._distinct:
+            metrics["distinct_instances"] = self._distinct.add(first_step, marks)
         count = len(next(iter(metrics.values())))
         for i in range(count):
             row = {"step": first_step + i}
@@ -87,6 +95,40 @@ class MetricsWriter:
         if self._file and self._events:
             self._file.close()
             self._events.close()
+        if self._distinct:
+            self._distinct.close()
+
+
+class DistinctInstances:
+    """Counts the different instances that a run trained on, by what they hold; an instance that comes back is no new one.
+
+    The fingerprints that each iteration was the first to bring are kept in a file, so that a run that is resumed counts on.
+    Where iterations are missing there, as of a run that began before there was such a file, there is no count.
+    """
+
+    def __init__(self, path: pathlib.Path, step: int):
+        kept = [row for row in read_jsonl(path, "step") if row["step"] <= step]
+        self._seen = {mark for row in kept for mark in row["new"]}
+        self._complete = [row["step"] for row in kept] == list(range(1, step + 1))
+        partial = path.with_suffix(".tmp")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(partial, path)
+        self._file = path.open("a")
+
+    def add(self, first_step: int, marks: np.ndarray) -> np.ndarray:
+        """Take fingerprints uint32 [n, B, 2] of n iterations; returns the counts after each, float [n], NaN if unknown."""
+        counts = []
+        for step, of_step in enumerate(marks.tolist(), first_step):
+            names = dict.fromkeys(f"{high:08x}{low:08x}" for high, low in of_step)
+            new = [name for name in names if name not in self._seen]
+            self._seen.update(new)
+            self._file.write(json.dumps({"step": step, "new": new}) + "\n")
+            counts.append(len(self._seen) if self._complete else math.nan)
+        self._file.flush()
+        return np.array(counts, float)
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class Watch:

@@ -79,7 +79,7 @@ class Given:
 class Parts:
     """The pieces of an iteration, ready to be composed and jitted in one program or in several."""
 
-    select: Callable[[State], Instances]
+    select: Callable[..., Instances]  # (state), and a batch in flight, if there is one
     reshard: Callable[[Params], Params]  # of the learner to the sampler's form of the policy
     rollout: Callable[[Params, Instances, Array], Rollouts]
     learn: Callable[[State, Instances, Rollouts, Grades], tuple[State, Metrics]]
@@ -582,7 +582,7 @@ class StepPrograms:
 
         def select(given, state, flight):
             state = ahead(state, flight)
-            return parts(given).select(state), stream(state.key, "sample", state.step)
+            return parts(given).select(state, flight), stream(state.key, "sample", state.step)
 
         return cls(
             select=jax.jit(select, out_shardings=(by_row, same)),

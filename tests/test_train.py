@@ -282,21 +282,44 @@ def test_fewer_slots_than_rollouts_change_nothing(whole, tmp_path):
             np.testing.assert_allclose(ours[name] or 0.0, theirs[name] or 0.0, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.slow
-def test_buckets_change_nothing_but_widths(tmp_path):
-    """Prompts of 18 or 34 tokens and responses of 1 to 7 train as without buckets, also with Dr. GRPO's constant length."""
-    changes = {"domain.on_host": True, "algorithm.aggregation": "dr_grpo"}
-    per_step = {"steps_per_call": 1, "num_iterations": 3, "checkpoint_every": 3}
-    recorded = []
-    for name, buckets in (("one", {}), ("two", {"run.prompt_buckets": (32, 33), "run.response_buckets": (3, 5)})):
-        train.train(smoke(changes=changes | buckets, **per_step), tmp_path / name)
-        recorded.append(rows(tmp_path / name))
-    for one, two in zip(*recorded, strict=True):
-        for name in one:
-            assert (one[name] is None) == (two[name] is None), name
-            np.testing.assert_allclose(one[name] or 0.0, two[name] or 0.0, rtol=1e-4, atol=1e-4, err_msg=name)
-    config = smoke(changes=changes | {"run.prompt_buckets": (8,)}, **per_step)
-    steps = programs.make_program(config).steps
+def test_buckets_change_nothing_but_widths():
+    """Responses of up to 3 tokens of 7 are cut to 3, prompts of 34 of 40 to 34, and are learnt from as without buckets.
+
+    So they are with Dr. GRPO's constant, which is the 7 that a response could have had, not the 3 that are left.
+    """
+    changes = {"domain.on_host": True, "algorithm.aggregation": "dr_grpo", "algorithm.temperature": 0.7}
+    config = smoke(changes=changes, steps_per_call=1)
+    program, domain = programs.make_program(config), programs.make_domain(config.domain_name, config.domain)
+    given, state = programs.Given(domain.tasks("train"), None), program.init(train.initial_params(config), 0)
+    copies = [jax.tree.map(jnp.copy, state) for _ in range(2)]  # learning takes them
+    _, rollouts, _ = program.steps.expand(given, state, None)
+    short = dataclasses.replace(rollouts, mask=rollouts.mask & (jnp.arange(domain.max_tokens) < 3)[None, None])
+    outcomes, widths = [], []
+
+    def select(*args):
+        instances, key = program.steps.select(*args)
+        return dataclasses.replace(instances, prompt=jnp.pad(instances.prompt, ((0, 0), (0, 6)))), key
+
+    def learn(given, state, instances, rollouts, grades):
+        widths.append((instances.prompt.shape[-1], rollouts.tokens.shape[-1]))
+        return program.steps.learn(given, state, instances, rollouts, grades)
+
+    for own, prompts, responses in zip(copies, ((40,), (33, 34, 40)), ((7,), (3, 5, 7))):
+        steps = dataclasses.replace(program.steps, select=select, rollout=lambda *_: short, learn=learn)
+        steps = dataclasses.replace(steps, prompt_buckets=prompts, response_buckets=responses)
+        outcomes.append(steps.iterate(given, own))
+    assert widths == [(40, 7), (34, 3)]
+    (one, metrics), (two, others) = outcomes
+    assert float(metrics["loss"][0]) != 0
+    assert float(metrics["gap/mean"][0]) < 1e-5, "learner and sampler, at a temperature that is not 1"
+    for name in (name for name in metrics if not name.startswith("time/")):
+        np.testing.assert_allclose(metrics[name], others[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    for a, b in zip(leaves(one), leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_smallest_bucket_that_holds_the_longest_is_taken():
+    steps = programs.make_program(smoke(changes={"domain.on_host": True}, steps_per_call=1)).steps
     assert steps._fit(jnp.array([3, 8]), (8, 34)) == 8
     assert steps._fit(jnp.array([3, 9]), (8, 34)) == 34
     assert steps._fit(jnp.array([3, 99]), (8, 34)) == 34  # truncated prompts

@@ -11,7 +11,7 @@ from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm import grpo
 from exit_jax.algorithm import starts as starting
 from exit_jax.algorithm.diversity import diversity
-from exit_jax.algorithm.equality import repeats, same_content, same_entry
+from exit_jax.algorithm.equality import fingerprint, repeats, same_content, same_entry
 from exit_jax.algorithm.learnability import learnability, reward
 from exit_jax.algorithm.selection import stream
 from exit_jax.algorithm.types import (
@@ -79,12 +79,6 @@ def learn(
     step = state.step + 1
     reference = grpo.mix_reference(state.reference, params, step, config.reference_every, config.reference_mix)
 
-    fresh_B = instances.fresh
-    if config.rollout_lag:
-        # the batch before may have drawn the same entries, and was in flight when these were selected
-        slot_B, found_B = buffers.locate(state.buffer, instances.history)
-        met_B = found_B & ~buffers.is_base_task(instances.history) & (state.buffer.num_draws[slot_B] > 0)
-        fresh_B = fresh_B & ~met_B
     key = stream(state.key, "expand", state.step)
     buffer, first_B, expansion = expand(config, state.buffer, instances, rollouts, grades, score_B, step, key)
     state = dataclasses.replace(
@@ -95,12 +89,13 @@ def learn(
         buffer=buffer,
         step=step,
         cursor=state.cursor + (~instances.from_buffer).sum(dtype=jnp.int32),
-        num_distinct=state.num_distinct + (fresh_B & first_B).sum(dtype=jnp.int32),
+        num_distinct=state.num_distinct + (instances.fresh & first_B).sum(dtype=jnp.int32),
         starts=starting.note(state.starts, instances.history, stream(state.key, "starts", state.step)),
     )
     metrics |= expansion | batch_metrics(instances, rollouts, grades, reward_BG, score_B, step)
     metrics |= buffer_metrics(buffer, step) | {
-        "distinct_instances": state.num_distinct,
+        "distinct_entries": state.num_distinct,
+        "instances": fingerprint(instances.history),
         "diversity_max": diversity_BG.max(),
     }
     return state, metrics

@@ -45,7 +45,12 @@ def draw_buffer(config: ExItConfig, buffer: TaskBuffer, key: Array, count: int) 
 
 
 def select(
-    config: ExItConfig, templates: Mapping[str, Template], prompt_width: int, tasks: History, state: State
+    config: ExItConfig,
+    templates: Mapping[str, Template],
+    prompt_width: int,
+    tasks: History,
+    state: State,
+    in_flight: Instances | None = None,
 ) -> Instances:
     """Select B instances: a coin each of probability p for the buffer, else the next base task of the epoch.
 
@@ -54,6 +59,7 @@ def select(
 
     Args:
       tasks: [M], the device table of base tasks.
+      in_flight: a batch that is drawn already, and not learnt from yet; its entries are no longer fresh.
     """
     coin_key, slot_key, mode_key = jax.random.split(stream(state.key, "select", state.step), 3)
     count, buffer, num_tasks = config.num_prompts, state.buffer, tasks.task.shape[0]
@@ -73,6 +79,8 @@ def select(
     mode = jnp.where(history.step < 0, BASE, jnp.where(diverges, DIVERGE, IMPROVE))
     first_epoch = state.cursor + nth_base < num_tasks
     never_drawn = (buffer.num_draws[slot] == 0) & ~buffers.is_base_task(history)
+    if in_flight is not None:
+        never_drawn = never_drawn & ~(history.id[:, None] == in_flight.history.id[None]).any(1)
     prompt, length = render_by_mode(templates, history, mode, prompt_width)
     return Instances(
         history=history,

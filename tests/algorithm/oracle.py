@@ -184,7 +184,7 @@ class Oracle:
         metrics |= self.expand(instances, score)
         self.trained_on |= {i.held.key for i in instances}
         self.starts += [i.held.id for i in instances if i.held.step >= 0]
-        return metrics | {"diversity_max": spread, "distinct_instances": len(self.trained_on)}
+        return metrics | {"diversity_max": spread, "distinct_entries": len(self.trained_on)}
 
     def reward(self, instance, rollout):
         """App. A: improve steps may be paid the share of the possible gain; all others the plain quality."""

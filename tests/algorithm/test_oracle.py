@@ -214,7 +214,7 @@ def contents(buffer):
 def compiled_select(config, divergence_prob, tasks, state, in_flight):
     """Compile once for all cases, of whose settings selection reads but one."""
     config = dataclasses.replace(config, divergence_prob=divergence_prob)
-    return select(config, TEMPLATES, P, tasks, ahead(state, in_flight))
+    return select(config, TEMPLATES, P, tasks, ahead(state, in_flight), in_flight)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_iterations_equal_the_oracle(exit_config, number):
         plain.may_draw(given)
         return given, instances, *batch
 
-    batch = draw(0, None)
+    batch, met, marks = draw(0, None), set(), set()
     for step in range(NUM_ITERATIONS):
         given, *arrays = batch
         following = draw(step + 1, arrays[0]) if config.rollout_lag else None
@@ -261,6 +261,9 @@ def test_iterations_equal_the_oracle(exit_config, number):
             same(state.reference, {"W": plain.reference.W, "U": plain.reference.U})
         else:
             assert state.reference is None
+        met |= {(h.task, h.turn, h.context, h.request, h.solution) for h in (instance.held for instance in given)}
+        marks |= {tuple(mark) for mark in metrics["instances"].tolist()}
+        assert len(marks) == len(met), "what is the same instance"
         expected |= plain.buffer_metrics()
         for name, value in expected.items():
             np.testing.assert_allclose(metrics[name], value, rtol=1e-3, atol=2e-5, err_msg=name)

@@ -16,7 +16,7 @@ from exit_jax.config import ConfigError
 from exit_jax.domains.domain import ENDS, DomainError
 from exit_jax.domains.tool_use import domain as tools
 from exit_jax.domains.tool_use import tiny_expert
-from exit_jax.domains.tool_use.episode import Episode
+from exit_jax.domains.tool_use.episode import Episode, Turn, Verdict
 from exit_jax.main import run_experiment
 from exit_jax.metrics import read_jsonl
 
@@ -273,3 +273,13 @@ def test_an_iterate_that_is_not_executed_leaves_no_trace(world):
     assert list(asked[-len(environment.lead) :]) == list(environment.lead)
     assert isinstance(episode, Episode)
     assert list(itertools.chain(episode.turns)) == []
+
+
+@pytest.mark.parametrize("verdicts", [(True, False), (False, True)])
+def test_the_first_request_is_the_first(world, verdicts):
+    """The paper's headline figure: whatever came of the requests after it (ExIt §5)."""
+    task = world.tasks_of("train")[0]
+    turns = tuple(Turn("finished", "", verdict=Verdict(fulfilled, True)) for fulfilled in verdicts)
+    figures = world.environment(test=True).figures(Episode(task.id, turns))
+    assert figures["first_request"] == verdicts[0]
+    assert figures["requests_fulfilled"] == 1

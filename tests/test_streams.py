@@ -1,0 +1,131 @@
+"""Every draw has a key of its own: of a policy that knows no context, draws that shared one would be equal."""
+
+import dataclasses
+import itertools
+import pathlib
+import runpy
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import LLAMA, random_params
+from test_episodes import LEAD, SAMPLING, B, M, S, T, make_instances, make_programs, run, toy
+
+from exit_jax import evaluate, programs
+from exit_jax.algorithm.iteration import iterate
+from exit_jax.config import validate
+from exit_jax.domains.domain import VALID
+from exit_jax.episodes import PlayedSteps, TurnPrograms, play_steps
+from exit_jax.policy import decoder, sampler
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def blind():
+    """Return parameters that give every token the same probability, whatever came before."""
+    return decoder.unstack(LLAMA, jax.tree.map(jnp.zeros_like, random_params(LLAMA)))
+
+
+def share_of_equals(pairs) -> float:
+    pairs = list(pairs)
+    assert len(pairs) >= B, "a test of few draws"
+    return sum(one == other for one, other in pairs) / len(pairs)
+
+
+def test_turns_and_rows_of_an_episode(blind):
+    episodes = [episode for episode in run(blind, toy(max_turns=8)).episodes if episode]
+    assert share_of_equals(pair for episode in episodes for pair in itertools.combinations(episode, 2)) < 0.2
+    assert share_of_equals(itertools.combinations([episode[0] for episode in episodes], 2)) < 0.2
+
+
+def test_self_iterations_of_a_turn(blind):
+    environment, asked = toy(), []
+
+    def ask_again(episode, response):
+        asked.append(tuple(int(token) for token in response))
+        return environment.ask_again(episode, response)
+
+    width = T + S + 2 * M + len(LEAD) + 7
+    programs = TurnPrograms(
+        make_programs().part,
+        jax.jit(lambda copy, *prompt: sampler.start(LLAMA, copy, 1, width, *prompt)),
+        jax.jit(lambda copy, *args: sampler.generate(LLAMA, SAMPLING, copy, *args)),
+        jax.jit(lambda copy, *args: sampler.extend(LLAMA, copy, *args)),
+    )
+    instances = make_instances()
+    context = instances.prompt, instances.prompt_length
+    once = dataclasses.replace(environment, ask_again=ask_again, max_turns=1)
+    play_steps(programs, once, blind, context, instances.history, jax.random.key(3), 2)
+    assert len(asked) == 2 * B, "the first and the second iterate of every row"
+    assert share_of_equals(zip(asked[:B], asked[B:])) < 0.5
+
+
+@pytest.fixture(scope="module")
+def config():
+    content = runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"]()
+    content.eval.splits = ("validation",)
+    content.eval.samples_per_task = 2
+    content.eval.restart_every = 1
+    content.eval.batch_size = 24  # of 32 chains: two batches
+    content.run.mesh.data = 1
+    return validate(content, jax.device_count())
+
+
+def test_responses_batches_kinds_and_seeds_of_an_evaluation(config):
+    params = jax.tree.map(jnp.zeros_like, programs.make_program(config).init_params(0))
+    chains = lambda kind, config=config: evaluate.run_chains(config, params, "validation", kind).chains.tokens
+    length_KR = chains("restarts")  # of responses that all begin at the base task
+    assert len(np.unique(length_KR)) > 3
+    assert len(np.unique(length_KR, axis=0)) == len(length_KR)
+    assert (length_KR[:, 24:] != length_KR[:, :8]).any()
+    assert (length_KR[0] != chains("chain")[0]).any()
+    assert (length_KR[0] != chains("restarts", dataclasses.replace(config, seed=1))[0]).any()
+
+
+def test_batches_and_steps_of_evaluated_episodes(config, monkeypatch):
+    """Episodes at each k are others, not the same with more self-iterations: their first responses differ, too."""
+    keys = []
+
+    def played(*args):
+        keys.extend(tuple(jax.random.key_data(x).tolist()) for x in args if isinstance(x, jax.Array) and is_key(x))
+        rows = np.arange(24)
+        return PlayedSteps(0 * rows + VALID, rows, [None] * 24, rows, False)
+
+    is_key = lambda array: jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    domain = programs.make_domain(config.domain_name, config.domain)
+    environment = types.SimpleNamespace(figures=lambda episode: {"quality": 0.0}, show=str)
+    with_environment = dataclasses.replace(domain, test_environment=environment)
+    monkeypatch.setattr(evaluate, "make_domain", lambda *_: with_environment)
+    monkeypatch.setattr(evaluate, "episode_programs", lambda *_: (lambda params: params, lambda history: None, None))
+    monkeypatch.setattr(evaluate, "play_steps", played)
+    evaluate.run_episodes(config, {}, "validation", None)
+    assert len(set(keys)) == len(keys) == 2 * len(config.eval.steps)
+
+
+def test_iterations(config):
+    """Of one program, and of several: each samples with the key of its step."""
+
+    def key_at(step: int):
+        state = types.SimpleNamespace(params=None, key=jax.random.key(0), step=jnp.int32(step))
+        keys = []
+        iterate(lambda state: None, lambda params, instances, key: keys.append(key), lambda *_: None, max_key, state)
+        return tuple(jax.random.key_data(keys[0]).tolist())
+
+    max_key = lambda *_: (None, {})
+    assert len({key_at(step) for step in range(3)}) == 3
+
+    program = programs.make_program(config)
+    state = program.init(program.init_params(0), 0)
+    domain = programs.make_domain(config.domain_name, config.domain)
+    given = programs.Given(domain.tasks("train"), None)
+    instances, key = program.steps.select(given, state, None)
+    second = program.steps.select(given, dataclasses.replace(state, step=jnp.int32(1)), None)
+    # beside a batch in flight selection is at the next step, and the next base tasks
+    beside = program.steps.select(given, state, instances)
+    assert jax.random.key_data(second[1]).tolist() == jax.random.key_data(beside[1]).tolist()
+    assert jax.random.key_data(second[1]).tolist() != jax.random.key_data(key).tolist()
+    drawn = np.concatenate([instances.history.task, beside[0].history.task])
+    assert len(set(drawn.tolist())) == len(drawn)
