@@ -14,7 +14,9 @@ from small import LLAMA, random_params
 from test_episodes import LEAD, SAMPLING, B, M, S, T, make_instances, make_programs, run, toy
 
 from exit_jax import evaluate, programs
-from exit_jax.algorithm.iteration import iterate
+from exit_jax.algorithm.iteration import init_state, iterate
+from exit_jax.algorithm.selection import select
+from exit_jax.algorithm.types import MODES
 from exit_jax.config import validate
 from exit_jax.domains.domain import VALID
 from exit_jax.episodes import PlayedSteps, TurnPrograms, play_steps
@@ -129,3 +131,20 @@ def test_iterations(config):
     assert jax.random.key_data(second[1]).tolist() != jax.random.key_data(key).tolist()
     drawn = np.concatenate([instances.history.task, beside[0].history.task])
     assert len(set(drawn.tolist())) == len(drawn)
+
+
+def test_an_entry_in_flight_is_not_fresh(exit_config, make_history):
+    """Drawn twice before it is learnt from once, it is one distinct entry, whether or not the buffer holds it by then."""
+    tasks = make_history(1, tokens=[5, 0, 0, 0], lengths=[0, 1, 0, 0])
+    config = exit_config(selection_prob=1.0, min_buffer_size=1)
+    state = init_state(config, {}, (), jax.random.key(0), 4)
+    held = make_history(8, id=np.arange(8), step=0, tokens=[5, 6, 0, 0], lengths=[0, 1, 1, 0])
+    score = jnp.where(jnp.arange(8) < 2, 1.0, 0.0)  # so that two entries are drawn again and again
+    state = dataclasses.replace(state, buffer=dataclasses.replace(state.buffer, history=held, score=score))
+    templates = dict.fromkeys(MODES, ("request",))
+    first = select(config, templates, 3, tasks, state)
+    second = select(config, templates, 3, tasks, programs.ahead(state, first), first)
+    assert first.fresh.all()
+    both = set(first.history.id.tolist()) & set(second.history.id.tolist())
+    assert both
+    assert second.fresh.tolist() == [id not in both for id in second.history.id.tolist()]

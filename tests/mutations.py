@@ -1,0 +1,443 @@
+"""Faults put into the code on purpose, each of which a fast test must find.
+
+    python tests/mutations.py                 # all; minutes, since each runs its tests in a copy of the package
+    python tests/mutations.py select "turn"   # those with a word of these in their name or file
+
+A mutation replaces the one place where its text stands. It is killed if one of its tests fails, and survives if they pass;
+tests that cannot even start say nothing, and are an error. test_mutations.py keeps the texts true to the code.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+ORACLE = "algorithm/test_oracle.py::test_iterations_equal_the_oracle"
+BUFFER, SELECTION, GRPO = (f"algorithm/test_{name}.py" for name in ("buffer", "selection", "grpo"))
+REWARDS, EPISODES, SAMPLER = "algorithm/test_rewards.py", "test_episodes.py", "policy/test_sampler.py"
+STREAMS, TOOLS, BUCKETS = (
+    "test_streams.py",
+    "domains/test_tools.py",
+    "test_train.py::test_buckets_change_nothing_but_widths",
+)
+EVALUATION = f"{STREAMS}::test_responses_batches_kinds_and_seeds_of_an_evaluation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """A change of one place."""
+
+    name: str
+    file: str  # below exit_jax
+    old: str  # stands there once
+    new: str
+    tests: tuple[str, ...]  # below tests, as pytest names them
+
+
+def mutations(file: str, *rows: tuple[str, str, str, str | tuple[str, ...]]) -> list[Mutation]:
+    """Return the mutations of a file, from rows of name, old text, new text and tests."""
+    listed = lambda tests: (tests,) if isinstance(tests, str) else tests
+    return [Mutation(name, file, old, new, listed(tests)) for name, old, new, tests in rows]
+
+
+MUTATIONS = [
+    *mutations(
+        "algorithm/iteration.py",
+        ("no diversity bonus", "if config.diversity_bonus:", "if False:", ORACLE),
+        (
+            "S of the other outcome",
+            'if config.learnability_of == "quality"',
+            'if config.learnability_of != "quality"',
+            ORACLE,
+        ),
+        (
+            "the other embedding",
+            '{"grades": grades.embedding, "policy": rollouts.hidden}',
+            '{"policy": grades.embedding, "grades": rollouts.hidden}',
+            ORACLE,
+        ),
+        ("advantages of the quality", "grpo.advantages(reward_BG,", "grpo.advantages(grades.quality,", ORACLE),
+        ("before = 0", "before = instances.history.quality", "before = 0.0 * instances.history.quality", ORACLE),
+        ("reference one step late", "(state.reference, params, step,", "(state.reference, params, state.step,", ORACLE),
+        (
+            "reference of the old parameters",
+            "(state.reference, params, step,",
+            "(state.reference, state.params, step,",
+            ORACLE,
+        ),
+        ("all draws move the cursor", "(~instances.from_buffer).sum(", "(instances.from_buffer | True).sum(", ORACLE),
+        (
+            "the sum of draws, not the mean",
+            ".sum(1) / same_BB.sum(1)",
+            ".sum(1)",
+            (f"{BUFFER}::test_a_task_drawn_twice_takes_the_mean_score_and_one_slot",),
+        ),
+        (
+            "what is lost stays",
+            "found_B & lost_B)",
+            "found_B & lost_B & False)",
+            f"{BUFFER}::test_a_history_that_is_lost_leaves_the_buffer",
+        ),
+        (
+            "a prefix inserts itself",
+            "        same_BGU = same_content(children, instances.history)\n",
+            "",
+            f"{BUFFER}::test_a_turn_prefix_does_not_insert_itself",
+        ),
+        (
+            "prefixes come twice",
+            "or not config.self_iteration:\n        repeated",
+            "or False:\n        repeated",
+            f"{BUFFER}::test_a_turn_prefix_is_in_the_buffer_once",
+        ),
+        (
+            "prefixes keep their step",
+            "step=jnp.full_like(history.step, -1)",
+            "step=history.step",
+            (f"{BUFFER}::test_the_curriculum_alone_keeps_turn_prefixes_without_their_answer",),
+        ),
+        (
+            "depth one off",
+            "children.step + 1 <= config.max_depth",
+            "children.step <= config.max_depth",
+            f"{BUFFER}::test_max_depth_counts_the_responses_held",
+        ),
+        (
+            "unfinished rollouts have children",
+            "grades.insertable & rollouts.finished[..., None]",
+            "grades.insertable",
+            f"{BUFFER}::test_unchanged_and_unfinished_answers_stay_out_and_are_counted",
+        ),
+        (
+            "one sampling key for all iterations",
+            'stream(state.key, "sample", state.step)',
+            'stream(state.key, "sample", 0)',
+            f"{STREAMS}::test_iterations",
+        ),
+        (
+            "age of the birth's birth",
+            "mean_where(step - history.born, drawn)",
+            "mean_where(step - history.step, drawn)",
+            ORACLE,
+        ),
+    ),
+    *mutations(
+        "algorithm/equality.py",
+        (
+            "fingerprints without places",
+            "_mix(values ^ jnp.broadcast_to",
+            "_mix(values + 0 * jnp.broadcast_to",
+            f"{BUFFER}::test_equal_histories_have_equal_fingerprints_and_others_have_others",
+        ),
+        (
+            "fingerprints with the feedback",
+            "history.lengths[..., :3], axis=-1",
+            "history.lengths, axis=-1",
+            f"{BUFFER}::test_equal_histories_have_equal_fingerprints_and_others_have_others",
+        ),
+    ),
+    *mutations(
+        "algorithm/buffer.py",
+        (
+            "ties by chance",
+            "num_keys=2",
+            "num_keys=1",
+            f"{BUFFER}::test_the_oldest_of_tied_minima_leaves_and_a_tie_is_enough_to_enter",
+        ),
+        (
+            "draws are not counted",
+            ".at[target].add(1, ",
+            ".at[target].add(0, ",
+            f"{BUFFER}::test_a_task_drawn_twice_takes_the_mean_score_and_one_slot",
+        ),
+        (
+            "base tasks found by id",
+            "jnp.where(is_base_task(history)[:, None], same_task, same_id)",
+            "same_id",
+            f"{BUFFER}::test_a_base_task_is_found_by_task_and_a_history_by_the_id_it_was_drawn_with",
+        ),
+    ),
+    *mutations(
+        "algorithm/selection.py",
+        (
+            "the buffer one entry late",
+            ".sum() >= config.min_buffer_size",
+            ".sum() > config.min_buffer_size",
+            f"{SELECTION}::test_the_buffer_is_used_with_probability_p_once_it_holds_enough",
+        ),
+        (
+            "kappa ignored",
+            "jnp.where(full, temperature * jnp",
+            "jnp.where(full, 1.0 * jnp",
+            f"{SELECTION}::test_buffer_draws_follow_the_scores",
+        ),
+        (
+            "all base draws take one task",
+            "nth_base = jnp.cumsum(~from_buffer) - 1",
+            "nth_base = jnp.cumsum(~from_buffer) * 0",
+            f"{SELECTION}::test_base_draws_of_a_mixed_batch_take_the_next_tasks_in_turn",
+        ),
+        (
+            "one order for all epochs",
+            "first_epoch + jnp.arange(num_epochs)",
+            "0 * first_epoch + jnp.arange(num_epochs)",
+            f"{SELECTION}::test_base_draws_visit_each_task_once_an_epoch",
+        ),
+        (
+            "entries in flight are fresh",
+            "if in_flight is not None:",
+            "if False:",
+            f"{STREAMS}::test_an_entry_in_flight_is_not_fresh",
+        ),
+    ),
+    *mutations(
+        "algorithm/grpo.py",
+        (
+            "the larger of both bounds",
+            "objective = jnp.minimum(",
+            "objective = jnp.maximum(",
+            f"{GRPO}::test_clipping_by_hand",
+        ),
+        (
+            "the batch's width for Dr. GRPO's constant",
+            "1.0 / (num_rows * max_tokens)",
+            "1.0 / (num_rows * mask.shape[-1])",
+            ORACLE,
+        ),
+        ("the KL to itself", "evaluate(reference) if config.kl_coef", "evaluate(params) if config.kl_coef", ORACLE),
+        (
+            "old and new reference swapped",
+            "mix * new + (1.0 - mix) * ref",
+            "mix * ref + (1.0 - mix) * new",
+            f"{GRPO}::test_the_reference_moves_a_share_alpha_every_m_iterations",
+        ),
+        (
+            "sample deviation",
+            "reward.std(axis=1, keepdims=True)",
+            "reward.std(axis=1, keepdims=True, ddof=1)",
+            f"{GRPO}::test_advantages_by_hand",
+        ),
+        (
+            "k3 of the other direction",
+            "jnp.exp(x) - x - 1.0",
+            "jnp.exp(-x) + x - 1.0",
+            f"{GRPO}::test_kl_estimators_by_hand_and_without_overflow",
+        ),
+        (
+            "one epoch",
+            "length=config.num_epochs",
+            "length=1",
+            f"{GRPO}::test_two_epochs_are_two_steps_with_the_old_log_probs_fixed",
+        ),
+        (
+            "the sampler's log-probs all the same",
+            "if config.recompute_logp:\n        learner",
+            "if False:\n        learner",
+            (f"{GRPO}::test_the_gap_between_sampler_and_learner_is_reported_and_can_be_removed",),
+        ),
+    ),
+    *mutations(
+        "algorithm/learnability.py",
+        (
+            "S is the deviation",
+            "jnp.var(outcome, axis=1)",
+            "jnp.std(outcome, axis=1)",
+            f"{REWARDS}::test_learnability_is_the_population_variance",
+        ),
+        (
+            "diverge steps are paid the gain",
+            "(mode == IMPROVE)[:, None]",
+            "(mode > 0)[:, None]",
+            f"{REWARDS}::test_only_improve_steps_are_paid_by_kind_and_an_invalid_response_is_paid_nothing",
+        ),
+    ),
+    *mutations(
+        "algorithm/diversity.py",
+        (
+            "the minimum taken off",
+            "jnp.where(varied, distance / ",
+            "jnp.where(varied, (distance - distance.min(axis=1, keepdims=True)) / ",
+            f"{REWARDS}::test_diversity_may_exceed_one",
+        ),
+        ("no cap", "jnp.minimum(d, cap)", "d", f"{REWARDS}::test_diversity_may_exceed_one"),
+    ),
+    *mutations(
+        "programs.py",
+        (
+            "training samples at temperature 1",
+            "config.algorithm.temperature",
+            "1.0 + 0.0 * config.algorithm.temperature",
+            BUCKETS,
+        ),
+        (
+            "the learner at temperature 1",
+            "algorithm.temperature, config.run.token_chunk",
+            "1.0, config.run.token_chunk",
+            BUCKETS,
+        ),
+        (
+            "the rollouts' width for Dr. GRPO's constant",
+            "domain.max_tokens, *args)",
+            "rollouts.tokens.shape[-1], *args)",
+            BUCKETS,
+        ),
+        (
+            "a batch in flight is drawn again",
+            "cursor=state.cursor + drawn",
+            "cursor=state.cursor + 0 * drawn",
+            f"{STREAMS}::test_iterations",
+        ),
+        (
+            "one sampling key for all iterations",
+            'stream(state.key, "sample", state.step)',
+            'stream(state.key, "sample", 0)',
+            f"{STREAMS}::test_iterations",
+        ),
+    ),
+    *mutations(
+        "evaluate.py",
+        ("one key for all k", "jax.random.fold_in(key, k))", "key)", EVALUATION),
+        ("one key for all batches", "jax.random.fold_in(root, index)", "root", EVALUATION),
+        ("one key for all kinds", "KINDS.index(kind))", "0)", EVALUATION),
+        (
+            "one key for all seeds",
+            "jax.random.key(config.eval.seed), config.seed)",
+            "jax.random.key(config.eval.seed), 0)",
+            EVALUATION,
+        ),
+        (
+            "one key for all k of episodes",
+            "sampling_key(config), start), k)",
+            "sampling_key(config), start), 0)",
+            f"{STREAMS}::test_batches_and_steps_of_evaluated_episodes",
+        ),
+        ("restarts go on", "k % every == 0", "k == 0", "test_evaluate.py::test_restarts_begin_anew"),
+        (
+            "a search that keeps the old of two as good",
+            "held.quality > child.quality",
+            "held.quality >= child.quality",
+            "test_greedy.py",
+        ),
+    ),
+    *mutations(
+        "episodes.py",
+        (
+            "one key for all turns",
+            "turn_key = jax.random.fold_in(key, turn)",
+            "turn_key = key",
+            f"{STREAMS}::test_turns_and_rows_of_an_episode",
+        ),
+        (
+            "one key for all k of a turn",
+            "jax.random.fold_in(jax.random.fold_in(key, turn), k)",
+            "jax.random.fold_in(key, turn)",
+            f"{STREAMS}::test_self_iterations_of_a_turn",
+        ),
+        ("lanes share keys", "first_prompt * group_size", "0 * first_prompt", f"{EPISODES}::test_lanes_change_nothing"),
+        (
+            "turns before do not count",
+            "turns_left = environment.max_turns - ",
+            "turns_left = environment.max_turns - 0 * ",
+            f"{EPISODES}::test_turns_before_count",
+        ),
+        (
+            "observations are the policy's",
+            'self.arrays["mask"][b, g, start:stop] = True',
+            'self.arrays["mask"][b, g, :stop] = True',
+            f"{EPISODES}::test_episodes_follow_the_rules",
+        ),
+    ),
+    *mutations(
+        "policy/sampler.py",
+        ("one key for all positions", "(0, None))(row_keys, t)", "(0, None))(row_keys, 0 * t)", SAMPLER),
+        (
+            "rows share a key",
+            "rows = first_row + jnp.arange(batch * group_size)",
+            "rows = first_row + 0 * jnp.arange(batch * group_size)",
+            f"{STREAMS}::test_turns_and_rows_of_an_episode",
+        ),
+        (
+            "the learner ignores the temperature",
+            "decoder.logits(config, params, hidden) / temperature",
+            "decoder.logits(config, params, hidden) / 1.0",
+            SAMPLER,
+        ),
+    ),
+    *mutations(
+        "domains/tool_use/domain.py",
+        (
+            "the last request for the first",
+            "episode.verdicts[0].success",
+            "episode.verdicts[-1].success",
+            f"{TOOLS}::test_the_first_request_is_the_first",
+        ),
+        (
+            "later turns are iterates, too",
+            "+ 1 if u == 0 else 0",
+            "+ 1",
+            f"{TOOLS}::test_a_step_yields_its_turn_and_all_later_ones",
+        ),
+        (
+            "a replay that differs is taken",
+            "found[b] = episode if same and not episode.ended else None",
+            "found[b] = episode",
+            f"{TOOLS}::test_what_cannot_be_played_again_is_lost",
+        ),
+    ),
+    *mutations(
+        "domains/tool_use/episode.py",
+        (
+            "prefixes end a turn late",
+            "Episode(self.task_id, self.turns[:turn])",
+            "Episode(self.task_id, self.turns[: turn + 1])",
+            f"{TOOLS}::test_an_environment_is_brought_to_where_a_history_starts",
+        ),
+    ),
+]
+
+
+def survives(mutation: Mutation, folder: pathlib.Path) -> bool:
+    """Return whether its tests pass in a copy of the repository's code with the mutation.
+
+    Raises:
+      RuntimeError: if they could not run.
+    """
+    for name in ("exit_jax", "tests", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    path = folder / "exit_jax" / mutation.file
+    path.write_text(path.read_text().replace(mutation.old, mutation.new))
+    tests = [str(folder / "tests" / test) for test in mutation.tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True
+    )
+    if done.returncode not in (0, 1):
+        raise RuntimeError(
+            f"{mutation.file}: {mutation.name}: its tests did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
+    return done.returncode == 0
+
+
+def main(words: list[str]) -> int:
+    """Try the mutations that have one of the words, or all; returns how many survive."""
+    chosen = [m for m in MUTATIONS if not words or any(word in f"{m.file} {m.name}" for word in words)]
+    survivors = 0
+    for mutation in chosen:
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            alive = survives(mutation, pathlib.Path(folder))
+        survivors += alive
+        secs = time.monotonic() - started
+        print(f"{'SURVIVES' if alive else 'killed':9}{secs:5.0f} s  {mutation.file}: {mutation.name}", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} killed")
+    return survivors
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(sys.argv[1:])))
