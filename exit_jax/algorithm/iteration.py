@@ -53,7 +53,10 @@ def learn(
     rollouts: Rollouts,
     grades: Grades,
 ) -> tuple[State, Metrics]:
-    """Score the instances, update the policy by GRPO and the buffer by Algorithm 1."""
+    """Score the instances, update the policy by GRPO and the buffer by Algorithm 1.
+
+    Metrics are numbers, but for "instances": the fingerprints uint32 [B, 2] of what was trained on, to be counted on the host.
+    """
     before = instances.history.quality
     reward_BG = reward(config.reward, grades.quality, grades.valid, before, instances.mode)
     score_B = learnability(grades.quality if config.learnability_of == "quality" else reward_BG)
