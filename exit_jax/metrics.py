@@ -58,8 +58,7 @@ class MetricsWriter:
         self._file = self._events = self._distinct = None
         if not hosts.is_lead():
             return
-        if name == "train":
-            self._distinct = DistinctInstances(workdir / "instances.jsonl", step)
+        self._workdir = workdir
         path = workdir / f"{name}.jsonl"
         kept = [row for row in read_jsonl(path, "step") if row["step"] <= step]
         partial = path.with_suffix(".tmp")
@@ -75,7 +74,8 @@ class MetricsWriter:
         """
         row, metrics = {}, dict(metrics)
         marks = metrics.pop("instances", None)
-        if marks is not None and self._distinct:
+        if marks is not None and self._file:
+            self._distinct = self._distinct or DistinctInstances(self._workdir / "instances.jsonl", first_step - 1)
             metrics["distinct_instances"] = self._distinct.add(first_step, marks)
         count = len(next(iter(metrics.values())))
         for i in range(count):
@@ -107,7 +107,7 @@ class DistinctInstances:
     """
 
     def __init__(self, path: pathlib.Path, step: int):
-        kept = [row for row in read_jsonl(path, "step") if row["step"] <= step]
+        kept = [row for row in read_jsonl(path, "step") if row["step"] <= step and "new" in row]
         self._seen = {mark for row in kept for mark in row["new"]}
         self._complete = [row["step"] for row in kept] == list(range(1, step + 1))
         partial = path.with_suffix(".tmp")
