@@ -64,7 +64,8 @@ class Batch:
     advantage: Array  # float32 [B, G], the same for every token of a response
     mask: Array  # bool [B, G, T], tokens that count
     weight: Array  # float32 [B, G, T], of each token in the loss of the whole batch
-    token_share: Array  # float32 [B, G, T], 1 / tokens of the whole batch, for metrics
+    sampled: Array  # bool [B, G, T], all tokens of the policy, whether or not they count
+    token_share: Array  # float32 [B, G, T], 1 / sampled tokens of the whole batch, for metrics; NaN if there are none
 
 
 def make_batch(
@@ -83,6 +84,7 @@ def make_batch(
     if config.zero_variance == "drop":
         counted = jnp.broadcast_to((advantage != 0).any(axis=1, keepdims=True), advantage.shape)
         mask = mask & counted[..., None]
+    num_sampled = jnp.where(rollouts.mask.any(), rollouts.mask.sum(), jnp.nan)
     return Batch(
         prompt=instances.prompt,
         prompt_length=instances.prompt_length,
@@ -92,12 +94,15 @@ def make_batch(
         advantage=advantage,
         mask=mask,
         weight=token_weight(mask, counted, config.aggregation, max_tokens),
-        token_share=token_weight(mask, counted, "token_mean", max_tokens),
+        sampled=rollouts.mask,
+        token_share=jnp.broadcast_to(1.0 / num_sampled, mask.shape),
     )
 
 
 def loss(config: ExItConfig, logp: Array, entropy: Array, batch: Batch) -> tuple[Array, Metrics]:
     """Return the GRPO loss, to be minimised, and its metrics; all of them are sums over the tokens of the batch.
+
+    Metrics are means over all sampled tokens, those of dropped groups and masked responses among them.
 
     -[min(ρA, clip(ρ, 1 - ε_low, 1 + ε_high) A) - β KL(π_θ ‖ π_ref)] - c · entropy, aggregated over the policy's own tokens.
     ρ = π_θ / π_old a token, or its geometric mean over the response at ratio_level "sequence" (GSPO, arXiv 2507.18071).
@@ -108,6 +113,7 @@ def loss(config: ExItConfig, logp: Array, entropy: Array, batch: Batch) -> tuple
     mask = batch.mask
     # what is masked may be anything, NaN too: it must not reach an exp, nor its gradient
     keep = lambda value: jnp.where(mask, value, 0.0)
+    sampled_logp, sampled_entropy = logp, entropy
     logp, entropy, old_logp = keep(logp), keep(entropy), keep(batch.old_logp)
     log_ratio = logp - old_logp
     if config.ratio_level == "sequence":
@@ -119,7 +125,7 @@ def loss(config: ExItConfig, logp: Array, entropy: Array, batch: Batch) -> tuple
     objective = jnp.minimum(ratio * advantage_BG1, clipped * advantage_BG1)
 
     weighted = lambda value: (value * batch.weight).sum()
-    token_mean = lambda value: (value * batch.token_share).sum()
+    token_mean = lambda value: (jnp.where(batch.sampled, value, 0.0) * batch.token_share).sum()
     total = -weighted(objective)
     if config.entropy_coef:  # else its gradient would be computed, and multiplied by zero
         total = total - config.entropy_coef * weighted(entropy)
@@ -127,14 +133,14 @@ def loss(config: ExItConfig, logp: Array, entropy: Array, batch: Batch) -> tuple
         (ratio > 1.0 + config.clip_high) & (advantage_BG1 > 0)
     )
     metrics = {
-        "entropy": token_mean(entropy),
-        "clip_fraction": token_mean(is_clipped.astype(jnp.float32)),
-        "approx_kl_old": token_mean(kl(old_logp, logp, "k3")),
+        "entropy": token_mean(sampled_entropy),
+        "clip_fraction": token_mean((is_clipped & mask).astype(jnp.float32)),
+        "approx_kl_old": token_mean(kl(batch.old_logp, sampled_logp, "k3")),
     }
     if batch.reference_logp is not None:
         divergence = kl(logp, keep(batch.reference_logp), config.kl_estimator)
         total = total + config.kl_coef * weighted(divergence)
-        metrics["kl_reference"] = token_mean(divergence)
+        metrics["kl_reference"] = token_mean(kl(sampled_logp, batch.reference_logp, config.kl_estimator))
     return total, metrics | {"loss": total}
 
 
@@ -216,17 +222,21 @@ def moved_share(before: Params, after: Params) -> Array:
 
 
 def sampler_gap(config: ExItConfig, learner_logp: Array, rollouts: Rollouts) -> Metrics:
-    """Measure how far the learner's log-probs are from the sampler's under equal parameters, and what that does to ρ."""
+    """Measure how far the learner's log-probs are from the sampler's under equal parameters, and what that does to ρ.
+
+    NaN if nothing was sampled.
+    """
     gap = jnp.where(rollouts.mask, learner_logp - rollouts.logp, 0.0)
     ratio = jnp.exp(gap)
     count = jnp.maximum(rollouts.mask.sum(), 1)
     outside = (ratio < 1.0 - config.clip_low) | (ratio > 1.0 + config.clip_high)
-    return {
+    metrics = {
         "gap/mean": jnp.abs(gap).sum() / count,
         "gap/max": jnp.abs(gap).max(),
         "gap/ratio_max": ratio.max(),
         "gap/clipped": outside.sum() / count,
     }
+    return {name: jnp.where(rollouts.mask.any(), value, jnp.nan) for name, value in metrics.items()}
 
 
 def _split(tree, parts: int):

@@ -201,6 +201,38 @@ def test_dropped_groups_do_not_dilute_the_others(exit_config):
         np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("zero_variance", ["keep", "drop"])
+@pytest.mark.parametrize("mask_overlong", [False, True])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_metrics_are_means_over_all_sampled_tokens(exit_config, zero_variance, mask_overlong, everywhere):
+    """Whatever counts in the loss: where all groups are dropped, an entropy of 0 would look like collapse."""
+    logp, entropy, reference, old, reward, mask, finished = random_batch()
+    A = np.zeros((B, G)) if everywhere else oracle_advantages(reward, "group", 1e-6)
+    logp, old = np.where(mask, logp, np.nan), np.where(mask, old, np.nan)  # what was not sampled means nothing
+    config = exit_config(zero_variance=zero_variance, mask_overlong=mask_overlong, kl_coef=0.3)
+    value, (grad, _), metrics = value_and_grad(config, logp, entropy, reference, old, A, mask, finished)
+    x = (reference - logp)[mask]
+    y = (logp - old)[mask]
+    np.testing.assert_allclose(metrics["entropy"], entropy[mask].mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["kl_reference"], (np.exp(x) - x - 1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["approx_kl_old"], (np.exp(y) - y - 1).mean(), rtol=1e-5)
+    assert np.isfinite(value)
+    assert np.isfinite(grad).all()
+
+
+def test_metrics_of_nothing_are_no_number(exit_config):
+    nothing, zeros = np.zeros((B, G, T), bool), np.zeros((B, G, T))
+    config = exit_config(zero_variance="drop", kl_coef=0.3)
+    value, _, metrics = value_and_grad(
+        config, zeros, zeros, zeros, zeros, np.ones((B, G)), nothing, np.ones((B, G), bool)
+    )
+    assert value == 0
+    for name in ("entropy", "kl_reference", "approx_kl_old", "clip_fraction"):
+        assert np.isnan(metrics[name]), name
+    gaps = grpo.sampler_gap(config, jnp.asarray(zeros), to_rollouts(zeros, nothing, np.ones((B, G), bool)))
+    assert all(map(np.isnan, gaps.values()))
+
+
 # ``update`` of a policy that is one softmax over four tokens, whatever the prompt.
 
 
