@@ -1,6 +1,6 @@
-"""Speed and memory of the sampler on random weights of real shapes: prefill, bandwidth, skewed lengths, loading, turns.
+"""Speed and memory of the sampler on random weights of real shapes: prefill, bandwidth, adapters, skew, loading, turns.
 
-    python benchmarks/policy.py {prefill,bound,stages,int8,skew,load,turns} [--shape 0.1b] [--dtype bfloat16]
+    python benchmarks/policy.py {prefill,bound,stages,int8,lora,update,skew,load,turns} [--shape 0.1b] [--dtype bfloat16]
 
 Variants run in turns for several rounds, in one process; ratios are of the same round, given as median (minimum-maximum).
 Prints Markdown tables. ``--small`` is for the smoke test, and its figures mean nothing. Against torch: policy_torch.py.
@@ -23,11 +23,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
-from exit_jax.policy.decoder import DecoderConfig, LoraConfig
-from exit_jax.policy.sampler import SamplingConfig
+from exit_jax.policy.choice import SamplingConfig
+from exit_jax.policy.shape import PROJECTIONS, DecoderConfig, LoraConfig
 from exit_jax.programs import make_reshard
 
 # vocabulary, layers, D, heads, kv heads, head size, MLP
@@ -43,7 +44,7 @@ MESH = meshes.MeshConfig(1, 1, 1)
 now = time.process_time if "--cpu_time" in sys.argv else time.perf_counter
 
 
-def make_config(shape: str, dtype: str, decode_stages: int = 1) -> DecoderConfig:
+def make_config(shape: str, dtype: str, decode_stages: int = 1, rank: int = 0) -> DecoderConfig:
     """Return a Llama of one of SHAPES, with tied embeddings as Llama 3.2 has them."""
     vocab_size, num_layers, embed_dim, num_heads, num_kv_heads, head_dim, mlp_dim = SHAPES[shape]
     return DecoderConfig(
@@ -66,7 +67,7 @@ def make_config(shape: str, dtype: str, decode_stages: int = 1) -> DecoderConfig
         remat="none",
         unroll_layers=False,
         decode_stages=decode_stages,
-        lora=LoraConfig(0, 1.0, ()),
+        lora=LoraConfig(rank, 2.0 * rank, PROJECTIONS) if rank else LoraConfig(0, 1.0, ()),
     )
 
 
@@ -296,6 +297,108 @@ def int8(a: argparse.Namespace) -> None:
         )
 
 
+def merge_all(config: DecoderConfig, params):
+    """Return parameters with the adapters of all layers merged into kernels of the same dtype."""
+
+    def merge(node):
+        if not isinstance(node, dict):
+            return node
+        if "lora_a" not in node:
+            return {name: merge(value) for name, value in node.items()}
+        kernel = decoder.merge(node["kernel"], node["lora_a"], node["lora_b"], config.lora.scale)
+        return node | {"kernel": kernel.astype(node["kernel"].dtype)}
+
+    return decoder.split_adapters(merge(params))[1]
+
+
+def lora(a: argparse.Namespace) -> None:
+    """Decode with adapters merged into the kernels, and with adapters beside them, in bfloat16 and in int8."""
+    merged, apart = make_config(a.shape, a.dtype), make_config(a.shape, a.dtype, rank=a.rank)
+    params = jax.jit(lambda: decoder.init(apart, jax.random.key(0)))()
+    plain = jax.jit(functools.partial(merge_all, apart))(params)
+    rivals = {
+        f"{a.dtype}, merged": (merged, sampler_params(merged, plain)),
+        f"{a.dtype}, apart": (apart, sampler_params(apart, params)),
+        "int8, merged": (merged, sampler_params(merged, plain, int8=True)),
+        "int8, apart": (apart, sampler_params(apart, params, int8=True)),
+    }
+    prompt, length = make_prompts(merged, a.num_prompts, a.prompt_width)
+    sampling = SamplingConfig(a.max_tokens, (), 1.0)
+    calls = {
+        config: (make_start(config, a.group_size, a.max_tokens - 1), make_generate(config, sampling))
+        for config in (merged, apart)
+    }
+
+    def measure(name: str) -> dict[str, float]:
+        config, copy = rivals[name]
+        start, generate = calls[config]
+        reading, read = timed(start, copy, prompt=prompt, prompt_length=length)
+        return {"read": read, "step": timed(generate, copy, reading, jax.random.key(2))[1] / a.max_tokens}
+
+    results = in_turns({name: functools.partial(measure, name) for name in rivals}, a.rounds)
+    rows = f"{a.num_prompts} prompts of {a.prompt_width} tokens x {a.group_size} rollouts of {a.max_tokens}"
+    print(f"{rows}, rank {a.rank}\n")
+    print("| sampler's copy | MB | prompts s | ms a step (min-max) | ms over merged |\n|---|---|---|---|---|")
+    for name, (_, copy) in rivals.items():
+        result, against = results[name], results[f"{name.partition(',')[0]}, merged"]
+        cost = ratio(result["step"], against["step"])
+        print(
+            f"| {name} | {tree_bytes(copy) / 1e6:.0f} | {spread(result['read'])} | {spread(result['step'], 1e3)} | {cost} |"
+        )
+
+
+def update(a: argparse.Namespace) -> None:
+    """Train adapters for some steps of AdamW; how much of what float32 has learnt do others see of it, in log-probs?
+
+    The share is the slope of a regression of the change that a form of the policy shows on the change in float32.
+    """
+    exact = make_config(a.shape, "float32", rank=a.rank)
+    rounded = make_config(a.shape, "bfloat16", rank=a.rank)
+    plain = make_config(a.shape, "bfloat16")
+    init = jax.jit(lambda: decoder.cast(decoder.init(exact, jax.random.key(0)), "bfloat16"))()
+    adapters, frozen = decoder.split_adapters(init)
+    prompt, length = make_prompts(exact, a.num_prompts, a.prompt_width)
+    tokens = jax.random.randint(jax.random.key(3), (a.num_prompts, a.group_size, a.max_tokens), 0, exact.vocab_size)
+    advantage = jax.random.normal(jax.random.key(4), tokens.shape[:2])
+
+    def logp(config, params):
+        return sampler.logprobs(config, 1.0, 8, decoder.cast(params, config.dtype), prompt, length, tokens)[0]
+
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(a.learning_rate))
+
+    @jax.jit
+    def step(adapters, state):
+        loss = lambda adapters: -(logp(rounded, decoder.join(adapters, frozen)).mean(-1) * advantage).mean()
+        updates, state = optimizer.update(jax.grad(loss)(adapters), state, adapters)
+        return optax.apply_updates(adapters, updates), state
+
+    whole = jax.jit(lambda params: logp(exact, jax.tree.map(lambda x: x.astype(jnp.float32), params)))
+    forms = {
+        "adapters apart, bfloat16": jax.jit(lambda params: logp(rounded, params)),
+        "merged into bfloat16": jax.jit(lambda params: logp(plain, merge_all(exact, params))),
+    }
+    before = {name: form(init) for name, form in forms.items()} | {"": whole(init)}
+    kernel = lambda params, name: params["blocks"]["mlp"]["up"][name]
+    state = optimizer.init(adapters)
+    print(f"rank {a.rank}, AdamW at {a.learning_rate}, {tokens.size} tokens\n")
+    print("| steps | change of log-probs, rms nats | weights merged into bfloat16 | " + " | ".join(forms) + " |")
+    print("|---|---|---|---|---|")
+    for count in range(1, max(a.steps) + 1):
+        adapters, state = step(adapters, state)
+        if count not in a.steps:
+            continue
+        params = decoder.join(adapters, frozen)
+        learnt = kernel(params, "lora_a") @ kernel(params, "lora_b") * exact.lora.scale
+        kept = kernel(merge_all(exact, params), "kernel").astype(jnp.float32) - kernel(params, "kernel").astype(
+            jnp.float32
+        )
+        true = whole(params) - before[""]
+        share = lambda change, true: f"{float((change * true).sum() / (true * true).sum()):.0%}"
+        shares = [share(form(params) - before[name], true) for name, form in forms.items()]
+        rms = float(jnp.sqrt((true**2).mean()))
+        print(f"| {count} | {rms:.2g} | {share(kept, learnt)} | " + " | ".join(shares) + " |")
+
+
 def skew(a: argparse.Namespace) -> None:
     """Stop rows with a fixed probability a step, and count what the longest row costs."""
     config = make_config(a.shape, a.dtype)
@@ -440,6 +543,8 @@ COMMANDS = {
     "bound": bound,
     "stages": stages,
     "int8": int8,
+    "lora": lora,
+    "update": update,
     "skew": skew,
     "load": load,
     "turns": turns,
@@ -452,6 +557,8 @@ SMALL = {
     "max_tokens": 8,
     "mean_length": 3,
     "num_turns": 3,
+    "rank": 2,
+    "steps": (1, 2),
     "rounds": 1,
 }
 SMALL |= {"bandwidth_bytes": 1 << 20, "product_size": 64, "num_threads": 1}
@@ -469,6 +576,11 @@ def parse(commands: dict[str, Callable], description: str) -> argparse.Namespace
     parser.add_argument("--prompt_width", type=int, default=512)
     parser.add_argument("--max_tokens", type=int, default=128)
     parser.add_argument("--mean_length", type=int, default=32, help="of skewed responses")
+    parser.add_argument(
+        "--rank", type=int, default=32, help="of adapters on all projections, whose alpha is twice that"
+    )
+    parser.add_argument("--learning_rate", type=float, default=2e-5, help="of adapters")
+    parser.add_argument("--steps", type=int, nargs="*", default=(1, 5, 20), help="of training adapters")
     parser.add_argument("--num_turns", type=int, default=10, help="of an episode")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(

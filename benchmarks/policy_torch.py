@@ -45,9 +45,9 @@ from transformers.cache_utils import DynamicCache
 from exit_jax.algorithm import grpo
 from exit_jax.algorithm.types import ExItConfig, Instances, Rollouts
 from exit_jax.policy import decoder, sampler
+from exit_jax.policy.choice import SamplingConfig
 from exit_jax.policy.decoder import DecoderConfig
 from exit_jax.policy.hf.export import export
-from exit_jax.policy.sampler import SamplingConfig
 
 DTYPES = ("float32", "bfloat16")
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/sudoku.py"

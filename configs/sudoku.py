@@ -187,6 +187,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.greedy = False
     c.eval.num_chains_saved = 32
     c.eval.seed = 0
+    c.eval.repetition_penalty = 1.0
+    c.eval.min_tokens = 0
+    c.eval.suppress_tokens = ()
 
     c.run = ConfigDict()
     c.run.num_iterations = 200

@@ -115,6 +115,11 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.eval.splits = ("test",)
     c.eval.steps = (0, 1, 2, 4)
+    # the model's "default sampling configs" (ExIt App. A.5), as its generation_config.json gives them
+    c.eval.temperature = 0.7
+    c.eval.top_k = 20
+    c.eval.top_p = 0.8
+    c.eval.repetition_penalty = 1.05
     c.eval.samples_per_task = 8
     c.eval.batch_size = 64
 

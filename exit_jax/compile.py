@@ -179,8 +179,8 @@ def gathered(config: Config, mesh: jax.sharding.Mesh, params):
 def cache_bytes(config: Config, copy) -> tuple[int, int]:
     """Return a chip's bytes of the prompts' keys and values, and of the rollouts' own."""
     domain = make_domain(config.domain_name, config.domain)
-    policy, mesh, a = decoder.without_adapters(config.policy), config.run.mesh, config.algorithm
-    policy = dataclasses.replace(policy, attention="xla")  # shapes are the same, and no mesh is needed
+    mesh, a = config.run.mesh, config.algorithm
+    policy = dataclasses.replace(config.policy, attention="xla")  # shapes are the same, and no mesh is needed
     room = transcript_room(domain.environment) if domain.environment else max(domain.max_tokens - 1, 1)
 
     def start(params):

@@ -78,7 +78,8 @@ class EvalConfig:
     steps: tuple[int, ...]  # the k reported; 0 is the first response
     samples_per_task: int  # avg@n
     batch_size: int  # chains at once; a multiple of the mesh's data x fsdp
-    from_checkpoint: bool  # the next four are those of the checkpoint's generation_config.json, where it gives them
+    # how to sample, the next four and the last three, is what the checkpoint's generation_config.json says, where it says so
+    from_checkpoint: bool
     temperature: float  # 0 for greedy
     top_k: int
     top_p: float
@@ -87,6 +88,10 @@ class EvalConfig:
     greedy: bool  # search, too, each step from the best solution so far
     num_chains_saved: int  # a split, for people to read
     seed: int
+    # further ones of generation_config.json, as transformers applies them
+    repetition_penalty: float = 1.0  # on the logits of tokens that the prompt or the response holds; 1.0 for none
+    min_tokens: int = 0  # no stop token, nor the end of a stop sequence, before this many others
+    suppress_tokens: tuple[int, ...] = ()  # ids that are never sampled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +201,7 @@ def _with_shape(values: dict, faults: list[str]) -> dict:
     if not values.get("checkpoint") or not isinstance(values["checkpoint"], str) or not isinstance(policy, dict):
         return values
     from exit_jax.policy.hf import config as hf_config
+    from exit_jax.policy.hf import generation
 
     given = sorted(set(policy) & {f.name for f in dataclasses.fields(DecoderConfig)} - set(COMPUTE_FIELDS))
     if given:
@@ -208,7 +214,7 @@ def _with_shape(values: dict, faults: list[str]) -> dict:
         hf_config.check_tokenizer(folder, shape["vocab_size"])
         given = values.get("eval")
         if isinstance(given, dict) and given.get("from_checkpoint") is True:
-            values = values | {"eval": given | hf_config.read_sampling(folder)}
+            values = values | {"eval": given | generation.read(folder)}
         return values | {"policy": policy | shape}
     except ValueError as error:
         faults.append(str(error))
@@ -451,7 +457,11 @@ def _check_sampling(c: Config, faults: Faults) -> None:
         faults.at_least(0, **{f"{name}__top_k": cut.top_k})
         faults.require(0.0 < cut.top_p <= 1.0, f"{name}.top_p = {cut.top_p} is not in (0, 1]; 1.0 keeps all tokens")
         faults.require(0.0 <= cut.min_p <= 1.0, f"{name}.min_p = {cut.min_p} is not in [0, 1]; 0.0 keeps all tokens")
-    faults.at_least(0, sampling__min_tokens=c.sampling.min_tokens)
+    faults.at_least(0, sampling__min_tokens=c.sampling.min_tokens, eval__min_tokens=e.min_tokens)
+    faults.require(
+        e.repetition_penalty > 0,
+        f"eval.repetition_penalty = {e.repetition_penalty} is not above 0; 1.0 penalises nothing",
+    )
     faults.at_least(1, eval__samples_per_task=e.samples_per_task, eval__batch_size=e.batch_size)
     faults.at_least(0, eval__restart_every=e.restart_every, eval__temperature=e.temperature)
     faults.at_least(0, eval__num_chains_saved=e.num_chains_saved)

@@ -44,9 +44,16 @@ from exit_jax.metrics import Progress
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.parallel.mesh import MeshConfig
-from exit_jax.policy import decoder, sampler
+from exit_jax.policy import sampler
 from exit_jax.policy.shape import DecoderConfig
-from exit_jax.programs import decoder_config, make_domain, make_reshard, transcript_room, turn_programs
+from exit_jax.programs import (
+    decoder_config,
+    evaluation_sampling,
+    make_domain,
+    make_reshard,
+    transcript_room,
+    turn_programs,
+)
 from exit_jax.summary import Chains, Outcome, mean_of, summarise, task_names
 
 # of a split; each kind samples independently of the others, by a stream of keys named by its place
@@ -98,32 +105,17 @@ def record(domain: Domain, instances: Instances, rollouts: Rollouts, grades: Gra
     return child, chains
 
 
-def sampling_config(domain: Domain, settings: configs.EvalConfig, max_tokens: int) -> sampler.SamplingConfig:
-    """Return how an evaluation samples: where a response ends is the domain's, as in training."""
-    return sampler.SamplingConfig(
-        max_tokens=max_tokens,
-        stop_tokens=domain.stop_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
-        stop_sequences=domain.stop_sequences,
-        stop_text=domain.stop_text,
-    )
-
-
 @functools.lru_cache
 def chain_programs(domain_name, fields, policy: DecoderConfig, settings: configs.EvalConfig, mesh_config: MeshConfig):
     """Jit the steps of a chain; the same for all splits and batches."""
     domain, mesh = make_domain(domain_name, fields), meshes.make_mesh(mesh_config)
-    reshard, plain = make_reshard(policy, mesh), decoder.without_adapters(policy)
-    sampling = sampling_config(domain, settings, domain.max_tokens)
+    reshard, sampling = make_reshard(policy, mesh), evaluation_sampling(settings, domain, domain.max_tokens)
 
     def respond(params: Params, history: History, key: Array, k: Array):
         mode = jnp.where(history.step < 0, BASE, IMPROVE)
         prompt, length = render_by_mode(domain.templates, history, mode, domain.prompt_width)
         with meshes.use(mesh):
-            rollouts = sampler.sample(plain, sampling, 1, params, prompt, length, jax.random.fold_in(key, k))
+            rollouts = sampler.sample(policy, sampling, 1, params, prompt, length, jax.random.fold_in(key, k))
         blank = jnp.zeros_like(mode, bool)
         return Instances(history, mode, blank, blank, prompt, length), rollouts
 
@@ -308,15 +300,15 @@ def require_graded(failed: bool) -> None:
 def episode_programs(domain_name, fields, policy: DecoderConfig, settings: configs.EvalConfig, mesh_config: MeshConfig):
     """Jit the parts of evaluated episodes: the sampler's copy, the conversations so far, and a turn."""
     domain, mesh = make_domain(domain_name, fields), meshes.make_mesh(mesh_config)
-    environment, plain = domain.test_environment, decoder.without_adapters(policy)
+    environment = domain.test_environment
     assert environment is not None
-    sampling = sampling_config(domain, settings, environment.max_tokens)
+    sampling = evaluation_sampling(settings, domain, environment.max_tokens)
     room = transcript_room(environment) + environment.max_ask + environment.max_tokens
     context = lambda history: render(("context",), history, domain.prompt_width)
     return (
         jax.jit(make_reshard(policy, mesh)),
         jax.jit(context, out_shardings=meshes.by_row(mesh)),
-        turn_programs(plain, sampling, mesh, 1, room, may_reuse=False),
+        turn_programs(policy, sampling, mesh, 1, room, may_reuse=False),
     )
 
 

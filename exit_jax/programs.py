@@ -30,12 +30,13 @@ from exit_jax.algorithm.types import (
     State,
     pytree,
 )
-from exit_jax.config import Config, ConfigError, OptimizerConfig, StudyConfig, digest
+from exit_jax.config import Config, ConfigError, EvalConfig, OptimizerConfig, StudyConfig, digest
 from exit_jax.domains.domain import ENDS, Domain, Environment, blank_grades
 from exit_jax.episodes import Played, TurnPrograms, play
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
+from exit_jax.policy.choice import SamplingConfig
 from exit_jax.policy.sampler import Reading
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.requirements import require_checkpoint_fits, require_domain_fits
@@ -86,19 +87,21 @@ class Parts:
 
 
 def decoder_config(config: Config) -> DecoderConfig:
-    """Return the policy's shape with the vocabulary of its domain, unless it has a larger one.
+    """Return the policy's shape with the vocabulary of its domain; of a larger one, the ids without a token are not used.
 
     Raises:
       ConfigError: if the policy's vocabulary is smaller than the domain's.
     """
-    needed = make_domain(config.domain_name, config.domain).vocab_size
+    domain = make_domain(config.domain_name, config.domain)
+    needed = domain.vocab_size
     size = config.policy.vocab_size or needed
     if size < needed:
         raise ConfigError(
             f"policy.vocab_size = {size}, but the domain {config.domain_name} has {needed} tokens; take a checkpoint that "
             "matches the domain's tokenizer"
         )
-    return dataclasses.replace(config.policy, vocab_size=size)
+    padding = ((needed, size),) if size > needed else ()
+    return dataclasses.replace(config.policy, vocab_size=size, unused_ids=domain.unused_ids + padding)
 
 
 def tasks_digest(config: Config, split: str) -> str:
@@ -150,31 +153,50 @@ def make_optimizer(c: OptimizerConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(c.max_grad_norm), optimizer)
 
 
-def sampling_config(config: Config, domain: Domain) -> sampler.SamplingConfig:
-    """Return how training samples."""
+def sampling_config(config: Config, domain: Domain) -> SamplingConfig:
+    """Return how training samples: without a repetition penalty, under which its log-probs would not be the policy's."""
     cut = config.sampling
-    return sampler.SamplingConfig(
+    return SamplingConfig(
         max_tokens=domain.max_tokens,
         stop_tokens=domain.stop_tokens,
+        stop_sequences=domain.stop_sequences,
         temperature=config.algorithm.temperature,
         top_k=cut.top_k,
         top_p=cut.top_p,
         min_p=cut.min_p,
         min_tokens=cut.min_tokens,
-        stop_sequences=domain.stop_sequences,
         stop_text=domain.stop_text,
     )
 
 
-def make_reshard(policy: DecoderConfig, mesh: jax.sharding.Mesh, int8: bool = False) -> Callable[[Params], Params]:
-    """Return what makes the sampler's copy: adapters merged, cast, a tuple of layers, split by the sampler's rules.
+def evaluation_sampling(settings: EvalConfig, domain: Domain, max_tokens: int) -> SamplingConfig:
+    """Return how evaluation samples responses of up to ``max_tokens``: where one ends is the domain's, as in training."""
+    return SamplingConfig(
+        max_tokens=max_tokens,
+        stop_tokens=domain.stop_tokens,
+        stop_sequences=domain.stop_sequences,
+        stop_text=domain.stop_text,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        min_tokens=settings.min_tokens,
+        repetition_penalty=settings.repetition_penalty,
+        suppress_tokens=settings.suppress_tokens,
+    )
 
-    With ``int8``, the kernels of the layers are rounded to int8 before they travel.
+
+def make_reshard(policy: DecoderConfig, mesh: jax.sharding.Mesh, int8: bool = False) -> Callable[[Params], Params]:
+    """Return what makes the sampler's copy: cast, a tuple of layers, split by the sampler's rules.
+
+    Adapters stay beside their kernels: merged into kernels of bfloat16, most of what they learn in the first iterations
+    would be rounded away (docs/language_models.md has the figures). With ``int8``, the kernels of the layers are rounded to
+    int8 before they travel.
     """
 
     def reshard(params: Params) -> Params:
-        merged = decoder.cast(decoder.merge_adapters(policy, params), policy.dtype)
-        params = decoder.unstack(policy, decoder.quantise(merged) if int8 else merged)
+        params = decoder.cast(params, policy.dtype, adapters=True)
+        params = decoder.unstack(policy, decoder.quantise(params) if int8 else params)
         where = meshes.shardings(mesh, decoder.logical_axes(params), params, meshes.SAMPLER)
         return jax.lax.with_sharding_constraint(params, where)
 
@@ -184,14 +206,14 @@ def make_reshard(policy: DecoderConfig, mesh: jax.sharding.Mesh, int8: bool = Fa
 def make_parts(config: Config, domain: Domain, mesh: jax.sharding.Mesh, given: Given) -> Parts:
     """Bind settings, policy, domain and mesh into the functions of ``algorithm.iteration.iterate``."""
     algorithm, policy = config.algorithm, decoder_config(config)
-    sampling, plain = sampling_config(config, domain), decoder.without_adapters(policy)
+    sampling = sampling_config(config, domain)
     shard = functools.partial(meshes.shard_batch, mesh)
     reshard = make_reshard(policy, mesh, config.sampling.int8)
 
     def rollout(params, instances, key):
         prompt, length = shard((instances.prompt, instances.prompt_length))
         with meshes.use(mesh):
-            sample = functools.partial(sampler.sample, plain, sampling, algorithm.group_size)
+            sample = functools.partial(sampler.sample, policy, sampling, algorithm.group_size)
             return shard(sample(params, prompt, length, key, config.run.sampler_slots))
 
     def logprobs(trained, prompt, prompt_length, tokens):
@@ -222,7 +244,7 @@ def make_parts(config: Config, domain: Domain, mesh: jax.sharding.Mesh, given: G
 
 def turn_programs(
     policy: DecoderConfig,
-    sampling: sampler.SamplingConfig,
+    sampling: SamplingConfig,
     mesh: jax.sharding.Mesh,
     group_size: int,
     room: int,
@@ -236,9 +258,10 @@ def turn_programs(
     """
     by_row, reused = meshes.by_row(mesh), 1 if may_reuse else None
 
-    def start(copy, *prompt):
+    def start(copy, prompt, length):
         with meshes.use(mesh):
-            return shard_reading(mesh, sampler.start(policy, copy, group_size, room, *prompt))
+            reading = sampler.start(policy, copy, group_size, room, prompt, length, sampling.counts_repeats)
+            return shard_reading(mesh, reading)
 
     def extend(copy, *args):
         with meshes.use(mesh):
@@ -293,10 +316,9 @@ def make_turns(config: Config, domain: Domain, mesh: jax.sharding.Mesh) -> TurnP
     """Return the parts of a turn in training; None for a domain without an environment."""
     if domain.environment is None:
         return None
-    plain, sampling = decoder.without_adapters(decoder_config(config)), sampling_config(config, domain)
-    sampling = dataclasses.replace(sampling, max_tokens=domain.environment.max_tokens)
+    sampling = dataclasses.replace(sampling_config(config, domain), max_tokens=domain.environment.max_tokens)
     room = transcript_room(domain.environment)
-    return turn_programs(plain, sampling, mesh, config.algorithm.group_size, room, may_reuse=True)
+    return turn_programs(decoder_config(config), sampling, mesh, config.algorithm.group_size, room, may_reuse=True)
 
 
 def num_lanes(config: Config) -> int:

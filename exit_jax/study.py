@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from exit_jax import config as configs
-from exit_jax.config import Config, ConfigError
+from exit_jax.config import Config, ConfigError, EvalConfig
 from exit_jax.metrics import trained_iterations
 
 # accuracy = found x kept: an answer counts at the last iterate if a chain was ever right and stayed so
@@ -105,11 +105,12 @@ def finished(config: Config, folder: pathlib.Path) -> dict | None:
             f"{folder} holds a finished run of run.num_iterations = {trained}, not {wanted}; "
             f"choose another --workdir, or --config.run.num_iterations={trained}"
         )
-    settings = configs.to_dict(config)["eval"]
+    told = lambda settings: configs.without_defaults(EvalConfig, settings)
+    settings = told(configs.to_dict(config)["eval"])
     try:
         evaluation = configs.read_object(done)
         # its own, since config.json is of the last evaluation that was begun
-        same = all(figures["settings"] == settings for figures in evaluation.values())
+        same = all(told(figures["settings"]) == settings for figures in evaluation.values())
     except (ConfigError, KeyError, TypeError):  # damaged: it is made anew
         return None
     return evaluation if evaluation and same else None

@@ -331,7 +331,7 @@ def embed_histories(config: Config, params: Params, history: History) -> np.ndar
         texts = [domain.decode(row[:length]) for row, length in zip(history.tokens, history.lengths.sum(-1))]
         return embed.make_embed(config.encoder, make_program(config).mesh)(texts)
     mesh = make_program(config).mesh
-    reshard, plain = make_reshard(policy, mesh), decoder.without_adapters(policy)
+    reshard = make_reshard(policy, mesh)
 
     @jax.jit
     def mean_hidden(copy, history):
@@ -340,7 +340,7 @@ def embed_histories(config: Config, params: Params, history: History) -> np.ndar
         position = jnp.broadcast_to(jnp.arange(domain.prompt_width), prompt.shape)
         mask = position < length[:, None]
         with meshes.use(mesh):
-            hidden, _ = decoder.apply(plain, copy, prompt[:, None], position[:, None], mask[:, None])
+            hidden, _ = decoder.apply(policy, copy, prompt[:, None], position[:, None], mask[:, None])
         total = jnp.where(mask[..., None], hidden[:, 0].astype(jnp.float32), 0.0).sum(1)
         return jax.lax.with_sharding_constraint(total / mask.sum(1, keepdims=True), meshes.replicated(mesh))
 

@@ -23,7 +23,17 @@ def run(script: str, *command: str) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     ("command", "num_rows"),
-    [("prefill", 3), ("bound", 3), ("stages", 4), ("int8", 2), ("skew", 7), ("load", 1), ("turns", 2)],
+    [
+        ("prefill", 3),
+        ("bound", 3),
+        ("stages", 4),
+        ("int8", 2),
+        ("lora", 4),
+        ("update", 2),
+        ("skew", 7),
+        ("load", 1),
+        ("turns", 2),
+    ],
 )
 def test_benchmarks_of_the_sampler(command, num_rows):
     rows = run("policy.py", command, "--small")

@@ -257,6 +257,17 @@ def test_a_study_evaluates_anew_by_other_settings_and_adds_runs(fake_study):
     assert ran == [("base", 1), ("exit", 1)]
 
 
+def test_a_study_takes_evaluations_from_before_a_setting_had_a_field(fake_study, tmp_path):
+    fake_study(("exit",), (0,))
+    for file in tmp_path.glob("*/seed0/evaluation.json"):
+        figures = json.loads(file.read_text())
+        for split in figures.values():
+            del split["settings"]["repetition_penalty"], split["settings"]["suppress_tokens"]
+        file.write_text(json.dumps(figures))
+    assert not fake_study(("exit",), (0,))[1]
+    assert fake_study(("exit",), (0,), **{"eval.repetition_penalty": 1.05})[1]
+
+
 @pytest.mark.parametrize(("field", "value"), [("algorithm.group_size", 32), ("run.num_iterations", 10)])
 def test_a_study_does_not_take_the_runs_of_another_experiment(fake_study, field, value):
     fake_study(("exit",), (0,))

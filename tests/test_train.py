@@ -394,24 +394,6 @@ def test_lora_trains_adapters_only_and_keeps_the_base(tmp_path):
     assert_same(params, restored)
 
 
-def test_merged_adapters_compute_what_adapters_compute():
-    config = smoke(changes=LORA)
-    policy = programs.decoder_config(config)
-    base = train.untrained(config)
-    params = programs.decoder.join(train.initial_params(config), base)
-    noise = lambda path, x: x + 0.1 * jnp.sin(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape)
-    params = jax.tree.map_with_path(noise, params)
-    merged, plain = programs.decoder.merge_adapters(policy, params), programs.decoder.without_adapters(policy)
-    tokens = jnp.arange(12).reshape(1, 2, 6) % 7
-
-    def read(policy, params):
-        positions = jnp.broadcast_to(jnp.arange(6), tokens.shape)
-        return programs.decoder.apply(policy, params, tokens, positions, jnp.ones(tokens.shape, bool))[0]
-
-    np.testing.assert_allclose(read(policy, params), read(plain, merged), atol=1e-5)
-    assert jnp.abs(read(plain, base) - read(plain, merged)).max() > 0.01
-
-
 def test_sampling_in_int8_shows_in_the_gap_and_nowhere_else(whole, tmp_path):
     """The learner, and evaluation, which knows nothing of it, take the policy as it is."""
     train.train(smoke(changes={"sampling.int8": True}, num_iterations=5), tmp_path)

@@ -100,6 +100,9 @@ class Domain:
     stop_text: StopText | None = None  # a text that ends a response, as stop tokens do
     # split -> bool [M]: tasks of a split to evaluate on that do not fit into a prompt, kept to be counted as wrong
     too_long: Callable[[str], np.ndarray] | None = None
+    template_inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what its chat template reads besides
+    unused_ids: tuple[tuple[int, int], ...] = ()  # ranges [start, stop) of ids below vocab_size that are no token's
+    tokens_are: str = ""  # where they are no text, what they are, for people
 
 
 def field_defaults(cls) -> dict[str, Any]:

@@ -50,6 +50,17 @@ class TextDomain:
         except UserError as error:
             raise DomainError(f"domain.tokenizer = {name!r}: {error}") from error
 
+    @property
+    def token_fields(self) -> dict[str, Any]:
+        """The fields of Domain that say which tokens there are."""
+        return {
+            "vocab_size": 1 + max(self.tokenizer.get_vocab().values()),
+            "unused_ids": chat.unused_ids(self.tokenizer),
+            "stop_tokens": self.stop_tokens,
+            "tokenizer": self.tokenizer,
+            "template_inputs": self.inputs,
+        }
+
     @functools.cached_property
     def control(self) -> frozenset[int]:
         """The ids that no piece may hold."""

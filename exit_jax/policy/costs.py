@@ -24,7 +24,7 @@ def projection_sizes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
 
 
 def layers_flops(config: DecoderConfig) -> int:
-    """Return FLOPs of all layers' matrix products for one token."""
+    """Return FLOPs of all layers' kernels for one token."""
     return 2 * config.num_layers * sum(n * m for n, m in projection_sizes(config).values())
 
 
@@ -32,6 +32,11 @@ def adapters_flops(config: DecoderConfig) -> int:
     """Return FLOPs of all adapters for one token; 0 without LoRA."""
     sizes, lora = projection_sizes(config), config.lora
     return 2 * config.num_layers * lora.rank * sum(sum(sizes[name]) for name in lora.targets)
+
+
+def token_flops(config: DecoderConfig) -> int:
+    """Return FLOPs of all layers' kernels and adapters for one token."""
+    return layers_flops(config) + adapters_flops(config)
 
 
 def head_flops(config: DecoderConfig) -> int:
@@ -56,14 +61,14 @@ def response_pairs(rows: int, prompt_width: int, width: int) -> int:
 
 def prefill_flops(config: DecoderConfig, prompts: int, prompt_width: int) -> int:
     """Return FLOPs of reading prompts once a group; the first token's logits count as decoding."""
-    return prompts * prompt_width * layers_flops(config) + attention_flops(config, prompt_pairs(prompts, prompt_width))
+    return prompts * prompt_width * token_flops(config) + attention_flops(config, prompt_pairs(prompts, prompt_width))
 
 
 def decode_flops(config: DecoderConfig, rows: int, prompt_width: int, max_tokens: int) -> int:
     """Return FLOPs of sampling ``max_tokens`` tokens a row; the last one is not read."""
     read = max_tokens - 1
     return (
-        rows * read * layers_flops(config)
+        rows * read * token_flops(config)
         + rows * max_tokens * head_flops(config)
         + attention_flops(config, response_pairs(rows, prompt_width, read))
     )
@@ -72,11 +77,9 @@ def decode_flops(config: DecoderConfig, rows: int, prompt_width: int, max_tokens
 def forward_flops(config: DecoderConfig, prompts: int, group_size: int, prompt_width: int, max_tokens: int) -> int:
     """Return FLOPs of the log-probs of all responses, as the learner and the reference take them: prompts once a group."""
     rows = prompts * group_size
-    tokens = prompts * prompt_width + rows * max_tokens
-    responses = rows * max_tokens * (layers_flops(config) + head_flops(config))
+    responses = rows * max_tokens * (token_flops(config) + head_flops(config))
     pairs = response_pairs(rows, prompt_width, max_tokens)
-    whole = prefill_flops(config, prompts, prompt_width) + responses + attention_flops(config, pairs)
-    return whole + tokens * adapters_flops(config)
+    return prefill_flops(config, prompts, prompt_width) + responses + attention_flops(config, pairs)
 
 
 def backward_flops(config: DecoderConfig, prompts: int, group_size: int, prompt_width: int, max_tokens: int) -> int:

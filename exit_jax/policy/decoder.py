@@ -23,6 +23,8 @@ from exit_jax.policy.shape import COMPUTE_FIELDS as COMPUTE_FIELDS  # by this na
 from exit_jax.policy.shape import PROJECTIONS as PROJECTIONS
 from exit_jax.policy.shape import DecoderConfig, LoraConfig
 
+UNUSED = -1e30  # its exp is 0, also at a temperature; not -inf, for 0 times that is NaN in an entropy
+
 
 @pytree
 class Int8:
@@ -97,10 +99,12 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         rows = x.reshape(-1, x.shape[-1])  # one large matmul: XLA's CPU backend is 1.7 times faster on its gradient
-        y = _product(rows, self.kernel.get_value()).astype(x.dtype)
+        y = _product(rows, self.kernel.get_value())
         if self.lora_a is not None and self.lora_b is not None:
-            low = rows @ self.lora_a[...].astype(x.dtype)
-            y += low @ self.lora_b[...].astype(x.dtype) * self.lora_scale
+            # added before y is rounded: half a bfloat16 step of y is more than an update of a few steps of training
+            low = _product(rows, self.lora_a[...]).astype(x.dtype)
+            y += _product(low, self.lora_b[...]) * self.lora_scale
+        y = y.astype(x.dtype)
         if self.bias is not None:
             y += self.bias[...].astype(x.dtype)[None]
         return y.reshape(*x.shape[:-1], -1)
@@ -211,9 +215,9 @@ def init(config: DecoderConfig, key: Array) -> Params:
     return cast(params, config.param_dtype)
 
 
-def cast(params: Params, dtype: str) -> Params:
-    """Return the parameters in a dtype, all but adapters and the scales of norms, which are small and stay float32."""
-    stays = lambda path: path[-1].key.startswith("lora_") or path[-1].key == "scale"
+def cast(params: Params, dtype: str, adapters: bool = False) -> Params:
+    """Return the parameters in a dtype, all but the scales of norms and, unless told, adapters, which stay float32."""
+    stays = lambda path: path[-1].key == "scale" or (path[-1].key.startswith("lora_") and not adapters)
     return jax.tree.map_with_path(lambda path, x: x if stays(path) else x.astype(dtype), params)
 
 
@@ -292,8 +296,12 @@ _keep_dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 
 def logits(config: DecoderConfig, params: Params, hidden: Array) -> Array:
-    """Return float32 logits [..., V] of hidden states [..., D]."""
-    return _ends(config, params).logits(hidden)
+    """Return float32 logits [..., V] of hidden states [..., D]; those of ``unused_ids`` are UNUSED."""
+    found = _ends(config, params).logits(hidden)
+    ids = jax.lax.broadcasted_iota(jnp.int32, found.shape, found.ndim - 1)
+    for start, stop in config.unused_ids:
+        found = jnp.where((start <= ids) & (ids < stop), UNUSED, found)
+    return found
 
 
 # Forms of the parameters
@@ -345,24 +353,10 @@ def join(left: Params, right: Params | None) -> Params:
     }
 
 
-def without_adapters(config: DecoderConfig) -> DecoderConfig:
-    """Return the decoder whose parameters ``merge_adapters`` makes."""
-    return dataclasses.replace(config, lora=LoraConfig(rank=0, alpha=config.lora.alpha, targets=()))
-
-
-def merge_adapters(config: DecoderConfig, params: Params) -> Params:
-    """Add A B · alpha / rank to the kernels, and leave the adapters out."""
-
-    def merge(node):
-        if not isinstance(node, dict):
-            return node
-        merged = {name: merge(value) for name, value in node.items() if not name.startswith("lora_")}
-        if "lora_a" in node:
-            update = jnp.einsum("...nr,...rm->...nm", node["lora_a"], node["lora_b"]) * config.lora.scale
-            merged["kernel"] = (node["kernel"] + update.astype(jnp.float32)).astype(node["kernel"].dtype)
-        return merged
-
-    return merge(params)
+def merge(kernel: Array, lora_a: Array, lora_b: Array, scale: float) -> Array:
+    """Return float32 W + A B · scale, of one layer or of all: rounded to bfloat16, it would lose most of a small update."""
+    update = jnp.matmul(lora_a, lora_b, precision=jax.lax.Precision.HIGHEST)
+    return kernel.astype(jnp.float32) + update * scale
 
 
 _LOGICAL = {

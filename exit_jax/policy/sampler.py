@@ -6,6 +6,7 @@ tokens that are given, ``generate`` samples until every row has ended; a convers
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +15,10 @@ from exit_jax.algorithm.types import Array, Params, Rollouts, pytree
 from exit_jax.policy import cache as caches
 from exit_jax.policy import decoder
 from exit_jax.policy.cache import Cache
+from exit_jax.policy.choice import SamplingConfig, allow, choose, ends, mark, pick
 from exit_jax.policy.shape import DecoderConfig
-from exit_jax.policy.stops import StopText
 
 READ_CHUNK = 128  # tokens of each row: of tools on v5e:4x4, 256 take 1.5 GiB a chip more
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How responses are sampled."""
-
-    max_tokens: int  # T
-    stop_tokens: tuple[int, ...]  # each ends a response and is part of it
-    temperature: float  # 0 for greedy
-    top_k: int = 0  # keep the k likeliest tokens; 0 for all
-    top_p: float = 1.0  # keep the smallest set of likeliest tokens whose probability reaches p
-    min_p: float = 0.0  # keep tokens at least this times as probable as the likeliest
-    min_tokens: int = 0  # no stop token before this many others
-    stop_sequences: tuple[tuple[int, ...], ...] = ()  # each ends a response when its last tokens equal it
-    stop_text: StopText | None = None  # ends a response with the token that completes it
 
 
 @pytree
@@ -44,6 +30,7 @@ class Reading:
     length: Array  # int32 [B, G]: tokens read, the position of the next
     token: Array  # int32 [B, G]: sampled and not read yet
     unread: Array  # bool [B, G], False where there is no such token
+    seen: Any = None  # bool [B, G, V], ids among all tokens of a row, read or not; None where no one asks for them
 
 
 @pytree
@@ -59,6 +46,7 @@ class DecodeState:
     hidden: Array  # [B, G, D]
     total: Array  # float32 [B, G, D]: sum of the hidden states that tokens were sampled from
     cache: Cache
+    seen: Any  # as in Reading
 
 
 def prefill(config: DecoderConfig, params: Params, prompt: Array, prompt_length: Array) -> tuple[Array, Cache]:
@@ -72,18 +60,38 @@ def prefill(config: DecoderConfig, params: Params, prompt: Array, prompt_length:
 
 
 def start(
-    config: DecoderConfig, params: Params, group_size: int, width: int, prompt: Array, prompt_length: Array
+    config: DecoderConfig,
+    params: Params,
+    group_size: int,
+    width: int,
+    prompt: Array,
+    prompt_length: Array,
+    counts_repeats: bool = False,
 ) -> Reading:
-    """Read prompts [B, P] once for ``group_size`` rows each, with room for ``width`` own tokens a row."""
+    """Read prompts [B, P] once for ``group_size`` rows each, with room for ``width`` own tokens a row.
+
+    Args:
+      counts_repeats: whether to keep which tokens a row holds, as a repetition penalty needs to know.
+    """
     last, cache = prefill(config, params, prompt, prompt_length)
     shape = (prompt.shape[0], group_size)
+    seen = see_prompts(config, prompt, prompt_length, group_size) if counts_repeats else None
     return Reading(
         cache=caches.share_prompt(cache, group_size, width),
         hidden=jnp.broadcast_to(last[:, None], (*shape, last.shape[-1])),
         length=jnp.broadcast_to(prompt_length[:, None], shape),
         token=jnp.zeros(shape, jnp.int32),
         unread=jnp.zeros(shape, bool),
+        seen=seen,
     )
+
+
+def see_prompts(config: DecoderConfig, prompt: Array, prompt_length: Array, group_size: int) -> Array:
+    """Return which ids are in prompts [B, P], for ``group_size`` rows each: bool [B, G, V]."""
+    batch, width = prompt.shape
+    real = jnp.broadcast_to(jnp.arange(width), (batch, 1, width)) < prompt_length[:, None, None]
+    seen = mark(jnp.zeros((batch, 1, config.vocab_size), bool), prompt[:, None], real)
+    return jnp.broadcast_to(seen, (batch, group_size, config.vocab_size))
 
 
 def read(config: DecoderConfig, params: Params, tokens: Array, position: Array, mask: Array, cache: Cache):
@@ -128,83 +136,8 @@ def extend(
         length=reading.length + total,
         token=jnp.zeros_like(reading.token),
         unread=jnp.zeros_like(reading.unread),
+        seen=None if reading.seen is None else mark(reading.seen, tokens, mask),
     )
-
-
-def truncate(logits: Array, top_k: int, top_p: float, min_p: float = 0.0) -> Array:
-    """Set logits [..., V] outside the top k, the nucleus of mass p (arXiv 1904.09751), and min-p (arXiv 2407.01082) to -inf."""
-    if min_p > 0.0:
-        floor = logits.max(-1, keepdims=True) + jnp.log(min_p)
-        logits = jnp.where(logits < floor, -jnp.inf, logits)
-    if top_k and top_k < logits.shape[-1]:
-        kept, _ = jax.lax.top_k(logits, top_k)
-        logits = jnp.where(logits < kept[..., -1:], -jnp.inf, logits)
-    if top_p < 1.0:
-        descending = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
-        probability = jax.nn.softmax(descending, axis=-1)
-        before = jnp.cumsum(probability, axis=-1) - probability  # mass of all likelier tokens
-        smallest = jnp.where(before < top_p, descending, jnp.inf).min(-1, keepdims=True)
-        logits = jnp.where(logits < smallest, -jnp.inf, logits)
-    return logits
-
-
-def pick(logits: Array, tokens: Array) -> Array:
-    """Return logits [..., V] at tokens [...]; a masked sum, since a gather would undo a vocabulary split over devices."""
-    chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == tokens[..., None]
-    return jnp.where(chosen, logits, 0.0).sum(-1)
-
-
-def log_probability(logits: Array, tokens: Array) -> Array:
-    """Return log-probs of tokens [...] under logits [..., V]."""
-    return pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
-
-
-def draw(keys: Array, logits: Array) -> Array:
-    """Sample tokens [B, G] from logits [B, G, V], as ``jax.random.categorical`` does with one key a row, by Gumbel's trick.
-
-    The largest is found in plain reductions, as XLA's CPU backend fuses the noise into its argmax and takes thrice as long.
-    """
-    noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:])))(keys)
-    noisy = jax.lax.optimization_barrier(logits + noise)
-    index = jax.lax.broadcasted_iota(jnp.int32, noisy.shape, noisy.ndim - 1)
-    return jnp.where(noisy == noisy.max(-1, keepdims=True), index, logits.shape[-1]).min(-1)
-
-
-def choose(config: SamplingConfig, logits: Array, keys: Array, may_stop: Array) -> tuple[Array, Array, Array]:
-    """Sample tokens [B, G] from logits [B, G, V] with one key a row.
-
-    Returns:
-      tokens; log-probs under the policy at this temperature, nothing cut off; log-probs under what was sampled from.
-    """
-    if config.stop_tokens and config.min_tokens:
-        is_stop = jnp.zeros(logits.shape, bool).at[..., jnp.asarray(config.stop_tokens)].set(True)
-        may_stop = jnp.broadcast_to(may_stop, logits.shape[:-1])
-        allowed = jnp.where(is_stop & ~may_stop[..., None], -jnp.inf, logits)
-    else:
-        allowed = logits
-    if config.temperature == 0:
-        tokens = jnp.argmax(allowed, axis=-1)
-        return tokens, log_probability(logits, tokens), jnp.zeros(tokens.shape, jnp.float32)
-    whole = logits / config.temperature
-    kept = truncate(allowed / config.temperature, config.top_k, config.top_p, config.min_p)
-    tokens = draw(keys, kept)
-    return tokens, log_probability(whole, tokens), log_probability(kept, tokens)
-
-
-def ends(config: SamplingConfig, tokens: Array, position: Array) -> Array:
-    """Return bool [B, G]: does the token at ``position`` (of all rows, or [B, G]) of tokens [B, G, T] end its row?"""
-    position = jnp.broadcast_to(position, tokens.shape[:2])
-    at = lambda index: jnp.take_along_axis(tokens, jnp.maximum(index, 0)[..., None], axis=2)[..., 0]
-    ended = jnp.zeros(position.shape, bool)
-    for stop in config.stop_tokens:
-        ended = ended | (at(position) == stop)
-    for sequence in config.stop_sequences:
-        first = position - len(sequence) + 1
-        equal = jnp.stack([at(first + i) == token for i, token in enumerate(sequence)])
-        ended = ended | (equal.all(0) & (first >= 0))
-    if config.stop_text:
-        ended = ended | (config.stop_text.state(tokens, position) == len(config.stop_text.text))
-    return ended
 
 
 def generate(
@@ -235,12 +168,14 @@ def generate(
         t = state.position
         keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(row_keys, t)
         logits = decoder.logits(config, params, state.hidden)
-        token, logp, sampled_logp = choose(sampling, logits, keys, t >= sampling.min_tokens)
+        allowed = allow(sampling, logits, state.tokens, t, state.seen)
+        token, logp, sampled_logp = choose(sampling, logits, allowed, keys)
 
         def put(array, value, otherwise):
             return jax.lax.dynamic_update_index_in_dim(array, jnp.where(state.done, otherwise, value), t, axis=2)
 
         tokens = put(state.tokens, token, 0)
+        seen = None if state.seen is None else mark(state.seen, token[..., None], ~state.done[..., None])
         return dataclasses.replace(
             state,
             position=t + 1,
@@ -250,6 +185,7 @@ def generate(
             mask=put(state.mask, True, False),
             done=state.done | ends(sampling, tokens, t),
             total=state.total + jnp.where(state.done[..., None], 0.0, state.hidden.astype(jnp.float32)),
+            seen=seen,
         )
 
     def step(state: DecodeState) -> DecodeState:
@@ -273,6 +209,7 @@ def generate(
         hidden=reading.hidden,
         total=jnp.zeros(reading.hidden.shape, jnp.float32),
         cache=reading.cache,
+        seen=reading.seen,
     )
     end = record(begin)
     slots = reading.cache.mask.shape[-1]
@@ -282,7 +219,7 @@ def generate(
     count = end.mask.sum(-1)
     newest = jnp.take_along_axis(end.tokens, jnp.maximum(count - 1, 0)[..., None], axis=2)[..., 0]
     unread = (count == end.position) & (count > 0)  # sampled in the last step, so that no step has read it
-    reading = Reading(end.cache, end.hidden, reading.length + count - unread, newest, unread)
+    reading = Reading(end.cache, end.hidden, reading.length + count - unread, newest, unread, end.seen)
     rollouts = Rollouts(
         tokens=end.tokens,
         mask=end.mask,
@@ -320,6 +257,7 @@ class SlotState:
     hidden: Array  # [B, g, D]
     cache: Cache  # its own slots of keys are a ring: no response is longer
     rollouts: Rollouts  # [B, G, ...]; ``hidden`` is a sum
+    seen: Any  # bool [B, g, V], as in Reading
 
 
 def sample_in_slots(
@@ -340,8 +278,14 @@ def sample_in_slots(
     last, prompt_cache = prefill(config, params, prompt, prompt_length)
     first_hidden = jnp.broadcast_to(last[:, None], (batch, num_slots, last.shape[-1]))
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch * group_size))
+    in_prompt = see_prompts(config, prompt, prompt_length, num_slots) if sampling.counts_repeats else None
     own = jnp.arange(group_size)[None, :, None]
     place = jnp.arange(width)[None, None]
+
+    def of_slots(state: SlotState) -> Array:
+        """Return the own tokens [B, g, T] of the responses in the slots."""
+        at = jnp.minimum(state.row, group_size - 1)
+        return jnp.take_along_axis(state.rollouts.tokens, at[..., None], axis=1)
 
     def record(state: SlotState) -> SlotState:
         """Sample the next token of every slot, end responses and begin others."""
@@ -349,7 +293,8 @@ def sample_in_slots(
         logical = jnp.arange(batch)[:, None] * group_size + jnp.minimum(state.row, group_size - 1)
         keys = jax.vmap(jax.vmap(jax.random.fold_in))(row_keys[logical], state.position)
         logits = decoder.logits(config, params, state.hidden)
-        token, logp, sampled_logp = choose(sampling, logits, keys, state.position >= sampling.min_tokens)
+        allowed = allow(sampling, logits, of_slots(state), state.position, state.seen)
+        token, logp, sampled_logp = choose(sampling, logits, allowed, keys)
         out = state.rollouts
 
         # a response is in one slot at most, so a sum over slots picks its value
@@ -375,20 +320,22 @@ def sample_in_slots(
         )
         free = running & (of_slot & over[..., None]).any(1)  # [B, g]
         refill = state.taken[:, None] + jnp.cumsum(free, axis=1) - 1
+        seen = state.seen
+        if seen is not None and in_prompt is not None:
+            seen = jnp.where(free[..., None], in_prompt, mark(seen, token[..., None], running[..., None]))
         return dataclasses.replace(
             state,
             row=jnp.where(free, jnp.minimum(refill, group_size), state.row),
             position=jnp.where(free, 0, state.position + 1),
             taken=state.taken + free.sum(1),
             rollouts=out,
+            seen=seen,
         )
 
     def step(state: SlotState) -> SlotState:
         """Read the token that each slot's response has come to, unless it is yet to begin; then sample."""
         goes_on = (state.row < group_size) & (state.position > 0)
-        at = jnp.minimum(state.row, group_size - 1)
-        of_row = jnp.take_along_axis(state.rollouts.tokens, at[..., None], axis=1)  # [B, g, T]
-        token = jnp.take_along_axis(of_row, jnp.maximum(state.position - 1, 0)[..., None], axis=2)
+        token = jnp.take_along_axis(of_slots(state), jnp.maximum(state.position - 1, 0)[..., None], axis=2)
         kept = state.cache.mask & goes_on[..., None]  # what a slot held before belongs to another response
         cache = dataclasses.replace(state.cache, mask=kept, used=state.time % kept.shape[-1])
         position = (prompt_length[:, None] + state.position - 1)[..., None]
@@ -414,6 +361,7 @@ def sample_in_slots(
         hidden=first_hidden,
         cache=dataclasses.replace(caches.share_prompt(prompt_cache, num_slots, max(width - 1, 1)), used=jnp.int32(0)),
         rollouts=blank,
+        seen=in_prompt,
     )
     rollouts = jax.lax.while_loop(lambda state: (state.row < group_size).any(), step, record(begin)).rollouts
     count = jnp.maximum(rollouts.mask.sum(-1), 1)
@@ -434,7 +382,7 @@ def sample(
     if 0 < num_slots < group_size:
         return sample_in_slots(config, sampling, group_size, num_slots, params, prompt, prompt_length, key)
     room = max(sampling.max_tokens - 1, 1)  # the last token is not read
-    reading = start(config, params, group_size, room, prompt, prompt_length)
+    reading = start(config, params, group_size, room, prompt, prompt_length, sampling.counts_repeats)
     return generate(config, sampling, params, reading, key)[1]
 
 

@@ -20,8 +20,8 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What the product of the adapters is multiplied by."""
-        return self.alpha / self.rank
+        """What the product of the adapters is multiplied by; 0 without adapters."""
+        return self.alpha / self.rank if self.rank else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,8 @@ class DecoderConfig:
     unroll_layers: bool  # of the learner: faster for small models, slower to compile
     decode_stages: int  # of sampling without refilled slots: stage i of n reads the first i/n of the own slots
     lora: LoraConfig
+    # ranges [start, stop) of ids that no token has: they have probability 0 in sampling and in learning, and no gradient
+    unused_ids: tuple[tuple[int, int], ...] = ()
 
 
 COMPUTE_FIELDS = ("dtype", "param_dtype", "attention", "remat", "unroll_layers", "decode_stages", "lora")

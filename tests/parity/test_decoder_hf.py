@@ -10,7 +10,7 @@ import pytest
 from small import LLAMA
 
 from exit_jax.policy import decoder, sampler
-from exit_jax.policy.sampler import SamplingConfig
+from exit_jax.policy.choice import SamplingConfig
 
 pytestmark = pytest.mark.parity
 

@@ -10,8 +10,8 @@ import pytest
 from small import LLAMA, random_params
 
 from exit_jax.parallel import mesh as meshes
-from exit_jax.policy import decoder, sampler
-from exit_jax.policy.sampler import SamplingConfig
+from exit_jax.policy import choice, decoder, sampler
+from exit_jax.policy.choice import SamplingConfig
 
 POLICY = dataclasses.replace(LLAMA, vocab_size=11, tie_embeddings=False)
 STOP = 7
@@ -97,16 +97,16 @@ def test_truncation_keeps_the_support_of_a_numpy_oracle():
     for top_k in (0, 1, 3, 10, 11, 99):
         for top_p in (1.0, 0.93, 0.5, 0.01):
             kept_NV = np.array([kept(logits_V, top_k, top_p) for logits_V in logits_NV])
-            truncated_NV = sampler.truncate(jnp.asarray(logits_NV), top_k, top_p)
+            truncated_NV = choice.truncate(jnp.asarray(logits_NV), top_k, top_p)
             np.testing.assert_array_equal(truncated_NV, np.where(kept_NV, logits_NV, -np.inf), f"{top_k=} {top_p=}")
 
 
 def test_logp_is_that_of_the_truncated_distribution():
-    logits_BGV = np.random.default_rng(3).normal(0, 2, (8, 4, 11)).astype(np.float32)
+    logits_BGV = jnp.float32(np.random.default_rng(3).normal(0, 2, (8, 4, 11)))
     top_3 = dataclasses.replace(PLAIN, top_k=3)
     keys = jax.random.split(jax.random.key(0), (8, 4))
-    token_BG, whole_BG, logp_BG = sampler.choose(top_3, jnp.asarray(logits_BGV), keys, True)
-    kept_BGV = logits_BGV >= np.sort(logits_BGV)[..., -3:-2]
+    token_BG, whole_BG, logp_BG = choice.choose(top_3, logits_BGV, logits_BGV, keys)
+    kept_BGV = logits_BGV >= jnp.sort(logits_BGV)[..., -3:-2]
     weight_BGV = np.where(kept_BGV, np.exp(logits_BGV / top_3.temperature), 0.0)
     weight_BG = np.take_along_axis(weight_BGV, np.asarray(token_BG)[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(np.exp(logp_BG), weight_BG / weight_BGV.sum(-1), rtol=1e-5)
@@ -304,7 +304,7 @@ def test_stop_tokens_stop_sequences_and_the_least_number_of_tokens():
 
 def test_min_p_keeps_what_is_near_the_likeliest():
     logits = jnp.log(jnp.array([0.5, 0.26, 0.24, 1e-9]))
-    kept = jnp.isfinite(sampler.truncate(logits, 0, 1.0, min_p=0.5))
+    kept = jnp.isfinite(choice.truncate(logits, 0, 1.0, min_p=0.5))
     np.testing.assert_array_equal(kept, [True, True, False, False])
 
 
@@ -346,7 +346,7 @@ def test_draw_is_categorical():
     keys = jax.random.split(jax.random.key(4), (16, 8))
     logits = jax.random.normal(jax.random.key(5), (16, 8, 500)).at[..., :100].set(-jnp.inf)
     expected = jax.vmap(jax.vmap(jax.random.categorical))(keys, logits)
-    np.testing.assert_array_equal(sampler.draw(keys, logits), expected)
+    np.testing.assert_array_equal(choice.draw(keys, logits), expected)
     assert len(np.unique(expected)) > 50
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from small import LLAMA, random_params
 
-from exit_jax.policy import decoder, sampler
-from exit_jax.policy.sampler import SamplingConfig
+from exit_jax.policy import choice, decoder, sampler
+from exit_jax.policy.choice import SamplingConfig
 from exit_jax.policy.stops import StopText
 
 # texts whose starts return in their midst, which a search that begins anew at each mismatch gets wrong
@@ -58,7 +58,7 @@ def test_found_where_the_text_is(text):
     assert sum(index is not None for index in expected[1::4]) == 100
 
     settings = SamplingConfig(30, (), 1.0, stop_text=stop)
-    ends = jax.jit(lambda position: sampler.ends(settings, jnp.asarray(rows)[:, None], position))
+    ends = jax.jit(lambda position: choice.ends(settings, jnp.asarray(rows)[:, None], position))
     found = np.concatenate([np.asarray(ends(position)) for position in range(30)], axis=1)
     assert [int(row.argmax()) if row.any() else None for row in found] == expected
 

@@ -96,6 +96,16 @@ class Vocabulary:
     def size(self) -> int:
         return self.cell + self.cells
 
+    def describe(self) -> str:
+        """Return what the ids are, for people."""
+        span = lambda start, count: f"{start} to {start + count - 1}"
+        return (
+            f"They are symbols of a {self.digits}x{self.digits} sudoku: 0 is padding, {span(1, 3)} begin a base, improve or "
+            f"diverge prompt, {span(self.feedback, 4)} say that a grid is open, stuck, clashing or done, {self.end} ends a "
+            f"response, {self.blank} is a blank, {span(self.blank + 1, self.digits)} are clues, "
+            f"{span(self.own + 1, self.digits)} the policy's own digits, {span(self.cell, self.cells)} cells."
+        )
+
 
 def grid_tokens(vocabulary: Vocabulary, given: Array, grid: Array) -> Array:
     """Return the tokens [..., 2C] of grids [..., C] whose non-zero cells of ``given`` are clues."""
@@ -347,4 +357,5 @@ def make_domain(config: SudokuConfig) -> Domain:
         describe=functools.partial(describe, v),
         answers=None,
         texts=None,
+        tokens_are=v.describe(),
     )

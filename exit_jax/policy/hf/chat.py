@@ -99,6 +99,17 @@ def opens_thought(tokenizer: Tokenizer, inputs: Mapping[str, Any] = NO_INPUTS) -
     return is_thinking(prompt.removeprefix(told))
 
 
+def with_inputs(tokenizer: Tokenizer, inputs: Mapping[str, Any]) -> str:
+    """Return the chat template with ``inputs`` as its defaults and the clock stopped, so that it renders what ``cut`` cuts."""
+    source = tokenizer.get_chat_template(tools=inputs.get("tools"))
+    named = dict(inputs)
+    if "strftime_now" in source:
+        source = STOPPED_CLOCK + source
+        named["frozen_date"] = inputs.get("date_string", NO_DATE)
+    unless = lambda name, value: f"{{%- if {name} is not defined %}}{{%- set {name} = {value!r} %}}{{%- endif %}}"
+    return "".join(unless(name, value) for name, value in named.items()) + source
+
+
 def answer(tokenizer: Tokenizer, ids: Any, control: Collection[int], thinking: bool = False) -> str:
     """Return the final answer of a response as text, without the ids ``control``; "" where its thoughts have no end.
 
@@ -176,6 +187,12 @@ def control_tokens(tokenizer: Tokenizer, keep: Sequence[str] = ()) -> tuple[int,
     """
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
     return tuple(sorted((added | {*tokenizer.all_special_ids}).difference(_ids_of(tokenizer, keep))))
+
+
+def unused_ids(tokenizer: Tokenizer) -> tuple[tuple[int, int], ...]:
+    """Return the ranges [start, stop) of ids below the largest that are no token's; ids 0, 1 and 4 leave out ((2, 4),)."""
+    used = sorted({*tokenizer.get_vocab().values()})
+    return tuple((last + 1, next) for last, next in itertools.pairwise([-1, *used]) if next > last + 1)
 
 
 def _cut_text(

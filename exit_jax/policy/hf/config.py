@@ -297,15 +297,6 @@ def read_eos(folder: str | pathlib.Path) -> tuple[int, ...]:
     return ()
 
 
-def read_sampling(folder: str | pathlib.Path) -> dict[str, Any]:
-    """Return temperature, top_k, top_p and min_p that a checkpoint's generation_config.json gives; {} without one."""
-    path = pathlib.Path(folder) / "generation_config.json"
-    content = read_json(path) if path.exists() else {}
-    if content.get("do_sample") is False:
-        return {"temperature": 0.0}
-    return {name: content[name] for name in ("temperature", "top_k", "top_p", "min_p") if content.get(name) is not None}
-
-
 def check_tokenizer(folder: str | pathlib.Path, vocab_size: int) -> None:
     """Refuse a tokenizer.json with more tokens than the model's vocabulary; it is only looked at, to be loaded later.
 

@@ -4,11 +4,13 @@ A file is written tensor by tensor, so that the host holds one tensor at a time;
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
+import logging
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,14 +19,18 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from exit_jax.algorithm.types import Params
+from exit_jax.policy.decoder import merge
 from exit_jax.policy.hf import config as hf_config
+from exit_jax.policy.hf import generation
 from exit_jax.policy.hf.config import FAMILIES, CheckpointError, list_faults, read_json
 from exit_jax.policy.hf.names import ADAPTERS, Path, flatten, is_stacked, is_transposed, projection_name, tensor_name
 from exit_jax.policy.shape import DecoderConfig
 
+log = logging.getLogger(__name__)
+
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_COPIED = ("generation_config.json", "*token*.json", "*token*.model", "vocab.*", "merges.txt", "*.jinja")
-_COPIED += ("chat_template.json", "special_tokens_map.json", "LICENSE*", "NOTICE*")
+_COPIED = ("LICENSE*", "NOTICE*")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of generation_config.json, which config.json repeats
 _MAX_POSITIONS = 131072  # no part of DecoderConfig; transformers only warns beyond it
 
 
@@ -37,6 +43,42 @@ class _Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """What the tokens of a policy are and how they are sampled, to go with its weights."""
+
+    tokenizer: Any  # of transformers; None where tokens are no text
+    generation: Mapping[str, Any]  # content of generation_config.json
+    readme: str
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Write tokenizer, generation_config.json and README.md, and warn if AutoTokenizer would not make the same tokens."""
+        _write_json(folder / generation.FILE, dict(self.generation))
+        readme = self.readme
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+            if not _loads_as(folder, self.tokenizer, readme):
+                readme += f"\n{_NOT_AUTO}\n"
+                log.warning("%s: %s", folder, _NOT_AUTO)
+        (folder / "README.md").write_text(readme, encoding="utf-8")
+
+
+_NOT_AUTO = (
+    "AutoTokenizer takes another class for this model's architecture, which splits words otherwise: load the tokenizer by "
+    "`transformers.PreTrainedTokenizerFast.from_pretrained(folder)`, which takes tokenizer.json as it is."
+)
+
+
+def _loads_as(folder: pathlib.Path, tokenizer: Any, text: str) -> bool:
+    """Return whether AutoTokenizer, which looks at config.json, too, finds a tokenizer that is equal on a mixed text."""
+    from transformers import AutoTokenizer  # a second of import
+
+    text += " Mia has 1250 shells, 3.75 apples\n\n  x = {'a': 10}  # it's 20%\n\\frac{12}{345} \\times 7é\t\"ok\""
+    found = AutoTokenizer.from_pretrained(str(folder))
+    ids = [each.encode(text, add_special_tokens=False) for each in (found, tokenizer)]
+    return ids[0] == ids[1] and found.get_vocab() == tokenizer.get_vocab()
+
+
 def export(
     params: Params,
     config: DecoderConfig,
@@ -44,49 +86,56 @@ def export(
     source: str | pathlib.Path | None,
     dtype: str,
     max_shard_bytes: int = 5 * 10**9,
+    words: Words | None = None,
 ) -> None:
-    """Write config, generation config, tokenizer and sharded safetensors, which AutoModelForCausalLM loads.
+    """Write config, sharded safetensors, and ``words``, which AutoModelForCausalLM and AutoTokenizer load.
 
-    On several hosts every process must call it; the first one writes.
+    On several hosts every process must call it; the first one writes. Adapters are merged into their kernels in float32,
+    tensor by tensor.
 
     Args:
-      params: of the whole model, adapters merged.
+      params: of the whole model.
       config: of the decoder.
       folder: must not exist yet, or be empty.
-      source: folder of the checkpoint that the policy began from, whose config.json (but for its dtype), generation
-        config and tokenizer are kept; without one, a config.json is made from ``config``.
+      source: folder of the checkpoint that the policy began from, whose config.json (but for dtype and token ids) and
+        licence are kept; without one, a config.json is made from ``config``.
       dtype: float32, bfloat16 or float16, of the stored tensors.
       max_shard_bytes: of the tensors in one file; a larger tensor has a file of its own.
+      words: None for weights alone.
 
     Raises:
       CheckpointError: on every process, if it could not be written; ``folder`` then does not exist.
     """
     flat = flatten(params)
-    if any(path[-1] in ADAPTERS for path in flat):
-        raise CheckpointError(
-            "the parameters hold adapters; merge them into their kernels first, or export the adapters"
-        )
-    files = _cut(_list_tensors(flat), max_shard_bytes, _item_size(dtype))
+    tensors = _list_tensors({path: leaf for path, leaf in flat.items() if path[-1] not in ADAPTERS})
+    files = _cut(tensors, max_shard_bytes, _item_size(dtype))
+    ids = {name: words.generation.get(name) for name in _TOKEN_IDS} if words else {}
 
     def write_rest(temporary: pathlib.Path) -> None:
-        _write_json(temporary / "config.json", _make_config(config, source, dtype))
+        _write_json(temporary / "config.json", _make_config(config, source, dtype) | ids)
         for pattern in _COPIED if source is not None else ():
             for path in pathlib.Path(source or "").glob(pattern):
-                if not path.name.endswith(".safetensors.index.json"):
-                    shutil.copyfile(path, temporary / path.name)
+                shutil.copyfile(path, temporary / path.name)
+        if words:
+            words.write(temporary)
         if len(files) > 1:
             sizes = [np.prod(tensor.shape, dtype=np.int64) for tensors in files.values() for tensor in tensors]
             index = {tensor.name: name for name, tensors in files.items() for tensor in tensors}
             size = {"total_parameters": int(sum(sizes)), "total_size": int(sum(sizes)) * _item_size(dtype)}
             _write_json(temporary / "model.safetensors.index.json", {"metadata": size, "weight_map": index})
 
-    _write_folder(pathlib.Path(folder), flat, files, dtype, write_rest)
+    _write_folder(pathlib.Path(folder), flat, files, dtype, config.lora.scale, write_rest)
 
 
 def export_adapter(
-    params: Params, config: DecoderConfig, folder: str | pathlib.Path, base_name: str | None, dtype: str = "float32"
+    params: Params,
+    config: DecoderConfig,
+    folder: str | pathlib.Path,
+    base_name: str | None,
+    dtype: str = "float32",
+    words: Words | None = None,
 ) -> None:
-    """Write the adapters as PEFT does: adapter_config.json and adapter_model.safetensors.
+    """Write the adapters as PEFT does, adapter_config.json and adapter_model.safetensors, and ``words``.
 
     Args:
       params: the parameters, or their adapters alone.
@@ -126,8 +175,10 @@ def export_adapter(
 
     def write_rest(temporary: pathlib.Path) -> None:
         _write_json(temporary / "adapter_config.json", content)
+        if words:
+            words.write(temporary)
 
-    _write_folder(pathlib.Path(folder), flat, {"adapter_model.safetensors": tensors}, dtype, write_rest)
+    _write_folder(pathlib.Path(folder), flat, {"adapter_model.safetensors": tensors}, dtype, 0.0, write_rest)
 
 
 def _item_size(dtype: str) -> int:
@@ -220,11 +271,15 @@ def _write_folder(
     flat: dict[Path, jax.Array],
     files: dict[str, list[_Tensor]],
     dtype: str,
+    lora_scale: float,
     write_rest: Callable[[pathlib.Path], None],
 ) -> None:
-    """Write the tensors, and what ``write_rest(temporary folder)`` adds, on the first process; raise on all if it fails."""
+    """Write the tensors, adapters merged by ``lora_scale``, and what ``write_rest(temporary folder)`` adds.
+
+    The first process writes; if it fails, it is raised on all.
+    """
     _item_size(dtype)
-    arrays = (_fetch(flat[tensor.path], tensor, dtype) for tensors in files.values() for tensor in tensors)
+    arrays = (_fetch(flat, tensor, dtype, lora_scale) for tensors in files.values() for tensor in tensors)
     error = None
     if jax.process_index() == 0:
         try:
@@ -260,16 +315,23 @@ def _appears_whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@functools.partial(jax.jit, static_argnames=("stacked", "transposed", "dtype"))
-def _take(leaf: jax.Array, layer: jax.Array, stacked: bool, transposed: bool, dtype: str) -> jax.Array:
-    array = jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False) if stacked else leaf
+@functools.partial(jax.jit, static_argnames=("stacked", "transposed", "dtype", "lora_scale"))
+def _take(leaf, adapters, layer, stacked: bool, transposed: bool, dtype: str, lora_scale: float) -> jax.Array:
+    of_layer = lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) if stacked else x
+    array = of_layer(leaf)
+    if adapters:
+        lora_a, lora_b = map(of_layer, adapters)
+        array = merge(array, lora_a, lora_b, lora_scale)
     return (array.T if transposed else array).astype(dtype)
 
 
-def _fetch(leaf: jax.Array, tensor: _Tensor, dtype: str) -> np.ndarray:
+def _fetch(flat: dict[Path, jax.Array], tensor: _Tensor, dtype: str, lora_scale: float) -> np.ndarray:
     """Return a tensor on the host, as it is stored."""
     path = tensor.path
-    array = _take(leaf, np.int32(tensor.layer), is_stacked(path), is_transposed(path), dtype)
+    beside = [(*path[:-1], name) for name in ADAPTERS] if path[-1] == "kernel" else []
+    adapters = tuple(flat[name] for name in beside if name in flat)
+    how = is_stacked(path), is_transposed(path), dtype, lora_scale
+    array = _take(flat[path], adapters, np.int32(tensor.layer), *how)
     if not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.ascontiguousarray(array)
