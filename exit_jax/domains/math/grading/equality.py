@@ -76,8 +76,8 @@ def same(gold: Any, response: Any) -> bool:
 
 def same_name(gold: str, response: str) -> bool:
     r"""Return whether two left sides name the same: X_{d} and x_d, or f(x) and y."""
-    gold, response = (re.sub(r"\\text|[{}()]", "", name).lower() for name in (gold, response))
-    is_function = [re.fullmatch("[a-z][xyzt]", name) for name in (gold, response)]
+    gold, response = (re.sub(r"\\text|[{}]", "", name).lower() for name in (gold, response))
+    is_function = [re.fullmatch(r"[a-z]\([xyzt]\)", name) for name in (gold, response)]
     return gold == response or ("y" in (gold, response) and any(is_function))
 
 
