@@ -87,14 +87,23 @@ class Competition:
 
     def fill_sample(self, prediction: Any) -> bytes:
         """Return the sample submission with predictions, float64 [n, c], in the place of its own; other cells are kept."""
-        path = self.public / self.sample
-        table = tables.parse(path.read_bytes(), MAX_ROWS, MAX_COLUMNS, strip=False)  # an id may end with a space
         places = [self.sample_table.columns.index(name) for name in self.target_columns]
-        for row, values in zip(table.rows, prediction.tolist(), strict=True):
+        header, *rows = self._quoted_sample
+        lines = [",".join(header)]
+        for row, values in zip(rows, prediction.tolist(), strict=True):
+            cells = list(row)
             for place, value in zip(places, values, strict=True):
-                row[place] = repr(value)
-        # all quoted, for csv leaves a lone "\r" bare, which ends a line
-        return tables.write(table.columns, table.rows, quote_all=True)
+                cells[place] = repr(value)
+            lines.append(",".join(cells))
+        return "\n".join([*lines, ""]).encode()
+
+    @functools.cached_property
+    def _quoted_sample(self) -> list[list[str]]:
+        """The sample submission's header and rows as they stand, blanks and all, each cell in quotes."""
+        data = (self.public / self.sample).read_bytes()
+        table = tables.parse(data, MAX_ROWS, MAX_COLUMNS, strip=False)
+        quote = lambda cell: '"' + cell.replace('"', '""') + '"'
+        return [[quote(cell) for cell in row] for row in (table.columns, *table.rows)]
 
     @functools.cached_property
     def max_submission_bytes(self) -> int:

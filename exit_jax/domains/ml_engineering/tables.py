@@ -10,7 +10,7 @@ import collections
 import csv
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
 SHOWN_CHARS = 40  # of a value in a message
 MAX_ROW_BYTES = 1 << 18  # no more than as many cells, whatever the number of bytes
@@ -90,8 +90,8 @@ def _header(row: list[str], max_columns: int) -> tuple[str, ...]:
     return columns
 
 
-def write(columns: Sequence[str], rows: Iterable[Sequence[str]], quote_all: bool = False) -> bytes:
+def write(columns: tuple[str, ...], rows: list[list[str]]) -> bytes:
     """Return a table as CSV, the same bytes on every platform."""
-    file, quoting = io.StringIO(newline=""), csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
-    csv.writer(file, lineterminator="\n", quoting=quoting).writerows([columns, *rows])
+    file = io.StringIO(newline="")
+    csv.writer(file, lineterminator="\n").writerows([columns, *rows])
     return file.getvalue().encode()
