@@ -25,8 +25,16 @@ from collections.abc import Iterator
 
 BOX, DATA = "/tmp", "/data"
 NOBODY = 65534
-# of the supervisor where it is root: to become another user, to end that one's processes, to read its files
-CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_DAC_READ_SEARCH")
+# the supervisor's where it is root, with the kernel's numbers: to become another user, to end that one's processes, to read its
+# files, to see its mappings, and to fix its place before the machine's memory killer
+CAPABILITIES = {
+    "CAP_DAC_OVERRIDE": 1,
+    "CAP_KILL": 5,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_RESOURCE": 24,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +60,7 @@ def command(jail: Jail, filter_fd: int, public: pathlib.Path | None, disk_bytes:
     if jail.way == "user":
         line += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
     else:
-        line += [word for name in CAPABILITIES for word in ("--cap-add", name)]
+        line += [word for name in capabilities() for word in ("--cap-add", name)]
     line += ["--size", str(disk_bytes)] if jail.has_size else []
     line += ["--tmpfs", BOX, *mounts()]  # in this order: an interpreter may live below /tmp
     line += [word for path in jail.hidden for word in ("--tmpfs", path, "--remount-ro", path)]
@@ -67,6 +75,14 @@ def command(jail: Jail, filter_fd: int, public: pathlib.Path | None, disk_bytes:
         line += ["--ro-bind", str(public.resolve()), DATA]
     line += ["--remount-ro", "/"]
     return line + (["--seccomp", str(filter_fd)] if jail.filter else [])
+
+
+def capabilities() -> list[str]:
+    """Return those of CAPABILITIES that this process has: asked for another one, bubblewrap would leave the supervisor all."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    permitted, bounding = (int(status.partition(f"{name}:")[2].split()[0], 16) for name in ("CapPrm", "CapBnd"))
+    held = permitted & bounding
+    return [name for name, number in CAPABILITIES.items() if held >> number & 1]
 
 
 def mounts() -> list[str]:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from exit_jax.sandbox.job import Job, Limits, Result
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2  # another number for other rules of what programs may do, too
 FOLDERS = ("results", "timeouts")
 
 

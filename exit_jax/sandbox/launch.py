@@ -8,7 +8,6 @@ import marshal
 import os
 import pathlib
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,16 +15,25 @@ import types
 from collections.abc import Callable
 from typing import BinaryIO
 
-from exit_jax.sandbox import bwrap
+from exit_jax.sandbox import bwrap, supervisor
 from exit_jax.sandbox.bwrap import Jail
 from exit_jax.sandbox.job import STATUSES, Job, Limits, Result
 
-SUPERVISOR = pathlib.Path(__file__).with_name("supervisor.py")
 # the supervisor comes compiled and in memory: 10 ms less, and the user that it may run as need not be able to read this package
-START = "import marshal, sys; code, *given = marshal.load(open(int(sys.argv[1]), 'rb')); exec(code); main(*given)"
+PARTS = ("meter", "supervisor")
+START = """
+import marshal, sys
+codes, *given = marshal.load(open(int(sys.argv[1]), "rb"))
+for name, code in codes.items():
+    module = sys.modules[name] = type(sys)(name)
+    exec(code, module.__dict__)
+module.main(*given)
+"""
 SPARE_SECS = 60.0  # beyond a run's limit, to start, end and report on a starved machine; then it is given up
 END_SECS = 5.0
 ERROR_CHARS = 2000
+REFUSED = "servers, shared memory without a file (mmap.mmap(-1, n), memfd_create, System V), watches of files"
+INSTEAD = "Processes of a run may use pipes, unix sockets, multiprocessing.shared_memory and files in /dev/shm"
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OMP_THREAD_LIMIT",
@@ -74,7 +82,7 @@ def run_unguarded(jail: Jail, job: Job, limits: Limits, hold: Callable[[BinaryIO
         box = bwrap.BOX
         if jail.level == "none":
             box = tempfile.mkdtemp(prefix="exit_jax-")
-            stack.callback(shutil.rmtree, box, ignore_errors=True)
+            stack.callback(supervisor.remove, box)
         alive, trainer_end = os.pipe()
         fds = [memory_file(request(jail, job, limits, box, uid)), memory_file(jail.filter)]
         lifeline = stack.enter_context(open(trainer_end, "wb", buffering=0))
@@ -102,7 +110,7 @@ def run_unguarded(jail: Jail, job: Job, limits: Limits, hold: Callable[[BinaryIO
         if process.returncode != 0 or not report:
             text = errors.decode(errors="replace").strip()[-ERROR_CHARS:]
             return fault(f"its supervisor ended with status {process.returncode}: {text}")
-        return read_report(report, job)
+        return explained(read_report(report, job), jail, limits)
 
 
 def end(process: subprocess.Popen, lifeline: BinaryIO):
@@ -131,18 +139,29 @@ def request(jail: Jail, job: Job, limits: Limits, box: str, uid: int | None) -> 
         "box": box,
         "uid": uid if jail.way == "root" else None,
         "max_tasks": max_tasks(jail.way, limits.num_processes),
+        "socket_bytes": socket_bytes(),
         "command": [sys.executable, "solution.py"],
         "environment": environment(box, public, limits.threads),
         "limits": dataclasses.asdict(limits),
         "collect": job.collect,
     }
-    return marshal.dumps((supervisor(), header, job.code.encode("utf-8", "surrogatepass")))
+    return marshal.dumps((supervisor_code(), header, job.code.encode("utf-8", "surrogatepass")))
 
 
 @functools.cache
-def supervisor() -> types.CodeType:
-    """Return the supervisor's code."""
-    return compile(SUPERVISOR.read_text(), SUPERVISOR.name, "exec")
+def supervisor_code() -> dict[str, types.CodeType]:
+    """Return the code of the supervisor's modules."""
+    paths = {f"{__package__}.{name}": pathlib.Path(__file__).with_name(f"{name}.py") for name in PARTS}
+    return {name: compile(path.read_text(), path.name, "exec") for name, path in paths.items()}
+
+
+@functools.cache
+def socket_bytes() -> int:
+    """Return the kernel memory that a unix socket may hold: what it may send, and half of that in a last piece."""
+    try:
+        return int(pathlib.Path("/proc/sys/net/core/wmem_default").read_text()) * 3 // 2
+    except OSError:
+        return 320 << 10
 
 
 def max_tasks(way: str, num_processes: int) -> int | None:
@@ -208,3 +227,22 @@ def read_report(report: bytes, job: Job) -> Result:
         faults={name: part[1:].decode(errors="replace") for name, part in collected.items() if part[:1] != b"+"},
         secs=float(secs),
     )
+
+
+def explained(result: Result, jail: Jail, limits: Limits) -> Result:
+    """Return a result with a hint at what the sandbox refused, if its errors are those of a refusal."""
+    tasks = f"a run has {limits.num_processes} processes and threads at most."
+    hints = {
+        "Operation not permitted": f"a system call was refused, as are those of {REFUSED}. {INSTEAD}.",
+        "Address family not supported": f"there is no network. {INSTEAD}.",
+        "Socket type not supported": f"there is no network. {INSTEAD}.",
+        "Temporary failure in name resolution": "there is no network.",
+        "Resource temporarily unavailable": tasks,
+        "can't start new thread": tasks,
+        "Too many open files": f"a process has {limits.num_files} open files at most.",
+    }
+    found = dict.fromkeys(hint for error, hint in hints.items() if error in result.stderr)
+    if jail.level == "none" or result.status not in ("crashed", "timeout") or not found:
+        return result
+    hint = f"sandbox: {' '.join(found)}"
+    return dataclasses.replace(result, hint=hint, stderr=f"{result.stderr.rstrip()}\n{hint}\n")

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import signal
 from collections.abc import Iterator
 
 from exit_jax.sandbox import bwrap, launch, seccomp
@@ -33,6 +34,10 @@ def find_jail(isolation: str) -> Jail:
     """
     if isolation not in ISOLATIONS:
         raise ValueError(f"isolation={isolation!r} must be one of {', '.join(ISOLATIONS)}")
+    if (
+        signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
+    ):  # some launchers leave it so, and nobody learns how a child ended
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return detect(isolation)
 
 

@@ -219,6 +219,7 @@ def run_task(task: Task, turns: Turns, jail: Jail, limits: Limits, cache: Cache 
     if result.status == "fault" and not turns.is_closed:
         log.warning("sandbox: %s; once more", result.reason)
         result = launch.run(jail, task.job, limits, turns.hold)
-    if cache is not None and result.status != "fault":
+    waited_for_us = result.status == "timeout" and result.hint  # for what was refused
+    if cache is not None and result.status != "fault" and not waited_for_us:
         cache.put(task.key, result)
     return result

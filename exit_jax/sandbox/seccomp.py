@@ -1,14 +1,18 @@
 """The filter of system calls, as a classic BPF program in bytes, for x86-64 and 64-bit Arm.
 
-It denies what a program that reads data and fits a model has no use for: tracing, mounts, namespaces, keys, sockets, kernel
-interfaces with a history of holes, and kinds of memory that do not show in a process's resident set, which is what the
-supervisor counts. What is denied fails with an error, so that a library that only tries goes on; a call by another
-architecture's table ends the program. Calls newer than the tables do not exist here ("not implemented").
+It denies what a program that reads data and fits a model has no use for: tracing, mounts, namespaces, keys, the network,
+kernel interfaces with a history of holes, and kinds of memory that the supervisor (meter.py) cannot count. What is denied fails
+with an error, so that a library that only tries goes on; a call by another architecture's table ends the program. Calls newer
+than the tables do not exist here ("not implemented").
+
+Sockets between the program's own processes are allowed, for torch's workers, multiprocessing's managers and asyncio need
+them: unix streams, whose names lead nowhere outside (a path needs a file, and other names are the network namespace's).
 """
 
 import errno
 import platform
 import struct
+from typing import NamedTuple
 
 LAST_CALL = 450  # newer ones have the same numbers everywhere
 # numbers on (x86-64, 64-bit Arm); None: there is no such call
@@ -39,19 +43,26 @@ DENIED = {
     "open_by_handle_at": (304, 265),
     "fanotify_init": (300, 262),
     "fanotify_mark": (301, 263),
+    "landlock_create_ruleset": (444, 444),  # rules without number
+    "landlock_add_rule": (445, 445),
+    "inotify_init": (253, None),  # queues of 16,384 names each
+    "inotify_init1": (294, 26),
+    "setxattr": (188, 5),  # access lists of 64 KiB a file, outside of the folder's size
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "sync": (162, 81),  # of the whole machine's disks
+    "syncfs": (306, 267),
     "ustat": (136, None),
     "sysfs": (139, None),
     "unshare": (272, 97),
     "setns": (308, 268),
-    # sockets, the pairs of asyncio and of duplex pipes included: their buffers are memory that nobody counts
-    "socket": (41, 198),
-    "socketpair": (53, 199),
     # kernel interfaces
     "keyctl": (250, 219),
     "add_key": (248, 217),
     "request_key": (249, 218),
     "bpf": (321, 280),
     "userfaultfd": (323, 282),
+    "io_setup": (206, 0),  # from a number of events that the whole machine shares, fs.aio-max-nr
     "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
@@ -82,6 +93,10 @@ DENIED = {
     "_sysctl": (156, None),
     "nfsservctl": (180, 42),
     "lookup_dcookie": (212, 18),
+    "ioprio_set": (251, 30),
+    "mbind": (237, 235),  # a policy for each page of a file, kept with the file
+    "set_mempolicy": (238, 237),
+    "set_mempolicy_home_node": (450, 450),
     "move_pages": (279, 239),
     "migrate_pages": (256, 238),
     "remap_file_pages": (216, 234),
@@ -96,20 +111,51 @@ DENIED = {
     "semget": (64, 190),
     "mq_open": (240, 180),
 }
-NEW_NAMESPACES = 0x7E020000  # of clone's flags
-SHARED_ANONYMOUS = 0x21  # of mmap's flags
-# (numbers, argument, test, value): denied where the test holds. Process 1 is the supervisor, which without root runs as the
-# program's own user: no program may starve it
+
+
+class Rule(NamedTuple):
+    """Calls that are denied where the test holds for the low 32 bits of an argument."""
+
+    numbers: tuple[int, int]
+    argument: int
+    test: str  # "is" or "is not" the value, after the mask; "any" of the value's bits
+    value: int
+    mask: int = 0xFFFFFFFF
+    code: int = errno.EPERM
+
+
+NEW_NAMESPACES = 0x7E020000  # clone's flags
+SHARED_ANONYMOUS = 0x21  # mmap's flags
+AF_UNIX, SOCK_STREAM, SOCKET_TYPES, MSG_OOB, SO_REUSEADDR = 1, 1, 0xF, 1, 2
+F_SETPIPE_SZ, PR_SET_SECCOMP, PR_SCHED_CORE, PR_SET_VMA = 1031, 22, 62, 0x53564D41
+# process 1 is the supervisor, which without root runs as the program's own user: no program may starve it
 DENIED_IF = {
-    "clone": ((56, 220), 0, "any", NEW_NAMESPACES),
-    "mmap": ((9, 222), 3, "all", SHARED_ANONYMOUS),  # unmapped but for one page, the rest of it stays, uncounted
-    "prlimit64": ((302, 261), 0, "is", 1),
-    "sched_setscheduler": ((144, 119), 0, "is", 1),
-    "sched_setparam": ((142, 118), 0, "is", 1),
-    "sched_setattr": ((314, 274), 0, "is", 1),
-    "sched_setaffinity": ((203, 122), 0, "is", 1),
-    "setpriority": ((141, 140), 1, "is", 1),
-    "setpriority of a user or group": ((141, 140), 0, "any", 0xFFFFFFFF),
+    "clone": Rule((56, 220), 0, "any", NEW_NAMESPACES),
+    # unmapped but for one page, the rest of it stays, uncounted
+    "mmap": Rule((9, 222), 3, "is", SHARED_ANONYMOUS, mask=SHARED_ANONYMOUS),
+    "prlimit64": Rule((302, 261), 0, "is", 1),
+    "sched_setscheduler": Rule((144, 119), 0, "is", 1),
+    "sched_setparam": Rule((142, 118), 0, "is", 1),
+    "sched_setattr": Rule((314, 274), 0, "is", 1),
+    "sched_setaffinity": Rule((203, 122), 0, "is", 1),
+    "setpriority": Rule((141, 140), 1, "is", 1),
+    "setpriority of a user or group": Rule((141, 140), 0, "any", 0xFFFFFFFF),
+    "socket of another family": Rule((41, 198), 0, "is not", AF_UNIX, code=errno.EAFNOSUPPORT),
+    # a datagram's socket holds other sockets' buffers when they are gone
+    "socket of another type": Rule((41, 198), 1, "is not", SOCK_STREAM, SOCKET_TYPES, errno.ESOCKTNOSUPPORT),
+    "socketpair of another family": Rule((53, 199), 0, "is not", AF_UNIX, code=errno.EAFNOSUPPORT),
+    "socketpair of another type": Rule((53, 199), 1, "is not", SOCK_STREAM, SOCKET_TYPES, errno.ESOCKTNOSUPPORT),
+    "setsockopt": Rule((54, 208), 2, "is not", SO_REUSEADDR),  # larger buffers, filters
+    "sendto": Rule((44, 206), 3, "any", MSG_OOB),  # several holes so far, and no use
+    "sendmsg": Rule((46, 211), 2, "any", MSG_OOB),
+    "sendmmsg": Rule((307, 269), 3, "any", MSG_OOB),
+    "recvfrom": Rule((45, 207), 3, "any", MSG_OOB),
+    "recvmsg": Rule((47, 212), 2, "any", MSG_OOB),
+    "recvmmsg": Rule((299, 243), 3, "any", MSG_OOB),
+    "fcntl": Rule((72, 25), 1, "is", F_SETPIPE_SZ),
+    "prctl of a filter": Rule((157, 167), 0, "is", PR_SET_SECCOMP),  # compiled ones share a limit of the machine's
+    "prctl of cores": Rule((157, 167), 0, "is", PR_SCHED_CORE),  # leaves other programs' hardware threads idle
+    "prctl of names": Rule((157, 167), 0, "is", PR_SET_VMA),  # one for each mapping
 }
 MISSING = {"clone3": (435, 435)}  # its flags are out of the filter's sight; C libraries then use clone
 # audit's name, column of the tables
@@ -139,24 +185,22 @@ def program(machine: str | None = None) -> bytes | None:
     ]
     for numbers in MISSING.values():
         lines += [instruction(EQUAL, numbers[column], jump_false=1), not_there]
-    for name, numbers in DENIED.items():
+    for numbers in DENIED.values():
         if (number := numbers[column]) is not None:
-            kind = errno.EAFNOSUPPORT if name == "socket" else errno.EPERM
-            lines += [instruction(EQUAL, number, jump_false=1), refuse(kind)]
-    for numbers, argument, test, value in DENIED_IF.values():
-        lines += conditional(numbers[column], argument, test, value)
+            lines += [instruction(EQUAL, number, jump_false=1), refuse(errno.EPERM)]
+    for rule in DENIED_IF.values():
+        lines += conditional(rule.numbers[column], rule)
     return b"".join([*lines, instruction(RETURN, ALLOW)])
 
 
-def conditional(number: int, argument: int, test: str, value: int) -> list[bytes]:
-    """Return lines that refuse a call where the low 32 bits of an argument are (``is``) a value, or have ``any`` or ``all``
-    of its bits. The number is loaded before and after.
-    """
-    inner = [instruction(LOAD, 16 + 8 * argument)]  # little-endian: the low half comes first
-    if test == "all":
-        inner.append(instruction(AND, value))
-    inner.append(instruction(ANY_BIT if test == "any" else EQUAL, value, jump_false=1))
-    inner += [refuse(errno.EPERM), instruction(LOAD, NUMBER)]
+def conditional(number: int, rule: Rule) -> list[bytes]:
+    """Return the lines of a rule. The call's number is loaded before and after."""
+    inner = [instruction(LOAD, 16 + 8 * rule.argument)]  # little-endian: the low half comes first
+    if rule.mask != 0xFFFFFFFF:
+        inner.append(instruction(AND, rule.mask))
+    holds = {"jump_true": 1} if rule.test == "is not" else {"jump_false": 1}
+    inner.append(instruction(ANY_BIT if rule.test == "any" else EQUAL, rule.value, **holds))
+    inner += [refuse(rule.code), instruction(LOAD, NUMBER)]
     return [instruction(EQUAL, number, jump_false=len(inner)), *inner]
 
 

@@ -2,11 +2,11 @@
 
 Inside bubblewrap it is process 1: no signal from within can end it, and with it everything ends. It starts the program as
 another user where it can, and lets nobody read or trace it, so that a program that shares its user cannot either. Every
-20 ms it adds up the memory, processes and processor time of all processes but itself. Without bubblewrap ("bare") it does the
-same to its descendants, which it adopts should their parents die.
+20 ms it adds up the memory, processes and processor time of all processes but itself (meter.py). Without bubblewrap ("bare") it
+does the same to its descendants, which it adopts should their parents die.
 
 The report goes to stdout: a line of the parts' sizes, then the parts (``report`` names them). Stdin is open for one thing: when
-its other end closes, the trainer is gone, and so is all of this. launch.py starts it, without the site's packages; of the
+its other end closes, the trainer is gone, and so is all of this. launch.py starts it, without this and other packages; of the
 standard library it imports what costs little, for it starts anew with every run (json would add 8 ms).
 """
 
@@ -21,12 +21,17 @@ import stat
 import sys
 import time
 
+from exit_jax.sandbox.meter import MAX_LOCKS, Meter, members
+
 POLL_SECS = 0.02  # a program touches 1-2 GB of fresh memory a second and core: 20-40 MB too late
-MAX_NAMES = 1 << 16  # files and folders in the writable folder: at about 1 KB of kernel memory each
+# too much memory must be seen twice: between vfork and exec a child shows its parent's memory as its own
+AGAIN_SECS = 0.01
+MAX_NAMES = 1 << 16  # files and folders in the writable folder
+NAME_BYTES = 1 << 10  # kernel memory of each
+MAX_SIGNALS = 1024  # timers and signals under way, of a user: some 400 bytes of kernel memory each
 OUTPUT_FACTOR = 1024
 SPARE_ADDRESSES = 16 << 30  # address space that numerical libraries reserve and never touch
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Output:
@@ -57,17 +62,26 @@ class Output:
 def main(request: dict, code: bytes):
     """Do what launch.py asks for: run a program, given as its text, and report."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # process 1 is spared signals from within that it has no handler for
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # nothing is known of the dead if the trainer ignores it
     os.umask(0o022)  # the trainer's may be one that hides the program from the program
-    os.closerange(3, 64)  # what bubblewrap or the trainer left open would be the program's, too
+    close_others()
     folder = prepare(request, code)
     try:
         serve(request, folder)
     finally:
         if request["bare"]:
-            import shutil  # 10 ms, not for every run
-
             os.chdir("/")
-            shutil.rmtree(request["box"], ignore_errors=True)
+            remove(request["box"])
+
+
+def close_others():
+    """Close what bubblewrap or the trainer left open; it would be the program's, too."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            try:
+                os.close(int(name))
+            except OSError:  # that which lists them
+                pass
 
 
 def prepare(request: dict, code: bytes) -> int:
@@ -156,6 +170,10 @@ def become(request: dict, pipes: list[int]):
         resource.RLIMIT_NOFILE: (limits["num_files"],) * 2,
         resource.RLIMIT_CORE: (1, 1),  # not 0: at 1 the kernel does not start a crash handler outside either
         resource.RLIMIT_MEMLOCK: (1 << 16,) * 2,
+        resource.RLIMIT_SIGPENDING: (MAX_SIGNALS,) * 2,
+        resource.RLIMIT_MSGQUEUE: (0, 0),
+        resource.RLIMIT_NICE: (0, 0),
+        resource.RLIMIT_RTPRIO: (0, 0),
     }
     if request["max_tasks"] is not None:
         bounds[resource.RLIMIT_NPROC] = (request["max_tasks"],) * 2
@@ -180,9 +198,10 @@ def watch(request: dict, child: int, outputs: list[Output], started: float) -> t
         poll.register(ending, select.POLLIN)
     except OSError:  # Linux before 5.3: seen at the next look
         pass
-    checked = started
+    meter = Meter(request["bare"], request["socket_bytes"])
+    next_look, is_doubtful = started + POLL_SECS, False
     while True:
-        for fd, event in poll.poll(1e3 * POLL_SECS):
+        for fd, event in poll.poll(max(1e3 * (next_look - time.monotonic()), 0.0)):
             if fd == 0:
                 end_all(request["bare"])
                 sys.exit("the trainer is gone")
@@ -191,11 +210,12 @@ def watch(request: dict, child: int, outputs: list[Output], started: float) -> t
                     poll.unregister(fd)
         if (ended := reap(child)) is not None:
             return how_it_ended(ended)
-        if (now := time.monotonic()) - checked >= POLL_SECS:
-            checked = now
-            used = usage(members(request["bare"]))
-            if found := exceeded(request, used, now - started, sum(output.total for output in outputs)):
+        if (now := time.monotonic()) >= next_look:
+            found = exceeded(request, meter.look(), now - started, sum(output.total for output in outputs))
+            if found and (found[0] != "memory" or is_doubtful):
                 return *found, None
+            is_doubtful = found is not None
+            next_look = time.monotonic() + (AGAIN_SECS if is_doubtful else POLL_SECS)
 
 
 def reap(child: int) -> int | None:
@@ -222,87 +242,26 @@ def how_it_ended(wait_status: int) -> tuple[str, str, int]:
     return ("crashed", f"exit status {code}", code) if code else ("ok", "", 0)
 
 
-def members(bare: bool) -> list[int]:
-    """Return the processes that count: all but this one inside, its descendants if bare."""
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    if not bare:
-        return [pid for pid in pids if pid != os.getpid()]
-    parents = {pid: int(fields[1]) for pid in pids if (fields := stat_of(pid))}
-    found, frontier = [], [os.getpid()]
-    while frontier:
-        frontier = [pid for pid, parent in parents.items() if parent in frontier]
-        found += frontier
-    return found
-
-
-def stat_of(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat from the state on, [] if it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].decode().split()
-    except OSError:
-        return []
-
-
-def usage(pids: list[int]) -> tuple[int, float, int]:
-    """Return memory in bytes, seconds of processor time, and the number of threads of these processes and the dead ones."""
-    memory, secs, threads = 0, cpu_secs_of_children(), 0
-    for pid in pids:
-        if not (fields := stat_of(pid)):
-            continue
-        secs += sum(map(int, fields[11:15])) / TICKS  # own and those of children it waited for
-        threads += int(fields[17])
-        memory += memory_of(f"/proc/{pid}")
-        if fields[0] == "Z" and int(fields[17]) > 1:  # the first thread ended and took its view of the memory with it
-            tasks = f"/proc/{pid}/task"
-            memory += max((memory_of(f"{tasks}/{task}") for task in list_folder(tasks)), default=0)
-    return memory, secs, threads
-
-
-def memory_of(folder: str) -> int:
-    """Return the bytes that a process holds: resident but for files' pages, page tables, swap."""
-    try:
-        with open(f"{folder}/status", "rb") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return 0
-    wanted = (b"RssAnon:", b"RssShmem:", b"VmPTE:", b"VmSwap:")
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(wanted))
-
-
-def list_folder(path: str) -> list[str]:
-    """Return the names in a folder, none if it is gone."""
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []
-
-
-def cpu_secs_of_children() -> float:
-    """Return the processor time of the descendants that are dead and buried."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def exceeded(request: dict, used: tuple[int, float, int], secs: float, output: int) -> tuple[str, str] | None:
+def exceeded(request: dict, used: tuple[int, float, int, int], secs: float, output: int) -> tuple[str, str] | None:
     """Return the status and the reason if a limit is exceeded."""
-    limits, (memory, cpu_secs, threads) = request["limits"], used
+    limits, (memory, cpu_secs, threads, locks) = request["limits"], used
+    space = None if request["bare"] else os.statvfs(request["box"])  # bare, others use the file system, too
+    names = space.f_files - space.f_ffree if space else 0
     if secs > limits["wall_secs"]:
         return "timeout", f"more than {limits['wall_secs']:g} s by the clock"
     if cpu_secs > limits["cpu_secs"]:
         return "timeout", f"more than {limits['cpu_secs']:g} s of processor time"
     if threads > limits["num_processes"]:  # before memory, of which each fork counts what it shares
         return "processes", f"{threads} processes and threads, the limit is {limits['num_processes']}"
-    if memory > limits["memory_bytes"]:
+    if memory + NAME_BYTES * names > limits["memory_bytes"]:
         return "memory", f"more than {limits['memory_bytes'] >> 20} MiB of memory"
+    if locks > MAX_LOCKS:
+        return "memory", f"more than {MAX_LOCKS} locked parts of files"
     if output > OUTPUT_FACTOR * limits["output_bytes"]:
         return "output", f"more than {OUTPUT_FACTOR * limits['output_bytes'] >> 20} MiB of output"
-    if request["bare"]:
-        return None  # the folder lies in a file system that others use
-    space = os.statvfs(request["box"])
-    if (size := (space.f_blocks - space.f_bfree) * space.f_frsize) > limits["disk_bytes"]:
+    if space and (size := (space.f_blocks - space.f_bfree) * space.f_frsize) > limits["disk_bytes"]:
         return "disk", f"{size >> 20} MiB in the writable folder, the limit is {limits['disk_bytes'] >> 20}"
-    if space.f_files - space.f_ffree > MAX_NAMES:
+    if names > MAX_NAMES:
         return "disk", f"more than {MAX_NAMES} files in the writable folder"
     return None
 
@@ -349,3 +308,26 @@ def read_plain(folder: int, name: str, limit: int) -> bytes:
         if (size := os.fstat(fd).st_size) > limit:
             raise ValueError(f"it has {size} bytes, the limit is {limit}")
         return file.read(limit)
+
+
+def remove(box: str):
+    """Remove a folder with all that is in it, however deep: a program's folders may nest beyond any path and any recursion."""
+    pending, number = [box], 0
+    emptied = []
+    try:
+        while pending:
+            here = pending.pop()
+            emptied.append(here)
+            os.chmod(here, 0o700)
+            for entry in list(os.scandir(here)):
+                if entry.is_dir(follow_symlinks=False):
+                    os.chmod(entry.path, 0o700)  # to be moved it must be writable
+                    number += 1
+                    pending.append(f"{box}/{number}.folder" if here != box else entry.path)
+                    os.rename(entry.path, pending[-1])
+                else:
+                    os.unlink(entry.path)
+        for folder in reversed(emptied):
+            os.rmdir(folder)
+    except OSError:  # another user's, or removed meanwhile
+        pass

@@ -18,7 +18,7 @@ import threading
 
 import pytest
 
-from exit_jax.sandbox import Job, Sandbox, launch
+from exit_jax.sandbox import Job, Sandbox, launch, seccomp
 from exit_jax.sandbox.levels import find_jail
 
 IS_ROOT = os.geteuid() == 0
@@ -205,7 +205,28 @@ CALLS = {
         call(number(31, 195), key, 0, 0)  # IPC_RMID: else it outlives the program, and a machine has room for 4096
         print('GOT' if key >= 0 else '')
         """,
-    "a pair of sockets": "import socket; socket.socketpair(); print('GOT')",
+    "asynchronous input and output": """
+        context = ctypes.c_ulong(0)
+        print('GOT' if call(number(206, 0), 1, ctypes.byref(context)) == 0 else '')
+        """,
+    "watches of files": "print('GOT' if call(number(294, 26), 0) >= 0 else '')",
+    "a policy for memory": "print('GOT' if call(number(238, 237), 0, 0, 0) == 0 else '')",
+    "idle input and output": "print('GOT' if call(number(251, 30), 1, 0, 3 << 13) == 0 else '')",
+    "another personality": "print('GOT' if call(number(135, 92), 0x0040000) >= 0 else '')",
+    "larger pipes": "import fcntl, os; fcntl.fcntl(os.pipe()[1], 1031, 1 << 17); print('GOT')",
+    "a filter of its own": """
+        program = ctypes.create_string_buffer(bytes.fromhex('0600000000 00ff7f'.replace(' ', '')))  # allow
+        class Filter(ctypes.Structure):
+            _fields_ = [('size', ctypes.c_ushort), ('lines', ctypes.c_void_p)]
+        call(number(157, 167), 38, 1, 0, 0, 0)
+        print('GOT' if call(number(157, 167), 22, 2, ctypes.byref(Filter(1, ctypes.addressof(program)))) == 0 else '')
+        """,
+    "sockets of the internet": "import socket; socket.socket(socket.AF_INET); print('GOT')",
+    "sockets of the kernel": "import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW); print('GOT')",
+    "datagrams": "import socket; socket.socketpair(type=socket.SOCK_DGRAM); print('GOT')",
+    "larger sockets": """
+        import socket
+        socket.socketpair()[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20); print('GOT')""",
 }
 
 
@@ -251,6 +272,49 @@ def test_system_calls(isolated, bare, name):
     assert "GOT" not in attack(isolated, SYSCALL + textwrap.dedent(CALLS[name])).stdout
     if IS_ROOT or "namespace" not in name:  # some systems deny users namespaces
         assert "GOT" in attack(bare, SYSCALL + textwrap.dedent(CALLS[name])).stdout
+
+
+def test_every_call_of_the_table_is_refused(isolated):
+    """With zeros for arguments, by the kernel itself; those that are to be missing are missing."""
+    if "seccomp" not in isolated.level:
+        pytest.skip("there is no filter for this processor")
+    column = 0 if os.uname().machine == "x86_64" else 1
+    numbers = {name: pair[column] for name, pair in seccomp.DENIED.items() if pair[column] is not None}
+    code = f"""
+        answers = {{name: call(number, 0, 0, 0, 0, 0, 0) for name, number in {numbers}.items()}}
+        print({{name: answer for name, answer in answers.items() if answer != -1}}, call(435, 0, 0), call(451), call(500))
+        """
+    result = attack(isolated, SYSCALL + textwrap.dedent(code))
+    assert result.stdout == "{} -38 -38 -38\n", result  # ENOSYS
+    assert len(numbers) > 75
+
+
+@pytest.mark.parametrize("family", [3, 16, 17, 38, 40, 44])  # AX25, NETLINK, PACKET, ALG, VSOCK, XDP
+def test_no_other_sockets(isolated, family):
+    code = f"import socket\nfor kind in (1, 2, 3, 5): socket.socket({family}, kind); print('GOT')"
+    result = attack(isolated, code)
+    assert "GOT" not in result.stdout
+    assert "Address family not supported" in result.stderr
+
+
+def test_sockets_lead_nowhere_but_to_the_program_itself(isolated):
+    """A program hears itself, by path and by name. Another one that runs meanwhile hears neither."""
+    code = """
+        import socket, time
+        for name in ('/tmp/s', chr(0) + 'exit_jax-test-name'):
+            if HEARS:
+                server = socket.socket(socket.AF_UNIX)
+                server.bind(name)
+                server.listen()
+            try:
+                socket.socket(socket.AF_UNIX).connect(name)
+                print('heard')
+            except OSError:
+                print('nobody')
+        time.sleep(1)
+        """
+    jobs = [Job(textwrap.dedent(code).replace("HEARS", word)) for word in ("True", "False", "False")]
+    assert [result.stdout.split() for result in isolated.run(jobs)] == [["heard"] * 2, ["nobody"] * 2, ["nobody"] * 2]
 
 
 def test_calls_by_another_table_end_the_program(isolated):
