@@ -42,7 +42,9 @@ RULES = """# Rules
 - Answer with all of solution.py in one ```python block. It is run as it stands, with no arguments.
 - The environment variable DATA_DIR names the folder of the data files, which can only be read.
 - Write the predictions to submission.csv in the working directory, in the format of the sample submission.
-- A run may take {time_limit} and has no network."""
+- A run may take {time_limit} and has no network. numpy, pandas, scipy and scikit-learn are there; nothing can be installed.
+- Worker processes (multiprocessing, joblib, torch's DataLoader) and asyncio work; servers, and memory shared without a file, \
+as by mmap.mmap(-1, n), do not."""
 
 RAN = "It ran, and its submission.csv is valid."
 NO_CODE = "The response held no complete ```python block, so nothing was run."
