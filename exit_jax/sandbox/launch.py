@@ -140,6 +140,7 @@ def request(jail: Jail, job: Job, limits: Limits, box: str, uid: int | None) -> 
         "uid": uid if jail.way == "root" else None,
         "max_tasks": max_tasks(jail.way, limits.num_processes),
         "socket_bytes": socket_bytes(),
+        "sees_all": jail.way != "root" or "CAP_SYS_PTRACE" in bwrap.capabilities(),
         "command": [sys.executable, "solution.py"],
         "environment": environment(box, public, limits.threads),
         "limits": dataclasses.asdict(limits),

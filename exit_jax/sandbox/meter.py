@@ -47,10 +47,12 @@ class Meter:
     Args:
         bare: the processes are the descendants of this one; else all that there are in this namespace but this one.
         socket_bytes: kernel memory that a unix socket may hold.
+        sees_all: whether this process may look into those of the program that do not hide.
     """
 
-    def __init__(self, bare: bool, socket_bytes: int):
+    def __init__(self, bare: bool, socket_bytes: int, sees_all: bool):
         self._bare, self._socket_bytes = bare, socket_bytes
+        self._hidden_objects = UNSEEN_OBJECTS if sees_all else 0
         self._processes: dict[int, Process] = {}
         self._sampled_secs = 0.0
         self._looked = time.monotonic()
@@ -101,7 +103,7 @@ class Meter:
                 return
             count = objects_of(pid, process.max_objects)
             if count is None:
-                count = UNSEEN_OBJECTS
+                count = self._hidden_objects
             elif count > process.max_objects:
                 count = process.max_objects = MORE * process.max_objects
             process.objects, process.waits_since = count, 0.0

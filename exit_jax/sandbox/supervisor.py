@@ -198,7 +198,7 @@ def watch(request: dict, child: int, outputs: list[Output], started: float) -> t
         poll.register(ending, select.POLLIN)
     except OSError:  # Linux before 5.3: seen at the next look
         pass
-    meter = Meter(request["bare"], request["socket_bytes"])
+    meter = Meter(request["bare"], request["socket_bytes"], request["sees_all"])
     next_look, is_doubtful = started + POLL_SECS, False
     while True:
         for fd, event in poll.poll(max(1e3 * (next_look - time.monotonic()), 0.0)):

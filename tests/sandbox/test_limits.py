@@ -120,7 +120,7 @@ for _ in range(60):
         os._exit(0)
     os.wait()
 """
-    before, measured = meter.cpu_secs_of_children(), meter.Meter(True, 0)
+    before, measured = meter.cpu_secs_of_children(), meter.Meter(True, 0, True)
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         while process.poll() is None:
             time.sleep(0.01)
@@ -262,11 +262,10 @@ def test_a_process_that_hides_counts_in_full(monkeypatch):
 
     monkeypatch.setattr(meter, "count_lines", refuse)
     assert meter.objects_of(os.getpid(), 100) is None
-    measured = meter.Meter(True, 0)
     with subprocess.Popen(["sleep", "60"]) as process:
-        memory = measured.look()[0]
+        hides, cannot = (meter.Meter(True, 0, sees_all).look()[0] for sees_all in (True, False))
         process.kill()
-    assert memory >= meter.UNSEEN_OBJECTS * meter.OBJECT_BYTES
+    assert hides > meter.UNSEEN_OBJECTS * meter.OBJECT_BYTES > cannot
 
 
 def test_many_mappings_are_counted_in_steps():
@@ -274,7 +273,7 @@ def test_many_mappings_are_counted_in_steps():
     lines = sum(1 for _ in open("/proc/self/maps"))
     assert meter.objects_of(os.getpid(), 10**6) in range(lines - 20, lines + 20)
     assert meter.objects_of(os.getpid(), 3) > 3
-    measured, counts, process = meter.Meter(True, 0), [], meter.Process("", 0)
+    measured, counts, process = meter.Meter(True, 0, True), [], meter.Process("", 0)
     measured._processes[os.getpid()], process.max_objects = process, 4
     for _ in range(2):
         process.waits_since = 1.0
@@ -390,7 +389,7 @@ def test_memory_must_be_too_much_twice_in_a_row(monkeypatch, looks, status):
     left = iter([*looks, *[0] * 1000])
     monkeypatch.setattr(supervisor.Meter, "look", lambda self: (next(left), 0.0, 1, 0))
     limits = dataclasses.asdict(Limits(memory_bytes=8))
-    request = {"limits": limits, "bare": True, "socket_bytes": 0}
+    request = {"limits": limits, "bare": True, "socket_bytes": 0, "sees_all": True}
     with subprocess.Popen(["sleep", "0.5"]) as process:
         found = supervisor.watch(request, process.pid, [], time.monotonic())
         process.kill()
