@@ -101,12 +101,13 @@ class Meter:
             process, started = self._processes[pid], time.monotonic()
             if started - begun > BUDGET_SECS:
                 return
-            count = objects_of(pid, process.max_objects)
-            if count is None:
-                count = self._hidden_objects
-            elif count > process.max_objects:
+            count, process.waits_since = objects_of(pid, process.max_objects), 0.0
+            if count is None:  # looked into again at the next look
+                process.objects = self._hidden_objects
+                continue
+            if count > process.max_objects:
                 count = process.max_objects = MORE * process.max_objects
-            process.objects, process.waits_since = count, 0.0
+            process.objects = count
             process.count_at = kernel_secs(stat_of(f"/proc/{pid}")) + max(COUNT_SECS, 5 * (time.monotonic() - started))
 
 

@@ -106,13 +106,14 @@ def serve(request: dict, folder: int):
     """Run the program, end all its processes, report."""
     started = time.monotonic()
     child, outputs, error_fd = start(request)
+    error = os.read(error_fd, 1 << 12)  # exec closes it; until then the child is a copy of this process, which hides
     status, reason, exit_code = watch(request, child, outputs, started)
     secs = time.monotonic() - started
     end_all(request["bare"])
     for output in outputs:
         while output.read():
             pass
-    if error := os.read(error_fd, 1 << 12):  # closed by a successful exec
+    if error:
         status, reason, exit_code = "fault", f"the program did not start: {error.decode()}", None
     if status == "crashed" and not request["bare"] and is_full(request["box"]):
         status, reason = "disk", f"the writable folder is full ({reason})"
