@@ -34,9 +34,7 @@ def find_jail(isolation: str) -> Jail:
     """
     if isolation not in ISOLATIONS:
         raise ValueError(f"isolation={isolation!r} must be one of {', '.join(ISOLATIONS)}")
-    if (
-        signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
-    ):  # some launchers leave it so, and nobody learns how a child ended
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:  # as some launchers leave it: no child's end is told
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return detect(isolation)
 

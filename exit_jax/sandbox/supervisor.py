@@ -312,9 +312,11 @@ def read_plain(folder: int, name: str, limit: int) -> bytes:
 
 
 def remove(box: str):
-    """Remove a folder with all that is in it, however deep: a program's folders may nest beyond any path and any recursion."""
-    pending, number = [box], 0
-    emptied = []
+    """Remove a folder with all that is in it, however deep: a program's folders may nest beyond any path and any recursion.
+
+    Each folder is moved to the top before what it holds is removed.
+    """
+    pending, emptied = [box], []
     try:
         while pending:
             here = pending.pop()
@@ -323,8 +325,7 @@ def remove(box: str):
             for entry in list(os.scandir(here)):
                 if entry.is_dir(follow_symlinks=False):
                     os.chmod(entry.path, 0o700)  # to be moved it must be writable
-                    number += 1
-                    pending.append(f"{box}/{number}.folder" if here != box else entry.path)
+                    pending.append(entry.path if here == box else f"{box}/{time.monotonic_ns()}")
                     os.rename(entry.path, pending[-1])
                 else:
                     os.unlink(entry.path)
