@@ -112,7 +112,7 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
         held = json.loads(file.read_text())
     except FileNotFoundError:  # a run of before this file existed
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is damaged ({error}); delete it, and it is made anew from today's inputs") from error
     return held if isinstance(held, dict) else {}
 
@@ -134,7 +134,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     """Return the object in a file but for its provenance; {} where there is none, or a damaged one, which others refuse."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return (
         {name: value for name, value in content.items() if name not in PROVENANCE} if isinstance(content, dict) else {}
@@ -185,7 +185,7 @@ def _samples(file: Any, path: pathlib.Path, size: int) -> Iterator[tuple[int, in
             header: Mapping[str, Any] = json.loads(content)
             offsets = [value["data_offsets"] for name, value in header.items() if name != "__metadata__"]
             spans = sorted((8 + length + start, 8 + length + stop) for start, stop in offsets)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass  # damaged, as its loader will say
     for start, stop in spans:
         last = max(stop - BLOCK, start)

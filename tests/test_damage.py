@@ -138,6 +138,7 @@ DAMAGE = {
     "null": lambda path: path.write_text("null"),
     "fields of lists": all_fields([{"a": [1]}]),
     "fields of text": all_fields("x"),
+    "nested": lambda path: path.write_text('{"a":' * 100_000),
     "binary": lambda path: path.write_bytes(bytes(range(256)) * 9),
     "folder": into_a_folder,
     "absent": lambda path: path.unlink(),
