@@ -10,6 +10,7 @@ from small import LLAMA, random_params
 
 from exit_jax.policy import choice, decoder, sampler
 from exit_jax.policy.choice import SamplingConfig
+from exit_jax.policy.stops import StopText
 
 VOCAB, STOPS = 23, (5, 11)
 POLICY = dataclasses.replace(LLAMA, vocab_size=VOCAB, tie_embeddings=False)
@@ -155,6 +156,15 @@ def test_only_the_last_token_of_a_stop_sequence_is_held_back_and_only_after_its_
     tokens = jnp.zeros((1, 1, 10), int).at[0, 0, :3].set(jnp.array([4, 1, 4]))
     for position, ids in held_back.items():
         logits = choice.allow(config, jnp.zeros((1, 1, VOCAB)), tokens, position, None)[0, 0]
+        assert set(np.flatnonzero(np.isneginf(logits)).tolist()) == ids
+
+
+def test_what_would_complete_a_stop_text_is_held_back():
+    """Of the tokens a, b, ab, c and an id without a text, after "c a": b and ab end in "ab"."""
+    config = SamplingConfig(6, (), 1.0, min_tokens=3, stop_text=StopText.of("ab", ["a", "b", "ab", "c", None]))
+    tokens = jnp.zeros((1, 1, 6), int).at[0, 0, :2].set(jnp.array([3, 0]))
+    for position, ids in {0: {2}, 1: {2}, 2: {1, 2}, 3: set()}.items():
+        logits = choice.allow(config, jnp.zeros((1, 1, 6)), tokens, position, None)[0, 0]
         assert set(np.flatnonzero(np.isneginf(logits)).tolist()) == ids
 
 
