@@ -57,8 +57,8 @@ MUTATIONS = [
         ),
         (
             "the other embedding",
-            '{"grades": grades.embedding, "policy": rollouts.hidden}',
-            '{"policy": grades.embedding, "grades": rollouts.hidden}',
+            'config.diversity_embedding == "policy" else',
+            'config.diversity_embedding != "policy" else',
             ORACLE,
         ),
         ("advantages of the quality", "grpo.advantages(reward_BG,", "grpo.advantages(grades.quality,", ORACLE),
@@ -109,8 +109,8 @@ MUTATIONS = [
         ),
         (
             "unfinished rollouts have children",
-            "grades.insertable & rollouts.finished[..., None]",
-            "grades.insertable",
+            "grades.insertable & (rollouts.finished[..., None] if",
+            "grades.insertable & (True if",
             f"{BUFFER}::test_unchanged_and_unfinished_answers_stay_out_and_are_counted",
         ),
         (
