@@ -72,7 +72,8 @@ class MetricsWriter:
 
         Of "instances", fingerprints uint32 [n, B, 2], it is written how many different ones there have been.
         """
-        row, metrics = {}, dict(metrics)
+        row: dict[str, float | None] = {}
+        metrics = dict(metrics)
         marks = metrics.pop("instances", None)
         if marks is not None and self._file:
             self._distinct = self._distinct or DistinctInstances(self._workdir / "instances.jsonl", first_step - 1)
