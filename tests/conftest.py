@@ -1,7 +1,10 @@
 """What all tests share: 8 virtual CPU devices, no implicit rank promotion, the peers' packages, small builders."""
 
+import gc
 import importlib
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # small programs: compiling them costs more than running them, so XLA is told not to try hard (105 s -> 62 s for the policy)
@@ -21,6 +24,38 @@ import pytest
 from exit_jax.algorithm.types import NO_ID, ExItConfig, History
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+COMPILED = pytest.StashKey[str]()
+
+
+def pytest_configure(config):
+    """Keep what one process compiles for the other worker, the next file and the programs that tests start."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # the user's, or that of the process which started this one
+        return
+    config.stash[COMPILED] = tempfile.mkdtemp(prefix="exit_jax_tests_")
+    settings = {
+        "jax_compilation_cache_dir": config.stash[COMPILED],
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
+
+
+def pytest_unconfigure(config):
+    """Remove what was kept."""
+    if folder := config.stash.get(COMPILED, ""):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_compiled_programs():
+    """Free what a file has compiled: a process may hold 65,530 memory mappings, and the programs of all files need more."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
