@@ -325,6 +325,7 @@ def test_programs_export_for_tpu():
             assert "tpu_custom_call" in exported.mlir_module()
 
 
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize("int8", [False, True])
 def test_v5e_reads_int8_kernels_where_they_lie(int8):

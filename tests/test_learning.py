@@ -179,6 +179,7 @@ def test_share_of_parameters_that_moved():
     assert float(moved_share(before, before)) == 0.0
 
 
+@pytest.mark.slow
 def test_rate_and_movement_are_logged(tmp_path):
     """By hand: two epochs an iteration, a warm-up over 4 steps, then a cosine over 8; optax's state has counted as many."""
     changes = {"optimizer.warmup_steps": 4, "optimizer.decay_steps": 12, "algorithm.num_epochs": 2}

@@ -232,10 +232,8 @@ def one_iteration():
     return config, domain, state, given
 
 
-MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2)]
-
-
-def test_one_learn_step_agrees_on_all_meshes():
+@pytest.mark.parametrize("meshes", [[(2, 2, 2)], pytest.param([(8, 1, 1), (1, 4, 2)], marks=pytest.mark.slow)], ids=str)
+def test_one_learn_step_agrees_on_all_meshes(meshes):
     config, domain, state, given = one_iteration()
     one = programs.make_parts(config, domain, programs.make_program(config).mesh, given)
     instances = jax.jit(one.select)(state)
@@ -243,7 +241,7 @@ def test_one_learn_step_agrees_on_all_meshes():
     rollouts = jax.jit(one.rollout)(params, instances, stream(state.key, "sample", state.step))
     grades = jax.jit(domain.grade)(instances, rollouts)
     outcomes = []
-    for shape in MESHES:
+    for shape in [(1, 1, 1), *meshes]:
         run = dataclasses.replace(config.run, mesh=programs.meshes.MeshConfig(*shape))
         program = programs.make_program(dataclasses.replace(config, run=run))
         parts = programs.make_parts(config, domain, program.mesh, given)
@@ -273,6 +271,7 @@ def test_grading_on_the_host_changes_nothing(whole, tmp_path):
     assert int(on_host.step) == 3
 
 
+@pytest.mark.slow
 def test_fewer_slots_than_rollouts_change_nothing(whole, tmp_path):
     """What is sampled depends on no slot, so the first iterations are the same but for rounding."""
     train.train(smoke(sampler_slots=3, steps_per_call=1, num_iterations=3, checkpoint_every=3), tmp_path)
@@ -345,6 +344,7 @@ def test_a_grading_fault_is_a_value(monkeypatch, caplog):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_before_it_is_saved(tmp_path):
     config = smoke(changes={"optimizer.learning_rate": 1e30}, num_iterations=10, checkpoint_every=5)
     with pytest.raises(ConfigError, match="train diverged by step 5: grad_norm is not finite"):
@@ -394,6 +394,7 @@ def test_lora_trains_adapters_only_and_keeps_the_base(tmp_path):
     assert_same(params, restored)
 
 
+@pytest.mark.slow
 def test_sampling_in_int8_shows_in_the_gap_and_nowhere_else(whole, tmp_path):
     """The learner, and evaluation, which knows nothing of it, take the policy as it is."""
     train.train(smoke(changes={"sampling.int8": True}, num_iterations=5), tmp_path)
@@ -428,6 +429,7 @@ def test_other_optimizers_train_and_resume(kind, tmp_path):
     assert_same(whole, resumed)
 
 
+@pytest.mark.slow
 def test_microbatches_and_chunks_train_as_one_batch(whole, tmp_path):
     train.train(smoke(num_microbatches=4, token_chunk=3, num_iterations=5), tmp_path)
     for ours, theirs in zip(rows(tmp_path), rows(whole[1])):
@@ -508,6 +510,7 @@ def wait_for(path: pathlib.Path, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_killed_runs_end_where_one_run_ends(tmp_path):
     """SIGKILL at random moments, a SIGTERM, then to the end: evaluation, metrics and checkpoint equal a single run's."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -570,6 +573,7 @@ def test_config_json_says_how_a_run_began_and_what_came_later(tmp_path, monkeypa
     assert read()["later"] == [new | {"run.num_iterations": 100}, new]
 
 
+@pytest.mark.slow
 def test_runs_of_all_seeds_may_begin_alike(tmp_path):
     changes = {"warm_start.seed": 7, "warm_start.num_steps": 10}
     one, other = (train.warm_start(smoke(f"seed={seed}", changes), tmp_path, None) for seed in (0, 1))

@@ -382,6 +382,7 @@ def rows(workdir):
     return [{k: v for k, v in row.items() if not k.startswith(own)} for row in read_jsonl(workdir / "train.jsonl")]
 
 
+@pytest.mark.slow
 def test_resume_from_a_single_competition_is_bitwise(data_dir, tmp_path):
     config = tiny(data_dir, domain__train=("tumours",), run__warm_start_dir=str(tmp_path / "warm"))
     whole, _ = train.train(config, tmp_path / "whole")

@@ -235,3 +235,13 @@ def test_a_test_task_that_is_too_long_counts_as_failed(data_dir, monkeypatch, ca
     found = evaluate(config, programs.make_program(config).init_params(0), None)["test"]
     assert (found["num_tasks"], found["num_too_long"]) == (8, num_too_long)
     assert found["accuracy"] == [1 - num_too_long / 8]
+
+
+@pytest.mark.parametrize(
+    ("mark", "inputs", "warned"), [("</think>", (), 1), ("</think>", ("enable_thinking=false",), 0), ("", (), 0)]
+)
+def test_calls_in_thoughts_are_warned_of(data_dir, caplog, mark, inputs, warned):
+    world = tools.Tools(tiny_tools(data_dir, domain__stop_at_call=True, domain__template_inputs=inputs).domain)
+    world.tokenizer.chat_template = f"{{# {mark} #}}{world.tokenizer.chat_template}"
+    assert world.stop_text is not None
+    assert [record.levelname for record in caplog.records if "stop_at_call" in record.message] == ["WARNING"] * warned

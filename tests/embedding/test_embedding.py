@@ -475,6 +475,7 @@ def test_several_files_and_dtypes(tmp_path, stored):
 # In a run
 
 
+@pytest.mark.slow
 def test_responses_are_embedded_between_grading_and_learning(bert, tmp_path):
     """An encoder's vectors decide the diversity bonus and the map of instances; without one, all are alike and d is 1."""
     named = {"checkpoint": str(bert), "pooling": "mean", "max_tokens": 64, "batch_size": 8}

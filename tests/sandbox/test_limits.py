@@ -270,16 +270,22 @@ def test_a_process_that_hides_counts_in_full(monkeypatch):
 
 def test_many_mappings_are_counted_in_steps():
     """What is beyond the first step is taken for the most that the next one sees, until that one has seen it."""
-    lines = sum(1 for _ in open("/proc/self/maps"))
-    assert meter.objects_of(os.getpid(), 10**6) in range(lines - 20, lines + 20)
-    assert meter.objects_of(os.getpid(), 3) > 3
-    measured, counts, process = meter.Meter(True, 0, True), [], meter.Process("", 0)
-    measured._processes[os.getpid()], process.max_objects = process, 4
-    for _ in range(2):
-        process.waits_since = 1.0
-        measured._count_objects()
-        counts.append(process.objects)
-    assert counts == [4 * meter.MORE, 4 * meter.MORE**2], "a Python has more than 64 mappings"
+    counts, process = [], meter.Process("", 0)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as child:
+        child.stdin.write(b"!")
+        assert child.stdout.read(1) == b"!", "it has started, and makes no more mappings"
+        with open(f"/proc/{child.pid}/maps") as file:
+            num_mappings = len(file.readlines())
+        assert meter.objects_of(child.pid, 10**6) == num_mappings
+        assert meter.objects_of(child.pid, 3) > 3
+        measured = meter.Meter(True, 0, True)
+        measured._processes[child.pid], process.max_objects = process, 1
+        for _ in range(3):
+            process.waits_since = 1.0
+            measured._count_objects()
+            counts.append(process.objects)
+        child.stdin.close()
+    assert counts == [meter.MORE, meter.MORE**2, num_mappings], "cat has 30 to 40 mappings"
 
 
 @pytest.mark.parametrize("level", LEVELS)

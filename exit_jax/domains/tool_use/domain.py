@@ -31,7 +31,7 @@ from exit_jax.domains.text import SPAN, TextDomain, Tokens
 from exit_jax.domains.tool_use import bfcl, tiny, tiny_expert, tiny_tasks
 from exit_jax.domains.tool_use.episode import Episode, Task, system_prompt
 from exit_jax.domains.tool_use.parser import MARKERS, has_ending
-from exit_jax.policy.hf import chat, turns
+from exit_jax.policy.hf import chat, thoughts, turns
 from exit_jax.policy.stops import StopText
 
 log = logging.getLogger(__name__)
@@ -268,6 +268,11 @@ class Tools(TextDomain):
         """What ends a response beside stop tokens."""
         if not self.config.stop_at_call:
             return None
+        if thoughts.END in str(self.tokenizer.chat_template) and self.inputs.get("enable_thinking") is not False:
+            log.warning(
+                "domain.stop_at_call = True, but the chat template knows thoughts: a call that one quotes ends the response, "
+                "which is invalid then; set it to False, or turn thinking off in domain.template_inputs"
+            )
         return StopText.of(MARKERS.call_end, self.tokenizer.convert_ids_to_tokens(list(range(self.vocab_size))))
 
     @functools.cached_property
