@@ -3,12 +3,10 @@
 import json
 import os
 import pathlib
-import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -21,10 +19,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def start(workdir: pathlib.Path, *flags: str, script: str = "") -> list[subprocess.Popen]:
-    """Start two processes of the smoke experiment, or of a script."""
+    """Start two processes of the smoke experiment, or of a script that is given its flags."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    command = ["-c", script] if script else ["-m", "exit_jax.main", "--config", "configs/smoke.py", *flags]
+    command = ["-c", script] if script else ["-m", "exit_jax.main"]
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
@@ -33,27 +31,12 @@ def start(workdir: pathlib.Path, *flags: str, script: str = "") -> list[subproce
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "xla"),
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
     }
-    arguments = [sys.executable, *command, *(() if script else ("--workdir", str(workdir)))]
+    arguments = [sys.executable, *command, "--config", "configs/smoke.py", "--workdir", str(workdir), *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return [subprocess.Popen(arguments, cwd=ROOT, env=env | {"JAX_PROCESS_ID": str(i)}, **pipes) for i in range(2)]
 
 
 LATE = "Gloo context initialization failed"  # it waits half a minute for its peer, which on a busy machine may be too little
-
-
-def start_training(workdir: pathlib.Path, *arguments) -> list[subprocess.Popen]:
-    """Start two processes and wait for their first step; start them again if they were late to meet."""
-    for _ in range(3):
-        processes = start(workdir, *arguments)
-        while not (workdir / "train.jsonl").exists():
-            time.sleep(0.05)
-            if any(process.poll() is not None for process in processes):
-                outcome = finish(processes)
-                assert LATE in str(outcome), outcome
-                break
-        else:
-            return processes
-    raise AssertionError("two processes did not meet in three attempts")
 
 
 def run(workdir: pathlib.Path, *flags: str, script: str = "") -> list[tuple[int, str, str]]:
@@ -87,17 +70,22 @@ def whole(tmp_path_factory):
 
 @pytest.mark.slow
 def test_resume_on_the_same_mesh_is_bitwise(whole):
-    """SIGTERM to the second process alone: both save the same step, and go on to the same end."""
+    """SIGTERM to the second process alone, in the first of two calls: both save the same step, and go on to the same end."""
     broken = whole.parent / "broken"
-    processes = start_training(broken, *MESH, *SHORT)
-    processes[1].send_signal(signal.SIGTERM)
-    stopped = finish(processes)
-    assert {code for code, _, _ in stopped} <= {0, 128 + signal.SIGTERM}, stopped  # 0 if it was just done
-    if stopped[0][0]:
-        said = [re.search(r"stopped at train step (\d+)", errors) for _, _, errors in stopped]
-        assert said[0] is not None
-        assert said[1] is not None
-        assert said[0][1] == said[1][1]
+    script = """
+import os, signal
+from exit_jax import main, metrics
+look = metrics.Watch.look
+def look_and_be_told_to_stop(self, step, found):
+    if os.environ["JAX_PROCESS_ID"] == "1" and self._title == "train":
+        os.kill(os.getpid(), signal.SIGTERM)
+    look(self, step, found)
+metrics.Watch.look = look_and_be_told_to_stop
+main.entry()
+"""
+    stopped = run(broken, *MESH, *SHORT, script=script)
+    assert [code for code, _, _ in stopped] == [128 + signal.SIGTERM] * 2, stopped
+    assert all("stopped at train step 5;" in errors for _, _, errors in stopped)
     outcomes = run(broken, *MESH, *SHORT)
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes[0][2]
     assert rows(broken) == rows(whole)

@@ -41,6 +41,7 @@ SETTINGS = {
     "algorithm.buffer_size": 32,
     "algorithm.min_buffer_size": 4,
     "algorithm.selection_prob": 1.0,
+    "algorithm.num_epochs": 1,
     "eval.from_checkpoint": False,
     "eval.splits": "('validation',)",
     "eval.steps": "(0,1)",
@@ -98,6 +99,7 @@ def run(checkpoint, data_dir, *args, **changes):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)  # the prompts are as long as BFCL's documents, which takes a CPU a quarter of an hour
 def test_partial_histories_resume_k_steps_and_report(checkpoint, tmp_path):
     data_dir, workdir = tmp_path / "data", tmp_path / "run"
     launch = lambda *args, **changes: run(checkpoint, data_dir, *args, **changes)
