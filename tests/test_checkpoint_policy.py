@@ -56,6 +56,7 @@ def read(folder):
     return config, load(folder, config, same)
 
 
+@pytest.mark.slow
 def test_train_and_export_all_parameters(source, tmp_path):
     config = tiny(source)
     np.testing.assert_array_equal(train.untrained(config)["embedding"], random_params(SHAPE)["embedding"])

@@ -86,6 +86,7 @@ def run(checkpoint, files, data_dir, *args, **changes):
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=data_dir.parent)
 
 
+@pytest.mark.slow
 def test_from_data_to_an_exported_checkpoint(checkpoint, files, tmp_path):
     data_dir, workdir = tmp_path / "data", tmp_path / "run"
     launch = lambda *args, **changes: run(checkpoint, files, data_dir, *args, **changes)
