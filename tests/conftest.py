@@ -50,6 +50,26 @@ def pytest_unconfigure(config):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+# files that take minutes in one process, the longest first: begun last, they would be waited for by one worker alone
+LONGEST = (
+    "tools_pipeline",
+    "mutations",
+    "train",
+    "hosts",
+    "mle_pipeline",
+    "math_pipeline",
+    "compile",
+    "sampler",
+    "checkpoint_policy",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest; the order within a file stays."""
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def free_compiled_programs():
     """Free what a file has compiled: a process may hold 65,530 memory mappings, and the programs of all files need more."""

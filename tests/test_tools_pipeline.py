@@ -103,7 +103,7 @@ def run(checkpoint, data_dir, *args, **changes):
 def test_partial_histories_resume_k_steps_and_report(checkpoint, tmp_path):
     data_dir, workdir = tmp_path / "data", tmp_path / "run"
     launch = lambda *args, **changes: run(checkpoint, data_dir, *args, **changes)
-    first = launch("--workdir", workdir, **{"run.num_iterations": 2})
+    first = launch("--workdir", workdir, **{"run.num_iterations": 2, "eval.steps": "(0,)"})
     assert first.returncode == 0, first.stderr
     whole = launch("--workdir", workdir)
     assert whole.returncode == 0, whole.stderr
