@@ -316,7 +316,7 @@ def test_responses_of_one_token():
     np.testing.assert_allclose(logp, rollouts.logp, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [4, *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in (1, 6, 7))])
+@pytest.mark.parametrize("chunk", [1, 4, 6, 7])
 def test_logprobs_in_chunks_are_the_same(chunk):
     tokens = np.asarray(sample().tokens)
 
@@ -327,7 +327,6 @@ def test_logprobs_in_chunks_are_the_same(chunk):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), run(chunk), run(0))
 
 
-@pytest.mark.slow
 def test_chunks_save_the_logits_memory():
     """A vocabulary of 4096 makes logits of 8 x 2 x 64 tokens of 17 MB; those of chunks of 4 tokens are a sixteenth."""
     tokens = jax.ShapeDtypeStruct((8, 2, 64), jnp.int32)
@@ -366,7 +365,7 @@ def test_slots_that_are_refilled_change_nothing(width, num_slots):
     assert width == 1 or len(lengths) > 4, "a test of even lengths"
 
 
-@pytest.mark.parametrize("decode_stages", [2, 5, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("decode_stages", [2, 5, 16])
 def test_stages_change_nothing(decode_stages):
     """Two turns over one cache of 16 slots, of which the second begins in a later stage than the first."""
 
