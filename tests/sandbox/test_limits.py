@@ -110,7 +110,7 @@ def test_processor_time_of_children(run_within, mark, name):
 
 
 def in_a_fresh_process(code: str) -> list[float]:
-    """Return the numbers that a program prints: the process of the tests has children and descriptors of its own, which count."""
+    """Return the numbers that a program prints; in the tests' own process, other children and descriptors would count, too."""
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     return [float(number) for number in done.stdout.split()]
 
