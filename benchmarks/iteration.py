@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from exit_jax import programs, train
-from exit_jax.config import Config, validate
+from exit_jax.config.parse import validate
+from exit_jax.config.schema import Config
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/sudoku.py"
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from exit_jax import programs, train
-from exit_jax.config import validate
+from exit_jax.config.parse import validate
 from exit_jax.evaluate import run_chains
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/arithmetic_cpu.py"

@@ -43,7 +43,8 @@ from policy import (
 from transformers.cache_utils import DynamicCache
 
 from exit_jax.algorithm import grpo
-from exit_jax.algorithm.types import ExItConfig, Instances, Rollouts
+from exit_jax.algorithm.settings import ExItConfig
+from exit_jax.algorithm.types import Instances, Rollouts
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.choice import SamplingConfig
 from exit_jax.policy.decoder import DecoderConfig

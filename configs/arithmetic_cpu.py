@@ -12,68 +12,55 @@ Arguments:
   seed: of parameters, demonstrations, selection and sampling; the exercises are the same for all.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from exit_jax.config import arguments, default, variants
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Return the experiment for "variant=...,seed=..."."""
-    here = pathlib.Path(__file__)
-    base = runpy.run_path(str(here.with_name("math_llama3b.py")))
-    sudoku = runpy.run_path(str(here.with_name("sudoku.py")))
-    given = sudoku["parse"](arg, variant="exit", seed=0)
-    named = f"variant={given['variant']},seed={given['seed']}"
-    c, small = base["get_config"](named), sudoku["get_config"](named)
-    c.name = "arithmetic"
-    c.checkpoint = ""
+    given = arguments(arg, variant="exit", seed=0)
+    c = default("math", name="arithmetic", seed=given["seed"])
+    d = c.domain
+    d.data, d.data_dir = "arithmetic", "data/arithmetic"
+    d.num_train, d.num_validation, d.num_test = 2048, 128, 256
+    d.vocab_size = 448
+    d.improve = "{request}\nBetter:\n{solution}"
+    d.diverge = "{request}\nOther:\n{solution}"
+    d.prompt_width, d.max_request_tokens = 72, 20
+    d.max_solution_tokens = d.max_tokens = 40
+    d.demo_noise = 0.15
+    d.split_by = "computation"  # runs made before it was there need "text"
 
-    c.domain.data = "arithmetic"
-    c.domain.data_dir = "data/arithmetic"
-    c.domain.num_train = 2048
-    c.domain.num_validation = 128
-    c.domain.num_test = 256
-    c.domain.tokenizer = ""
-    c.domain.vocab_size = 448
-    c.domain.system = ""
-    c.domain.improve = "{request}\nBetter:\n{solution}"
-    c.domain.diverge = "{request}\nOther:\n{solution}"
-    c.domain.template_inputs = ()
-    c.domain.prompt_width = 72
-    c.domain.max_request_tokens = 20
-    c.domain.max_solution_tokens = 40
-    c.domain.max_tokens = 40
-    c.domain.demo_noise = 0.15
-    c.domain.split_by = "computation"  # runs made before it was there need "text"
+    p = c.policy
+    p.num_layers, p.embed_dim, p.mlp_dim = 3, 64, 192
+    p.num_heads, p.num_kv_heads, p.head_dim = 4, 2, 16
+    p.rope_theta = 1000.0
+    p.tie_embeddings = True
+    p.dtype = "float32"
+    p.remat, p.unroll_layers, p.decode_stages = "none", True, 1
 
-    c.policy = small.policy
-    c.policy.rope_theta = 1000.0
-    c.warm_start = small.warm_start
-    c.warm_start.num_steps = 800
-    c.warm_start.num_states = 64
-    c.warm_start.group_size = 2
-    c.warm_start.optimizer.learning_rate = 3e-3
-    c.warm_start.optimizer.decay_steps = 800
+    w = c.warm_start
+    w.num_steps = w.optimizer.decay_steps = 800
+    w.num_states, w.group_size = 64, 2
+    w.optimizer.learning_rate = 3e-3
+    w.optimizer.warmup_steps = 50
+    w.optimizer.weight_decay = 1e-4
 
     a = c.algorithm
     a.num_prompts = 32
-    a.group_size = 8
-    a.buffer_size = 256
-    a.min_buffer_size = 64
+    a.buffer_size, a.min_buffer_size = 256, 64
     a.kl_coef = 0.0
-    a.rollout_lag = 0
     c.optimizer.learning_rate = 1e-4
 
-    c.eval = small.eval
-    c.eval.splits = ("test",)
     c.eval.samples_per_task = 2
-    c.eval.batch_size = 256
+    c.eval.from_checkpoint = False
     c.eval.restart_every = 1
     c.eval.num_chains_saved = 100
 
-    c.run = small.run
     c.run.num_iterations = 300
-    c.run.steps_per_call = 1
+    c.run.token_chunk = 0
     c.run.checkpoint_every = 50
+    c.run.export_dtype = "float32"
+    variants.apply(c, given["variant"])
     return c

@@ -13,10 +13,9 @@ none; ours leave room for a problem and a solution (math), the documents of seve
 which are played turn by turn), a task, a script, its error trace and an answer with its thoughts (code).
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from exit_jax.config import arguments, default
 
 LLAMA_3B = {
     "vocab_size": 128256,
@@ -117,35 +116,17 @@ SETTINGS = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the setting's experiment, over the fields of configs/sudoku.py that are not about shapes."""
-    sudoku = runpy.run_path(str(pathlib.Path(__file__).with_name("sudoku.py")))
-    setting = sudoku["parse"](arg, setting="math")["setting"]
+    """Return the experiment for "setting=..."."""
+    setting = arguments(arg, setting="math")["setting"]
     if setting not in SETTINGS:
         raise ValueError(f"setting={setting} is not one of {tuple(SETTINGS)}")
     shape, fields = SETTINGS[setting]
-
-    c = sudoku["get_config"]("variant=exit")
-    c.name = f"fit-{setting}"
-    c.domain_name = "shapes"
-    c.domain = ConfigDict()
+    c = default("shapes", name=f"fit-{setting}")
     c.domain.vocab_size = shape["vocab_size"]
-    c.domain.num_children = 1
-    c.domain.max_turns = c.domain.turn_tokens = c.domain.observation_tokens = 0
-    c.domain.embedding_width = 768
-    for name in ("num_tasks", "history_width", "prompt_width", "max_tokens"):
-        c.domain[name] = 0  # each setting gives its own
-
     c.policy.update(shape)
-    c.policy.dtype = "bfloat16"
-    c.policy.remat = "layer"
-    c.policy.unroll_layers = False
-    c.policy.decode_stages = 4
-    c.warm_start.num_steps = 0
-    c.algorithm.group_size = 8
-    c.algorithm.kl_coef = 0.001
-    c.algorithm.entropy_coef = 0.0
-    c.optimizer.learning_rate = 1e-6
-    c.run.token_chunk = 128
-    c.run.steps_per_call = 1
+    c.algorithm.diversity_embedding = "grades"
+    c.algorithm.zero_variance = "keep"
+    c.eval.batch_size = 512
+    c.eval.restart_every = 8
     c.update_from_flattened_dict(fields)
     return c

@@ -12,31 +12,40 @@ fewer eval.samples_per_task. The paper has no such run, and neither have we.
 Takes the arguments of configs/math_llama3b.py.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
 
+from exit_jax.config import arguments, default, variants
+from exit_jax.domains.math.prompts import SYSTEM
 from exit_jax.policy.shape import PROJECTIONS
+
+QWEN = "Qwen/Qwen2.5-1.5B-Instruct"
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return configs/math_llama3b.py for adapters on one chip."""
-    base = runpy.run_path(str(pathlib.Path(__file__).with_name("math_llama3b.py")))
-    c = base["get_config"](arg if "checkpoint=" in (arg or "") else f"{arg},checkpoint=Qwen/Qwen2.5-1.5B-Instruct")
-    c.name = "math_lora"
+    """Return the experiment for "variant=...,seed=...,checkpoint=..."."""
+    given = arguments(arg, variant="exit", seed=0, checkpoint=QWEN)
+    c = default("math", name="math_lora", seed=given["seed"], checkpoint=given["checkpoint"])
+    c.domain.tokenizer = c.checkpoint
+    c.domain.system = SYSTEM
+    if "llama-3" in c.checkpoint.lower():  # their chat template writes a date, which is to stay the same
+        c.domain.template_inputs = ("date_string=26 Jul 2024",)
+
     c.policy.param_dtype = "bfloat16"
-    c.policy.lora.rank = 32
-    c.policy.lora.alpha = 64.0
-    c.policy.lora.targets = PROJECTIONS
-    c.optimizer.learning_rate = 2e-5
+    c.policy.lora.rank, c.policy.lora.alpha, c.policy.lora.targets = 32, 64.0, PROJECTIONS
+
     c.algorithm.num_prompts = 16
     c.algorithm.min_buffer_size = 32
-    c.run.mesh.fsdp = 1
-    c.run.mesh.tensor = 1
-    c.run.num_microbatches = 16
-    c.run.export_dtype = (
-        "float32"  # half of what adapters learn in a hundred steps is lost when bfloat16 kernels take it up
+    c.algorithm.rollout_lag = 1
+    c.optimizer.learning_rate = 2e-5
+
+    c.eval.splits = (
+        *("math500", "amc12_2022", "amc12_2023", "aime_2024", "aime_2025", "minerva", "olympiadbench_text"),
     )
     c.eval.batch_size = 64
+
+    c.run.num_microbatches = 16
+    c.run.prompt_buckets = (512,)
+    c.run.checkpoint_every = 5
+    c.run.export_dtype = "float32"  # bfloat16 kernels lose half of what adapters learn in a hundred steps
+    variants.apply(c, given["variant"])
     return c

@@ -10,20 +10,33 @@ no such run, and neither have we.
 Takes the arguments of configs/math_llama3b.py.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from exit_jax.config import arguments, default, variants
+from exit_jax.domains.math.prompts import SYSTEM
+
+QWEN = "Qwen/Qwen2.5-1.5B-Instruct"
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return configs/math_llama3b.py for a smaller policy and slice."""
-    base = runpy.run_path(str(pathlib.Path(__file__).with_name("math_llama3b.py")))
-    c = base["get_config"](arg if "checkpoint=" in (arg or "") else f"{arg},checkpoint=Qwen/Qwen2.5-1.5B-Instruct")
-    c.name = "math_qwen1b5"
+    """Return the experiment for "variant=...,seed=...,checkpoint=..."."""
+    given = arguments(arg, variant="exit", seed=0, checkpoint=QWEN)
+    c = default("math", name="math_qwen1b5", seed=given["seed"], checkpoint=given["checkpoint"])
+    c.domain.tokenizer = c.checkpoint
+    c.domain.system = SYSTEM
+    if "llama-3" in c.checkpoint.lower():  # their chat template writes a date, which is to stay the same
+        c.domain.template_inputs = ("date_string=26 Jul 2024",)
+
     c.algorithm.num_prompts = 64
+    c.algorithm.rollout_lag = 1
+
+    c.eval.splits = (
+        *("math500", "amc12_2022", "amc12_2023", "aime_2024", "aime_2025", "minerva", "olympiadbench_text"),
+    )
+
     c.run.mesh.fsdp = 4
-    c.run.mesh.tensor = 1
     c.run.num_microbatches = 16
-    c.eval.batch_size = 256
+    c.run.prompt_buckets = (512,)
+    c.run.checkpoint_every = 5
+    variants.apply(c, given["variant"])
     return c

@@ -21,12 +21,9 @@ Arguments:
   checkpoint: folder or hub id of a model that writes Python.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
 
-from exit_jax.domains.ml_engineering import prompts
+from exit_jax.config import arguments, default, variants
 
 R1 = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
 # N, B_min, p and p_div of ExIt's Table 6
@@ -41,64 +38,23 @@ SETTINGS = {
 
 def get_config(arg: str = "") -> ConfigDict:
     """Return the experiment for "variant=...,seed=...,checkpoint=..."."""
-    here = pathlib.Path(__file__)
-    base = runpy.run_path(str(here.with_name("math_llama3b.py")))
-    given = runpy.run_path(str(here.with_name("sudoku.py")))["parse"](arg, variant="exit", seed=0, checkpoint=R1)
-    variant, seed = given["variant"], given["seed"]
-    c = base["get_config"](f"variant={variant},seed={seed},checkpoint={given['checkpoint']}")
-    c.name = "mle_r1_qwen7b"
-
-    c.domain_name = "ml_engineering"
-    c.domain = ConfigDict()
-    c.domain.source = "mlebench"
-    c.domain.data_dir = "data/mlebench"
-    c.domain.cache_dir = "data/mle_runs"
-    c.domain.train = ()
-    c.domain.test = ()
-    c.domain.tokenizer = c.checkpoint
-    c.domain.brief = False
-    c.domain.system = ""  # R1's authors advise against one
-    c.domain.base = prompts.BASE
-    c.domain.improve = prompts.IMPROVE
-    c.domain.diverge = prompts.DIVERGE
-    c.domain.improve_goal = prompts.GOALS["improve"]
-    c.domain.debug_goal = prompts.GOALS["debug"]
-    c.domain.template_inputs = ()
-    c.domain.preview_chars = 3000
-    c.domain.prompt_width = 6144
-    c.domain.max_goal_tokens = 32
-    c.domain.max_request_tokens = 2816
-    c.domain.max_solution_tokens = 2560
-    c.domain.max_feedback_tokens = 384
-    c.domain.max_tokens = 4096
-    c.domain.truncate = "middle"
-    c.domain.isolation = "auto"
-    c.domain.wall_secs = 300.0
-    c.domain.memory_mb = 8192
-    c.domain.disk_mb = 1024
-    c.domain.threads = 1
-    c.domain.num_workers = 0
-    c.domain.demo_noise = 0.0
+    given = arguments(arg, variant="exit", seed=0, checkpoint=R1)
+    c = default("ml_engineering", name="mle_r1_qwen7b", seed=given["seed"], checkpoint=given["checkpoint"])
+    c.domain.tokenizer = c.checkpoint  # and no system message: R1's authors advise against one
     c.domain.compact_descriptions = True
     c.domain.show_score = False  # the paper's feedback is the error trace alone
 
     a = c.algorithm
     a.num_prompts = 4
-    a.group_size = 8
-    a.buffer_size = 24
-    a.min_buffer_size = 3
-    a.update(SETTINGS[variant])
+    a.buffer_size, a.min_buffer_size = 24, 3
     a.reward = "improvement"
     a.learnability_of = "reward"  # what varies in quality, and never improves, teaches nothing
     a.diversity_embedding = "solution"  # the script, not the thoughts before it
-    a.kl_coef = 0.001
-    a.reference_every = 100
     a.reference_mix = 0.5
-    a.rollout_lag = 0
-    c.optimizer.learning_rate = 1e-6
+    variants.apply(c, given["variant"])
+    a.update(SETTINGS[given["variant"]])
 
     c.eval.splits = ("train", "test")
-    c.eval.steps = (0, 1, 2, 4, 8, 16)
     c.eval.samples_per_task = 16
     c.eval.batch_size = 48
     c.eval.restart_every = 1  # independent tries, at as many responses
@@ -106,10 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.num_chains_saved = 48
 
     c.run.num_iterations = 800
-    c.run.mesh.fsdp = 4
-    c.run.mesh.tensor = 4
-    c.run.num_microbatches = 1
+    c.run.mesh.fsdp = c.run.mesh.tensor = 4
     c.run.prompt_buckets = (4096,)
     c.run.response_buckets = (2048,)
-    c.run.checkpoint_every = 10
     return c

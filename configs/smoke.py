@@ -5,38 +5,60 @@
 Takes the arguments of configs/sudoku.py.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from exit_jax.config import arguments, default, variants
+
+CLUES = {"paper": (4, 7), "control": (4, 14)}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return configs/sudoku.py cut down in every dimension."""
-    sudoku = runpy.run_path(str(pathlib.Path(__file__).with_name("sudoku.py")))
-    c = sudoku["get_config"](arg)
-    c.name = "smoke"
+    """Return 4x4 sudoku cut down in every dimension."""
+    given = arguments(arg, variant="exit", seed=0, setting="paper")
+    if given["setting"] not in CLUES:
+        raise ValueError(f"setting={given['setting']} is not one of {tuple(CLUES)}")
+    c = default("sudoku", name="smoke", seed=given["seed"])
+    c.domain.num_clues = CLUES[given["setting"]]
     c.domain.num_train = 64
     c.domain.num_eval = 16
-    c.policy.num_layers = 1
-    c.policy.embed_dim = 32
-    c.policy.head_dim = 8
-    c.policy.mlp_dim = 64
-    c.warm_start.num_steps = 40
-    c.warm_start.num_states = 32
-    c.warm_start.optimizer.decay_steps = 40
-    c.warm_start.optimizer.warmup_steps = 5
-    c.algorithm.num_prompts = 16
-    c.algorithm.group_size = 4
-    c.algorithm.buffer_size //= 16  # of the variant's: fresh has a quarter of the others'
-    c.algorithm.min_buffer_size = 16
+
+    p = c.policy
+    p.num_layers, p.embed_dim, p.mlp_dim = 1, 32, 64
+    p.num_heads, p.num_kv_heads, p.head_dim = 4, 2, 8
+    p.rope_theta = 100.0  # positions end at 41
+    p.tie_embeddings = True
+    p.dtype = "float32"
+    p.remat, p.unroll_layers, p.decode_stages = "none", True, 1
+
+    w = c.warm_start
+    w.num_steps = w.optimizer.decay_steps = 40
+    w.num_states = 32
+    w.optimizer.learning_rate = 4e-3
+    w.optimizer.warmup_steps = 5
+    w.optimizer.weight_decay = 1e-4
+
+    a = c.algorithm
+    a.num_prompts, a.group_size = 16, 4
+    a.buffer_size, a.min_buffer_size = 64, 16
+    a.diversity_embedding = "grades"
+    a.zero_variance = "keep"
+    a.kl_coef = 0.0
+    a.entropy_coef = 0.1
+    c.optimizer.learning_rate = 3e-4
+
+    c.eval.splits = ("validation", "test")
     c.eval.steps = (0, 1, 2, 4)
     c.eval.samples_per_task = 1
     c.eval.batch_size = 16
+    c.eval.from_checkpoint = False
     c.eval.restart_every = 4
     c.eval.num_chains_saved = 4
+
     c.run.num_iterations = 20
+    c.run.token_chunk = 0
     c.run.steps_per_call = 5
     c.run.checkpoint_every = 10
+    c.run.export_dtype = "float32"
     c.study.seeds = (0, 1)
+    variants.apply(c, given["variant"])
     return c

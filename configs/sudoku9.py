@@ -1,4 +1,4 @@
-"""ExIt on 9x9 sudoku: the code of configs/sudoku.py at a size for an accelerator.
+"""ExIt on 9x9 sudoku, at a size for an accelerator.
 
     python -m exit_jax.main --config configs/sudoku9.py:variant=exit,seed=0
 
@@ -7,42 +7,57 @@ and up to 8 edits a response; not yet run to the end by us, so there is no score
 minute on the host at each start.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
 
-CLUES = {"sudoku-paper": (36, 50), "sudoku-control": (36, 70)}
+from exit_jax.config import arguments, default, variants
+
+CLUES = {"paper": (36, 50), "control": (36, 70)}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return configs/sudoku.py scaled up."""
-    sudoku = runpy.run_path(str(pathlib.Path(__file__).with_name("sudoku.py")))
-    c = sudoku["get_config"](arg)
-    c.domain.num_clues = CLUES[c.name]
-    c.name = c.name.replace("sudoku", "sudoku9")
+    """Return the experiment for "variant=...,seed=...,setting=..."."""
+    given = arguments(arg, variant="exit", seed=0, setting="paper")
+    if given["setting"] not in CLUES:
+        raise ValueError(f"setting={given['setting']} is not one of {tuple(CLUES)}")
+    c = default("sudoku", name=f"sudoku9-{given['setting']}", seed=given["seed"])
     c.domain.box = 3
-    c.domain.eval_clues = (36, 50)
-    c.domain.demo_clues = (36, 50)
+    c.domain.num_clues = CLUES[given["setting"]]
+    c.domain.eval_clues = c.domain.demo_clues = (36, 50)
     c.domain.max_edits = 8
-    c.policy.num_layers = 6
-    c.policy.embed_dim = 512
-    c.policy.num_heads = 8
-    c.policy.num_kv_heads = 4
-    c.policy.head_dim = 64
-    c.policy.mlp_dim = 1408
-    c.policy.rope_theta = 1000.0
-    c.policy.dtype = "bfloat16"
-    c.policy.unroll_layers = False
-    c.warm_start.num_steps = 4000
-    c.warm_start.optimizer.learning_rate = 1e-3
-    c.warm_start.optimizer.decay_steps = 4000
-    c.algorithm.num_prompts = 128
-    c.algorithm.group_size = 8
-    c.algorithm.buffer_size *= 4  # of the variant's: fresh has a quarter of the others'
-    c.algorithm.min_buffer_size = 512
+
+    p = c.policy
+    p.num_layers, p.embed_dim, p.mlp_dim = 6, 512, 1408
+    p.num_heads, p.num_kv_heads, p.head_dim = 8, 4, 64
+    p.rope_theta = 1000.0
+    p.tie_embeddings = True
+    p.remat, p.decode_stages = "none", 1
+
+    w = c.warm_start
+    w.num_steps = w.optimizer.decay_steps = 4000
+    w.optimizer.learning_rate = 1e-3
+    w.optimizer.warmup_steps = 50
+    w.optimizer.weight_decay = 1e-4
+
+    a = c.algorithm
+    a.buffer_size, a.min_buffer_size = 4096, 512
+    a.diversity_embedding = "grades"
+    a.zero_variance = "keep"
+    a.kl_coef = 0.0
+    a.entropy_coef = 0.1
     c.optimizer.learning_rate = 1e-4
+
+    c.eval.splits = ("validation", "test")
     c.eval.steps = (0, 1, 2, 4, 8, 16, 32)
+    c.eval.samples_per_task = 2
+    c.eval.batch_size = 512
+    c.eval.from_checkpoint = False
     c.eval.restart_every = 16
+    c.eval.num_chains_saved = 32
+
     c.run.num_iterations = 2000
+    c.run.token_chunk = 0
+    c.run.steps_per_call = 20
+    c.run.checkpoint_every = 100
+    c.run.export_dtype = "float32"
+    variants.apply(c, given["variant"])
     return c

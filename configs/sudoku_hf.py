@@ -12,41 +12,55 @@ Takes the arguments of configs/sudoku.py, and
   lora: rank of adapters on all projections; 0 trains all parameters.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
 
-from exit_jax.policy.shape import COMPUTE_FIELDS, PROJECTIONS
+from exit_jax.config import arguments, default, variants
+from exit_jax.policy.shape import PROJECTIONS
+
+CLUES = {"paper": (4, 7), "control": (4, 14)}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return configs/sudoku.py with the policy of a checkpoint."""
-    own, rest = {"checkpoint": "", "lora": "0"}, []
-    for item in filter(None, (arg or "").split(",")):
-        name, _, value = item.partition("=")
-        if name in own:
-            own[name] = value
-        else:
-            rest.append(item)
-    if not own["checkpoint"]:
+    """Return the experiment for "checkpoint=...,lora=...,variant=...,seed=...,setting=..."."""
+    given = arguments(arg, variant="exit", seed=0, setting="paper", checkpoint="", lora=0)
+    if not given["checkpoint"]:
         raise ValueError("name a checkpoint: configs/sudoku_hf.py:checkpoint=<folder or hub id>")
-    sudoku = runpy.run_path(str(pathlib.Path(__file__).with_name("sudoku.py")))
-    c = sudoku["get_config"](",".join(rest))
-    c.name = c.name.replace("sudoku", "sudoku_hf")
-    c.checkpoint = own["checkpoint"]
-    for name in list(c.policy):
-        if name not in COMPUTE_FIELDS:
-            del c.policy[name]
-    c.policy.dtype = "bfloat16"
-    c.policy.remat = "layer"
-    c.policy.unroll_layers = False
+    if given["setting"] not in CLUES:
+        raise ValueError(f"setting={given['setting']} is not one of {tuple(CLUES)}")
+    c = default("sudoku", name=f"sudoku_hf-{given['setting']}", seed=given["seed"], checkpoint=given["checkpoint"])
+    c.domain.num_clues = CLUES[given["setting"]]
+
     c.policy.decode_stages = 1
-    c.policy.lora.rank = int(own["lora"])
-    c.policy.lora.alpha = 2.0 * int(own["lora"])
-    c.policy.lora.targets = PROJECTIONS if c.policy.lora.rank else ()
-    rate = 2e-4 if c.policy.lora.rank else 1e-5
-    c.warm_start.optimizer.learning_rate = rate
+    c.policy.lora.rank = given["lora"]
+    c.policy.lora.alpha = 2.0 * given["lora"]
+    c.policy.lora.targets = PROJECTIONS if given["lora"] else ()
+    rate = 2e-4 if given["lora"] else 1e-5
+
+    w = c.warm_start
+    w.num_steps = w.optimizer.decay_steps = 1000
+    w.optimizer.learning_rate = rate
+    w.optimizer.warmup_steps = 50
+    w.optimizer.weight_decay = 1e-4
+
+    a = c.algorithm
+    a.num_prompts = 64
+    a.buffer_size = 1024
+    a.diversity_embedding = "grades"
+    a.zero_variance = "keep"
+    a.kl_coef = 0.0
+    a.entropy_coef = 0.1
     c.optimizer.learning_rate = rate / 10
-    c.run.export_dtype = "bfloat16"
+
+    c.eval.splits = ("validation", "test")
+    c.eval.samples_per_task = 2
+    c.eval.batch_size = 512
+    c.eval.from_checkpoint = False
+    c.eval.restart_every = 8
+    c.eval.num_chains_saved = 32
+
+    c.run.num_iterations = 200
+    c.run.token_chunk = 0
+    c.run.steps_per_call = 20
+    c.run.checkpoint_every = 100
+    variants.apply(c, given["variant"])
     return c

@@ -12,77 +12,70 @@ Arguments:
   seed: of selection and sampling; the tasks and the warm start are the same for all.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from exit_jax.config import arguments, default, variants
+
+# p and p_div of ExIt's Table 5 where they are not those of math
+SETTINGS = {"curriculum": {"selection_prob": 0.2}, "exit": {"divergence_prob": 0.5}}
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Return the experiment for "variant=...,seed=..."."""
-    here = pathlib.Path(__file__)
-    base = runpy.run_path(str(here.with_name("tools_qwen7b.py")))
-    sudoku = runpy.run_path(str(here.with_name("sudoku.py")))
-    given = sudoku["parse"](arg, variant="exit", seed=0)
-    named = f"variant={given['variant']},seed={given['seed']}"
-    c, small = base["get_config"](named), sudoku["get_config"](named)
-    c.name = "tools_tiny"
-    c.checkpoint = ""
+    given = arguments(arg, variant="exit", seed=0)
+    c = default("tool_use", name="tools_tiny", seed=given["seed"])
+    d = c.domain
+    d.world, d.data_dir = "tiny", "data/tools_tiny"
+    d.num_train, d.num_validation, d.num_test = 1024, 64, 96
+    d.vocab_size = 768
+    d.improve = "Better. {request} {solution}"
+    d.diverge = "Other. {request} {solution}"
+    d.prompt_width, d.max_context_tokens, d.max_request_tokens = 256, 208, 16
+    d.max_solution_tokens, d.max_tokens, d.max_observation_tokens = 12, 14, 24
+    d.max_transcript_tokens = d.test_max_transcript_tokens = 200
+    d.max_turns = d.test_max_turns = 12
+    d.num_requests = 0
+    d.quality = "requests"
+    d.demo_noise = 0.15
 
-    c.domain.world = "tiny"
-    c.domain.data_dir = "data/tools_tiny"
-    c.domain.num_train = 1024
-    c.domain.num_validation = 64
-    c.domain.num_test = 96
-    c.domain.tokenizer = ""
-    c.domain.vocab_size = 768
-    c.domain.improve = "Better. {request} {solution}"
-    c.domain.diverge = "Other. {request} {solution}"
-    c.domain.prompt_width = 256
-    c.domain.max_context_tokens = 208
-    c.domain.max_request_tokens = 16
-    c.domain.max_solution_tokens = 12
-    c.domain.max_tokens = 14
-    c.domain.max_observation_tokens = 24
-    c.domain.max_transcript_tokens = 200
-    c.domain.max_turns = 12
-    c.domain.num_requests = 0
-    c.domain.test_max_transcript_tokens = 200
-    c.domain.test_max_turns = 12
-    c.domain.quality = "requests"
-    c.domain.demo_noise = 0.15
-    c.domain.stop_at_call = False  # as docs/results.md's runs were made
-    c.domain.overlong_unit = "episode"
+    p = c.policy
+    p.num_layers, p.embed_dim, p.mlp_dim = 3, 64, 192
+    p.num_heads, p.num_kv_heads, p.head_dim = 4, 2, 16
+    p.rope_theta = 1000.0
+    p.tie_embeddings = True
+    p.dtype = "float32"
+    p.remat, p.unroll_layers, p.decode_stages = "none", True, 1
 
-    c.policy = small.policy
-    c.policy.rope_theta = 1000.0
-    c.warm_start = small.warm_start
-    c.warm_start.seed = 0  # as the paper's runs begin from one checkpoint
-    c.warm_start.num_steps = 1200
-    c.warm_start.num_states = 6
-    c.warm_start.group_size = 2
-    c.warm_start.optimizer.learning_rate = 2e-3
-    c.warm_start.optimizer.decay_steps = 1200
+    w = c.warm_start
+    w.seed = 0  # as the paper's runs begin from one checkpoint
+    w.num_steps = w.optimizer.decay_steps = 1200
+    w.num_states, w.group_size = 6, 2
+    w.optimizer.learning_rate = 2e-3
+    w.optimizer.warmup_steps = 50
+    w.optimizer.weight_decay = 1e-4
 
     a = c.algorithm
     a.num_prompts = 8
-    a.buffer_size = 512
-    a.min_buffer_size = 64
+    a.buffer_size, a.min_buffer_size = 512, 64
+    a.aggregation = "dr_grpo"
+    a.advantage_norm = "none"
+    a.mask_overlong = True
+    a.num_epochs = 2
     a.kl_coef = 0.0
+    variants.apply(c, given["variant"])
+    a.update(SETTINGS.get(given["variant"], {}))
     c.optimizer.learning_rate = 1e-4
 
-    c.eval = small.eval
-    c.eval.splits = ("test",)
     c.eval.steps = (0, 1, 2, 4)
     c.eval.samples_per_task = 1
     c.eval.batch_size = 96
-    c.eval.restart_every = 0
+    c.eval.from_checkpoint = False
     c.eval.num_chains_saved = 100
 
-    c.run = small.run
     c.run.num_iterations = 60
-    c.run.steps_per_call = 1
+    c.run.token_chunk = 0
     c.run.checkpoint_every = 20
     c.run.prompt_buckets = (64, 128)
     c.run.response_buckets = (128,)
+    c.run.export_dtype = "float32"
     return c

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax import config as configs
 from exit_jax.algorithm.types import Params
-from exit_jax.config import Config
+from exit_jax.config.schema import Config, EvalConfig
 from exit_jax.parallel import hosts
+from exit_jax.workdir import identity
 
 OPERATIONAL = ("splits", "restart_every", "greedy", "num_chains_saved")  # what does not change a chain
 
@@ -30,10 +30,10 @@ def fingerprint(params: Params) -> str:
 
 def open_stored(config: Config, params: Params, workdir: pathlib.Path, split: str, name: str, **recipe) -> "Stored":
     """Open ``answers/<name>.jsonl``, emptied if it is another policy's or made by other settings."""
-    settings = configs.without_defaults(configs.EvalConfig, configs.to_dict(config)["eval"])
+    settings = identity.without_defaults(EvalConfig, identity.to_dict(config)["eval"])
     settings = {k: v for k, v in settings.items() if k not in OPERATIONAL}
-    domain = {name: value for name, value in configs.scientific(config).items() if name.startswith("domain.")}
-    header = {"split": split, "policy": fingerprint(params), "recipe": configs.digest(settings | domain | recipe)}
+    domain = {name: value for name, value in identity.scientific(config).items() if name.startswith("domain.")}
+    header = {"split": split, "policy": fingerprint(params), "recipe": identity.digest(settings | domain | recipe)}
     return Stored(workdir / "answers" / f"{name}.jsonl", header)
 
 

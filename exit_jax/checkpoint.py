@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from exit_jax.config import ConfigError
+from exit_jax.errors import ConfigError
 from exit_jax.parallel import hosts
 
 log = logging.getLogger(__name__)

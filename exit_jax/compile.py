@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax import config as configs
 from exit_jax import roofline
-from exit_jax.config import Config, ConfigError
+from exit_jax.config.checks import contradictions
+from exit_jax.config.schema import Config
 from exit_jax.domains.domain import blank_grades
 from exit_jax.episodes import TurnPrograms
+from exit_jax.errors import ConfigError
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.shape import PROJECTIONS
@@ -39,6 +40,7 @@ from exit_jax.programs import (
 )
 from exit_jax.report.tables import table
 from exit_jax.roofline import CHIPS, GIB, Chip, Phase
+from exit_jax.workdir import identity
 
 # slices of each family that Cloud TPU offers, smallest first
 SLICES = {
@@ -445,7 +447,7 @@ def suggest(failed: Result, show: Callable[[str], None] = print) -> tuple[str, R
     for name, changes in candidates(failed.config, failed.topology.name, names):
         config = override(failed.config, changes)
         topology = find_topology(name)
-        wrong = configs.contradictions(config, len(topology.devices))
+        wrong = contradictions(config, len(topology.devices))
         if wrong or (name, config) in tried or config.run.mesh.num_devices != len(topology.devices):
             continue
         tried.add((name, config))
@@ -492,7 +494,7 @@ def fit(config: Config, topology: Topology, workdir: pathlib.Path) -> tuple[str,
     content = to_json(result)
     if not result.fits:
         content["suggestion"] = better and {"flags": better[0]} | to_json(better[1])
-    configs.write_json(workdir / "compile.json", content)
+    identity.write_json(workdir / "compile.json", content)
     (workdir / "compile.md").write_text(text)
     return text, result.fits
 
@@ -518,8 +520,8 @@ def to_json(result: Result) -> dict:
         "phases": [dataclasses.asdict(phase) for phase in result.phases],
         "max_iterations_per_hour": per_hour,
         "max_tokens_per_sec": per_sec,
-        "config": configs.to_dict(result.config),
-        "versions": configs.versions(),
+        "config": identity.to_dict(result.config),
+        "versions": identity.versions(),
     }
 
 

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax import config as configs
 from exit_jax.algorithm.prompts import render, render_by_mode
 from exit_jax.algorithm.types import (
     BASE,
@@ -36,7 +35,7 @@ from exit_jax.algorithm.types import (
     Rollouts,
 )
 from exit_jax.answers import open_stored
-from exit_jax.config import Config
+from exit_jax.config.schema import Config, EvalConfig
 from exit_jax.domains.domain import ENDS, Domain, Environment, GradingError, blank_grades
 from exit_jax.episodes import PlayedSteps, play_steps
 from exit_jax.finite import NonFiniteError, explain, require_finite
@@ -55,6 +54,7 @@ from exit_jax.programs import (
     turn_programs,
 )
 from exit_jax.summary import Chains, Outcome, mean_of, summarise, task_names
+from exit_jax.workdir import identity
 
 # of a split; each kind samples independently of the others, by a stream of keys named by its place
 KINDS = ("chain", "restarts", "greedy")
@@ -106,7 +106,7 @@ def record(domain: Domain, instances: Instances, rollouts: Rollouts, grades: Gra
 
 
 @functools.lru_cache
-def chain_programs(domain_name, fields, policy: DecoderConfig, settings: configs.EvalConfig, mesh_config: MeshConfig):
+def chain_programs(domain_name, fields, policy: DecoderConfig, settings: EvalConfig, mesh_config: MeshConfig):
     """Jit the steps of a chain; the same for all splits and batches."""
     domain, mesh = make_domain(domain_name, fields), meshes.make_mesh(mesh_config)
     reshard, sampling = make_reshard(policy, mesh), evaluation_sampling(settings, domain, domain.max_tokens)
@@ -297,7 +297,7 @@ def require_graded(failed: bool) -> None:
 
 
 @functools.lru_cache
-def episode_programs(domain_name, fields, policy: DecoderConfig, settings: configs.EvalConfig, mesh_config: MeshConfig):
+def episode_programs(domain_name, fields, policy: DecoderConfig, settings: EvalConfig, mesh_config: MeshConfig):
     """Jit the parts of evaluated episodes: the sampler's copy, the conversations so far, and a turn."""
     domain, mesh = make_domain(domain_name, fields), meshes.make_mesh(mesh_config)
     environment = domain.test_environment
@@ -421,8 +421,8 @@ def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> di
         results["mean"] = mean_of(tested)
     if workdir is not None and hosts.is_lead():
         (workdir / "chains.jsonl").write_text("".join(json.dumps(chain) + "\n" for chain in saved))
-        configs.write_json(workdir / "evaluation_timing.json", {"secs": timing, "notes": means})
-        configs.write_json(
+        identity.write_json(workdir / "evaluation_timing.json", {"secs": timing, "notes": means})
+        identity.write_json(
             workdir / "evaluation.json", results
         )  # last: a study takes it for the sign that a run is done
     return results

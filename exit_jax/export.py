@@ -9,8 +9,9 @@ import logging
 import pathlib
 from typing import Any
 
-from exit_jax.config import Config, ConfigError
+from exit_jax.config.schema import Config
 from exit_jax.domains.domain import Domain
+from exit_jax.errors import ConfigError
 from exit_jax.policy.hf import chat, generation
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import Words, export, export_adapter

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from exit_jax.algorithm.types import Array, Params
-from exit_jax.config import Config, ConfigError
+from exit_jax.config.schema import Config
+from exit_jax.errors import ConfigError
 
 
 class NonFiniteError(Exception):

@@ -13,10 +13,12 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from exit_jax.config import Config, ConfigError, digest, write_json
+from exit_jax.config.schema import Config
+from exit_jax.errors import ConfigError
 from exit_jax.parallel import hosts
 from exit_jax.policy.hf.config import resolve
 from exit_jax.programs import make_domain
+from exit_jax.workdir.identity import digest, write_json
 
 FILE = "inputs.json"
 COMMITS = "commits"  # of hub ids, to be named in the remedy; they are not compared, since a README may move them

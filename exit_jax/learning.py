@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from exit_jax.config import Config, OptimizerConfig
+    from exit_jax.config.schema import Config, OptimizerConfig
 
 MAY_BE_INFINITE = ("algorithm.diversity_cap", "optimizer.max_grad_norm", "warm_start.optimizer.max_grad_norm")
 # Weights of language models are about 0.02, where float32 has steps of 2e-9 and bfloat16 of 1e-4.

@@ -21,10 +21,10 @@ from exit_jax.errors import ConfigError, Interrupted, UserError
 
 # jax and all that computes is imported after the flags have been read, so that a misspelt one is told at once
 if TYPE_CHECKING:
-    from exit_jax.config import Config
+    from exit_jax.config.schema import Config
 
 FLAGS = flags.FLAGS
-MODES = ("train", "evaluate", "study", "report", "data", "export", "compile")
+MODES = ("train", "evaluate", "study", "report", "data", "export", "compile", "settings")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment to run, as <file>[:name=value,...].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<name>-<variant>-seed<seed>.")
 _MODE = flags.DEFINE_enum(
@@ -35,7 +35,8 @@ _MODE = flags.DEFINE_enum(
     "policy; study: all variants and seeds of config.study; report: plots and tables of the workdir, or of --runs; "
     "data: fetch and prepare what the domain's tasks are made of; "
     "export: the workdir's newest policy as a Hugging Face checkpoint, in <workdir>/export; "
-    "compile: what the config would take on the TPU slice --topology; needs libtpu, but no TPU.",
+    "compile: what the config would take on the TPU slice --topology; needs libtpu, but no TPU; "
+    "settings: every field of the config with its value, its default and its meaning.",
 )
 _TOPOLOGY = flags.DEFINE_string("topology", "", "With --mode compile: the TPU slice, as v5e:4x4.")
 _RUNS = flags.DEFINE_list("runs", [], "With --mode report: folders of finished runs to compare in one report.")
@@ -44,11 +45,11 @@ _RUNS = flags.DEFINE_list("runs", [], "With --mode report: folders of finished r
 def run_experiment(config: "Config", workdir: pathlib.Path) -> dict:
     """Train, or go on training, and evaluate; returns the evaluation."""
     from exit_jax import inputs, learning
-    from exit_jax.config import holds_run, open_workdir, write_json
     from exit_jax.evaluate import evaluate
     from exit_jax.metrics import Timing, trained_iterations
     from exit_jax.parallel import hosts
     from exit_jax.train import record_buffer, train
+    from exit_jax.workdir.identity import holds_run, open_workdir, write_json
 
     for line in learning.warnings_of(config) if hosts.is_lead() else ():
         warn(line)
@@ -78,7 +79,7 @@ def warn(line: str) -> None:
 def reopen_workdir(config: "Config", workdir: pathlib.Path) -> pathlib.Path:
     """Open the workdir of a run that has begun."""
     from exit_jax import inputs
-    from exit_jax.config import holds_run, open_workdir
+    from exit_jax.workdir.identity import holds_run, open_workdir
 
     if not (workdir / "config.json").exists():
         raise ConfigError(f"{workdir} holds no run; train first, or name the right --workdir")
@@ -93,9 +94,9 @@ def check_tasks(config: "Config", workdir: pathlib.Path, splits: Collection[str]
     Raises:
       ConfigError: if they are others, as where data were prepared anew: histories name their task by its number.
     """
-    from exit_jax.config import holds_run, read_object, write_json
     from exit_jax.parallel import hosts
     from exit_jax.programs import tasks_digest
+    from exit_jax.workdir.identity import holds_run, read_object, write_json
 
     file = workdir / "tasks.json"
     held = read_object(file) if holds_run(workdir) and file.exists() else {}
@@ -134,7 +135,7 @@ def make_study_config(variant: str, seed: int) -> "Config":
     """Return the config file's experiment for another variant and seed, under the same command-line overrides."""
     import jax
 
-    from exit_jax.config import validate
+    from exit_jax.config.parse import validate
 
     content = read_config(variant, seed)
     content.update_from_flattened_dict(config_flags.get_override_values(FLAGS["config"]))
@@ -147,7 +148,7 @@ def check_overrides(variants: Sequence[str], seeds: Sequence[int]) -> None:
     Raises:
       ConfigError: naming the overrides, or a variant that the config file does not have; or if there is no run at all.
     """
-    from exit_jax.config import scientific
+    from exit_jax.workdir.identity import scientific
 
     if not variants or not seeds:
         raise ConfigError(f"config.study has variants = {variants} and seeds = {seeds}; name at least one of each")
@@ -169,7 +170,7 @@ def compile_config() -> int:
     import jax
 
     from exit_jax.compile import find_topology, fit
-    from exit_jax.config import validate
+    from exit_jax.config.parse import validate
 
     jax.config.update("jax_platforms", "cpu")
     topology = find_topology(_TOPOLOGY.value)
@@ -188,7 +189,7 @@ def read_flags() -> "Config":
     """
     import jax
 
-    from exit_jax.config import validate
+    from exit_jax.config.parse import validate
 
     if "variant" in config_flags.get_override_values(FLAGS["config"]):
         raise ConfigError("--config.variant changes the name alone; say --config <file>:variant=<variant>")
@@ -211,11 +212,16 @@ def carry_out() -> int:
     file, *_ = config_flags.get_config_filename(FLAGS["config"]).partition(":")
     if not pathlib.Path(file).is_file():
         raise ConfigError(f"--config: there is no file {file}; name one such as configs/sudoku.py")
+    if _MODE.value == "settings":
+        from exit_jax.config import listing
+
+        print(listing.text(_CONFIG.value.to_dict()))
+        return 0
     if _MODE.value == "compile":
         return compile_config()
     if _MODE.value == "data":
         from exit_jax import domains
-        from exit_jax.config import domain_fields
+        from exit_jax.config.parse import domain_fields
 
         print(domains.prepare(*domain_fields(_CONFIG.value)))
         return 0

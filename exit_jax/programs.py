@@ -30,9 +30,10 @@ from exit_jax.algorithm.types import (
     State,
     pytree,
 )
-from exit_jax.config import Config, ConfigError, EvalConfig, OptimizerConfig, StudyConfig, digest
+from exit_jax.config.schema import Config, EvalConfig, OptimizerConfig, StudyConfig
 from exit_jax.domains.domain import ENDS, Domain, Environment, blank_grades
 from exit_jax.episodes import Played, TurnPrograms, play
+from exit_jax.errors import ConfigError
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
@@ -40,6 +41,7 @@ from exit_jax.policy.choice import SamplingConfig
 from exit_jax.policy.sampler import Reading
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.requirements import require_checkpoint_fits, require_domain_fits
+from exit_jax.workdir.identity import digest
 
 make_domain = functools.lru_cache(domains.make)
 

@@ -1,7 +1,8 @@
 """What a run asks of its domain and of its checkpoint: faults that neither shows alone, found before anything is compiled."""
 
-from exit_jax.config import Config, ConfigError
+from exit_jax.config.schema import Config
 from exit_jax.domains.domain import Domain
+from exit_jax.errors import ConfigError
 from exit_jax.policy.hf import tokenizer as tokenizers
 from exit_jax.policy.hf.config import read_limits, resolve
 

@@ -8,7 +8,7 @@ no traffic, every chip to be busy, and selection, buffer and grading to take no 
 import dataclasses
 import math
 
-from exit_jax.config import Config
+from exit_jax.config.schema import Config
 from exit_jax.policy import costs
 
 GIB = 2.0**30

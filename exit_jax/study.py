@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from exit_jax import config as configs
-from exit_jax.config import Config, ConfigError, EvalConfig
+from exit_jax.config.schema import Config, EvalConfig
+from exit_jax.errors import ConfigError
 from exit_jax.metrics import trained_iterations
+from exit_jax.workdir import identity
 
 # accuracy = found x kept: an answer counts at the last iterate if a chain was ever right and stayed so
 MEASURES = {
@@ -75,7 +76,7 @@ def study(
             evaluation = finished(config, folder)
             results.setdefault(variant, {})[seed] = run(config, folder) if evaluation is None else evaluation
     summary = summarise(results)
-    configs.write_json(workdir / "study.json", summary)
+    identity.write_json(workdir / "study.json", summary)
     (workdir / "study.md").write_text(table(summary))
     return summary
 
@@ -95,8 +96,8 @@ def finished(config: Config, folder: pathlib.Path) -> dict | None:
         held = json.loads((folder / "config.json").read_text())["config"]
     except (OSError, ValueError, KeyError, TypeError):
         held = {}
-    if configs.scientific(held) != configs.scientific(config):
-        configs.open_workdir(folder, config)  # raises; else it would record today's versions for a run of yesterday's
+    if identity.scientific(held) != identity.scientific(config):
+        identity.open_workdir(folder, config)  # raises; else it would record today's versions for a run of yesterday's
     trained, wanted = trained_iterations(folder), config.run.num_iterations
     if trained < wanted:
         return None
@@ -105,10 +106,10 @@ def finished(config: Config, folder: pathlib.Path) -> dict | None:
             f"{folder} holds a finished run of run.num_iterations = {trained}, not {wanted}; "
             f"choose another --workdir, or --config.run.num_iterations={trained}"
         )
-    told = lambda settings: configs.without_defaults(EvalConfig, settings)
-    settings = told(configs.to_dict(config)["eval"])
+    told = lambda settings: identity.without_defaults(EvalConfig, settings)
+    settings = told(identity.to_dict(config)["eval"])
     try:
-        evaluation = configs.read_object(done)
+        evaluation = identity.read_object(done)
         # its own, since config.json is of the last evaluation that was begun
         same = all(told(figures["settings"]) == settings for figures in evaluation.values())
     except (ConfigError, KeyError, TypeError):  # damaged: it is made anew

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from exit_jax import config as configs
 from exit_jax.algorithm.types import Array, History, pytree
-from exit_jax.config import Config
+from exit_jax.config.schema import Config
 from exit_jax.programs import make_domain
+from exit_jax.workdir import identity
 
 
 @pytree
@@ -147,7 +147,7 @@ def summarise(
         "num_tasks": num_tasks,
         "num_too_long": num_too_long,
         "samples_per_task": samples,
-        "settings": configs.to_dict(config)["eval"],
+        "settings": identity.to_dict(config)["eval"],
     }
     found = {"quality": quality, "best_quality": held}
     if rival:

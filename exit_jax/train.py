@@ -13,21 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax import config as configs
 from exit_jax import inputs, learning
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.types import BASE, IMPROVE, History, Params, State
 from exit_jax.checkpoint import Checkpoints
-from exit_jax.config import Config, ConfigError
+from exit_jax.config.schema import WARM_START_DEPENDS_ON, Config
 from exit_jax.domains.domain import GradingError
 from exit_jax.embedding import embed
-from exit_jax.errors import Interrupted
+from exit_jax.errors import ConfigError, Interrupted
 from exit_jax.finite import NonFiniteError, explain
 from exit_jax.metrics import MetricsWriter, Progress, Watch
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder
 from exit_jax.programs import Flight, Given, decoder_config, make_domain, make_program, make_reshard, tasks_digest
+from exit_jax.workdir import identity
 
 log = logging.getLogger(__name__)
 MAX_FAULTS = 3  # iterations in a row in which grading failed
@@ -215,12 +215,12 @@ def warm_start(config: Config, workdir: pathlib.Path, frozen: Params | None) -> 
     if not config.warm_start.num_steps:
         return initial_params(config)
     program, seed = make_program(config), first_seed(config)
-    recipe = configs.scientific(config) | {"seed": seed, "warm_start.seed": -1}  # whichever of the two fields gave it
-    recipe = {name: recipe[name] for name in recipe if name.partition(".")[0] in configs.WARM_START_DEPENDS_ON}
+    recipe = identity.scientific(config) | {"seed": seed, "warm_start.seed": -1}  # whichever of the two fields gave it
+    recipe = {name: recipe[name] for name in recipe if name.partition(".")[0] in WARM_START_DEPENDS_ON}
     recipe["demonstrations"] = make_domain(config.domain_name, config.domain).demonstrations_id
     recipe["tasks"] = tasks_digest(config, "train")
     root = pathlib.Path(config.run.warm_start_dir or workdir / "warm_start").expanduser().absolute()
-    folder = root / configs.digest(recipe)
+    folder = root / identity.digest(recipe)
     inputs.check(config, folder, any(folder.glob("checkpoints/*")), "run.warm_start_dir", of_run=False)
     with explain(config, lambda: untrained(config), None):
         state = run_loop(
@@ -314,7 +314,7 @@ def record_buffer(config: Config, state: State, params: Params, workdir: pathlib
     if not hosts.is_lead():
         return
     content = {"score": score.tolist(), "depth": (history.step + 1).tolist()}
-    configs.write_json(workdir / "buffer_scores.json", content)
+    identity.write_json(workdir / "buffer_scores.json", content)
     mode = np.where(history.step < 0, BASE, IMPROVE)
     arrays = {"iteration": history.born, "step": history.step, "mode": mode, "embedding": embedding.astype(np.float16)}
     arrays |= {"start_task": started.task, "start_embedding": start_embedding.astype(np.float16)}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax.config import validate
+from exit_jax.config.parse import validate
 from exit_jax.policy import decoder
 from exit_jax.policy.decoder import DecoderConfig, LoraConfig
 

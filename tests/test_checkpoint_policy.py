@@ -11,7 +11,8 @@ import pytest
 from small import LLAMA, random_params
 
 from exit_jax import programs, train
-from exit_jax.config import ConfigError, validate
+from exit_jax.config.parse import validate
+from exit_jax.errors import ConfigError
 from exit_jax.export import export_policy
 from exit_jax.main import run_experiment
 from exit_jax.policy import decoder

@@ -17,8 +17,10 @@ from small import LLAMA, NO_LORA
 
 from exit_jax import compile as compiling
 from exit_jax import roofline
-from exit_jax.config import Config, ConfigError, validate
+from exit_jax.config.parse import validate
+from exit_jax.config.schema import Config
 from exit_jax.domains.domain import DomainError
+from exit_jax.errors import ConfigError
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.policy import costs, decoder, sampler
 from exit_jax.policy.decoder import LoraConfig

@@ -11,13 +11,16 @@ import sys
 import numpy as np
 import pytest
 
-from exit_jax import config as configs
-from exit_jax.config import Config, ConfigError, EvalConfig, open_workdir, scientific, to_dict, validate, write_json
+from exit_jax.config.parse import validate
+from exit_jax.config.schema import OPERATIONAL, Config, EvalConfig
+from exit_jax.errors import ConfigError
 from exit_jax.main import check_tasks, run_experiment
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.study import finished, half_width, study, summarise, table
 from exit_jax.summary import Chains, Outcome, mean_of
 from exit_jax.summary import summarise as summarise_split
+from exit_jax.workdir import identity
+from exit_jax.workdir.identity import open_workdir, scientific, to_dict, write_json
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -370,7 +373,7 @@ def test_a_field_with_a_default_may_be_left_out_and_orphans_no_run(tmp_path, mon
         num_votes: int = 3
 
     monkeypatch.setitem(Config.__annotations__, "eval", Wider)
-    monkeypatch.setattr(configs, "OPERATIONAL", tuple(name for name in configs.OPERATIONAL if name != "eval"))
+    monkeypatch.setattr(identity, "OPERATIONAL", tuple(name for name in OPERATIONAL if name != "eval"))
     known = validate(settings, 1)
     assert known.eval.num_votes == 3
     assert "eval.num_votes" not in scientific(known)

@@ -16,11 +16,11 @@ from test_requirements import WIDTHS
 
 from exit_jax import main as command_line
 from exit_jax import programs, train
-from exit_jax.config import COMPUTE_FIELDS
 from exit_jax.policy import decoder
 from exit_jax.policy.decoder import DecoderConfig, LoraConfig
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import export
+from exit_jax.policy.shape import COMPUTE_FIELDS
 from exit_jax.report import runs
 
 SETTINGS = {k: v for k, v in TINY_MATH.items() if not k.startswith("policy.")} | WIDTHS

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from exit_jax import programs
-from exit_jax.config import validate
+from exit_jax.config.parse import validate
 from exit_jax.domains.domain import GradingError
 from exit_jax.evaluate import evaluate, run_chains
 from exit_jax.parallel import hosts

@@ -14,7 +14,8 @@ from small import tiny_math
 from exit_jax import evaluate as evaluation
 from exit_jax import programs
 from exit_jax.algorithm.types import History
-from exit_jax.config import ConfigError, validate
+from exit_jax.config.parse import validate
+from exit_jax.errors import ConfigError
 from exit_jax.evaluate import evaluate, keep_better, run_chains, save_chains, started_from
 from exit_jax.summary import Chains, Outcome, mean_of, summarise
 

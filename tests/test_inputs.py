@@ -12,10 +12,12 @@ from small import LLAMA, TINY_MATH, random_params
 from test_train import smoke
 
 from exit_jax import inputs, main, train
-from exit_jax.config import ConfigError, open_workdir, validate
+from exit_jax.config.parse import validate
 from exit_jax.domains import tokenizer
+from exit_jax.errors import ConfigError
 from exit_jax.export import export_policy
 from exit_jax.policy.hf.export import export
+from exit_jax.workdir.identity import open_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHAPE = ("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "rope_theta")

@@ -12,7 +12,8 @@ from test_train import LORA, rows, smoke
 
 from exit_jax import evaluate, learning, main, programs, train
 from exit_jax.algorithm.grpo import moved_share
-from exit_jax.config import ConfigError, validate
+from exit_jax.config.parse import validate
+from exit_jax.errors import ConfigError
 from exit_jax.finite import NonFiniteError, explain, require_finite
 from exit_jax.metrics import Watch, read_jsonl
 

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from scipy.spatial.distance import pdist
 
 from exit_jax import report
-from exit_jax.config import ConfigError
+from exit_jax.errors import ConfigError
 from exit_jax.report import instances as varied
 from exit_jax.report import lineage, plots, scores
 from exit_jax.report import runs as finished

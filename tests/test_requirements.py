@@ -12,9 +12,10 @@ from small import ROOT, TINY_MATH, TINY_TOOLS
 from tokenizers import Tokenizer
 
 from exit_jax import programs
-from exit_jax.config import ConfigError, validate
+from exit_jax.config.parse import validate
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.math import domain as maths
+from exit_jax.errors import ConfigError
 from exit_jax.policy.hf.config import CheckpointError
 from exit_jax.policy.shape import COMPUTE_FIELDS
 from exit_jax.requirements import longest_sequence, require_checkpoint_fits

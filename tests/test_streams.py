@@ -17,7 +17,7 @@ from exit_jax import evaluate, programs
 from exit_jax.algorithm.iteration import init_state, iterate
 from exit_jax.algorithm.selection import select
 from exit_jax.algorithm.types import MODES
-from exit_jax.config import validate
+from exit_jax.config.parse import validate
 from exit_jax.domains.domain import VALID
 from exit_jax.episodes import PlayedSteps, TurnPrograms, play_steps
 from exit_jax.policy import decoder, sampler

@@ -19,15 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exit_jax import config as configs
 from exit_jax import programs, train
 from exit_jax.algorithm.selection import stream
 from exit_jax.checkpoint import Checkpoints
-from exit_jax.config import Config, ConfigError, open_workdir, validate
+from exit_jax.config.parse import validate
+from exit_jax.config.schema import Config
 from exit_jax.domains.domain import GradingError
+from exit_jax.errors import ConfigError
 from exit_jax.metrics import Timing, read_jsonl
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
+from exit_jax.workdir import identity
+from exit_jax.workdir.identity import open_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -559,12 +562,12 @@ def test_another_experiment_is_refused(tmp_path, left):
 
 def test_config_json_says_how_a_run_began_and_what_came_later(tmp_path, monkeypatch):
     read = lambda: json.loads((tmp_path / "config.json").read_text())
-    monkeypatch.setattr(configs, "versions", lambda: {"jax": "1", "exit_jax_revision": "old"})
+    monkeypatch.setattr(identity, "versions", lambda: {"jax": "1", "exit_jax_revision": "old"})
     open_workdir(tmp_path, smoke("seed=3"))
     open_workdir(tmp_path, smoke())  # nothing was left by the first, so this one begins the run
     (tmp_path / "train.jsonl").write_text("{}\n")
     began = read()
-    monkeypatch.setattr(configs, "versions", lambda: {"jax": "1", "exit_jax_revision": "new"})
+    monkeypatch.setattr(identity, "versions", lambda: {"jax": "1", "exit_jax_revision": "new"})
     for _ in range(2):
         open_workdir(tmp_path, smoke(num_iterations=100))
         open_workdir(tmp_path, smoke())

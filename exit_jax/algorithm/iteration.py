@@ -14,10 +14,10 @@ from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.equality import fingerprint, repeats, same_content, same_entry
 from exit_jax.algorithm.learnability import learnability, reward
 from exit_jax.algorithm.selection import stream
+from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.algorithm.types import (
     MODES,
     Array,
-    ExItConfig,
     Grades,
     History,
     Instances,

@@ -1,4 +1,4 @@
-"""The pytrees and settings that one ExIt iteration passes around.
+"""The pytrees that one ExIt iteration passes around.
 
 Dimension letters, used as suffixes of array names everywhere in exit_jax:
 
@@ -127,72 +127,3 @@ class State:
     cursor: Array  # int32 []: base tasks drawn, the position in the shuffled epochs
     num_distinct: Array  # int32 []: distinct instances trained on
     starts: Starts
-
-
-# words that an option of ExItConfig may take
-CHOICES = {
-    "selection": ("softmax", "uniform"),
-    "children": ("all", "distinct", "best", "one"),
-    "learnability_of": ("quality", "reward"),
-    "reward": ("quality", "improvement", "improve_or_keep"),
-    "diversity_embedding": ("grades", "policy", "solution"),
-    "advantage_norm": ("group", "batch", "none"),
-    "zero_variance": ("keep", "drop"),
-    "ratio_level": ("token", "sequence"),
-    "aggregation": ("sequence_mean", "token_mean", "dr_grpo"),
-    "kl_estimator": ("k1", "k2", "k3"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class ExItConfig:
-    """Settings of Algorithm 1. The config files give every one of them; CHOICES lists the words allowed."""
-
-    num_prompts: int  # B
-    group_size: int  # G
-    # Selection (ExIt §4.1)
-    buffer_size: int  # N
-    min_buffer_size: int  # B_min: select from the buffer once it holds this many
-    selection_prob: float  # p
-    selection: str  # "softmax": P(i) ∝ exp(κ S_i); "uniform"
-    score_temperature: float  # κ
-    self_iteration: bool  # False: the buffer holds base tasks and turn prefixes only (curriculum ablation)
-    divergence_prob: float  # p_div (ExIt §4.2)
-    max_depth: int  # histories that hold more responses than this stay out; 0 for no limit
-    # which rollouts of a group enter the buffer: "all"; "distinct", those that are not there yet; "best"; "one"
-    children: str
-    learnability_of: str  # S is the variance of "quality" or of "reward"
-    # Reward (ExIt §4, App. A)
-    reward: str  # of improve steps: "quality", "improvement" or "improve_or_keep"
-    diversity_bonus: bool  # ExIt eq. 6
-    # of responses: the domain's or an encoder's, "grades"; the "policy"'s own hidden states, or these of it reading the
-    # "solution" alone that a response leaves, such as a script without the thoughts before it
-    diversity_embedding: str
-    diversity_cap: float  # upper bound on d; inf for none
-    # GRPO (ExIt §2.2, App. A)
-    advantage_norm: str  # divide by the standard deviation of the "group", the "batch", or "none"
-    advantage_eps: float  # added to that standard deviation
-    zero_variance: str  # groups of equal rewards: "keep" (they still get KL and entropy) or "drop"
-    clip_low: float
-    clip_high: float
-    ratio_level: str  # "token", or "sequence" (GSPO)
-    aggregation: str  # "sequence_mean", "token_mean" or "dr_grpo"
-    mask_overlong: bool  # no gradient for responses that ran out of room, or lack a valid ending
-    kl_coef: float  # β; 0 keeps no reference policy
-    kl_estimator: str  # "k1", "k2" or "k3"
-    entropy_coef: float
-    num_epochs: int  # updates a batch
-    reference_every: int  # M
-    reference_mix: float  # α
-    temperature: float  # of sampling, and of the log-probs
-    recompute_logp: bool  # ρ against the learner's own log-probs of the rollouts, in place of the sampler's
-    rollout_lag: int  # 1: a batch is sampled while the one before is graded, from parameters one update older; 0: not
-
-    def __post_init__(self):
-        wrong = [
-            f"algorithm.{field} = {getattr(self, field)!r} is not one of {choices}"
-            for field, choices in CHOICES.items()
-            if getattr(self, field) not in choices
-        ]
-        if wrong:
-            raise ValueError("; ".join(wrong))

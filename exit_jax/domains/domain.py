@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from exit_jax import settings
 from exit_jax.algorithm.prompts import Template
 from exit_jax.algorithm.types import Array, Grades, History, Instances, Rollouts
 from exit_jax.errors import UserError
@@ -105,18 +106,9 @@ class Domain:
     tokens_are: str = ""  # where they are no text, what they are, for people
 
 
-def field_defaults(cls) -> dict[str, Any]:
-    """Return the defaults of a dataclass of settings by name, of those fields that have one."""
-    plain = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
-    made = {
-        f.name: f.default_factory() for f in dataclasses.fields(cls) if f.default_factory is not dataclasses.MISSING
-    }
-    return plain | made
-
-
 def settings_id(config: Any, leave_out: Sequence[str] = ()) -> str:
-    """Return a text that names a domain's settings, but for those left out and those at their default."""
-    defaults = field_defaults(type(config))
+    """Return a text that names a domain's settings, but for those left out and the younger ones at their default."""
+    defaults = settings.younger_defaults(config)
     told = {name: value for name, value in vars(config).items() if name not in leave_out}
     return repr({name: value for name, value in told.items() if name not in defaults or value != defaults[name]})
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from exit_jax.algorithm.types import NO_ID, History
 from exit_jax.domains.domain import Domain, DomainError, Environment
+from exit_jax.settings import setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,24 +15,24 @@ class ShapesConfig:
     """The static shapes of a domain that is graded on the host."""
 
     splits: ClassVar = ("train", "validation", "test")
-    vocab_size: int
-    num_tasks: int  # M: base tasks of the training split
-    history_width: int  # W: tokens of a packed history
-    prompt_width: int  # P: tokens of the longest prompt
-    max_tokens: int  # T: tokens of the longest response
-    num_children: int  # U: histories that one rollout yields
-    embedding_width: int  # E
-    max_turns: int  # of an episode, whose transcript max_tokens then is; 0 for tasks of one turn
-    turn_tokens: int  # of a response in an episode
-    observation_tokens: int  # of what is said to it
+    vocab_size: int = setting(0, "tokens", within="[1, inf)")
+    num_tasks: int = setting(1, "base tasks of the training split, M", within="[1, inf)")
+    history_width: int = setting(0, "tokens of a packed history, W", within="[1, inf)")
+    prompt_width: int = setting(0, "tokens of the longest prompt, P", within="[1, inf)")
+    max_tokens: int = setting(0, "tokens of the longest response, T", within="[1, inf)")
+    num_children: int = setting(1, "histories that one rollout yields, U", within="[1, inf)")
+    embedding_width: int = setting(768, "width of a response's embedding, E", within="[1, inf)")
+    max_turns: int = setting(
+        0, "turns of an episode, whose transcript max_tokens then is; 0 for tasks of one turn", within="[0, inf)"
+    )
+    turn_tokens: int = setting(0, "tokens of a response in an episode", within="[0, inf)")
+    observation_tokens: int = setting(0, "tokens of what is said to it", within="[0, inf)")
 
     def __post_init__(self):
-        of_turns = ("max_turns", "turn_tokens", "observation_tokens")
-        lowest = {name: min(1, self.max_turns) if name in of_turns else 1 for name in vars(self)}
         wrong = [
-            f"domain.{name} = {value} is below {lowest[name]}"
-            for name, value in vars(self).items()
-            if value < lowest[name]
+            f"domain.{name} = {getattr(self, name)} is below 1, but domain.max_turns is not 0"
+            for name in ("turn_tokens", "observation_tokens")
+            if self.max_turns and getattr(self, name) < 1
         ]
         if wrong:
             raise ValueError("; ".join(wrong))

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from exit_jax.settings import setting
+
 POOLINGS = ("auto", "mean", "cls")
 SHORTEST = 16  # tokens of the narrowest program
 
@@ -10,18 +12,11 @@ SHORTEST = 16  # tokens of the narrowest program
 class EncoderConfig:
     """The encoder whose vectors of responses the diversity bonus compares."""
 
-    checkpoint: str  # folder or hub id; "" for none
-    pooling: str  # of POOLINGS: "auto" is what the checkpoint says, mean if it says nothing
-    max_tokens: int  # of a text, special tokens included; the rest is cut off
-    batch_size: int  # texts at a time, rounded up to the devices; memory grows with batch_size · max_tokens²
-
-    def __post_init__(self):
-        wrong = []
-        if self.pooling not in POOLINGS:
-            wrong.append(f"encoder.pooling = {self.pooling!r} is not one of {POOLINGS}")
-        if self.max_tokens < SHORTEST:
-            wrong.append(f"encoder.max_tokens = {self.max_tokens} is below {SHORTEST}")
-        if self.batch_size < 1:
-            wrong.append(f"encoder.batch_size = {self.batch_size} is below 1")
-        if wrong:
-            raise ValueError("; ".join(wrong))
+    checkpoint: str = setting("", 'folder or hub id, as the paper\'s BERT (ExIt App. A); "" for none')
+    pooling: str = setting("auto", "auto is what the checkpoint says, mean if it says nothing", choices=POOLINGS)
+    max_tokens: int = setting(
+        512, "tokens of a text, special ones included; the rest is cut off", within=f"[{SHORTEST}, inf)"
+    )
+    batch_size: int = setting(
+        64, "texts at a time, rounded up to the devices; memory grows with batch_size · max_tokens²", within="[1, inf)"
+    )

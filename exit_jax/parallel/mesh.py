@@ -18,6 +18,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from exit_jax.settings import setting
+
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the axes that rows are split over
 
@@ -34,11 +36,11 @@ SAMPLER: Mapping[str, str] = {"vocab": "tensor", "heads": "tensor", "kv_heads": 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; data = 0 takes what the others leave."""
+    """Devices along each axis."""
 
-    data: int
-    fsdp: int
-    tensor: int
+    data: int = setting(0, "devices that split the batch; 0 takes what the other axes leave", within="[0, inf)")
+    fsdp: int = setting(1, "devices that split batch, parameters and optimiser state", within="[1, inf)")
+    tensor: int = setting(1, "devices that split heads, MLP and vocabulary", within="[1, inf)")
 
     @property
     def num_devices(self) -> int:

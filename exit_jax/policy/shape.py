@@ -5,6 +5,8 @@ Apart from it, since a config is checked before anything is imported that comput
 
 import dataclasses
 
+from exit_jax.settings import group, setting
+
 PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
 REMAT = ("none", "layer", "dots")
 ATTENTION = ("auto", "xla", "cudnn", "splash", "splash_interpret")  # the last is for tests on a CPU
@@ -14,9 +16,9 @@ ATTENTION = ("auto", "xla", "cudnn", "splash", "splash_interpret")  # the last i
 class LoraConfig:
     """Low-rank adapters beside frozen kernels (LoRA, arXiv 2106.09685): W + A B · alpha / rank."""
 
-    rank: int  # 0 for none: all parameters are trained
-    alpha: float
-    targets: tuple[str, ...]  # of PROJECTIONS
+    rank: int = setting(0, "columns of the adapters; 0 trains all parameters", within="[0, inf)")
+    alpha: float = setting(16.0, "scale of the adapters' product, before it is divided by the rank (TRL's default)")
+    targets: tuple[str, ...] = setting((), "the kernels that have adapters", choices=PROJECTIONS)
 
     @property
     def scale(self) -> float:
@@ -26,31 +28,48 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of the decoder; Llama is the default, Qwen2 adds ``qkv_bias``, Qwen3 adds ``qk_norm``."""
+    """Shape of the decoder and how it is computed; Llama is the default, Qwen2 adds ``qkv_bias``, Qwen3 adds ``qk_norm``.
 
-    vocab_size: int
-    num_layers: int
-    embed_dim: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_dim: int
-    rope_theta: float
-    rope_scaling: tuple[float, ...]  # Llama 3's (factor, low and high frequency factor, original length), () for none
-    norm_eps: float
-    tie_embeddings: bool
-    qkv_bias: bool
-    qk_norm: bool
-    # how it is computed
-    dtype: str  # of activations and of the sampler's parameters; norms, softmax and logits are float32
-    param_dtype: str  # of the learner's parameters; adapters are float32
-    attention: str  # one of ATTENTION
-    remat: str  # what the backward pass recomputes: "none", each "layer", or all but the matrix products ("dots")
-    unroll_layers: bool  # of the learner: faster for small models, slower to compile
-    decode_stages: int  # of sampling without refilled slots: stage i of n reads the first i/n of the own slots
-    lora: LoraConfig
-    # ranges [start, stop) of ids that no token has: they have probability 0 in sampling and in learning, and no gradient
-    unused_ids: tuple[tuple[int, int], ...] = ()
+    The shape, up to ``qk_norm``, is read from ``checkpoint`` where there is one, and stays at its defaults in the config.
+    """
+
+    vocab_size: int = setting(0, "tokens; 0 for the domain's, or the checkpoint's", within="[0, inf)")
+    num_layers: int = setting(0, "layers; 0 for the checkpoint's, as for the next five", within="[0, inf)")
+    embed_dim: int = setting(0, "width of the residual stream", within="[0, inf)")
+    num_heads: int = setting(0, "query heads", within="[0, inf)")
+    num_kv_heads: int = setting(0, "key and value heads", within="[0, inf)")
+    head_dim: int = setting(0, "width of a head", within="[0, inf)")
+    mlp_dim: int = setting(0, "width of the MLP", within="[0, inf)")
+    rope_theta: float = setting(10000.0, "base of the rotary embedding's wavelengths", within="(0, inf)")
+    rope_scaling: tuple[float, ...] = setting(
+        (), "Llama 3's (factor, low and high frequency factor, original length); () for none"
+    )
+    norm_eps: float = setting(1e-6, "added to the mean square in RMS norms", within="[0, inf)")
+    tie_embeddings: bool = setting(False, "whether the embedding is the output layer, too")
+    qkv_bias: bool = setting(False, "whether queries, keys and values have a bias")
+    qk_norm: bool = setting(False, "whether queries and keys are normalised, head by head")
+    dtype: str = setting(
+        "bfloat16",
+        "of activations and of the sampler's parameters; norms, softmax and logits are float32",
+        choices=("float32", "bfloat16"),
+    )
+    param_dtype: str = setting(
+        "float32", "of the learner's parameters; adapters are float32", choices=("float32", "bfloat16")
+    )
+    attention: str = setting("auto", "the kernel of attention; auto takes the fastest that there is", choices=ATTENTION)
+    remat: str = setting(
+        "layer", "what the backward pass recomputes: each layer, or all but matrix products (dots)", choices=REMAT
+    )
+    unroll_layers: bool = setting(False, "unroll the learner's layers: faster for small models, slower to compile")
+    decode_stages: int = setting(
+        4, "stages of decoding: stage i of n reads the first i/n of a row's slots of the KV cache", within="[1, inf)"
+    )
+    lora: LoraConfig = group(LoraConfig, "low-rank adapters")
+    unused_ids: tuple[tuple[int, int], ...] = setting(
+        (),
+        "ranges [start, stop) of ids without a token: probability 0 in sampling and learning, no gradient",
+        younger=True,
+    )
 
 
 COMPUTE_FIELDS = ("dtype", "param_dtype", "attention", "remat", "unroll_layers", "decode_stages", "lora")

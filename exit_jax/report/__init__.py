@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import matplotlib
 
-from exit_jax.config import ConfigError
+from exit_jax.errors import ConfigError
 from exit_jax.report import browser, instances, lineage, plots, scores
 from exit_jax.report.plots import STYLE, Plot
 from exit_jax.report.runs import Groups, group, load

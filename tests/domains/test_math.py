@@ -12,10 +12,10 @@ from small import tiny_math as tiny
 from exit_jax import programs, train
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
-from exit_jax.config import ConfigError
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.math import domain as maths
 from exit_jax.domains.math.grader import Grader, Verdict
+from exit_jax.errors import ConfigError
 from exit_jax.evaluate import evaluate
 from exit_jax.main import run_experiment
 from exit_jax.metrics import read_jsonl

@@ -15,11 +15,11 @@ from exit_jax import programs, train
 from exit_jax.algorithm.learnability import reward
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, PIECES, Instances, Rollouts
-from exit_jax.config import ConfigError
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.ml_engineering import domain as mle
 from exit_jax.domains.ml_engineering import fragments, prompts, tokenizer
 from exit_jax.domains.ml_engineering.competitions import SAMPLE
+from exit_jax.errors import ConfigError
 from exit_jax.metrics import read_jsonl
 from exit_jax.policy import decoder
 from exit_jax.policy.hf import chat

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exit_jax import config as configs
 from exit_jax.algorithm.learnability import reward
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, MODES, Instances, Rollouts
+from exit_jax.config.parse import validate
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.sudoku import domain as sudoku
 from exit_jax.domains.sudoku import puzzles
@@ -291,7 +291,7 @@ def test_feedback_can_be_switched_off():
 
 
 def test_no_response_solves_an_evaluation_puzzle():
-    c = configs.validate(runpy.run_path(str(CONFIG))["get_config"](), num_devices=1).domain
+    c = validate(runpy.run_path(str(CONFIG))["get_config"](), num_devices=1).domain
     for split in ("validation", "test"):
         puzzle_MC, _ = puzzles.generate(split, c.box, c.eval_clues, c.num_eval, c.data_seed)
         assert (puzzle_MC == 0).sum(1).min() == 9

@@ -12,11 +12,11 @@ from small import tiny_tools
 from exit_jax import programs, train
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
-from exit_jax.config import ConfigError
 from exit_jax.domains.domain import ENDS, DomainError
 from exit_jax.domains.tool_use import domain as tools
 from exit_jax.domains.tool_use import tiny_expert
 from exit_jax.domains.tool_use.episode import Episode, Turn, Verdict
+from exit_jax.errors import ConfigError
 from exit_jax.main import run_experiment
 from exit_jax.metrics import read_jsonl
 

@@ -15,11 +15,11 @@ import pytest
 from safetensors.numpy import save_file
 from small import tiny_math
 
-from exit_jax.config import ConfigError
 from exit_jax.embedding import encoder as encoders
 from exit_jax.embedding.config import read, read_recipe
 from exit_jax.embedding.embed import EncoderConfig, make_embed, width
 from exit_jax.embedding.load import load
+from exit_jax.errors import ConfigError
 from exit_jax.main import run_experiment
 from exit_jax.metrics import Timing, read_jsonl
 from exit_jax.parallel.mesh import MeshConfig, make_mesh

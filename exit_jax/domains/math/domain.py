@@ -4,7 +4,6 @@ A history's request is the problem, its solution the final answer of a response:
 splits have numbers of their own, so that a history tells its gold answer: split · 2^20 + row.
 """
 
-import dataclasses
 import functools
 import logging
 import os
@@ -20,87 +19,12 @@ from exit_jax.domains.domain import Domain, DomainError, settings_id
 from exit_jax.domains.math import arithmetic, data
 from exit_jax.domains.math.data import Problem
 from exit_jax.domains.math.grader import Grader
-from exit_jax.domains.math.sources import SPLITS, TEST_SPLITS
+from exit_jax.domains.math.settings import NOT_TAUGHT, MathConfig
+from exit_jax.domains.math.sources import TEST_SPLITS
 from exit_jax.domains.text import SPAN, SingleTurnDomain, Tokens
 from exit_jax.policy.hf import chat
 
 log = logging.getLogger(__name__)
-
-DATA = ("competition", "arithmetic")
-TRUNCATE = ("none", "front", "middle")
-NOT_TAUGHT = (
-    "data_dir",
-    "files_dir",
-    "num_validation",
-    "num_test",
-    "num_workers",
-    "timeout_secs",
-)  # what they don't need
-
-
-@dataclasses.dataclass(frozen=True)
-class MathConfig:
-    """Where problems come from, how they are put to the policy, and how its answers are graded."""
-
-    data: str  # "competition", prepared by --mode data; or "arithmetic", made on the spot
-    data_dir: str  # of prepared problems, trained tokenizers and the log of what could not be graded
-    files_dir: str  # files of your own for --mode data, <source>.jsonl or .parquet, in place of the hub's; "" for none
-    data_seed: int
-    num_train: int
-    num_validation: int
-    num_test: int  # of arithmetic; the competitions' are what they are
-    tokenizer: str  # folder or hub id; "" for one trained on arithmetic
-    vocab_size: int  # of the trained one
-    system: str  # message before each prompt; "" for none
-    # the user's message in each mode; {request} and {solution} stand for pieces, literal braces are doubled (ExIt App. B)
-    base: str
-    improve: str
-    diverge: str
-    template_inputs: tuple[str, ...]  # what else the chat template reads, as "date_string=26 Jul 2024"
-    prompt_width: int
-    max_request_tokens: int  # longer problems to train on are skipped, longer ones of other splits count as wrong
-    max_solution_tokens: int  # of the previous response in a prompt
-    max_tokens: int  # of a response
-    truncate: str  # where a longer previous response is cut: "front", "middle", or "none" where none can be longer
-    num_workers: int  # processes that grade; 0 for one a core
-    timeout_secs: float  # of processor time, for one answer's grading; by the clock four times that
-    demo_noise: float  # share of a demonstration's lines that are wrong (arithmetic)
-    split_by: str = "text"  # one of arithmetic.SPLIT_BY: what decides which split an exercise belongs to
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that there are."""
-        return SPLITS if self.data == "competition" else ("train", "validation", "test")
-
-    def __post_init__(self):
-        wrong = [
-            f"domain.{name} = {value!r} is not one of {choices}"
-            for name, value, choices in (
-                ("data", self.data, DATA),
-                ("truncate", self.truncate, TRUNCATE),
-                ("split_by", self.split_by, arithmetic.SPLIT_BY),
-            )
-            if value not in choices
-        ]
-        names = ("num_train", "num_validation", "num_test", "max_request_tokens", "max_solution_tokens", "max_tokens")
-        wrong += [f"domain.{name} = {getattr(self, name)} is below 1" for name in names if getattr(self, name) < 1]
-        if self.num_workers < 0 or self.timeout_secs <= 0:
-            wrong.append(
-                f"domain.num_workers = {self.num_workers} and domain.timeout_secs = {self.timeout_secs}: neither fewer than "
-                "0 workers, of which 0 stands for one a core, nor a limit that is not above 0"
-            )
-        if self.truncate == "none" and self.max_solution_tokens < self.max_tokens:
-            wrong.append(
-                f"domain.max_solution_tokens = {self.max_solution_tokens} is below domain.max_tokens = {self.max_tokens}, so "
-                'a response may not fit into the next prompt; raise it, or say by domain.truncate where to cut, "front" or '
-                '"middle"'
-            )
-        if not self.tokenizer and self.data != "arithmetic":
-            wrong.append('domain.tokenizer = "" is for domain.data = "arithmetic"; name a checkpoint')
-        if max(self.num_train, self.num_validation, self.num_test) > SPAN:
-            wrong.append(f"more than {SPAN} problems in a split")
-        if wrong:
-            raise ValueError("; ".join(wrong))
 
 
 class Math(SingleTurnDomain):

@@ -38,141 +38,18 @@ from exit_jax.domains.ml_engineering import embedded, fragments, mlebench_adapte
 from exit_jax.domains.ml_engineering.competitions import Competition
 from exit_jax.domains.ml_engineering.previews import preview
 from exit_jax.domains.ml_engineering.responses import error_tail, extract_code
+from exit_jax.domains.ml_engineering.settings import NOT_TAUGHT, SPLITS, MleConfig
 from exit_jax.domains.text import SPAN, SingleTurnDomain, Tokens
 from exit_jax.domains.tokenizer import load as load_tokenizer
 from exit_jax.policy.hf import chat
-from exit_jax.sandbox import ISOLATIONS, Job, Limits, Result, Sandbox, SandboxError
+from exit_jax.sandbox import Job, Limits, Result, Sandbox, SandboxError
 
 log = logging.getLogger(__name__)
 
-SOURCES: Mapping[str, Mapping[str, tuple[str, ...]]] = {  # source -> split -> names
-    source: {split: tuple(one.name for one in listed if one.split == split) for split in ("train", "test")}
-    for source, listed in (("embedded", embedded.TASKS), ("mlebench", mlebench_adapter.PAPER))
-}
-SPLITS = ("train", "test")
-TRUNCATE = ("none", "front", "middle")
 DEMONSTRATION_SEED = 5
 CHARS_PER_TOKEN = 16  # of a trace, at most: what is encoded to see whether it fits
 TIMINGS = ("cached", "run_secs")
 NOTES = ("crashed", "timeout", "no_code", "invalid_submission", "faults", "truncated", "trace_cut", *TIMINGS)
-NOT_TAUGHT = (  # what demonstrations don't need
-    "source",
-    "data_dir",
-    "cache_dir",
-    "train",
-    "test",
-    "preview_chars",
-    "isolation",
-    "wall_secs",
-    "memory_mb",
-    "disk_mb",
-    "threads",
-    "num_workers",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class MleConfig:
-    """Which competitions there are, how they are put to the policy, and how its scripts are run."""
-
-    source: str  # "embedded", made on the spot; or "mlebench", prepared by its own package
-    data_dir: str  # of embedded competitions and the runs' results; of MLE-bench's data, "" for its own default
-    cache_dir: str  # of the runs' results, which all runs of a study may share; "" for data_dir/runs
-    train: tuple[str, ...]  # names of competitions; () for the source's own split, one for a run from a single one
-    test: tuple[str, ...]
-    tokenizer: str  # folder or hub id; "" for the fragments'
-    brief: bool  # requests and feedback in a few words, for a policy of fragments
-    system: str  # message before each prompt; "" for none
-    # the user's message in each mode; {context}, {request}, {solution} and {feedback} stand for pieces (ExIt App. B)
-    base: str
-    improve: str
-    diverge: str
-    improve_goal: str  # the context of a script that ran
-    debug_goal: str  # and of one that failed
-    template_inputs: tuple[str, ...]  # what else the chat template reads, as "enable_thinking=true"
-    preview_chars: int  # of a competition's files
-    prompt_width: int
-    max_goal_tokens: int
-    max_request_tokens: int  # a longer description loses its end
-    max_solution_tokens: int  # of the previous script in a prompt
-    max_feedback_tokens: int  # a longer trace loses its beginning, but not why the run failed
-    max_tokens: int  # of a response
-    truncate: str  # where a longer script is cut: "front", "middle", or "none" where none can be longer
-    isolation: str  # of exit_jax/sandbox: "auto", a level, or "none" for code that you trust
-    wall_secs: float  # a run, by the clock and of processor time
-    memory_mb: int
-    disk_mb: int
-    threads: int  # a run
-    num_workers: int  # runs at once; 0 for one a core
-    demo_noise: float  # share of a demonstration's fragments that are drawn at random
-    # MLE-bench's short descriptions, which name neither competition nor site, in place of Kaggle's pages
-    compact_descriptions: bool = False
-    # tell the policy the test score of the script that it is to rewrite: an oracle in the chain, which no config asks for;
-    # True is what runs did before there was the choice
-    show_score: bool = True
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that there are."""
-        return SPLITS
-
-    def names(self, split: str) -> tuple[str, ...]:
-        """Return the competitions of a split."""
-        return getattr(self, split) or SOURCES[self.source][split]
-
-    def __post_init__(self):
-        wrong = [
-            f"domain.{name} = {value!r} is not one of {choices}"
-            for name, value, choices in (
-                ("source", self.source, tuple(SOURCES)),
-                ("truncate", self.truncate, TRUNCATE),
-                ("isolation", self.isolation, ISOLATIONS),
-            )
-            if value not in choices
-        ]
-        wrong += self._faults_of_competitions() if self.source in SOURCES else []
-        pieces = (f"max_{piece}_tokens" for piece in ("goal", "request", "solution", "feedback"))
-        names = (*pieces, "max_tokens", "memory_mb", "disk_mb", "threads")
-        wrong += [f"domain.{name} = {getattr(self, name)} is below 1" for name in names if getattr(self, name) < 1]
-        if self.num_workers < 0 or self.wall_secs <= 0 or self.preview_chars < 0:
-            wrong.append(
-                f"domain.num_workers = {self.num_workers}, wall_secs = {self.wall_secs} and preview_chars = "
-                f"{self.preview_chars}: neither may be below 0, and a run needs some time"
-            )
-        if self.truncate == "none" and self.max_solution_tokens < self.max_tokens:
-            wrong.append(
-                f"domain.max_solution_tokens = {self.max_solution_tokens} is below domain.max_tokens = {self.max_tokens}, so "
-                'a script may not fit into the next prompt; raise it, or say by domain.truncate where to cut, "front" or '
-                '"middle"'
-            )
-        if not 0.0 <= self.demo_noise <= 1.0:
-            wrong.append(f"domain.demo_noise = {self.demo_noise} is not in [0, 1]")
-        if not self.tokenizer and not self.brief:
-            wrong.append(
-                'domain.tokenizer = "" writes fragments and reads a few words; set domain.brief, or name a checkpoint'
-            )
-        if self.brief and self.source != "embedded":
-            wrong.append(f'domain.brief is for domain.source = "embedded", not {self.source!r}; unset it')
-        if wrong:
-            raise ValueError("; ".join(wrong))
-
-    def _faults_of_competitions(self) -> list[str]:
-        known = {name for names in SOURCES[self.source].values() for name in names}
-        wrong = [
-            f"domain.{split}: {name!r} is not one of {tuple(sorted(known))}"
-            for split in SPLITS
-            for name in self.names(split)
-            if name not in known
-        ]
-        wrong += [
-            f"domain.{split} = {self.names(split)} names one twice"
-            for split in SPLITS
-            if len(set(self.names(split))) < len(self.names(split))
-        ]
-        both = sorted(set(self.names("train")) & set(self.names("test")))
-        if both:
-            wrong.append(f"{', '.join(both)} is both in domain.train and domain.test; what is tested must be held out")
-        return wrong
 
 
 @dataclasses.dataclass(frozen=True)

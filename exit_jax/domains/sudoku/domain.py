@@ -7,7 +7,6 @@ blanks cannot be solved by one response.
 
 import dataclasses
 import functools
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,47 +16,9 @@ from exit_jax.algorithm.prompts import pack, piece
 from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, NO_ID, Array, Grades, History, Instances, Rollouts
 from exit_jax.domains.domain import Domain
 from exit_jax.domains.sudoku import puzzles
+from exit_jax.domains.sudoku.settings import SudokuConfig
 
 OPEN, STUCK, CLASH, DONE = range(4)  # what the feedback token says of a grid; all can be read off the grid itself
-
-
-@dataclasses.dataclass(frozen=True)
-class SudokuConfig:
-    """The family of puzzles and of the warm start's demonstrations."""
-
-    splits: ClassVar = ("train", "validation", "test")
-    box: int  # 2 for 4x4, 3 for 9x9
-    num_clues: tuple[int, int]  # of training tasks, inclusive
-    num_train: int
-    eval_clues: tuple[int, int]  # of validation and test tasks, inclusive
-    num_eval: int
-    max_edits: int  # (cell, digit) pairs a response
-    data_seed: int
-    feedback: bool  # False: the feedback token always says "open"
-    on_host: bool  # grade between compiled programs, as other domains must; slower
-    demo_clues: tuple[int, int]  # of the puzzles that the warm start is shown, inclusive
-    demo_noise: float  # share of demonstrated digits that are random instead of legal
-    demo_wrong: float  # share of the own digits in a demonstration's grid that are random
-
-    def __post_init__(self):
-        cells = self.box**4
-        wrong = [
-            f"domain.{name} = {value} is not a range of clues within 1 and {cells - 1}"
-            for name, value in (
-                ("num_clues", self.num_clues),
-                ("eval_clues", self.eval_clues),
-                ("demo_clues", self.demo_clues),
-            )
-            if not 1 <= value[0] <= value[1] < cells
-        ]
-        if self.box not in (2, 3):
-            wrong = [f"domain.box = {self.box} is not 2 (for 4x4) or 3 (for 9x9)"]
-        if min(self.num_train, self.num_eval, self.max_edits) < 1:
-            wrong.append("domain.num_train, domain.num_eval and domain.max_edits must be at least 1")
-        if self.max_edits > cells:
-            wrong.append(f"domain.max_edits = {self.max_edits} is above {cells}, the cells that a script can edit")
-        if wrong:
-            raise ValueError("; ".join(wrong))
 
 
 @dataclasses.dataclass(frozen=True)

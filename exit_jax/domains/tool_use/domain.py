@@ -31,98 +31,15 @@ from exit_jax.domains.text import SPAN, TextDomain, Tokens
 from exit_jax.domains.tool_use import bfcl, tiny, tiny_expert, tiny_tasks
 from exit_jax.domains.tool_use.episode import Episode, Task, system_prompt
 from exit_jax.domains.tool_use.parser import MARKERS, has_ending
+from exit_jax.domains.tool_use.settings import NOT_TAUGHT, ToolsConfig
 from exit_jax.policy.hf import chat, thoughts, turns
 from exit_jax.policy.stops import StopText
 
 log = logging.getLogger(__name__)
 
-WORLDS = ("bfcl", "tiny")
-QUALITIES = ("first_request", "requests")
-OVERLONG_UNITS = ("episode", "response")
 TAGS = ("<tool_call>", "</tool_call>")  # control tokens of Qwen's, which a shown response keeps
 FIGURES = ("first_request", "requests_fulfilled", "share_fulfilled", "invalid_calls", "crashed", "turns")
 OFFICIAL = "official"  # BFCL's own verdict, which the tiny world has not
-NOT_TAUGHT = ("data_dir", "num_validation", "num_test", "num_workers", "call_secs")  # what demonstrations don't need
-
-
-@dataclasses.dataclass(frozen=True)
-class ToolsConfig:
-    """The world, how it is put to the policy, and the limits of an episode."""
-
-    world: str  # "bfcl" or "tiny"
-    data_dir: str  # of trained tokenizers and the log of what crashed
-    data_seed: int  # of the tiny world
-    train_split: str  # that is trained on: "train", or BFCL's "tuning", which is "train" without "validation"
-    num_train: (
-        int  # of the tiny world; BFCL has 100 tasks to train on, 25 of which are its validation split, and 100 to test
-    )
-    num_validation: int
-    num_test: int
-    tokenizer: str  # folder or hub id; "" for one trained on the tiny world
-    vocab_size: int  # of the trained one
-    # the message of a self-iteration; {request} and {solution} stand for pieces, literal braces are doubled (ExIt App. B)
-    improve: str
-    diverge: str
-    template_inputs: tuple[str, ...]  # what else the chat template reads, as "date_string=26 Jul 2024"
-    observation_role: str  # in which the chat template is told what a call returned: "tool" or "user"
-    prompt_width: int
-    max_context_tokens: (
-        int  # longer histories are not kept; tasks that begin longer are not trained on, and count as failed
-    )
-    max_request_tokens: int
-    max_solution_tokens: int  # of a response in a prompt; a longer one is cut in its middle
-    max_tokens: int  # of a response
-    max_observation_tokens: int  # a longer one is cut in its middle
-    max_transcript_tokens: int  # of an episode's responses and observations, in training
-    max_turns: int  # of an episode, in training
-    num_requests: int  # that are made of a task, in training; 0 for all
-    test_max_transcript_tokens: int
-    test_max_turns: int
-    test_num_requests: int
-    quality: str  # of an episode: success on the "first_request", or the share of "requests" that were fulfilled
-    num_workers: int  # processes that play BFCL's episodes; 0 for one a core
-    call_secs: float  # of processor time, for one call; by the clock four times that
-    demo_noise: float  # share of a demonstration's turns that go wrong (tiny)
-    # the end of a call ends its response, as a stop token does; False: a response may go on, and two calls are none
-    stop_at_call: bool = False
-    # one of OVERLONG_UNITS, what ``mask_overlong`` and the buffer leave out: all responses of an "episode" without a valid
-    # end, or any "response" without a valid ending
-    overlong_unit: str = "episode"
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that there are; BFCL's "validation" is a part of "train", unless "tuning" is trained on."""
-        if self.world == "bfcl" and self.train_split == "train":
-            return ("train", "test")
-        return ("train", "validation", "test")
-
-    def __post_init__(self):
-        wrong = [
-            f"domain.{name} = {getattr(self, name)!r} is not one of {choices}"
-            for name, choices in (
-                *(("world", WORLDS), ("quality", QUALITIES), ("overlong_unit", OVERLONG_UNITS)),
-                ("observation_role", ("tool", "user")),
-            )
-            if getattr(self, name) not in choices
-        ]
-        positive = [field.name for field in dataclasses.fields(self) if field.name.startswith(("max_", "test_max_"))]
-        wrong += [f"domain.{name} = {getattr(self, name)} is below 1" for name in positive if getattr(self, name) < 1]
-        counts = ("num_requests", "test_num_requests", "num_workers")
-        wrong += [f"domain.{name} = {getattr(self, name)} is below 0" for name in counts if getattr(self, name) < 0]
-        if not self.call_secs > 0:
-            wrong.append(f"domain.call_secs = {self.call_secs} is not above 0")
-        for name in ("max_transcript_tokens", "test_max_transcript_tokens"):
-            if getattr(self, name) < self.max_tokens:
-                wrong.append(
-                    f"domain.{name} = {getattr(self, name)} is below domain.max_tokens = {self.max_tokens}: no response would "
-                    "fit; raise it"
-                )
-        if self.train_split not in (("train", "tuning") if self.world == "bfcl" else ("train",)):
-            wrong.append(f'domain.train_split = {self.train_split!r} is neither "train" nor, for "bfcl", "tuning"')
-        if not self.tokenizer and self.world != "tiny":
-            wrong.append('domain.tokenizer = "" is for domain.world = "tiny"; name a checkpoint')
-        if wrong:
-            raise ValueError("; ".join(wrong))
 
 
 class Tools(TextDomain):

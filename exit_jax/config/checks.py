@@ -1,0 +1,135 @@
+"""Settings that contradict each other: a sentence each, with the values, the rule and the remedy."""
+
+from exit_jax import settings
+from exit_jax.config.schema import Config
+from exit_jax.policy.shape import PROJECTIONS
+
+
+class Faults(list[str]):
+    """What is wrong, a sentence each."""
+
+    def require(self, holds: object, message: str) -> None:
+        """Note what does not hold."""
+        if not holds:
+            self.append(message)
+
+
+def contradictions(c: Config, num_devices: int) -> list[str]:
+    """Return one sentence a fault: values out of their bounds, then those that do not go together."""
+    faults = Faults(settings.faults(c))
+    _check_algorithm(c, faults)
+    _check_policy(c, faults)
+    _check_mesh(c, num_devices, faults)
+    _check_run(c, faults)
+    _check_evaluation(c, faults)
+    return faults
+
+
+def _check_algorithm(c: Config, faults: Faults) -> None:
+    a = c.algorithm
+    faults.require(
+        a.min_buffer_size <= a.buffer_size,
+        f"algorithm.min_buffer_size = {a.min_buffer_size} is above algorithm.buffer_size = {a.buffer_size}, "
+        "so nothing would ever be drawn from the buffer; lower the first",
+    )
+    faults.require(
+        a.self_iteration or not a.divergence_prob,
+        "algorithm.divergence_prob > 0 needs algorithm.self_iteration: without it nothing is held to diverge from",
+    )
+    faults.require(
+        not a.rollout_lag or not a.recompute_logp,
+        "algorithm.recompute_logp with algorithm.rollout_lag = 1: the learner has moved on since the batch was sampled, so the "
+        "ratio can only be taken against the sampler's log-probs; set one of the two off",
+    )
+    faults.require(
+        a.diversity_embedding == "grades" or not c.encoder.checkpoint,
+        f"encoder.checkpoint = {c.encoder.checkpoint!r} would not be used with algorithm.diversity_embedding = "
+        f'{a.diversity_embedding!r}; set that to "grades"',
+    )
+
+
+def _check_policy(c: Config, faults: Faults) -> None:
+    a, p = c.algorithm, c.policy
+    for name in ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
+        faults.require(
+            getattr(p, name) >= 1,
+            f"policy.{name} = {getattr(p, name)} is below 1; give the shape, or name a checkpoint",
+        )
+    faults.require(p.head_dim % 2 == 0, f"policy.head_dim = {p.head_dim} is odd, but rotary embeddings turn pairs")
+    faults.require(
+        p.num_kv_heads < 1 or p.num_heads % p.num_kv_heads == 0,
+        f"policy.num_heads = {p.num_heads} is not a multiple of policy.num_kv_heads = {p.num_kv_heads}",
+    )
+    faults.require(
+        len(p.rope_scaling) in (0, 4),
+        f"policy.rope_scaling = {p.rope_scaling} is neither () nor (factor, low, high, original length)",
+    )
+    faults.require(
+        p.attention != "cudnn" or p.dtype == "bfloat16",
+        'policy.attention = "cudnn" has no kernel for policy.dtype = "float32"; take "bfloat16", or "xla"',
+    )
+    faults.require(
+        not p.lora.rank or p.lora.targets,
+        f"policy.lora.rank = {p.lora.rank} without policy.lora.targets would train nothing; name some of {PROJECTIONS}",
+    )
+    faults.require(
+        not p.lora.rank or not a.kl_coef or a.reference_mix == 1.0,
+        f"algorithm.reference_mix = {a.reference_mix} with policy.lora: a mixture of adapters is not the mixture of the "
+        "weights that they stand for; set it to 1.0",
+    )
+
+
+def _check_mesh(c: Config, num_devices: int, faults: Faults) -> None:
+    a, p, r, e, w, mesh = c.algorithm, c.policy, c.run, c.eval, c.warm_start, c.run.mesh
+    for name, value, axis in (
+        ("policy.num_heads", p.num_heads, "tensor"),
+        ("policy.num_kv_heads", p.num_kv_heads, "tensor"),
+        ("policy.mlp_dim", p.mlp_dim, "tensor"),
+        ("policy.embed_dim", p.embed_dim, "fsdp"),
+    ):
+        size = getattr(mesh, axis)
+        faults.require(size < 1 or value % size == 0, f"{name} = {value} is not a multiple of run.mesh.{axis} = {size}")
+    faults.require(
+        mesh.num_devices <= num_devices,
+        f"run.mesh takes {mesh.data} x {mesh.fsdp} x {mesh.tensor} = {mesh.num_devices} devices, but there are {num_devices}; "
+        "data = 0 takes what is there",
+    )
+    shards = mesh.num_batch_shards
+    for name, value, parts in (
+        ("algorithm.num_prompts", a.num_prompts, r.num_microbatches),
+        ("warm_start.num_states", w.num_states, 1),
+        ("eval.batch_size", e.batch_size, 1),
+    ):
+        times = f" times run.num_microbatches = {parts}" if parts > 1 else ""
+        faults.require(
+            shards * parts < 1 or value % (shards * parts) == 0,
+            f"{name} = {value} is not a multiple of run.mesh.data x fsdp = {shards}{times}; change it, or the mesh",
+        )
+
+
+def _check_run(c: Config, faults: Faults) -> None:
+    a, r, w = c.algorithm, c.run, c.warm_start
+    faults.require(
+        r.sampler_slots <= a.group_size,
+        f"run.sampler_slots = {r.sampler_slots} is above algorithm.group_size = {a.group_size}; 0 stands for a slot each",
+    )
+    for name, o in (("optimizer", c.optimizer), ("warm_start.optimizer", w.optimizer)):
+        faults.require(
+            not o.decay_steps or o.warmup_steps < o.decay_steps,
+            f"{name}.warmup_steps = {o.warmup_steps} is not below {name}.decay_steps = {o.decay_steps}, where the rate ends",
+        )
+    for name, value in (
+        ("run.num_iterations", r.num_iterations),
+        ("run.checkpoint_every", r.checkpoint_every),
+        ("warm_start.num_steps", w.num_steps),
+    ):
+        faults.require(
+            r.steps_per_call < 1 or value % r.steps_per_call == 0,
+            f"{name} = {value} is not a multiple of run.steps_per_call = {r.steps_per_call}",
+        )
+
+
+def _check_evaluation(c: Config, faults: Faults) -> None:
+    faults.require(c.eval.steps, "eval.steps = () must list at least one k >= 0")
+    for split in c.eval.splits:
+        faults.require(split in c.domain.splits, f"eval.splits: {split!r} is not one of {c.domain.splits}")

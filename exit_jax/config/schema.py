@@ -1,0 +1,173 @@
+"""The schema of a config: every section is a frozen dataclass whose fields say their default, their bounds and their meaning.
+
+The defaults are what a researcher would want for a language model. The groups in OPERATIONAL may differ when a run resumes; all
+other fields are scientific and fixed for a workdir.
+"""
+
+import dataclasses
+import typing
+
+from exit_jax.algorithm.settings import VARIANTS, ExItConfig
+from exit_jax.embedding.settings import EncoderConfig
+from exit_jax.parallel.mesh import MeshConfig
+from exit_jax.policy.shape import DecoderConfig
+from exit_jax.settings import group, setting
+
+OPTIMIZERS = ("adamw", "lion", "adafactor")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimiser of optax, after clipping by global norm."""
+
+    kind: str = setting("adamw", "the optimiser", choices=OPTIMIZERS)
+    learning_rate: float = setting(1e-6, "peak of the schedule (ExIt Table 4)", within="[0, inf)")
+    warmup_steps: int = setting(0, "updates of a linear warm-up from 0", within="[0, inf)")
+    decay_steps: int = setting(0, "update at which a cosine reaches 0; 0 keeps the rate constant", within="[0, inf)")
+    b1: float = setting(0.9, "decay of the first moment; adafactor has none", within="[0, 1)")
+    b2: float = setting(0.999, "decay of the second moment; adafactor has a schedule of its own", within="[0, 1)")
+    weight_decay: float = setting(0.0, "decoupled weight decay", within="[0, inf)")
+    max_grad_norm: float = setting(
+        1.0,
+        "gradients are clipped to this global norm (TRL's default); inf clips none",
+        within="(0, inf)",
+        remedy="it would clip every gradient to nothing; inf clips none",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+    """Supervised phase before RL, on the domain's demonstrations."""
+
+    seed: int = setting(
+        -1,
+        "of parameters, LoRA's frozen ones too, and of demonstrations, if all seeds are to begin alike; -1: the run's",
+    )
+    num_steps: int = setting(0, "updates; 0 for no warm start", within="[0, inf)")
+    num_states: int = setting(128, "prompts a batch", within="[1, inf)")
+    group_size: int = setting(4, "demonstrations a prompt", within="[1, inf)")
+    optimizer: OptimizerConfig = group(OptimizerConfig, "optimiser of the warm start", learning_rate=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSamplingConfig:
+    """How training samples from the policy; the paper's way is to cut nothing off, with the parameters as they are."""
+
+    top_k: int = setting(0, "likeliest tokens that are sampled from; 0 for all", within="[0, inf)")
+    top_p: float = setting(
+        1.0, "probability of the tokens that are sampled from", within="(0, 1]", remedy="1.0 keeps all tokens"
+    )
+    min_p: float = setting(
+        0.0, "least share of the likeliest token's probability", within="[0, 1]", remedy="0.0 keeps all tokens"
+    )
+    min_tokens: int = setting(0, "tokens before a stop token may be sampled", within="[0, inf)")
+    int8: bool = setting(False, "sample from a copy whose layers have int8 kernels; learner and evaluation do not")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """K-step self-improvement on held-out tasks."""
+
+    splits: tuple[str, ...] = setting(("test",), "the domain's splits that are evaluated on")
+    steps: tuple[int, ...] = setting((0, 1, 2, 4, 8, 16), "the k reported; 0 is the first response", within="[0, inf)")
+    samples_per_task: int = setting(8, "chains a task, avg@n", within="[1, inf)")
+    batch_size: int = setting(256, "chains at once; a multiple of the mesh's data x fsdp", within="[1, inf)")
+    from_checkpoint: bool = setting(True, "sample as the checkpoint's generation_config.json says, where it says so")
+    temperature: float = setting(1.0, "sampling temperature; 0 is greedy", within="[0, inf)")
+    top_k: int = setting(0, "likeliest tokens that are sampled from; 0 for all", within="[0, inf)")
+    top_p: float = setting(
+        1.0, "probability of the tokens that are sampled from", within="(0, 1]", remedy="1.0 keeps all tokens"
+    )
+    min_p: float = setting(
+        0.0, "least share of the likeliest token's probability", within="[0, 1]", remedy="0.0 keeps all tokens"
+    )
+    restart_every: int = setting(
+        0, "responses a chain of the rival that starts over; 1 for independent ones, 0 for no rival", within="[0, inf)"
+    )
+    greedy: bool = setting(False, "a greedy search, too: each step goes on from the best solution so far")
+    num_chains_saved: int = setting(200, "chains a split that are kept for people to read", within="[0, inf)")
+    seed: int = setting(0, "of the sampling of evaluations")
+    repetition_penalty: float = setting(
+        1.0,
+        "divides the logits of tokens that prompt or response hold, as in transformers",
+        within="(0, inf)",
+        remedy="1.0 penalises nothing",
+        younger=True,
+    )
+    min_tokens: int = setting(0, "tokens before a response may end", within="[0, inf)", younger=True)
+    suppress_tokens: tuple[int, ...] = setting((), "ids that are never sampled", younger=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How a run is carried out; none of it changes the experiment."""
+
+    num_iterations: int = setting(100, "training iterations (ExIt Table 4)", within="[0, inf)")
+    mesh: MeshConfig = group(MeshConfig, "how the devices are laid out")
+    num_microbatches: int = setting(
+        1, "parts of a batch whose gradients are added up, to save memory", within="[1, inf)"
+    )
+    prompt_buckets: tuple[int, ...] = setting(
+        (), "tokens: widths below the domain's that a batch of shorter prompts is cut to", within="[1, inf)"
+    )
+    response_buckets: tuple[int, ...] = setting(
+        (), "tokens: widths that a batch of shorter responses is cut to before it is learnt from", within="[1, inf)"
+    )
+    sampler_slots: int = setting(
+        0,
+        "rows a prompt that are sampled at once; one that has ended makes room for another; 0 for all",
+        within="[0, inf)",
+    )
+    token_chunk: int = setting(128, "positions of a row whose logits exist at once; 0 for all", within="[0, inf)")
+    steps_per_call: int = setting(1, "iterations in one compiled program", within="[1, inf)")
+    checkpoint_every: int = setting(
+        10, "iterations between checkpoints; a multiple of steps_per_call", within="[1, inf)"
+    )
+    keep_checkpoints: int = setting(2, "checkpoints kept", within="[1, inf)")
+    warm_start_dir: str = setting("", 'folder of finished warm starts; "" for one in the workdir')
+    export_dtype: str = setting(
+        "bfloat16", "of the tensors that --mode export writes", choices=("float32", "bfloat16", "float16")
+    )
+    profile: bool = setting(False, "write a JAX trace of one call of steps_per_call iterations")
+    allow_idle_updates: bool = setting(
+        False, "train on at a learning rate of 0, as after a decay that ends before the run", younger=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """The runs of --mode study."""
+
+    variants: tuple[str, ...] = setting(tuple(VARIANTS), 'values of the config file\'s argument "variant"')
+    seeds: tuple[int, ...] = setting((0, 1, 2), "seeds of each variant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    name: str = setting("run", "what the run's folder is named by")
+    variant: str = setting("exit", "what the config file's argument said; names the folder, too")
+    seed: int = setting(0, "of parameters, demonstrations, selection and sampling", within="[0, inf)")
+    domain_name: str = setting("", "the domain")
+    domain: typing.Any = setting(None, "its settings, of the type domains.settings_of(domain_name)")
+    checkpoint: str = setting(
+        "", 'Hugging Face folder or hub id that gives the policy\'s shape and weights; "" for fresh ones'
+    )
+    policy: DecoderConfig = group(DecoderConfig, "the policy")
+    algorithm: ExItConfig = group(ExItConfig, "Algorithm 1")
+    sampling: TrainSamplingConfig = group(TrainSamplingConfig, "sampling in training")
+    optimizer: OptimizerConfig = group(OptimizerConfig, "optimiser of RL")
+    warm_start: WarmStartConfig = group(WarmStartConfig, "supervised phase before RL")
+    encoder: EncoderConfig = group(EncoderConfig, "encoder of responses, for the diversity bonus")
+    eval: EvalConfig = group(EvalConfig, "K-step evaluation")
+    run: RunConfig = group(RunConfig, "how the run is carried out")
+    study: StudyConfig = group(StudyConfig, "the runs of --mode study")
+
+
+OPERATIONAL = (
+    *("run", "eval", "study", "policy.attention", "policy.remat", "policy.unroll_layers", "policy.decode_stages"),
+    *("domain.data_dir", "domain.files_dir", "domain.cache_dir", "domain.num_workers"),
+)
+# what a warm start depends on, besides the domain's demonstrations
+WARM_START_DEPENDS_ON = ("seed", "checkpoint", "policy", "warm_start", "domain_name")

@@ -1,0 +1,41 @@
+"""Settings of sudoku."""
+
+import dataclasses
+from typing import ClassVar
+
+from exit_jax.settings import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class SudokuConfig:
+    """The family of puzzles and of the warm start's demonstrations."""
+
+    splits: ClassVar = ("train", "validation", "test")
+    box: int = setting(2, "2 for 4x4 puzzles, 3 for 9x9", choices=(2, 3))
+    num_clues: tuple[int, int] = setting((4, 7), "fewest and most clues of training tasks")
+    num_train: int = setting(2048, "training tasks", within="[1, inf)")
+    eval_clues: tuple[int, int] = setting((4, 7), "fewest and most clues of validation and test tasks")
+    num_eval: int = setting(512, "tasks of each held-out split", within="[1, inf)")
+    max_edits: int = setting(3, "pairs (cell, digit) a response", within="[1, inf)")
+    data_seed: int = setting(0, "of the puzzles")
+    feedback: bool = setting(True, 'whether the feedback token tells of the grid; if not it is always "open"')
+    on_host: bool = setting(False, "grade between compiled programs, as other domains must; slower")
+    demo_clues: tuple[int, int] = setting((4, 7), "fewest and most clues of the puzzles that the warm start is shown")
+    demo_noise: float = setting(0.2, "share of demonstrated digits that are random instead of legal", within="[0, 1]")
+    demo_wrong: float = setting(0.3, "share of own digits in a demonstration's grid that are random", within="[0, 1]")
+
+    def __post_init__(self):
+        cells = self.box**4
+        wrong = [
+            f"domain.{name} = {value} is not a range of clues within 1 and {cells - 1}"
+            for name, value in (
+                ("num_clues", self.num_clues),
+                ("eval_clues", self.eval_clues),
+                ("demo_clues", self.demo_clues),
+            )
+            if not 1 <= value[0] <= value[1] < cells
+        ]
+        if self.max_edits > cells:
+            wrong.append(f"domain.max_edits = {self.max_edits} is above {cells}, the cells that a script can edit")
+        if wrong and self.box in (2, 3):
+            raise ValueError("; ".join(wrong))

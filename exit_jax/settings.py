@@ -1,0 +1,106 @@
+"""Settings that speak for themselves: a field of a frozen dataclass with its default, its bounds and its meaning.
+
+    @dataclasses.dataclass(frozen=True)
+    class OptimizerConfig:
+        learning_rate: float = setting(1e-6, "peak of the schedule (ExIt App. A)", within="[0, inf)")
+
+``faults`` checks the values of a tree of such dataclasses and ``rows`` lists them for people. A default never changes its
+meaning: a config that was written before a field existed reads as the default of that field.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a field is for, and which values it takes."""
+
+    meaning: str
+    unit: str = ""
+    choices: tuple[Any, ...] = ()  # the values allowed, of a tuple its items; () for any
+    within: str = ""  # the interval allowed, as "(0, 1]" or "[1, inf)", of a tuple for each item; "" for any
+    remedy: str = ""  # what to do about a value that is out of bounds
+    # a field that is younger than the first runs: at its default it enters no hash, so no run of before it is orphaned
+    younger: bool = False
+
+    def fault(self, name: str, value: Any) -> str:
+        """Return what is wrong with the value of a field, "" if nothing is."""
+        items = value if isinstance(value, tuple) else (value,)
+        if self.choices and not all(item in self.choices for item in items):
+            wrong = next(item for item in items if item not in self.choices)
+            return f"{name} = {wrong!r} is not one of {self.choices}"
+        if not self.within or all(map(self._holds, items)):
+            return ""
+        low, high = self._bounds()
+        rule = f"not in {self.within}"
+        if math.isinf(high):
+            rule = f"below {low:g}" if self.within[0] == "[" else f"not above {low:g}"
+        return f"{name} = {value} is {rule}" + (f"; {self.remedy}" if self.remedy else "")
+
+    def _bounds(self) -> tuple[float, float]:
+        low, high = self.within[1:-1].split(",")
+        return float(low), float(high)
+
+    def _holds(self, item: float) -> bool:
+        low, high = self._bounds()
+        above = item > low or (item == low and self.within[0] == "[")
+        return above and (item < high or (item == high and (self.within[-1] == "]" or math.isinf(high))))
+
+
+def setting(default: Any, meaning: str, **about: Any) -> Any:
+    """Return a field with a default; ``about`` are further fields of ``Setting``."""
+    return dataclasses.field(default=default, metadata={"setting": Setting(meaning, **about)})
+
+
+def group(cls: type, meaning: str, **defaults: Any) -> Any:
+    """Return a field that holds a dataclass of settings, with other defaults than its own where they are given."""
+    return dataclasses.field(default_factory=lambda: cls(**defaults), metadata={"setting": Setting(meaning)})
+
+
+def of(field: dataclasses.Field) -> Setting:
+    """Return what is known of a field; a user's own dataclass may say nothing of it."""
+    return field.metadata.get("setting", Setting(""))
+
+
+def defaults(cls: Any) -> dict[str, Any]:
+    """Return the defaults of a dataclass by name, of those fields that have one."""
+    missing = dataclasses.MISSING
+    plain = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not missing}
+    return plain | {f.name: f.default_factory() for f in dataclasses.fields(cls) if f.default_factory is not missing}
+
+
+def younger_defaults(cls: Any) -> dict[str, Any]:
+    """Return the defaults of the fields that enter no hash while they have them."""
+    found = defaults(cls)
+    return {f.name: found[f.name] for f in dataclasses.fields(cls) if of(f).younger}
+
+
+def walk(values: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """Yield dotted name, field and value of all settings in a tree of dataclasses, in the order of the schema."""
+    for field in dataclasses.fields(values):
+        name, value = f"{path}{field.name}", getattr(values, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from walk(value, f"{name}.")
+        else:
+            yield name, field, value
+
+
+def faults(values: Any, path: str = "") -> list[str]:
+    """Return a sentence for each value that is out of its bounds."""
+    return [fault for name, field, value in walk(values, path) if (fault := of(field).fault(name, value))]
+
+
+def plain(values: Any) -> dict[str, Any]:
+    """Return a tree of dataclasses as nested dicts; tuples stay tuples."""
+    return {
+        field.name: plain(value) if dataclasses.is_dataclass(value := getattr(values, field.name)) else value
+        for field in dataclasses.fields(values)
+    }
+
+
+def tree(cls: Any) -> dict[str, Any]:
+    """Return the defaults of a dataclass and of the groups below it, as nested dicts."""
+    return {name: plain(value) if dataclasses.is_dataclass(value) else value for name, value in defaults(cls).items()}
