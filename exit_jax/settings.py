@@ -61,8 +61,8 @@ def group(cls: type, meaning: str, **defaults: Any) -> Any:
 
 
 def of(field: dataclasses.Field) -> Setting:
-    """Return what is known of a field; a user's own dataclass may say nothing of it."""
-    return field.metadata.get("setting", Setting(""))
+    """Return what is known of a field; one of a user's own dataclass may say nothing, and then is a younger one."""
+    return field.metadata.get("setting", Setting("", younger=True))
 
 
 def defaults(cls: Any) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def defaults(cls: Any) -> dict[str, Any]:
 def younger_defaults(cls: Any) -> dict[str, Any]:
     """Return the defaults of the fields that enter no hash while they have them."""
     found = defaults(cls)
-    return {f.name: found[f.name] for f in dataclasses.fields(cls) if of(f).younger}
+    return {f.name: found[f.name] for f in dataclasses.fields(cls) if f.name in found and of(f).younger}
 
 
 def walk(values: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:

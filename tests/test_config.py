@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+from exit_jax.config import variants
 from exit_jax.config.parse import validate
 from exit_jax.config.schema import OPERATIONAL, Config, EvalConfig
 from exit_jax.errors import ConfigError
@@ -41,7 +42,7 @@ def test_every_change_of_a_variant_reaches_every_size(name):
     get_config = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"]
     fields = lambda variant: scientific(validate(get_config(f"variant={variant}"), 1)) | {"variant": "exit"}
     plain = fields("exit")
-    for change in runpy.run_path(str(ROOT / "configs/sudoku.py"))["CHANGES"]:
+    for change in variants.CHANGES:
         assert fields(f"exit-{change}") != plain, change
     assert fields("exit-fresh")["algorithm.buffer_size"] == plain["algorithm.buffer_size"] // 4
 
@@ -60,16 +61,37 @@ def test_unknown_argument_of_a_config():
 
 
 def test_all_faults_are_reported_together():
-    config = content()
+    config = content().unlock()
     config.algorithm.gruop_size = 3
     with config.ignore_type():
         config.algorithm.clip_low = "small"
-    config.policy.unlock()
-    del config.policy.mlp_dim
+        config.eval.steps = 4
     with pytest.raises(ConfigError) as caught:
         validate(config, 1)
-    for part in ("gruop_size is unknown; did you mean group_size", "clip_low = 'small' is a str", "mlp_dim is missing"):
+    for part in (
+        "gruop_size is unknown; did you mean group_size",
+        "clip_low = 'small' is a str",
+        "steps = 4 is not a tuple",
+    ):
         assert part in str(caught.value)
+
+
+def test_values_out_of_bounds_are_reported_together_with_those_of_the_domain():
+    config = content()
+    config.algorithm.group_size, config.policy.mlp_dim, config.domain.demo_noise = 1, 0, 2.0
+    with pytest.raises(ConfigError, match="3 fault") as caught:
+        validate(config, 1)
+    for part in (
+        "algorithm.group_size = 1 is below 2",
+        "policy.mlp_dim = 0 is below 1; give the shape",
+        "domain.demo_noise = 2.0 is not in [0, 1]",
+    ):
+        assert part in str(caught.value)
+
+
+def test_a_misspelt_field_of_a_config_file_names_the_near_miss():
+    with pytest.raises(AttributeError, match="group_size"):
+        content().algorithm.gruop_size = 3
 
 
 @pytest.mark.parametrize(
@@ -94,7 +116,7 @@ def test_all_faults_are_reported_together():
         ("eval.splits", ("tset",), "is not one of .'train', 'validation', 'test'"),
         ("domain_name", "chess", "not one of"),
         ("eval.top_p", 0.0, "keeps all tokens"),
-        ("domain.box", 5, "2 .for 4x4. or 3"),
+        ("domain.box", 5, "not one of .2, 3."),
         ("domain.num_clues", (7, 4), "not a range of clues"),
         ("domain.max_edits", 17, "above 16, the cells"),
     ],

@@ -20,7 +20,6 @@ from exit_jax.policy import decoder
 from exit_jax.policy.decoder import DecoderConfig, LoraConfig
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import export
-from exit_jax.policy.shape import COMPUTE_FIELDS
 from exit_jax.report import runs
 
 SETTINGS = {k: v for k, v in TINY_MATH.items() if not k.startswith("policy.")} | WIDTHS
@@ -28,10 +27,11 @@ SETTINGS |= {"eval.splits": ("test",), "eval.from_checkpoint": True}
 CONFIG = """
     import runpy
 
+    from exit_jax.policy.shape import no_shape
+
     def get_config(arg=""):
         c = runpy.run_path({path!r})["get_config"]()
-        for field in set(c.policy) - set({kept!r}):
-            del c.policy[field]
+        c.policy.update(no_shape())
         c.update_from_flattened_dict({settings!r})
         return c
 """
@@ -63,7 +63,7 @@ def root(tmp_path_factory):
         "domain.data_dir": str(root / "data"),
     }
     path = str(ROOT / "configs/arithmetic_cpu.py")
-    text = CONFIG.format(path=path, kept=COMPUTE_FIELDS, settings=settings)
+    text = CONFIG.format(path=path, settings=settings)
     (root / "config.py").write_text(textwrap.dedent(text))
     return root
 

@@ -17,11 +17,10 @@ from exit_jax.domains import tokenizer
 from exit_jax.errors import ConfigError
 from exit_jax.export import export_policy
 from exit_jax.policy.hf.export import export
+from exit_jax.policy.shape import no_shape
 from exit_jax.workdir.identity import open_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
-SHAPE = ("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "rope_theta")
-SHAPE += ("rope_scaling", "norm_eps", "tie_embeddings", "qkv_bias", "qk_norm")
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +47,9 @@ def config(sources, tmp_path):
     """Return configs/arithmetic_cpu.py over copies of the sources, with adapters."""
     content = runpy.run_path(str(ROOT / "configs/arithmetic_cpu.py"))["get_config"]()
     shutil.copytree(sources, tmp_path / "sources")
-    own = {name: value for name, value in TINY_MATH.items() if name.removeprefix("policy.") not in SHAPE}
+    own = {name: value for name, value in TINY_MATH.items() if name.removeprefix("policy.") not in no_shape()}
     content.update_from_flattened_dict(own | {"domain.data_dir": str(tmp_path / "data")})
-    for name in SHAPE:
-        del content.policy[name]
+    content.policy.update(no_shape())
     content.update_from_flattened_dict(
         {
             "checkpoint": str(tmp_path / "sources/model"),

@@ -17,7 +17,7 @@ from exit_jax.domains.domain import DomainError
 from exit_jax.domains.math import domain as maths
 from exit_jax.errors import ConfigError
 from exit_jax.policy.hf.config import CheckpointError
-from exit_jax.policy.shape import COMPUTE_FIELDS
+from exit_jax.policy.shape import no_shape
 from exit_jax.requirements import longest_sequence, require_checkpoint_fits
 
 WIDTHS = {  # the small tokenizers make a token of nearly each letter
@@ -40,8 +40,7 @@ def settings(tmp_path, checkpoint, tokenizer, name="arithmetic_cpu", smaller=TIN
     kept = {field: value for field, value in smaller.items() if not field.startswith("policy.")}
     content.update_from_flattened_dict(kept | {"domain.data_dir": str(tmp_path / "data")} | changes)
     if checkpoint:
-        for field in set(content.policy) - set(COMPUTE_FIELDS):
-            del content.policy[field]
+        content.policy.update(no_shape())
     content.checkpoint, content.domain.tokenizer = str(checkpoint), str(tokenizer)
     return validate(content, jax.device_count())
 

@@ -13,7 +13,7 @@ INTRODUCTION = """# Settings
 
 Every field of a config, from the schema in `exit_jax/config/schema.py` and the `settings.py` of each room; a test keeps this
 page true (`python -m exit_jax.config.listing > docs/settings.md` writes it). `--mode settings` prints the values of one config
-beside the defaults. On the command line a field is `--config.<name>=<value>`; a tuple is quoted: `--config.eval.steps="(0, 4)"`.
+beside the defaults. On the command line a field is `--config.<name>=<value>`, of a tuple `--config.eval.steps="(0, 4)"`.
 
 Fields marked *run* may differ when a run resumes; all others are fixed for a workdir. A run that was made before a field
 existed has the default of that field.
@@ -40,7 +40,7 @@ def _rows(cls: Any, defaults: Mapping[str, Any], values: Mapping[str, Any], path
         kind, name = types[field.name], f"{path}{field.name}"
         if dataclasses.is_dataclass(kind):
             default = defaults.get(field.name)
-            below = settings.defaults(kind) if default is None else vars(default)
+            below = settings.defaults(kind) | (vars(default) if default is not None else {})
             yield from _rows(kind, below, values.get(field.name, {}), f"{name}.")
         else:
             default = defaults.get(field.name)

@@ -11,7 +11,7 @@ from exit_jax import domains, learning, settings
 from exit_jax.config.checks import contradictions
 from exit_jax.config.schema import Config
 from exit_jax.errors import ConfigError
-from exit_jax.policy.shape import COMPUTE_FIELDS, DecoderConfig
+from exit_jax.policy.shape import no_shape
 
 
 def default(domain_name: str, **fields: typing.Any) -> ml_collections.ConfigDict:
@@ -94,10 +94,7 @@ def _with_shape(values: dict, faults: list[str]) -> dict:
     from exit_jax.policy.hf import config as hf_config
     from exit_jax.policy.hf import generation
 
-    shape = settings.defaults(DecoderConfig)
-    given = sorted(
-        name for name in shape if name in policy and name not in COMPUTE_FIELDS and policy[name] != shape[name]
-    )
+    given = sorted(name for name, value in no_shape().items() if policy.get(name, value) != value)
     if given:
         faults.append(
             f"config.policy gives {', '.join(given)}, but the shape is that of config.checkpoint; leave them out"
@@ -142,7 +139,7 @@ def _parse(cls, values, path: str, faults: list[str], defaults: Mapping[str, typ
     for name in names:
         kind, default = types[name], defaults.get(name)
         if dataclasses.is_dataclass(kind):
-            own = vars(default) if default is not None else None
+            own = settings.defaults(kind) | (vars(default) if default is not None else {})
             fields[name] = _parse(kind, values.get(name, {}), f"{path}.{name}", faults, own)
         elif name in values:
             fields[name] = _convert(kind, values[name], f"{path}.{name}", faults)

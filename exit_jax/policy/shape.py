@@ -4,8 +4,9 @@ Apart from it, since a config is checked before anything is imported that comput
 """
 
 import dataclasses
+from typing import Any
 
-from exit_jax.settings import group, setting
+from exit_jax.settings import defaults, group, setting
 
 PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
 REMAT = ("none", "layer", "dots")
@@ -72,4 +73,10 @@ class DecoderConfig:
     )
 
 
+# the fields that say how it is computed; all others are the shape, which a checkpoint gives
 COMPUTE_FIELDS = ("dtype", "param_dtype", "attention", "remat", "unroll_layers", "decode_stages", "lora")
+
+
+def no_shape() -> dict[str, Any]:
+    """Return the defaults of the fields of the shape, at which a config leaves them to the checkpoint."""
+    return {name: value for name, value in defaults(DecoderConfig).items() if name not in COMPUTE_FIELDS}
