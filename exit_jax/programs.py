@@ -31,6 +31,7 @@ from exit_jax.algorithm.types import (
     pytree,
 )
 from exit_jax.config.schema import Config, EvalConfig, OptimizerConfig, StudyConfig
+from exit_jax.domains.contract import with_values_checked
 from exit_jax.domains.domain import ENDS, Domain, Environment, blank_grades
 from exit_jax.episodes import Played, TurnPrograms, play
 from exit_jax.errors import ConfigError
@@ -460,6 +461,8 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     mesh = meshes.make_mesh(config.run.mesh, devices)
     domain = make_domain(config.domain_name, config.domain)
     require_domain_fits(config, domain)
+    if config.run.check_grades and not domain.on_host:
+        domain = with_values_checked(domain)
     policy = decoder_config(config)
     optimizer, warm_optimizer = make_optimizer(config.optimizer), make_optimizer(config.warm_start.optimizer)
     warm_step = make_warm_step(config, domain, mesh, warm_optimizer)

@@ -401,6 +401,6 @@ def test_a_field_with_a_default_may_be_left_out_and_orphans_no_run(tmp_path, mon
     assert "eval.num_votes" not in scientific(known)
     assert scientific(known) == scientific(plain)
     assert open_workdir(tmp_path, known) == tmp_path
-    settings.eval.num_votes = 4
+    settings.eval.unlock().num_votes = 4
     with pytest.raises(ConfigError, match=r"eval.num_votes: 'the default' there, 4 here"):
         open_workdir(tmp_path, validate(settings, 1))

@@ -132,6 +132,9 @@ class RunConfig:
     allow_idle_updates: bool = setting(
         False, "train on at a learning rate of 0, as after a decay that ends before the run", younger=True
     )
+    check_grades: bool = setting(
+        False, "hold the values of grades made on the device to the domain's contract; slower", younger=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)

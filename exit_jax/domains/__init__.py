@@ -33,8 +33,10 @@ def settings_of(name: str) -> type:
 
 
 def make(name: str, fields: Any) -> Domain:
-    """Build the domain ``name`` from its settings."""
-    return _load(_MODULES[name][1])(fields)
+    """Build the domain ``name`` from its settings; what it returns is held to its contract."""
+    from exit_jax.domains.contract import checked
+
+    return checked(_load(_MODULES[name][1])(fields))
 
 
 def prepare(name: str, fields: Any) -> str:

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from exit_jax.errors import UserError
+
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -144,6 +146,8 @@ def on_rows(
     failed = False
     try:
         value = jax.device_get(function(*local)) if numbers.size else blank(*local)
+    except UserError:  # a fault of the domain itself, of which no other batch would be free
+        raise
     except Exception:  # whatever a domain's verifier may raise
         log.exception("grading failed for %d prompts, which count as invalid", numbers.size)
         value, failed = blank(*local), True
