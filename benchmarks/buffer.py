@@ -25,7 +25,7 @@ from jaxued.level_sampler import LevelSampler  # pyright: ignore[reportMissingIm
 
 from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm.selection import draw_buffer
-from exit_jax.algorithm.types import NO_ID, History
+from exit_jax.types import NO_ID, History
 
 NUM_CANDIDATES, NUM_DRAWS, NUM_TOKENS = 64, 64, 1024
 

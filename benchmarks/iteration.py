@@ -16,9 +16,11 @@ import time
 import jax
 import jax.numpy as jnp
 
-from exit_jax import programs, train
+from exit_jax import domains
 from exit_jax.config.parse import validate
 from exit_jax.config.schema import Config
+from exit_jax.step import programs
+from exit_jax.training import train
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/sudoku.py"
 
@@ -29,7 +31,7 @@ def matmul_flops(config: Config) -> tuple[float, float]:
     A token costs 2 a parameter forward and 4 backward. A group's prompt is read once, by sampler and learner alike; each of
     its G responses has T - 1 tokens to read.
     """
-    domain = programs.make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     params = programs.make_program(config).init_params(0)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     a = config.algorithm

@@ -19,9 +19,10 @@ import time
 import jax
 import numpy as np
 
-from exit_jax import programs, train
 from exit_jax.config.parse import validate
-from exit_jax.evaluate import run_chains
+from exit_jax.evaluation.evaluate import run_chains
+from exit_jax.step import programs
+from exit_jax.training import train
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/arithmetic_cpu.py"
 BATCHES = 4  # of a round, each way

@@ -44,11 +44,11 @@ from transformers.cache_utils import DynamicCache
 
 from exit_jax.algorithm import grpo
 from exit_jax.algorithm.settings import ExItConfig
-from exit_jax.algorithm.types import Instances, Rollouts
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.choice import SamplingConfig
 from exit_jax.policy.decoder import DecoderConfig
 from exit_jax.policy.hf.export import export
+from exit_jax.types import Instances, Rollouts
 
 DTYPES = ("float32", "bfloat16")
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/sudoku.py"

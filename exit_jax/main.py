@@ -44,12 +44,13 @@ _RUNS = flags.DEFINE_list("runs", [], "With --mode report: folders of finished r
 
 def run_experiment(config: "Config", workdir: pathlib.Path) -> dict:
     """Train, or go on training, and evaluate; returns the evaluation."""
-    from exit_jax import inputs, learning
-    from exit_jax.evaluate import evaluate
-    from exit_jax.metrics import Timing, trained_iterations
+    from exit_jax.config import learning
+    from exit_jax.evaluation.evaluate import evaluate
     from exit_jax.parallel import hosts
-    from exit_jax.train import record_buffer, train
+    from exit_jax.training.train import record_buffer, train
+    from exit_jax.workdir import inputs
     from exit_jax.workdir.identity import holds_run, open_workdir, write_json
+    from exit_jax.workdir.metrics import Timing, trained_iterations
 
     for line in learning.warnings_of(config) if hosts.is_lead() else ():
         warn(line)
@@ -78,7 +79,7 @@ def warn(line: str) -> None:
 
 def reopen_workdir(config: "Config", workdir: pathlib.Path) -> pathlib.Path:
     """Open the workdir of a run that has begun."""
-    from exit_jax import inputs
+    from exit_jax.workdir import inputs
     from exit_jax.workdir.identity import holds_run, open_workdir
 
     if not (workdir / "config.json").exists():
@@ -95,7 +96,7 @@ def check_tasks(config: "Config", workdir: pathlib.Path, splits: Collection[str]
       ConfigError: if they are others, as where data were prepared anew: histories name their task by its number.
     """
     from exit_jax.parallel import hosts
-    from exit_jax.programs import tasks_digest
+    from exit_jax.step.programs import tasks_digest
     from exit_jax.workdir.identity import holds_run, read_object, write_json
 
     file = workdir / "tasks.json"
@@ -114,8 +115,8 @@ def check_tasks(config: "Config", workdir: pathlib.Path, splits: Collection[str]
 def evaluate_workdir(config: "Config", workdir: pathlib.Path) -> dict:
     """Evaluate the newest policy of a workdir."""
     workdir = reopen_workdir(config, workdir)
-    from exit_jax.evaluate import evaluate
-    from exit_jax.train import restore_params
+    from exit_jax.evaluation.evaluate import evaluate
+    from exit_jax.training.train import restore_params
 
     check_tasks(config, workdir, set(config.eval.splits))
     params = restore_params(config, workdir)
@@ -169,8 +170,8 @@ def compile_config() -> int:
     """Compile for --topology on this machine's CPU; returns exit status 1 where the config does not fit."""
     import jax
 
-    from exit_jax.compile import find_topology, fit
     from exit_jax.config.parse import validate
+    from exit_jax.fit.compile import find_topology, fit
 
     jax.config.update("jax_platforms", "cpu")
     topology = find_topology(_TOPOLOGY.value)
@@ -237,7 +238,7 @@ def carry_out() -> int:
     if _MODE.value == "evaluate":
         show(evaluate_workdir(config, workdir))
     elif _MODE.value == "export":
-        from exit_jax.export import export_policy
+        from exit_jax.training.export import export_policy
 
         print("exported:", *export_policy(config, reopen_workdir(config, workdir)))
     elif _MODE.value == "train":

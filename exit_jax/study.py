@@ -15,8 +15,9 @@ import numpy as np
 
 from exit_jax.config.schema import Config, EvalConfig
 from exit_jax.errors import ConfigError
-from exit_jax.metrics import trained_iterations
 from exit_jax.workdir import identity
+from exit_jax.workdir.markdown import table
+from exit_jax.workdir.metrics import trained_iterations
 
 # accuracy = found x kept: an answer counts at the last iterate if a chain was ever right and stayed so
 MEASURES = {
@@ -77,7 +78,7 @@ def study(
             results.setdefault(variant, {})[seed] = run(config, folder) if evaluation is None else evaluation
     summary = summarise(results)
     identity.write_json(workdir / "study.json", summary)
-    (workdir / "study.md").write_text(table(summary))
+    (workdir / "study.md").write_text(markdown(summary))
     return summary
 
 
@@ -175,7 +176,7 @@ def half_width(paired: np.ndarray) -> np.ndarray:
     return stats.t.ppf(0.975, count - 1) * _std(paired) / math.sqrt(count)
 
 
-def table(summary: dict) -> str:
+def markdown(summary: dict) -> str:
     """Return the study as Markdown: per split, accuracy by k, what happened by the last k, and differences to GRPO there.
 
     Where quality is a score and not only right or wrong, its table by k follows, one for each way to spend the responses; and
@@ -194,20 +195,20 @@ def table(summary: dict) -> str:
         for measure, (title, gain) in titles.items():
             if measure in shown:
                 header = [title, *(f"k={k}" for k in ks), f"Δ_{ks[-1]}"]
-                rows = {
-                    variant: [*(_cell(row[measure], i) for i in range(len(ks))), _cell(row[gain], -1)]
+                rows = [
+                    [variant, *(_cell(row[measure], i) for i in range(len(ks))), _cell(row[gain], -1)]
                     for variant, row in variants.items()
-                }
-                lines += [*_markdown(header, rows), ""]
+                ]
+                lines += [table(header, rows), ""]
         lines += [LEGEND, ""]
         others = [measure for measure in shown if measure != "accuracy"]
-        rows = {variant: [_cell(row[m], -1) for m in others] for variant, row in variants.items()}
-        lines += _markdown([f"k={ks[-1]}", *others], rows)
+        rows = [[variant, *(_cell(row[m], -1) for m in others)] for variant, row in variants.items()]
+        lines += [table([f"k={ks[-1]}", *others], rows)]
         compared = {v: row for v, row in variants.items() if "minus_grpo" in row["quality"]}
         if compared:
             lines += ["", f"Paired difference to GRPO at k={ks[-1]}, with its 95% interval over seeds:", ""]
-            rows = {v: [_cell(row[m], -1, "minus_grpo", "+") for m in shown] for v, row in compared.items()}
-            lines += _markdown(["minus GRPO", *shown], rows)
+            rows = [[v, *(_cell(row[m], -1, "minus_grpo", "+") for m in shown)] for v, row in compared.items()]
+            lines += [table(["minus GRPO", *shown], rows)]
         lines += [""]
     return "\n".join(lines)
 
@@ -216,12 +217,6 @@ def _is_scored(variants: dict[str, dict]) -> bool:
     """Do qualities differ from accuracy, so that they are more than right or wrong?"""
     pairs = [zip(row["quality"]["mean"], row["accuracy"]["mean"]) for row in variants.values()]
     return any(abs(quality - accuracy) > 1e-5 for pair in pairs for quality, accuracy in pair)
-
-
-def _markdown(header: Sequence[str], rows: dict[str, list[str]]) -> list[str]:
-    """Return the lines of a table."""
-    cells = [list(header), ["---"] * len(header), *([name, *row] for name, row in rows.items())]
-    return ["| " + " | ".join(row) + " |" for row in cells]
 
 
 def _cell(figures: dict, index: int, value: str = "mean", sign: str = "") -> str:

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from exit_jax.algorithm.settings import ExItConfig
-from exit_jax.algorithm.types import NO_ID, History
+from exit_jax.types import NO_ID, History
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -267,7 +267,7 @@ MUTATIONS = [
         ("no cap", "jnp.minimum(d, cap)", "d", f"{REWARDS}::test_diversity_may_exceed_one"),
     ),
     *mutations(
-        "programs.py",
+        "step/programs.py",
         (
             "training samples at temperature 1",
             "config.algorithm.temperature",
@@ -300,7 +300,7 @@ MUTATIONS = [
         ),
     ),
     *mutations(
-        "evaluate.py",
+        "evaluation/evaluate.py",
         ("one key for all k", "jax.random.fold_in(key, k))", "key)", EVALUATION),
         ("one key for all batches", "jax.random.fold_in(root, index)", "root", EVALUATION),
         ("one key for all kinds", "KINDS.index(kind))", "0)", EVALUATION),
@@ -325,7 +325,7 @@ MUTATIONS = [
         ),
     ),
     *mutations(
-        "episodes.py",
+        "step/episodes.py",
         (
             "one key for all turns",
             "turn_key = jax.random.fold_in(key, turn)",

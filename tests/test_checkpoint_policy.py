@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from small import LLAMA, random_params
 
-from exit_jax import programs, train
 from exit_jax.config.parse import validate
 from exit_jax.errors import ConfigError
-from exit_jax.export import export_policy
 from exit_jax.main import run_experiment
 from exit_jax.policy import decoder
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import export
 from exit_jax.policy.hf.load import load
+from exit_jax.step import programs
+from exit_jax.training import train
+from exit_jax.training.export import export_policy
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHAPE = dataclasses.replace(LLAMA, vocab_size=64, num_heads=4, num_kv_heads=2, rope_theta=1000.0)

@@ -15,17 +15,18 @@ import jax.numpy as jnp
 import pytest
 from small import LLAMA, NO_LORA
 
-from exit_jax import compile as compiling
-from exit_jax import roofline
+from exit_jax import domains
 from exit_jax.config.parse import validate
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import DomainError
 from exit_jax.errors import ConfigError
+from exit_jax.fit import compile as compiling
+from exit_jax.fit import roofline
+from exit_jax.fit.roofline import CHIPS, GIB
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.policy import costs, decoder, sampler
 from exit_jax.policy.decoder import LoraConfig
-from exit_jax.programs import make_domain, make_program
-from exit_jax.roofline import CHIPS, GIB
+from exit_jax.step.programs import make_program
 
 ROOT = pathlib.Path(__file__).parents[1]
 needs_libtpu = pytest.mark.skipif(
@@ -269,7 +270,7 @@ def test_a_mesh_must_take_the_whole_slice():
 
 def test_the_domain_of_shapes_has_no_tasks_to_train_on():
     config = load("fit", "setting=math", 16)
-    domain = make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     assert domain.tasks("train").tokens.shape == (1280, 1408)
     with pytest.raises(DomainError, match="for --mode compile"):
         domain.grade(None, None)  # pyright: ignore[reportArgumentType]
@@ -283,7 +284,7 @@ def test_shapes_are_those_of_the_models(setting, size):
     params = jax.eval_shape(lambda: decoder.init(config.policy, jax.random.key(0)))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     assert round(count / 1e9, 1) == size
-    domain = make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     assert (domain.prompt_width + domain.max_tokens) % 512 == 0
 
 

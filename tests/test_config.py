@@ -15,11 +15,11 @@ from exit_jax.config import variants
 from exit_jax.config.parse import validate
 from exit_jax.config.schema import OPERATIONAL, Config, EvalConfig
 from exit_jax.errors import ConfigError
+from exit_jax.evaluation.figures import Chains, Outcome, mean_of
+from exit_jax.evaluation.figures import summarise as summarise_split
 from exit_jax.main import check_tasks, run_experiment
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.study import finished, half_width, study, summarise, table
-from exit_jax.summary import Chains, Outcome, mean_of
-from exit_jax.summary import summarise as summarise_split
 from exit_jax.workdir import identity
 from exit_jax.workdir.identity import open_workdir, scientific, to_dict, write_json
 
@@ -322,7 +322,7 @@ def test_training_on_sets_the_evaluation_of_the_policy_so_far_aside(tmp_path, mo
         (tmp_path / "checkpoints/20").mkdir()
         raise KilledError
 
-    monkeypatch.setattr("exit_jax.train.train", train)
+    monkeypatch.setattr("exit_jax.training.train.train", train)
     with pytest.raises(KilledError):
         run_experiment(config, tmp_path)
     assert finished(config, tmp_path) is None

@@ -14,13 +14,15 @@ from absl import flags
 from small import ROOT, TINY_MATH
 from test_requirements import WIDTHS
 
+from exit_jax import domains
 from exit_jax import main as command_line
-from exit_jax import programs, train
 from exit_jax.policy import decoder
 from exit_jax.policy.decoder import DecoderConfig, LoraConfig
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import export
 from exit_jax.report import runs
+from exit_jax.step import programs
+from exit_jax.training import train
 
 SETTINGS = {k: v for k, v in TINY_MATH.items() if not k.startswith("policy.")} | WIDTHS
 SETTINGS |= {"eval.splits": ("test",), "eval.from_checkpoint": True}
@@ -81,7 +83,7 @@ def launch(root):
         raise Reached
 
     def launch(mode):
-        programs.make_domain.cache_clear()
+        domains.make.cache_clear()
         programs._check_checkpoint.cache_clear()
         flags.FLAGS.unparse_flags()
         arguments = ["--config", str(root / "config.py"), "--workdir", str(root / "run"), "--mode", mode]

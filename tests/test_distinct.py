@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 
-from exit_jax.metrics import MetricsWriter, read_jsonl
+from exit_jax.workdir.metrics import MetricsWriter, read_jsonl
 
 MARKS = np.array(
     [[[1, 0], [1, 0], [2, 0]], [[1, 0], [3, 0], [1, 1]], [[2, 0], [3, 0], [1, 1]], [[4, 0], [1, 0], [4, 0]]]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from small import LLAMA, random_params
 
-from exit_jax.algorithm.types import History, Instances
 from exit_jax.domains.domain import ENDS, INVALID, VALID, Answer, Environment
-from exit_jax.episodes import Played, TurnPrograms, play, play_steps
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.choice import SamplingConfig
+from exit_jax.step.episodes import Played, TurnPrograms, play, play_steps
+from exit_jax.types import History, Instances
 
 B, G, P, M, S, TURNS, T = 6, 3, 5, 6, 4, 4, 30
 STOPS = (3, 4, 8, 11)

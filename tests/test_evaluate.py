@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from exit_jax import programs
 from exit_jax.config.parse import validate
 from exit_jax.domains.domain import GradingError
-from exit_jax.evaluate import evaluate, run_chains
+from exit_jax.evaluation.evaluate import evaluate, run_chains
+from exit_jax.evaluation.figures import Chains, Outcome, levels, mean_of, summarise
 from exit_jax.parallel import hosts
-from exit_jax.summary import Chains, Outcome, levels, mean_of, summarise
+from exit_jax.step import programs
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from small import tiny_math, tiny_mle, tiny_tools
 
-from exit_jax import export, programs
+from exit_jax import domains
 from exit_jax.algorithm.prompts import render_by_mode
-from exit_jax.algorithm.types import BASE
 from exit_jax.domains import tokenizer
 from exit_jax.policy import sampler
 from exit_jax.policy.hf import chat
+from exit_jax.step import programs
+from exit_jax.training import export
+from exit_jax.types import BASE
 
 MESSAGES = [
     {"role": "system", "content": "Answer in \\boxed{}."},
@@ -36,7 +38,7 @@ def prompt_of(domain, split="train"):
 
 def greedy(config, policy, params, prompt, count):
     """Return our own greedy response, as evaluation would sample it."""
-    domain = programs.make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     settings = dataclasses.replace(config.eval, temperature=0.0)
     sampling = programs.evaluation_sampling(settings, domain, count)
     args = params, prompt[None], np.array([prompt.size]), jax.random.key(0)
@@ -50,7 +52,7 @@ def test_transformers_alone_does_the_same(require_parity, tmp_path, make):
     torch, transformers = require_parity("torch", "transformers")
     config = make(tmp_path / "data", policy__vocab_size=1200, eval__repetition_penalty=1.2, eval__temperature=0.7)
     folder, policy, params = write(config, tmp_path)
-    domain = programs.make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     found = transformers.AutoTokenizer.from_pretrained(folder)
     prompt = prompt_of(domain)
     text = domain.tokenizer.decode(prompt)

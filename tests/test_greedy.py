@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from small import tiny_math
 
-from exit_jax import evaluate as evaluation
-from exit_jax import programs
-from exit_jax.algorithm.types import History
+from exit_jax import domains
 from exit_jax.config.parse import validate
 from exit_jax.errors import ConfigError
-from exit_jax.evaluate import evaluate, keep_better, run_chains, save_chains, started_from
-from exit_jax.summary import Chains, Outcome, mean_of, summarise
+from exit_jax.evaluation import evaluate as evaluation
+from exit_jax.evaluation.evaluate import evaluate, keep_better, run_chains, save_chains, started_from
+from exit_jax.evaluation.figures import Chains, Outcome, mean_of, summarise
+from exit_jax.step import programs
+from exit_jax.types import History
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -43,7 +44,7 @@ def params(config):
 
 def search_by_hand(config, params, split):
     """Return the qualities [K + 1, R] and texts [K + 1][R] of one batch of searches, one step of one chain at a time."""
-    domain = programs.make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     settings, decoder = config.eval, programs.decoder_config(config)
     jitted = evaluation.chain_programs(config.domain_name, config.domain, decoder, settings, config.run.mesh)
     tasks = jax.device_get(domain.tasks(split))
@@ -80,7 +81,7 @@ def pay(monkeypatch):
     """
 
     def change(config, mark):
-        plain = programs.make_domain(config.domain_name, config.domain)
+        plain = domains.make(config.domain_name, config.domain)
 
         def grade(instances, rollouts):
             grades = plain.grade(instances, rollouts)
@@ -91,8 +92,7 @@ def pay(monkeypatch):
 
         told = lambda history: [f"score {quality}" for quality in np.asarray(history.quality)]
         domain = dataclasses.replace(plain, grade=grade, feedback=told)
-        for module in (evaluation, programs):
-            monkeypatch.setattr(module, "make_domain", lambda *_: domain)
+        monkeypatch.setattr(domains, "make", lambda *_: domain)
         evaluation.chain_programs.cache_clear()
 
     yield change
@@ -139,7 +139,7 @@ def test_on_the_host_too_and_a_search_that_was_cut_off_goes_on(on_host, pay, tmp
     def refuse(*_):
         raise AssertionError("sampled although everything is stored")
 
-    monkeypatch.setattr("exit_jax.evaluate.sampler.sample", refuse)
+    monkeypatch.setattr("exit_jax.evaluation.evaluate.sampler.sample", refuse)
     assert evaluate(on_host, params, part.parent) == whole
     chains = [json.loads(line) for line in (tmp_path / "whole/chains.jsonl").read_text().splitlines()]
     assert {chain["split"] for chain in chains} == {"test", "test-greedy"}
@@ -222,8 +222,8 @@ def test_saved_searches_tell_where_each_response_started(config):
 
 @pytest.mark.parametrize("field", ["greedy", "restart_every"])
 def test_episodes_of_several_turns_have_no_search(field, monkeypatch, config):
-    domain = programs.make_domain(config.domain_name, config.domain)
-    monkeypatch.setattr(programs, "make_domain", lambda *_: dataclasses.replace(domain, environment=object()))
+    domain = domains.make(config.domain_name, config.domain)
+    monkeypatch.setattr(domains, "make", lambda *_: dataclasses.replace(domain, environment=object()))
     with pytest.raises(ConfigError, match=rf"eval\.{field} = (True|1)"):
         programs.make_program(with_eval(config, seed=1, greedy=field == "greedy", restart_every=int(field != "greedy")))
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from test_train import leaves, rows, smoke
 
-from exit_jax import train
 from exit_jax.parallel import hosts
+from exit_jax.training import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -74,7 +74,8 @@ def test_resume_on_the_same_mesh_is_bitwise(whole):
     broken = whole.parent / "broken"
     script = """
 import os, signal
-from exit_jax import main, metrics
+from exit_jax import main
+from exit_jax.workdir import metrics
 look = metrics.Watch.look
 def look_and_be_told_to_stop(self, step, found):
     if os.environ["JAX_PROCESS_ID"] == "1" and self._title == "train":
@@ -103,7 +104,8 @@ import pathlib, jax, numpy as np
 from exit_jax.parallel import hosts
 hosts.initialize()
 from test_train import smoke
-from exit_jax import programs, train
+from exit_jax.step import programs
+from exit_jax.training import train
 import dataclasses
 config = smoke(changes={changes!r}, num_iterations=10)
 config = dataclasses.replace(config, run=dataclasses.replace(config.run, mesh=programs.meshes.MeshConfig(2, 2, 2)))

@@ -11,13 +11,15 @@ import pytest
 from small import LLAMA, TINY_MATH, random_params
 from test_train import smoke
 
-from exit_jax import inputs, main, train
+from exit_jax import main
 from exit_jax.config.parse import validate
 from exit_jax.domains import tokenizer
 from exit_jax.errors import ConfigError
-from exit_jax.export import export_policy
 from exit_jax.policy.hf.export import export
 from exit_jax.policy.shape import no_shape
+from exit_jax.training import train
+from exit_jax.training.export import export_policy
+from exit_jax.workdir import inputs
 from exit_jax.workdir.identity import open_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 from test_train import LORA, rows, smoke
 
-from exit_jax import evaluate, learning, main, programs, train
+from exit_jax import main
 from exit_jax.algorithm.grpo import moved_share
+from exit_jax.config import learning
 from exit_jax.config.parse import validate
 from exit_jax.errors import ConfigError
-from exit_jax.finite import NonFiniteError, explain, require_finite
-from exit_jax.metrics import Watch, read_jsonl
+from exit_jax.evaluation import evaluate
+from exit_jax.step import programs
+from exit_jax.step.finite import NonFiniteError, explain, require_finite
+from exit_jax.training import train
+from exit_jax.workdir.metrics import Watch, read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -12,8 +12,8 @@ from small import LLAMA, random_params
 
 from exit_jax.domains import tokenizer
 from exit_jax.domains.math.sources import SOURCES, TEST_SPLITS
-from exit_jax.metrics import read_jsonl
 from exit_jax.policy.hf.export import export
+from exit_jax.workdir.metrics import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from exit_jax.events import EventWriter, crc32c
-from exit_jax.metrics import MetricsWriter, read_jsonl, trained_iterations
+from exit_jax.workdir.events import EventWriter, crc32c
+from exit_jax.workdir.metrics import MetricsWriter, read_jsonl, trained_iterations
 
 
 def event_class():

@@ -15,8 +15,8 @@ from small import LLAMA, random_params
 
 from exit_jax.domains import tokenizer
 from exit_jax.domains.ml_engineering import fragments, prompts
-from exit_jax.metrics import read_jsonl
 from exit_jax.policy.hf.export import export
+from exit_jax.workdir.metrics import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = (

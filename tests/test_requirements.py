@@ -11,14 +11,15 @@ from checkpoints import FAMILIES
 from small import ROOT, TINY_MATH, TINY_TOOLS
 from tokenizers import Tokenizer
 
-from exit_jax import programs
+from exit_jax import domains
 from exit_jax.config.parse import validate
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.math import domain as maths
 from exit_jax.errors import ConfigError
 from exit_jax.policy.hf.config import CheckpointError
 from exit_jax.policy.shape import no_shape
-from exit_jax.requirements import longest_sequence, require_checkpoint_fits
+from exit_jax.step import programs
+from exit_jax.step.requirements import longest_sequence, require_checkpoint_fits
 
 WIDTHS = {  # the small tokenizers make a token of nearly each letter
     "domain.max_request_tokens": 150,
@@ -46,7 +47,7 @@ def settings(tmp_path, checkpoint, tokenizer, name="arithmetic_cpu", smaller=TIN
 
 
 def require(config):
-    require_checkpoint_fits(config, programs.make_domain(config.domain_name, config.domain))
+    require_checkpoint_fits(config, domains.make(config.domain_name, config.domain))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -131,7 +132,7 @@ def test_the_longest_sequence_of_episodes_is_that_of_their_evaluation(tmp_path, 
         "eval.steps": steps,
     }
     config = settings(tmp_path, "", write(tmp_path / "ours"), "tools_tiny", TINY_TOOLS, **changes)
-    domain = programs.make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     ask = domain.test_environment.max_ask - 900
     assert longest_sequence(config, domain) == longest + (ask - 64 if max(steps) else 0)
 
@@ -139,12 +140,12 @@ def test_the_longest_sequence_of_episodes_is_that_of_their_evaluation(tmp_path, 
 def test_a_task_without_a_token_is_refused(tmp_path, monkeypatch):
     folder = write(tmp_path / "ours")
     config = settings(tmp_path, "", folder, **WIDTHS)
-    domain = programs.make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     assert programs.tasks_digest(config, "test")
     tasks = domain.tasks("test")
     tasks.lengths[3, 1] = 0
     blank = dataclasses.replace(domain, tasks=lambda split: tasks)
-    monkeypatch.setattr(programs, "make_domain", lambda *_: blank)
+    monkeypatch.setattr(domains, "make", lambda *_: blank)
     with pytest.raises(ConfigError, match="1 of 8 tasks of test have a request of 0 tokens"):
         programs.tasks_digest(config, "test")
 
@@ -154,7 +155,7 @@ def test_what_is_wrong_with_a_tokenizer_is_said_of_the_domain(tmp_path):
     (folder / "tokenizer.json").unlink()
     config = settings(tmp_path, "", folder, **WIDTHS)
     with pytest.raises(DomainError, match=r"domain.tokenizer = '.*' cannot be loaded: .* holds no tokenizer.json"):
-        programs.make_domain(config.domain_name, config.domain)
+        domains.make(config.domain_name, config.domain)
 
 
 def test_a_tokenizer_alone_is_enough_for_a_fresh_policy(tmp_path):
@@ -162,7 +163,7 @@ def test_a_tokenizer_alone_is_enough_for_a_fresh_policy(tmp_path):
     for name in ("config.json", "generation_config.json"):
         (folder / name).unlink()
     config = settings(tmp_path, "", folder, **WIDTHS)
-    domain = programs.make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert domain.stop_tokens == (plain.token_to_id("<|im_end|>"),)
     assert domain.vocab_size == plain.get_vocab_size() == 318
@@ -173,7 +174,7 @@ def test_demonstrations_end_in_the_token_that_the_template_closes_with(tmp_path)
     plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": plain.token_to_id("<|endoftext|>")}))
     config = settings(tmp_path, "", folder, **WIDTHS)
-    domain = programs.make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     end, document_end = (plain.token_to_id(text) for text in ("<|im_end|>", "<|endoftext|>"))
     assert domain.stop_tokens == (end, document_end)
     _, _, tokens, mask = domain.demonstrations(jax.random.key(0), 0, 4, 2)

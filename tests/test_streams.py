@@ -13,14 +13,16 @@ import pytest
 from small import LLAMA, random_params
 from test_episodes import LEAD, SAMPLING, B, M, S, T, make_instances, make_programs, run, toy
 
-from exit_jax import evaluate, programs
+from exit_jax import domains
 from exit_jax.algorithm.iteration import init_state, iterate
 from exit_jax.algorithm.selection import select
-from exit_jax.algorithm.types import MODES
 from exit_jax.config.parse import validate
 from exit_jax.domains.domain import VALID
-from exit_jax.episodes import PlayedSteps, TurnPrograms, play_steps
+from exit_jax.evaluation import evaluate
 from exit_jax.policy import decoder, sampler
+from exit_jax.step import programs
+from exit_jax.step.episodes import PlayedSteps, TurnPrograms, play_steps
+from exit_jax.types import MODES
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -97,10 +99,10 @@ def test_batches_and_steps_of_evaluated_episodes(config, monkeypatch):
         return PlayedSteps(0 * rows + VALID, rows, [None] * 24, rows, False)
 
     is_key = lambda array: jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-    domain = programs.make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     environment = types.SimpleNamespace(figures=lambda episode: {"quality": 0.0}, show=str)
     with_environment = dataclasses.replace(domain, test_environment=environment)
-    monkeypatch.setattr(evaluate, "make_domain", lambda *_: with_environment)
+    monkeypatch.setattr(domains, "make", lambda *_: with_environment)
     monkeypatch.setattr(evaluate, "episode_programs", lambda *_: (lambda params: params, lambda history: None, None))
     monkeypatch.setattr(evaluate, "play_steps", played)
     evaluate.run_episodes(config, {}, "validation", None)
@@ -121,7 +123,7 @@ def test_iterations(config):
 
     program = programs.make_program(config)
     state = program.init(program.init_params(0), 0)
-    domain = programs.make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     given = programs.Given(domain.tasks("train"), None)
     instances, key = program.steps.select(given, state, None)
     second = program.steps.select(given, dataclasses.replace(state, step=jnp.int32(1)), None)

@@ -19,18 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exit_jax import programs, train
+from exit_jax import domains
 from exit_jax.algorithm.selection import stream
-from exit_jax.checkpoint import Checkpoints
 from exit_jax.config.parse import validate
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import GradingError
 from exit_jax.errors import ConfigError
-from exit_jax.metrics import Timing, read_jsonl
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
+from exit_jax.step import programs
+from exit_jax.training import train
 from exit_jax.workdir import identity
+from exit_jax.workdir.checkpoint import Checkpoints
 from exit_jax.workdir.identity import open_workdir
+from exit_jax.workdir.metrics import Timing, read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -229,7 +231,7 @@ run_experiment(smoke(num_iterations={iterations}, checkpoint_every=5), pathlib.P
 def one_iteration():
     """Return the config, domain and initial state of an iteration, and its parts on one device."""
     config = smoke()
-    domain = programs.make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     state = programs.make_program(config).init(train.initial_params(config), 0)
     given = programs.Given(domain.tasks("train"), None)
     return config, domain, state, given
@@ -291,7 +293,7 @@ def test_buckets_change_nothing_but_widths():
     """
     changes = {"domain.on_host": True, "algorithm.aggregation": "dr_grpo", "algorithm.temperature": 0.7}
     config = smoke(changes=changes, steps_per_call=1)
-    program, domain = programs.make_program(config), programs.make_domain(config.domain_name, config.domain)
+    program, domain = programs.make_program(config), domains.make(config.domain_name, config.domain)
     given, state = programs.Given(domain.tasks("train"), None), program.init(train.initial_params(config), 0)
     copies = [jax.tree.map(jnp.copy, state) for _ in range(2)]  # learning takes them
     _, rollouts, _ = program.steps.expand(given, state, None)

@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from exit_jax.algorithm.types import NO_ID, Array, History, TaskBuffer
+from exit_jax.types import NO_ID, Array, History, TaskBuffer
 
 
 def create(size: int, history_width: int) -> TaskBuffer:

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from exit_jax.algorithm.types import Array
+from exit_jax.types import Array
 
 
 def diversity(embedding: Array, cap: float) -> Array:

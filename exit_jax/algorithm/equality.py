@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from exit_jax.algorithm.buffer import is_base_task
-from exit_jax.algorithm.types import NO_ID, Array, History
+from exit_jax.types import NO_ID, Array, History
 
 
 def same_entry(history: History) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from exit_jax.algorithm.settings import ExItConfig
-from exit_jax.algorithm.types import Array, Instances, Metrics, Params, Rollouts, pytree
+from exit_jax.types import Array, Instances, Metrics, Params, Rollouts, pytree
 
 # (params, prompt [B, P], prompt_length [B], tokens [B, G, T]) -> log-probs and entropies, nats, float32 [B, G, T]
 Logprobs = Callable[[Params, Array, Array, Array], tuple[Array, Array]]

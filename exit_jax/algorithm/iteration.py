@@ -15,7 +15,7 @@ from exit_jax.algorithm.equality import fingerprint, repeats, same_content, same
 from exit_jax.algorithm.learnability import learnability, reward
 from exit_jax.algorithm.selection import stream
 from exit_jax.algorithm.settings import ExItConfig
-from exit_jax.algorithm.types import (
+from exit_jax.types import (
     MODES,
     Array,
     Grades,

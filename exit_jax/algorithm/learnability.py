@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from exit_jax.algorithm.types import IMPROVE, Array
+from exit_jax.types import IMPROVE, Array
 
 
 def improvement(quality: Array, before: Array) -> Array:

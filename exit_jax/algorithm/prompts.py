@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax.algorithm.types import MODES, PIECES, Array, History
+from exit_jax.types import MODES, PIECES, Array, History
 
 Template = Sequence[str | Sequence[int]]
 

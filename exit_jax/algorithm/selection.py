@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm.prompts import Template, render_by_mode
 from exit_jax.algorithm.settings import ExItConfig
-from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, Array, History, Instances, State, TaskBuffer
+from exit_jax.types import BASE, DIVERGE, IMPROVE, Array, History, Instances, State, TaskBuffer
 
 STREAMS = ("select", "sample", "expand", "epochs", "starts")
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from exit_jax.algorithm.buffer import blank_history
-from exit_jax.algorithm.types import Array, History, Starts
+from exit_jax.types import Array, History, Starts
 
 SIZE = 256  # some 11,000 pairs a task where there are three
 

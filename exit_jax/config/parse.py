@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import ml_collections
 
-from exit_jax import domains, learning, settings
+from exit_jax import domains, settings
+from exit_jax.config import learning
 from exit_jax.config.checks import contradictions
 from exit_jax.config.schema import Config
 from exit_jax.errors import ConfigError

@@ -3,6 +3,7 @@
 A domain's module is imported when a config names it, so that a config's faults do not wait for all of them.
 """
 
+import functools
 import importlib
 from typing import Any
 
@@ -32,6 +33,7 @@ def settings_of(name: str) -> type:
     return _load(_MODULES[name][0])
 
 
+@functools.lru_cache
 def make(name: str, fields: Any) -> Domain:
     """Build the domain ``name`` from its settings; what it returns is held to its contract."""
     from exit_jax.domains.contract import checked

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from exit_jax.algorithm.types import Grades, History, Instances, Rollouts
 from exit_jax.domains.domain import Domain, DomainError
+from exit_jax.types import Grades, History, Instances, Rollouts
 
 
 class ContractError(DomainError):

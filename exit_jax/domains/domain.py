@@ -10,9 +10,9 @@ import numpy as np
 
 from exit_jax import settings
 from exit_jax.algorithm.prompts import Template
-from exit_jax.algorithm.types import Array, Grades, History, Instances, Rollouts
 from exit_jax.errors import UserError
 from exit_jax.policy.stops import StopText
+from exit_jax.types import Array, Grades, History, Instances, Rollouts
 
 
 class DomainError(UserError):

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from exit_jax.algorithm.types import NO_ID, History
 from exit_jax.domains.domain import Domain, DomainError, Environment
 from exit_jax.settings import setting
+from exit_jax.types import NO_ID, History
 
 
 @dataclasses.dataclass(frozen=True)

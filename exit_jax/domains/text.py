@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from exit_jax.algorithm.prompts import Template
-from exit_jax.algorithm.types import BASE, MODES, NO_ID, PIECES, Array, History
 from exit_jax.domains.domain import DomainError
 from exit_jax.errors import UserError
 from exit_jax.policy.hf import chat, turns
 from exit_jax.policy.hf.config import read_eos, resolve
 from exit_jax.policy.hf.thoughts import END, START
+from exit_jax.types import BASE, MODES, NO_ID, PIECES, Array, History
 
 Tokens = Any  # a sequence or a NumPy array of ids
 SPAN = 1 << 20  # tasks of a split: their numbers are split · SPAN + row

@@ -10,8 +10,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from exit_jax.algorithm.types import Array, Params
 from exit_jax.policy.decoder import rope, rope_frequencies
+from exit_jax.types import Array, Params
 
 _tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
 ACTIVATIONS = {

@@ -10,11 +10,11 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors import safe_open
 
-from exit_jax.algorithm.types import Params
 from exit_jax.embedding.encoder import Encoder, tensors
 from exit_jax.policy.hf.config import CheckpointError, list_faults
 from exit_jax.policy.hf.load import Stored, inspect
 from exit_jax.policy.hf.names import by_layer
+from exit_jax.types import Params
 
 _DTYPES = ("F32", "BF16", "F16")
 _PREFIX = re.compile(r"^(bert|roberta|model)\.")  # of an encoder that was saved with a head

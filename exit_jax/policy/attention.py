@@ -13,9 +13,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import PartitionSpec
 
-from exit_jax.algorithm.types import Array
 from exit_jax.parallel.mesh import BATCH
 from exit_jax.policy.cache import LayerCache
+from exit_jax.types import Array
 
 _LANES = 128  # splash wants lengths in multiples of this
 

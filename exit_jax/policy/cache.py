@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from exit_jax.algorithm.types import Array, pytree
+from exit_jax.types import Array, pytree
 
 
 @pytree

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax.algorithm.types import Array
 from exit_jax.policy.stops import StopText
+from exit_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,13 +15,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from exit_jax.algorithm.types import Array, Params, pytree
 from exit_jax.parallel.mesh import BATCH
 from exit_jax.policy import attention
 from exit_jax.policy.cache import Cache, LayerCache, causal_mask, write
 from exit_jax.policy.shape import COMPUTE_FIELDS as COMPUTE_FIELDS  # by this name in config files of before
 from exit_jax.policy.shape import PROJECTIONS as PROJECTIONS
 from exit_jax.policy.shape import DecoderConfig, LoraConfig
+from exit_jax.types import Array, Params, pytree
 
 UNUSED = -1e30  # its exp is 0, also at a temperature; not -inf, for 0 times that is NaN in an entropy
 

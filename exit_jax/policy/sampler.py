@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from exit_jax.algorithm.types import Array, Params, Rollouts, pytree
 from exit_jax.policy import cache as caches
 from exit_jax.policy import decoder
 from exit_jax.policy.cache import Cache
 from exit_jax.policy.choice import SamplingConfig, allow, choose, ends, mark, pick
 from exit_jax.policy.shape import DecoderConfig
+from exit_jax.types import Array, Params, Rollouts, pytree
 
 READ_CHUNK = 128  # tokens of each row: of tools on v5e:4x4, 256 take 1.5 GiB a chip more
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax.algorithm.types import Array
+from exit_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

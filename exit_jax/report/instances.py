@@ -9,7 +9,8 @@ from scipy.linalg import eigh
 
 from exit_jax.report.plots import WIDTH, Plot, add_legend, draw_mean, new_figure, style
 from exit_jax.report.runs import MAX_INSTANCES, Groups, all_runs
-from exit_jax.report.tables import cells, table
+from exit_jax.report.tables import cells
+from exit_jax.workdir.markdown import table
 
 WINDOWS = 10  # of training, for the distances over it
 MAX_POINTS = 1000  # a panel of the map

@@ -13,7 +13,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from exit_jax.metrics import read_jsonl
+from exit_jax.workdir.metrics import read_jsonl
 
 COUNTS = ("net_corrections", "corrected", "broken")  # over all tasks of the split
 TOTALS = ("net_corrections_sum",)  # over all samples of all tasks

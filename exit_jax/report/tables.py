@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from exit_jax.report.plots import words
+from exit_jax.workdir.markdown import table
 from exit_jax.report.runs import MEAN, Groups, all_runs, by_k, is_scored, mean_std, splits_of
 
 BY_K = {  # rows of the table: path in evaluation.json -> name
@@ -269,12 +270,6 @@ def cells(values: np.ndarray, digits: int = 1) -> list[str]:
         "–" if np.isnan(mean) else f"{mean:.{digits}f}" + ("" if np.isnan(std) else f" ± {std:.{digits}f}")
         for mean, std in zip(*mean_std(values))
     ]
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, numbers to the right."""
-    rule = ["---"] + ["--:"] * (len(header) - 1)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 
 def faults(groups: Groups) -> list[str]:

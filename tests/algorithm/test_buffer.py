@@ -10,7 +10,7 @@ import pytest
 from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm.equality import fingerprint
 from exit_jax.algorithm.iteration import expand
-from exit_jax.algorithm.types import NO_ID, Grades, Instances, Rollouts
+from exit_jax.types import NO_ID, Grades, Instances, Rollouts
 
 
 @dataclasses.dataclass

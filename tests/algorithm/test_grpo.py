@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from exit_jax.algorithm import grpo
-from exit_jax.algorithm.types import Instances, Rollouts
+from exit_jax.types import Instances, Rollouts
 
 B, G, T = 3, 4, 5
 

@@ -13,9 +13,9 @@ from oracle import Held, Instance, Rollout
 
 from exit_jax.algorithm.iteration import init_state, learn
 from exit_jax.algorithm.selection import select, stream
-from exit_jax.algorithm.types import MODES, NO_ID, Grades, History, Rollouts
 from exit_jax.config.schema import OptimizerConfig
-from exit_jax.programs import ahead, make_optimizer
+from exit_jax.step.programs import ahead, make_optimizer
+from exit_jax.types import MODES, NO_ID, Grades, History, Rollouts
 
 B, G, U, T, V, P, W, N, M, FEATURES, DIM = 4, 4, 2, 5, 6, 12, 10, 10, 5, 3, 2
 MAX_TOKENS = 9  # responses could have had more tokens than the batch is wide

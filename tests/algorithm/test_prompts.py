@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from exit_jax.algorithm import prompts
-from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, PIECES
+from exit_jax.types import BASE, DIVERGE, IMPROVE, PIECES
 
 
 def ragged(rng, count, width):

@@ -6,7 +6,7 @@ import pytest
 
 from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.learnability import improvement, learnability, reward
-from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE
+from exit_jax.types import BASE, DIVERGE, IMPROVE
 
 
 def test_improvement_is_the_share_of_the_possible_gain():

@@ -12,7 +12,7 @@ from scipy import stats
 from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm.iteration import init_state
 from exit_jax.algorithm.selection import draw_base, draw_buffer, select
-from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, NO_ID
+from exit_jax.types import BASE, DIVERGE, IMPROVE, NO_ID
 
 draw_base = jax.jit(draw_base, static_argnums=(2, 3))
 draw_buffer = jax.jit(draw_buffer, static_argnums=(0, 3))

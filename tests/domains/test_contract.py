@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exit_jax import domains, programs, train
-from exit_jax.algorithm.types import Instances, Rollouts
+from exit_jax import domains
 from exit_jax.config import validate
 from exit_jax.domains import contract
 from exit_jax.domains.contract import ContractError, checked
+from exit_jax.step import programs
+from exit_jax.training import train
+from exit_jax.types import Instances, Rollouts
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -123,10 +125,10 @@ def test_values_on_the_device_are_checked_if_asked_for(plain):
 
 def test_a_run_ends_at_once_where_a_domain_on_the_host_breaks_its_contract(monkeypatch, tmp_path):
     config = smoke(domain__on_host=True, run__steps_per_call=1, warm_start__num_steps=0)
-    right = programs.make_domain(config.domain_name, config.domain)
+    right = domains.make(config.domain_name, config.domain)
     wrong = spoilt(right, quality=lambda q: q + 3.0)
     programs._make_program.cache_clear()
-    monkeypatch.setattr(programs, "make_domain", lambda *_: wrong)
+    monkeypatch.setattr(domains, "make", lambda *_: wrong)
     try:
         with pytest.raises(ContractError, match=r"Grades.quality holds 3 to 3"):
             train.train(config, tmp_path)

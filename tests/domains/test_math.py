@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from small import tiny_math as tiny
 
-from exit_jax import programs, train
+from exit_jax import domains
 from exit_jax.algorithm.prompts import render_by_mode
-from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.math import domain as maths
 from exit_jax.domains.math.grader import Grader, Verdict
 from exit_jax.errors import ConfigError
-from exit_jax.evaluate import evaluate
+from exit_jax.evaluation.evaluate import evaluate
 from exit_jax.main import run_experiment
-from exit_jax.metrics import read_jsonl
 from exit_jax.policy.hf import chat
+from exit_jax.step import programs
+from exit_jax.training import train
+from exit_jax.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
+from exit_jax.workdir.metrics import read_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,7 @@ def test_a_test_problem_that_is_too_long_counts_as_wrong(math, data_dir, tmp_pat
     lengths = math.tasks("test").lengths[:, 1]
     limit = int(np.sort(lengths)[4])
     config = tiny(data_dir, domain__max_request_tokens=limit, domain__timeout_secs=4.5)
-    domain = programs.make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     num_too_long = int((lengths > limit).sum())
     assert 0 < num_too_long < 8
     np.testing.assert_array_equal(domain.too_long("test"), lengths > limit)
@@ -271,7 +273,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_can_be_graded_again(data_dir
     def refuse(*_):
         raise AssertionError("sampled although everything is stored")
 
-    monkeypatch.setattr("exit_jax.evaluate.sampler.sample", refuse)
+    monkeypatch.setattr("exit_jax.evaluation.evaluate.sampler.sample", refuse)
     assert evaluate(config, params, part) == whole
     monkeypatch.undo()
     other = jax.tree.map(lambda leaf: leaf * 1.01, params)

@@ -11,19 +11,20 @@ import pytest
 from small import ROOT, tiny_tools
 from small import tiny_mle as tiny
 
-from exit_jax import programs, train
 from exit_jax.algorithm.learnability import reward
 from exit_jax.algorithm.prompts import render_by_mode
-from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, PIECES, Instances, Rollouts
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.ml_engineering import domain as mle
 from exit_jax.domains.ml_engineering import fragments, prompts, tokenizer
 from exit_jax.domains.ml_engineering.competitions import SAMPLE
 from exit_jax.errors import ConfigError
-from exit_jax.metrics import read_jsonl
 from exit_jax.policy import decoder
 from exit_jax.policy.hf import chat
 from exit_jax.sandbox import Result
+from exit_jax.step import programs
+from exit_jax.training import train
+from exit_jax.types import BASE, DIVERGE, IMPROVE, PIECES, Instances, Rollouts
+from exit_jax.workdir.metrics import read_jsonl
 
 SOUND = {"os": "os", "numpy": "numpy", "read": "read", "files": "files", "columns": "all", "scale": "standard"}
 SOUND |= {"expand": "none", "target": "classes", "model": "ridge", "call": "ridge 1", "out": "last", "write": "write"}

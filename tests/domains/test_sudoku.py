@@ -15,12 +15,12 @@ import pytest
 
 from exit_jax.algorithm.learnability import reward
 from exit_jax.algorithm.prompts import render_by_mode
-from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, MODES, Instances, Rollouts
 from exit_jax.config.parse import validate
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.sudoku import domain as sudoku
 from exit_jax.domains.sudoku import puzzles
 from exit_jax.domains.sudoku.domain import CLASH, DONE, OPEN, STUCK, SudokuConfig, Vocabulary
+from exit_jax.types import BASE, DIVERGE, IMPROVE, MODES, Instances, Rollouts
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "sudoku.py"
 END, BLANK = 8, 9  # then n clues, n own digits and n² cells

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from small import tiny_math, tiny_mle, tiny_tools
 
-from exit_jax.algorithm.types import BASE, Instances, Rollouts
 from exit_jax.domains import tokenizer as tokenizers
 from exit_jax.domains.math import domain as maths
 from exit_jax.domains.math.grader import Grader
@@ -16,6 +15,7 @@ from exit_jax.domains.ml_engineering import domain as mle
 from exit_jax.domains.tool_use import domain as tools
 from exit_jax.domains.tool_use.parser import render_call
 from exit_jax.sandbox import Result
+from exit_jax.types import BASE, Instances, Rollouts
 
 MARKS = ("added", "special", "text")  # what <think> and </think> are to a tokenizer
 PROMPTS = {

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from small import tiny_tools
 
-from exit_jax import programs, train
 from exit_jax.algorithm.prompts import render_by_mode
-from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
 from exit_jax.domains.domain import ENDS, DomainError
 from exit_jax.domains.tool_use import domain as tools
 from exit_jax.domains.tool_use import tiny_expert
 from exit_jax.domains.tool_use.episode import Episode, Turn, Verdict
 from exit_jax.errors import ConfigError
 from exit_jax.main import run_experiment
-from exit_jax.metrics import read_jsonl
+from exit_jax.step import programs
+from exit_jax.training import train
+from exit_jax.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
+from exit_jax.workdir.metrics import read_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +254,7 @@ def test_training_resumes_exactly_and_evaluates(data_dir, tmp_path):
     stored.write_bytes(b"".join(lines[: len(lines) // 2]) + b'{"half')
     (whole / "evaluation.json").unlink()
     state, params = train.train(config, whole)
-    from exit_jax.evaluate import evaluate
+    from exit_jax.evaluation.evaluate import evaluate
 
     assert evaluate(config, params, whole) == evaluation
     assert stored.read_bytes() == b"".join(lines)

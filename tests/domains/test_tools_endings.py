@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from small import tiny_tools
 
-from exit_jax import programs
+from exit_jax import domains
 from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm.iteration import make_children
-from exit_jax.algorithm.types import BASE, IMPROVE, Instances, Rollouts
 from exit_jax.domains.domain import ENDS
 from exit_jax.domains.tool_use import domain as tools
 from exit_jax.domains.tool_use import tiny_expert
 from exit_jax.domains.tool_use.parser import has_ending
-from exit_jax.evaluate import evaluate
+from exit_jax.evaluation.evaluate import evaluate
 from exit_jax.policy.stops import StopText
+from exit_jax.step import programs
+from exit_jax.types import BASE, IMPROVE, Instances, Rollouts
 
 HOUSE = 1  # a training task with rooms
 CALL = '<tool_call>{"name": "rooms", "arguments": {}}</tool_call>'
@@ -182,7 +183,7 @@ def test_sampling_stops_where_the_domain_says(data_dir, monkeypatch):
     monkeypatch.setattr(tools.Tools, "stop_text", property(letter))
     monkeypatch.setattr(tools.Tools, "step", listen)
     config = tiny_tools(data_dir, domain__stop_at_call=True, domain__call_secs=4.5, eval__steps=(0, 1))
-    domain = programs.make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     assert programs.sampling_config(config, domain).stop_text is domain.stop_text
     evaluate(config, programs.make_program(config).init_params(0), None)
     token = domain.stop_text.table[0] > 0
@@ -224,7 +225,7 @@ def test_a_test_task_that_is_too_long_counts_as_failed(data_dir, monkeypatch, ca
     limit = int(np.sort(heads)[4])
     changes = {"domain__max_context_tokens": limit, "domain__call_secs": 3.5}
     config = tiny_tools(data_dir, **changes, eval__steps=(0,))
-    domain = programs.make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     num_too_long = sum(head > limit for head in heads)
     assert 0 < num_too_long < 8
     assert domain.too_long("test").tolist() == [head > limit for head in heads]

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from exit_jax.algorithm import grpo
-from exit_jax.algorithm.types import Instances, Rollouts
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.decoder import DecoderConfig, LoraConfig
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.load import load
 from exit_jax.policy.hf.names import flatten, is_stacked, is_transposed, tensor_name
+from exit_jax.types import Instances, Rollouts
 
 pytestmark = pytest.mark.parity
 

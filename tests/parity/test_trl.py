@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from exit_jax.algorithm import grpo
-from exit_jax.algorithm.types import Instances, Rollouts
+from exit_jax.types import Instances, Rollouts
 
 pytestmark = pytest.mark.parity
 

@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from exit_jax.algorithm import prompts
-from exit_jax.algorithm.types import PIECES
 from exit_jax.policy.hf import chat, turns
+from exit_jax.types import PIECES
 
 # Llama 3 splits text so; its "\n\n" is then one token whatever follows, as for Qwen
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -23,16 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from exit_jax.algorithm.types import (
-    BASE,
-    DIVERGE,
-    IMPROVE,
-    PIECES,
-    Grades,
-    History,
-    Instances,
-    Rollouts,
-)
 from exit_jax.domains.domain import Domain, DomainError, settings_id
 from exit_jax.domains.ml_engineering import embedded, fragments, mlebench_adapter, prompts, submissions, tokenizer
 from exit_jax.domains.ml_engineering.competitions import Competition
@@ -43,6 +33,16 @@ from exit_jax.domains.text import SPAN, SingleTurnDomain, Tokens
 from exit_jax.domains.tokenizer import load as load_tokenizer
 from exit_jax.policy.hf import chat
 from exit_jax.sandbox import Job, Limits, Result, Sandbox, SandboxError
+from exit_jax.types import (
+    BASE,
+    DIVERGE,
+    IMPROVE,
+    PIECES,
+    Grades,
+    History,
+    Instances,
+    Rollouts,
+)
 
 log = logging.getLogger(__name__)
 

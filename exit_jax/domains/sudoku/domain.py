@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from exit_jax.algorithm.prompts import pack, piece
-from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, NO_ID, Array, Grades, History, Instances, Rollouts
 from exit_jax.domains.domain import Domain
 from exit_jax.domains.sudoku import puzzles
 from exit_jax.domains.sudoku.settings import SudokuConfig
+from exit_jax.types import BASE, DIVERGE, IMPROVE, NO_ID, Array, Grades, History, Instances, Rollouts
 
 OPEN, STUCK, CLASH, DONE = range(4)  # what the feedback token says of a grid; all can be read off the grid itself
 

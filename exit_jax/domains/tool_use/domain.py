@@ -24,7 +24,6 @@ import jax
 import numpy as np
 
 from exit_jax.algorithm.prompts import Template
-from exit_jax.algorithm.types import BASE, DIVERGE, IMPROVE, MODES, NO_ID, Array, Grades, History, Instances, Rollouts
 from exit_jax.domains import tokenizer
 from exit_jax.domains.domain import INVALID, VALID, Answer, Domain, DomainError, Environment, settings_id
 from exit_jax.domains.text import SPAN, TextDomain, Tokens
@@ -34,6 +33,7 @@ from exit_jax.domains.tool_use.parser import MARKERS, has_ending
 from exit_jax.domains.tool_use.settings import NOT_TAUGHT, ToolsConfig
 from exit_jax.policy.hf import chat, thoughts, turns
 from exit_jax.policy.stops import StopText
+from exit_jax.types import BASE, DIVERGE, IMPROVE, MODES, NO_ID, Array, Grades, History, Instances, Rollouts
 
 log = logging.getLogger(__name__)
 

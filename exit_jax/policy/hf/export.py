@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from exit_jax.algorithm.types import Params
 from exit_jax.policy.decoder import merge
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf import generation
 from exit_jax.policy.hf.config import FAMILIES, CheckpointError, list_faults, read_json
 from exit_jax.policy.hf.names import ADAPTERS, Path, flatten, is_stacked, is_transposed, projection_name, tensor_name
 from exit_jax.policy.shape import DecoderConfig
+from exit_jax.types import Params
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors import SafetensorError, safe_open
 
-from exit_jax.algorithm.types import Params
 from exit_jax.policy import decoder
 from exit_jax.policy.hf.config import CheckpointError, list_faults, read_json
 from exit_jax.policy.hf.names import ADAPTERS, Path, by_layer, flatten, is_stacked, is_transposed, tensor_name
 from exit_jax.policy.shape import DecoderConfig
+from exit_jax.types import Params
 
 _DTYPES = ("F32", "BF16", "F16")
 # Rows of a matrix that are copied at once. Transposing 8k x 4k bfloat16 takes 0.25 s in one go and 0.07 s by 32 rows, since

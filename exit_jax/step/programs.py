@@ -18,7 +18,19 @@ from exit_jax.algorithm.grpo import moved_share
 from exit_jax.algorithm.iteration import init_state, iterate, learn
 from exit_jax.algorithm.prompts import piece, render_by_mode
 from exit_jax.algorithm.selection import select, stream
-from exit_jax.algorithm.types import (
+from exit_jax.config.schema import Config, EvalConfig, OptimizerConfig, StudyConfig
+from exit_jax.domains.contract import with_values_checked
+from exit_jax.domains.domain import ENDS, Domain, Environment, blank_grades
+from exit_jax.errors import ConfigError
+from exit_jax.parallel import hosts
+from exit_jax.parallel import mesh as meshes
+from exit_jax.policy import decoder, sampler
+from exit_jax.policy.choice import SamplingConfig
+from exit_jax.policy.sampler import Reading
+from exit_jax.policy.shape import DecoderConfig
+from exit_jax.step.episodes import Played, TurnPrograms, play
+from exit_jax.step.requirements import require_checkpoint_fits, require_domain_fits
+from exit_jax.types import (
     PIECES,
     Array,
     Grades,
@@ -30,21 +42,7 @@ from exit_jax.algorithm.types import (
     State,
     pytree,
 )
-from exit_jax.config.schema import Config, EvalConfig, OptimizerConfig, StudyConfig
-from exit_jax.domains.contract import with_values_checked
-from exit_jax.domains.domain import ENDS, Domain, Environment, blank_grades
-from exit_jax.episodes import Played, TurnPrograms, play
-from exit_jax.errors import ConfigError
-from exit_jax.parallel import hosts
-from exit_jax.parallel import mesh as meshes
-from exit_jax.policy import decoder, sampler
-from exit_jax.policy.choice import SamplingConfig
-from exit_jax.policy.sampler import Reading
-from exit_jax.policy.shape import DecoderConfig
-from exit_jax.requirements import require_checkpoint_fits, require_domain_fits
 from exit_jax.workdir.identity import digest
-
-make_domain = functools.lru_cache(domains.make)
 
 
 @pytree
@@ -95,7 +93,7 @@ def decoder_config(config: Config) -> DecoderConfig:
     Raises:
       ConfigError: if the policy's vocabulary is smaller than the domain's.
     """
-    domain = make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     needed = domain.vocab_size
     size = config.policy.vocab_size or needed
     if size < needed:
@@ -115,7 +113,7 @@ def tasks_digest(config: Config, split: str) -> str:
     Raises:
       ConfigError: if a task asks nothing.
     """
-    domain = make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     tasks, about = jax.device_get(domain.tasks(split)), domain.about(split)
     blank = int((tasks.lengths[:, 1] == 0).sum())
     if blank:
@@ -426,7 +424,7 @@ def make_program(config: Config, devices: Sequence[Any] | None = None) -> Progra
 
 @functools.lru_cache
 def _check_checkpoint(config: Config) -> None:
-    require_checkpoint_fits(config, make_domain(config.domain_name, config.domain))
+    require_checkpoint_fits(config, domains.make(config.domain_name, config.domain))
 
 
 def make_warm_step(config: Config, domain: Domain, mesh: jax.sharding.Mesh, optimizer: optax.GradientTransformation):
@@ -459,7 +457,7 @@ def make_warm_step(config: Config, domain: Domain, mesh: jax.sharding.Mesh, opti
 @functools.lru_cache
 def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     mesh = meshes.make_mesh(config.run.mesh, devices)
-    domain = make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     require_domain_fits(config, domain)
     if config.run.check_grades and not domain.on_host:
         domain = with_values_checked(domain)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax.algorithm.types import Array, Params
 from exit_jax.config.schema import Config
 from exit_jax.errors import ConfigError
+from exit_jax.types import Array, Params
 
 
 class NonFiniteError(Exception):

@@ -9,6 +9,7 @@ import logging
 import pathlib
 from typing import Any
 
+from exit_jax import domains
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import Domain
 from exit_jax.errors import ConfigError
@@ -16,8 +17,8 @@ from exit_jax.policy.hf import chat, generation
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import Words, export, export_adapter
 from exit_jax.policy.shape import DecoderConfig
-from exit_jax.programs import decoder_config, evaluation_sampling, make_domain
-from exit_jax.train import restore_params
+from exit_jax.step.programs import decoder_config, evaluation_sampling
+from exit_jax.training.train import restore_params
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def write_policy(config: Config, params: Any, workdir: pathlib.Path) -> list[pat
 
 def make_words(config: Config, policy: DecoderConfig) -> Words:
     """Return what a policy's tokens are and how they are sampled, as its domain and its evaluation have it."""
-    domain = make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     max_tokens = domain.test_environment.max_tokens if domain.test_environment else domain.max_tokens
     tokenizer = freeze_inputs(domain) if domain.tokenizer is not None else None
     ids = {name: getattr(tokenizer, name, None) for name in ("bos_token_id", "pad_token_id")}

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from exit_jax.events import EventWriter
 from exit_jax.parallel import hosts
+from exit_jax.workdir.events import EventWriter
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from exit_jax.algorithm.types import Array, History, Instances, Params, Rollouts
 from exit_jax.domains.domain import (
     INVALID,
     LOST,
@@ -33,9 +32,10 @@ from exit_jax.domains.domain import (
     Answer,
     Environment,
 )
-from exit_jax.finite import require_finite
 from exit_jax.parallel import hosts
 from exit_jax.policy.sampler import Reading
+from exit_jax.step.finite import require_finite
+from exit_jax.types import Array, History, Instances, Params, Rollouts
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax.algorithm.types import Params
 from exit_jax.config.schema import Config, EvalConfig
 from exit_jax.parallel import hosts
+from exit_jax.types import Params
 from exit_jax.workdir import identity
 
 OPERATIONAL = ("splits", "restart_every", "greedy", "num_chains_saved")  # what does not change a chain

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from exit_jax.algorithm.types import Array, History, pytree
+from exit_jax import domains
 from exit_jax.config.schema import Config
-from exit_jax.programs import make_domain
+from exit_jax.types import Array, History, pytree
 from exit_jax.workdir import identity
 
 
@@ -180,7 +180,7 @@ def summarise(
 
 def said(config: Config, chains: Chains) -> dict:
     """Return how many tokens a chain has sampled up to k, and the means of what else the grading said of the k-th responses."""
-    timings = make_domain(config.domain_name, config.domain).timings
+    timings = domains.make(config.domain_name, config.domain).timings
     at = lambda values: [float(values[k]) for k in config.eval.steps]
     notes = {name: at(values.mean(1)) for name, values in chains.notes.items() if name not in timings}
     return {"tokens": at(np.cumsum(chains.tokens.mean(1))), "notes": notes}
@@ -188,7 +188,7 @@ def said(config: Config, chains: Chains) -> dict:
 
 def stopped(config: Config, chains: Chains) -> list[float | None]:
     """Return the accuracy of stopping by the policy's own sign; null where the domain has none."""
-    if not make_domain(config.domain_name, config.domain).complete:
+    if not domains.make(config.domain_name, config.domain).complete:
         return [None for _ in config.eval.steps]
     accuracy = _stop(chains).mean(1)
     return [float(accuracy[k]) for k in config.eval.steps]

@@ -22,8 +22,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from exit_jax import domains
 from exit_jax.algorithm.prompts import render, render_by_mode
-from exit_jax.algorithm.types import (
+from exit_jax.config.schema import Config, EvalConfig
+from exit_jax.domains.domain import ENDS, Domain, Environment, GradingError, blank_grades
+from exit_jax.evaluation.figures import Chains, Outcome, mean_of, summarise, task_names
+from exit_jax.evaluation.stored import open_stored
+from exit_jax.parallel import hosts
+from exit_jax.parallel import mesh as meshes
+from exit_jax.parallel.mesh import MeshConfig
+from exit_jax.policy import sampler
+from exit_jax.policy.shape import DecoderConfig
+from exit_jax.step.episodes import PlayedSteps, play_steps
+from exit_jax.step.finite import NonFiniteError, explain, require_finite
+from exit_jax.step.programs import (
+    decoder_config,
+    evaluation_sampling,
+    make_reshard,
+    transcript_room,
+    turn_programs,
+)
+from exit_jax.types import (
     BASE,
     IMPROVE,
     MODES,
@@ -34,27 +53,8 @@ from exit_jax.algorithm.types import (
     Params,
     Rollouts,
 )
-from exit_jax.answers import open_stored
-from exit_jax.config.schema import Config, EvalConfig
-from exit_jax.domains.domain import ENDS, Domain, Environment, GradingError, blank_grades
-from exit_jax.episodes import PlayedSteps, play_steps
-from exit_jax.finite import NonFiniteError, explain, require_finite
-from exit_jax.metrics import Progress
-from exit_jax.parallel import hosts
-from exit_jax.parallel import mesh as meshes
-from exit_jax.parallel.mesh import MeshConfig
-from exit_jax.policy import sampler
-from exit_jax.policy.shape import DecoderConfig
-from exit_jax.programs import (
-    decoder_config,
-    evaluation_sampling,
-    make_domain,
-    make_reshard,
-    transcript_room,
-    turn_programs,
-)
-from exit_jax.summary import Chains, Outcome, mean_of, summarise, task_names
 from exit_jax.workdir import identity
+from exit_jax.workdir.metrics import Progress
 
 # of a split; each kind samples independently of the others, by a stream of keys named by its place
 KINDS = ("chain", "restarts", "greedy")
@@ -108,7 +108,7 @@ def record(domain: Domain, instances: Instances, rollouts: Rollouts, grades: Gra
 @functools.lru_cache
 def chain_programs(domain_name, fields, policy: DecoderConfig, settings: EvalConfig, mesh_config: MeshConfig):
     """Jit the steps of a chain; the same for all splits and batches."""
-    domain, mesh = make_domain(domain_name, fields), meshes.make_mesh(mesh_config)
+    domain, mesh = domains.make(domain_name, fields), meshes.make_mesh(mesh_config)
     reshard, sampling = make_reshard(policy, mesh), evaluation_sampling(settings, domain, domain.max_tokens)
 
     def respond(params: Params, history: History, key: Array, k: Array):
@@ -152,7 +152,7 @@ def run_chains(
       kind: of KINDS; "restarts" begin anew every ``eval.restart_every`` responses.
       workdir: where a domain that is graded on the host stores its responses; None for nowhere.
     """
-    settings, domain = config.eval, make_domain(config.domain_name, config.domain)
+    settings, domain = config.eval, domains.make(config.domain_name, config.domain)
     if domain.test_environment:
         return run_episodes(config, params, split, workdir)
     programs = chain_programs(config.domain_name, config.domain, decoder_config(config), settings, config.run.mesh)
@@ -197,7 +197,7 @@ class OnHost:
     def __init__(
         self, config: Config, params: Params, programs: ChainPrograms, split, name, every, greedy, row_of, workdir
     ):
-        self.domain, self.programs = make_domain(config.domain_name, config.domain), programs
+        self.domain, self.programs = domains.make(config.domain_name, config.domain), programs
         self.every, self.greedy = every, greedy
         self.num_responses, self.row_of = max(config.eval.steps) + 1, row_of
         self.batch_size, self.rows = config.eval.batch_size, meshes.by_row(meshes.make_mesh(config.run.mesh))
@@ -299,7 +299,7 @@ def require_graded(failed: bool) -> None:
 @functools.lru_cache
 def episode_programs(domain_name, fields, policy: DecoderConfig, settings: EvalConfig, mesh_config: MeshConfig):
     """Jit the parts of evaluated episodes: the sampler's copy, the conversations so far, and a turn."""
-    domain, mesh = make_domain(domain_name, fields), meshes.make_mesh(mesh_config)
+    domain, mesh = domains.make(domain_name, fields), meshes.make_mesh(mesh_config)
     environment = domain.test_environment
     assert environment is not None
     sampling = evaluation_sampling(settings, domain, environment.max_tokens)
@@ -318,7 +318,7 @@ def run_episodes(config: Config, params: Params, split: str, workdir: pathlib.Pa
     Of the k between them, a row of the outcome repeats the one before. Rows stream to ``answers/<split>.jsonl``, a batch at
     one k after the other; an evaluation that was stopped goes on behind the last.
     """
-    settings, domain = config.eval, make_domain(config.domain_name, config.domain)
+    settings, domain = config.eval, domains.make(config.domain_name, config.domain)
     environment, steps = domain.test_environment, sorted(set(settings.steps))
     assert environment is not None
     reshard, context, programs = episode_programs(
@@ -397,7 +397,7 @@ def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> di
     ``evaluation_timing.json``, with what the domain's grading says of its own, a mean over all responses: all else is the
     same however often an evaluation was stopped.
     """
-    domain = make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     results, saved, timing, means = {}, [], {}, {}
     wanted = {"chain": True, "restarts": config.eval.restart_every > 0, "greedy": config.eval.greedy}
     for split in config.eval.splits:

@@ -13,11 +13,11 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from exit_jax import domains
 from exit_jax.config.schema import Config
 from exit_jax.errors import ConfigError
 from exit_jax.parallel import hosts
 from exit_jax.policy.hf.config import resolve
-from exit_jax.programs import make_domain
 from exit_jax.workdir.identity import digest, write_json
 
 FILE = "inputs.json"
@@ -66,7 +66,7 @@ def find(config: Config, of_run: bool = True) -> dict[str, Any]:
 
 def find_data(config: Config) -> dict[str, str]:
     """Return the same of what the domain reads besides its tasks; it is built for that, which needs a sound tokenizer."""
-    domain = make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     found = {name: _hash_data(path) for name, path in domain.files().items()} if domain.files else {}
     return {name: value for name, value in found.items() if value}
 

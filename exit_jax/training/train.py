@@ -13,21 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax import inputs, learning
+from exit_jax import domains
 from exit_jax.algorithm.prompts import render_by_mode
-from exit_jax.algorithm.types import BASE, IMPROVE, History, Params, State
-from exit_jax.checkpoint import Checkpoints
+from exit_jax.config import learning
 from exit_jax.config.schema import WARM_START_DEPENDS_ON, Config
 from exit_jax.domains.domain import GradingError
 from exit_jax.embedding import embed
 from exit_jax.errors import ConfigError, Interrupted
-from exit_jax.finite import NonFiniteError, explain
-from exit_jax.metrics import MetricsWriter, Progress, Watch
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder
-from exit_jax.programs import Flight, Given, decoder_config, make_domain, make_program, make_reshard, tasks_digest
-from exit_jax.workdir import identity
+from exit_jax.step.finite import NonFiniteError, explain
+from exit_jax.step.programs import Flight, Given, decoder_config, make_program, make_reshard, tasks_digest
+from exit_jax.types import BASE, IMPROVE, History, Params, State
+from exit_jax.workdir import identity, inputs
+from exit_jax.workdir.checkpoint import Checkpoints
+from exit_jax.workdir.metrics import MetricsWriter, Progress, Watch
 
 log = logging.getLogger(__name__)
 MAX_FAULTS = 3  # iterations in a row in which grading failed
@@ -217,7 +218,7 @@ def warm_start(config: Config, workdir: pathlib.Path, frozen: Params | None) -> 
     program, seed = make_program(config), first_seed(config)
     recipe = identity.scientific(config) | {"seed": seed, "warm_start.seed": -1}  # whichever of the two fields gave it
     recipe = {name: recipe[name] for name in recipe if name.partition(".")[0] in WARM_START_DEPENDS_ON}
-    recipe["demonstrations"] = make_domain(config.domain_name, config.domain).demonstrations_id
+    recipe["demonstrations"] = domains.make(config.domain_name, config.domain).demonstrations_id
     recipe["tasks"] = tasks_digest(config, "train")
     root = pathlib.Path(config.run.warm_start_dir or workdir / "warm_start").expanduser().absolute()
     folder = root / identity.digest(recipe)
@@ -244,7 +245,7 @@ def landed(carry: State | Flight) -> State:
 
 def base_tasks(config: Config, split: str) -> History:
     """Return the device table of a split's base tasks, replicated on the run's mesh."""
-    tasks = make_domain(config.domain_name, config.domain).tasks(split)
+    tasks = domains.make(config.domain_name, config.domain).tasks(split)
     return jax.device_put(tasks, meshes.replicated(make_program(config).mesh))
 
 
@@ -285,7 +286,7 @@ def require_learnable(config: Config) -> None:
     """
     if not config.run.num_iterations:
         return
-    domain, a = make_domain(config.domain_name, config.domain), config.algorithm
+    domain, a = domains.make(config.domain_name, config.domain), config.algorithm
     faults = learning.response_faults(config, (domain.environment or domain).max_tokens)
     num_tasks = domain.tasks("train").task.shape[0]
     has_children = a.self_iteration or domain.environment is not None
@@ -326,7 +327,7 @@ def embed_histories(config: Config, params: Params, history: History) -> np.ndar
     """Return vectors float32 [n, E] of histories [n]; [0, 1] of none."""
     if not history.id.size:
         return np.zeros((0, 1), np.float32)
-    domain, policy = make_domain(config.domain_name, config.domain), decoder_config(config)
+    domain, policy = domains.make(config.domain_name, config.domain), decoder_config(config)
     if config.encoder.checkpoint and domain.decode:
         texts = [domain.decode(row[:length]) for row, length in zip(history.tokens, history.lengths.sum(-1))]
         return embed.make_embed(config.encoder, make_program(config).mesh)(texts)

@@ -18,28 +18,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax import roofline
+from exit_jax import domains
 from exit_jax.config.checks import contradictions
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import blank_grades
-from exit_jax.episodes import TurnPrograms
 from exit_jax.errors import ConfigError
+from exit_jax.fit import roofline
+from exit_jax.fit.roofline import CHIPS, GIB, Chip, Phase
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.shape import PROJECTIONS
-from exit_jax.programs import (
+from exit_jax.workdir.markdown import table
+from exit_jax.step.episodes import TurnPrograms
+from exit_jax.step.programs import (
     Given,
     Program,
     decoder_config,
-    make_domain,
     make_program,
     num_lanes,
     shard_reading,
     split_params,
     transcript_room,
 )
-from exit_jax.report.tables import table
-from exit_jax.roofline import CHIPS, GIB, Chip, Phase
 from exit_jax.workdir import identity
 
 # slices of each family that Cloud TPU offers, smallest first
@@ -180,7 +180,7 @@ def gathered(config: Config, mesh: jax.sharding.Mesh, params):
 
 def cache_bytes(config: Config, copy) -> tuple[int, int]:
     """Return a chip's bytes of the prompts' keys and values, and of the rollouts' own."""
-    domain = make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     mesh, a = config.run.mesh, config.algorithm
     policy = dataclasses.replace(config.policy, attention="xla")  # shapes are the same, and no mesh is needed
     room = transcript_room(domain.environment) if domain.environment else max(domain.max_tokens - 1, 1)
@@ -207,7 +207,7 @@ class Plan:
 
 def plan(config: Config, program: Program) -> Plan:
     """Lay out the programs of ``train.StepPrograms.iterate``, or the one program of a domain that is graded on the device."""
-    domain, mesh, steps = make_domain(config.domain_name, config.domain), program.mesh, program.steps
+    domain, mesh, steps = domains.make(config.domain_name, config.domain), program.mesh, program.steps
     state, rows = program.state, meshes.by_row(mesh)
     frozen = split_params(config, program.params)[1]
     tasks = _put(domain.tasks("train"), meshes.replicated(mesh))
@@ -286,7 +286,7 @@ def turn_plan(config: Config, turns: TurnPrograms, held: tuple, copy, key) -> di
     Args:
       held: what is in memory all the while; while one lane is sampled, the cache of the other is, too.
     """
-    domain, group = make_domain(config.domain_name, config.domain), config.algorithm.group_size
+    domain, group = domains.make(config.domain_name, config.domain), config.algorithm.group_size
     environment, instances, lanes = domain.environment, held[-1], num_lanes(config)
     assert environment is not None
     count = config.algorithm.num_prompts // lanes
@@ -369,7 +369,7 @@ def compile_all(
         if first and not one.fits:
             break
     compiled.sort(key=lambda one: list(laid_out.programs).index(one.name))
-    domain = make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     lanes = num_lanes(config) if domain.environment else 1
     widths = domain.prompt_width, domain.max_tokens
     found = roofline.phases(config, *widths, laid_out.sizes, topology.chip, lanes)
@@ -502,7 +502,7 @@ def fit(config: Config, topology: Topology, workdir: pathlib.Path) -> tuple[str,
 def rates(result: Result) -> tuple[float, float]:
     """Return upper bounds on iterations an hour and on sampled tokens a second."""
     a = result.config.algorithm
-    domain = make_domain(result.config.domain_name, result.config.domain)
+    domain = domains.make(result.config.domain_name, result.config.domain)
     tokens = a.num_prompts * a.group_size * domain.max_tokens
     sampling = sum(phase.secs for phase in result.phases if phase.name in ("prefill", "decode"))
     return 3600 / sum(phase.secs for phase in result.phases), tokens / sampling
@@ -529,7 +529,7 @@ def describe(result: Result) -> str:
     """Return the report of one result in Markdown."""
     config, chip, topology = result.config, result.topology.chip, result.topology
     mesh, a = config.run.mesh, config.algorithm
-    domain = make_domain(config.domain_name, config.domain)
+    domain = domains.make(config.domain_name, config.domain)
     limit = f"{chip.hbm_bytes / GIB:.2f} GiB"
     names = list(result.programs[0].parts)
     head = ["program", f"peak of {limit}", *names, "rest", "compile s"]

@@ -1,0 +1,1 @@
+"""Evaluation of a policy over K steps: scaffolds, the responses that are stored, the figures."""

@@ -1,0 +1,1 @@
+"""Training around the iteration: checkpoints, signals, metrics, what is left behind."""
