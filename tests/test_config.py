@@ -19,7 +19,7 @@ from exit_jax.evaluation.figures import Chains, Outcome, mean_of
 from exit_jax.evaluation.figures import summarise as summarise_split
 from exit_jax.main import check_tasks, run_experiment
 from exit_jax.parallel.mesh import MeshConfig
-from exit_jax.study import finished, half_width, study, summarise, table
+from exit_jax.study import finished, half_width, markdown, study, summarise
 from exit_jax.workdir import identity
 from exit_jax.workdir.identity import open_workdir, scientific, to_dict, write_json
 
@@ -363,22 +363,22 @@ def test_a_run_notices_other_tasks(tmp_path):
 def test_a_single_seed_has_no_spread():
     summary = summarise({"grpo": {0: fake_evaluation(0.1)}, "exit": {0: fake_evaluation(0.2)}})
     assert summary["test"]["variants"]["exit"]["accuracy"]["minus_grpo_ci95"] == [None, None]
-    assert "| exit | +0.100 | +0.100 | +0.000 |" in table(summary)
+    assert "| exit | +0.100 | +0.100 | +0.000 |" in markdown(summary)
 
 
 def test_a_study_of_scores_shows_them_by_k_and_leaves_out_what_no_run_has():
     plain = {"grpo": {0: fake_evaluation(0.1)}}
-    assert "greedy" not in table(summarise(plain)).replace("*greedy*", "")
+    assert "greedy" not in markdown(summarise(plain)).replace("*greedy*", "")
     scored = fake_evaluation(0.0)
     scored["test"] |= {"quality": [0.25, 0.5], "greedy": {"quality": [0.25, 0.75], "quality_delta": [0.0, 0.5]}}
     better = fake_evaluation(0.0)
     better["test"] |= {"quality": [0.5, 0.5], "greedy": {"quality": [0.5, 1.0], "quality_delta": [0.0, 0.5]}}
-    text = table(summarise({"grpo": {0: scored}, "exit": {0: better}}))
+    text = markdown(summarise({"grpo": {0: scored}, "exit": {0: better}}))
     assert "| score, plain chain | k=0 | k=4 | Δ_4 |" in text
     assert "| exit | 0.500 | 1.000 | 0.500 |" in text[text.index("score, greedy search") :]
     assert "restarted_quality |" not in text
     assert "| accuracy | k=0" not in text, "nothing was ever right"
-    assert "| accuracy | k=0" in table(summarise(plain))
+    assert "| accuracy | k=0" in markdown(summarise(plain))
     differences = text[text.index("minus GRPO") :]
     assert differences.splitlines()[2].endswith("| +0.250 |")
 

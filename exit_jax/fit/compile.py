@@ -28,7 +28,6 @@ from exit_jax.fit.roofline import CHIPS, GIB, Chip, Phase
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.shape import PROJECTIONS
-from exit_jax.workdir.markdown import table
 from exit_jax.step.episodes import TurnPrograms
 from exit_jax.step.programs import (
     Given,
@@ -41,6 +40,7 @@ from exit_jax.step.programs import (
     transcript_room,
 )
 from exit_jax.workdir import identity
+from exit_jax.workdir.markdown import table
 
 # slices of each family that Cloud TPU offers, smallest first
 SLICES = {

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from exit_jax.report.plots import words
-from exit_jax.workdir.markdown import table
 from exit_jax.report.runs import MEAN, Groups, all_runs, by_k, is_scored, mean_std, splits_of
+from exit_jax.workdir.markdown import table
 
 BY_K = {  # rows of the table: path in evaluation.json -> name
     ("accuracy",): "accuracy",
