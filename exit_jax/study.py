@@ -18,6 +18,7 @@ from exit_jax.errors import ConfigError
 from exit_jax.workdir import identity
 from exit_jax.workdir.markdown import table
 from exit_jax.workdir.metrics import trained_iterations
+from exit_jax.workdir.results import is_scored, to_lists
 
 # accuracy = found x kept: an answer counts at the last iterate if a chain was ever right and stayed so
 MEASURES = {
@@ -76,7 +77,7 @@ def study(
             folder = workdir / variant / f"seed{seed}"
             evaluation = finished(config, folder)
             results.setdefault(variant, {})[seed] = run(config, folder) if evaluation is None else evaluation
-    summary = summarise(results)
+    summary = over_seeds(results)
     identity.write_json(workdir / "study.json", summary)
     (workdir / "study.md").write_text(markdown(summary))
     return summary
@@ -118,7 +119,7 @@ def finished(config: Config, folder: pathlib.Path) -> dict | None:
     return evaluation if evaluation and same else None
 
 
-def summarise(results: dict[str, dict[int, dict]]) -> dict:
+def over_seeds(results: dict[str, dict[int, dict]]) -> dict:
     """Reduce evaluations, variant -> seed -> split -> figures, to mean, spread and paired differences to GRPO.
 
     For each split, variant and measure: values at each k, a row for each of ``seeds``, their mean and standard deviation over
@@ -134,14 +135,18 @@ def summarise(results: dict[str, dict[int, dict]]) -> dict:
             row = {}
             for measure, read in MEASURES.items():
                 values = _per_seed(by_seed, split, read)
-                row[measure] = {"values": _json(values), "mean": _json(values.mean(0)), "std": _json(_std(values))}
+                row[measure] = {
+                    "values": to_lists(values),
+                    "mean": to_lists(values.mean(0)),
+                    "std": to_lists(_std(values)),
+                }
                 if "grpo" in results and variant != "grpo":
                     paired = values - _per_seed({seed: results["grpo"][seed] for seed in by_seed}, split, read)
-                    row[measure]["minus_grpo"] = _json(paired.mean(0))
-                    row[measure]["minus_grpo_ci95"] = _json(half_width(paired))
+                    row[measure]["minus_grpo"] = to_lists(paired.mean(0))
+                    row[measure]["minus_grpo_ci95"] = to_lists(half_width(paired))
             for name, read in GAINS.items():
                 gain = _per_seed(by_seed, split, read)
-                row[name] = {"mean": _json(gain.mean(0)), "std": _json(_std(gain))}
+                row[name] = {"mean": to_lists(gain.mean(0)), "std": to_lists(_std(gain))}
             variants[variant] = row
         seeds = list(next(iter(results.values())))
         summary[split] = {"k": figures["k"], "num_tasks": figures["num_tasks"], "seeds": seeds, "variants": variants}
@@ -152,13 +157,6 @@ def _per_seed(by_seed: dict[int, dict], split: str, read) -> np.ndarray:
     """Return a measure as [seeds, k]; null is NaN, and so is what a split does not have."""
     splits = [evaluation[split] for evaluation in by_seed.values()]
     return np.array([read(figures) or [None] * len(figures["k"]) for figures in splits], float)
-
-
-def _json(values: np.ndarray):
-    """Return nested lists with null for NaN, which JSON does not know."""
-    listed = values.astype(object)
-    listed[~np.isfinite(values)] = None
-    return listed.tolist()
 
 
 def _std(values: np.ndarray) -> np.ndarray:
@@ -185,7 +183,8 @@ def markdown(summary: dict) -> str:
     lines = []
     for split, content in summary.items():
         ks, variants, count = content["k"], content["variants"], len(content["seeds"])
-        scored = _is_scored(variants)
+        means = [(row["quality"]["mean"], row["accuracy"]["mean"]) for row in variants.values()]
+        scored = any(is_scored(*pair) for pair in means)
         some_right = any(value for row in variants.values() for value in row["found"]["mean"])
         shown = [m for m in MEASURES if any(value is not None for row in variants.values() for value in row[m]["mean"])]
         shown = [m for m in shown if some_right or not scored or m not in OF_RIGHT]
@@ -211,12 +210,6 @@ def markdown(summary: dict) -> str:
             lines += [table(["minus GRPO", *shown], rows)]
         lines += [""]
     return "\n".join(lines)
-
-
-def _is_scored(variants: dict[str, dict]) -> bool:
-    """Do qualities differ from accuracy, so that they are more than right or wrong?"""
-    pairs = [zip(row["quality"]["mean"], row["accuracy"]["mean"]) for row in variants.values()]
-    return any(abs(quality - accuracy) > 1e-5 for pair in pairs for quality, accuracy in pair)
 
 
 def _cell(figures: dict, index: int, value: str = "mean", sign: str = "") -> str:

@@ -15,11 +15,10 @@ from exit_jax.config import variants
 from exit_jax.config.parse import validate
 from exit_jax.config.schema import OPERATIONAL, Config, EvalConfig
 from exit_jax.errors import ConfigError
-from exit_jax.evaluation.figures import Chains, Outcome, mean_of
-from exit_jax.evaluation.figures import summarise as summarise_split
+from exit_jax.evaluation.figures import Chains, Outcome, mean_of, summarise
 from exit_jax.main import check_tasks, run_experiment
 from exit_jax.parallel.mesh import MeshConfig
-from exit_jax.study import finished, half_width, markdown, study, summarise
+from exit_jax.study import finished, half_width, markdown, over_seeds, study
 from exit_jax.workdir import identity
 from exit_jax.workdir.identity import open_workdir, scientific, to_dict, write_json
 
@@ -264,9 +263,9 @@ def test_gains_of_a_study_are_since_k_0_whatever_is_shown():
     given = content()
     given.eval.steps = (1, 2)
     chain, rival = outcome(0.0, 0.25, 1.0), outcome(0.5, 0.25, 1.0)
-    figures = summarise_split(validate(given, 1), chain, rival, {}, rival)
+    figures = summarise(validate(given, 1), chain, rival, {}, rival)
     for split in (figures, mean_of([figures, figures])):
-        row = summarise({"exit": {0: {"test": split}}})["test"]["variants"]["exit"]
+        row = over_seeds({"exit": {0: {"test": split}}})["test"]["variants"]["exit"]
         assert row["delta"]["mean"] == [0.0, 1.0]
         assert row["quality_delta"]["mean"] == [0.25, 1.0]
         assert row["greedy_delta"]["mean"] == row["restarted_quality_delta"]["mean"] == [0.0, 0.5]
@@ -361,24 +360,24 @@ def test_a_run_notices_other_tasks(tmp_path):
 
 
 def test_a_single_seed_has_no_spread():
-    summary = summarise({"grpo": {0: fake_evaluation(0.1)}, "exit": {0: fake_evaluation(0.2)}})
+    summary = over_seeds({"grpo": {0: fake_evaluation(0.1)}, "exit": {0: fake_evaluation(0.2)}})
     assert summary["test"]["variants"]["exit"]["accuracy"]["minus_grpo_ci95"] == [None, None]
     assert "| exit | +0.100 | +0.100 | +0.000 |" in markdown(summary)
 
 
 def test_a_study_of_scores_shows_them_by_k_and_leaves_out_what_no_run_has():
     plain = {"grpo": {0: fake_evaluation(0.1)}}
-    assert "greedy" not in markdown(summarise(plain)).replace("*greedy*", "")
+    assert "greedy" not in markdown(over_seeds(plain)).replace("*greedy*", "")
     scored = fake_evaluation(0.0)
     scored["test"] |= {"quality": [0.25, 0.5], "greedy": {"quality": [0.25, 0.75], "quality_delta": [0.0, 0.5]}}
     better = fake_evaluation(0.0)
     better["test"] |= {"quality": [0.5, 0.5], "greedy": {"quality": [0.5, 1.0], "quality_delta": [0.0, 0.5]}}
-    text = markdown(summarise({"grpo": {0: scored}, "exit": {0: better}}))
+    text = markdown(over_seeds({"grpo": {0: scored}, "exit": {0: better}}))
     assert "| score, plain chain | k=0 | k=4 | Δ_4 |" in text
     assert "| exit | 0.500 | 1.000 | 0.500 |" in text[text.index("score, greedy search") :]
     assert "restarted_quality |" not in text
     assert "| accuracy | k=0" not in text, "nothing was ever right"
-    assert "| accuracy | k=0" in markdown(summarise(plain))
+    assert "| accuracy | k=0" in markdown(over_seeds(plain))
     differences = text[text.index("minus GRPO") :]
     assert differences.splitlines()[2].endswith("| +0.250 |")
 

@@ -16,7 +16,7 @@ from scipy.spatial.distance import pdist
 from exit_jax import report
 from exit_jax.errors import ConfigError
 from exit_jax.report import instances as varied
-from exit_jax.report import lineage, plots, scores
+from exit_jax.report import lineage, plots, scores, training
 from exit_jax.report import runs as finished
 
 KS = [0, 1, 4]
@@ -392,8 +392,8 @@ def test_all_bands_of_one_variants_runs_are_standard_errors(make_run):
 def test_what_a_domain_counts_of_its_tasks_gets_a_panel(tmp_path):
     groups = finished.group([finished.load(write_run(tmp_path / v, v, splits=("minerva",))) for v in ("grpo", "exit")])
     titles = lambda plot: [ax.get_title(loc="left") for ax in plot[0].axes]
-    assert "task: gold steps" in titles(plots.curriculum(groups))
-    assert "grade: truncated" in titles(plots.training_curves(groups))
+    assert "task: gold steps" in titles(training.curriculum(groups))
+    assert "grade: truncated" in titles(training.training_curves(groups))
 
 
 def test_distances_agree_with_scipy_and_a_case_by_hand():
@@ -468,7 +468,10 @@ def test_scores_of_one_run_by_k_and_by_task(tmp_path):
     assert_scored_report_is_whole(path / "report", text)
     figures = json.loads((path / "evaluation.json").read_text())["test"]
     rows = rows_of(text[text.index("## test") :])
-    for name, values in (("plain chain", figures["quality"]), ("greedy search", figures["greedy"]["quality"])):
+    for name, values in (
+        ("plain chain, last response", figures["quality"]),
+        ("greedy search", figures["greedy"]["quality"]),
+    ):
         assert rows[name] == [f"{100 * value:.1f}" for value in [*values, values[-1] - values[0]]]
     assert rows["greedy search: crashed"] == ["0.400", "0.300", "0.250", "0.200", "0.200", "0.200"]
     assert rows["`" + f"{path.parent.name}/{path.name}" + "`"] == ["83.0", "76.0", "89.0"]
@@ -478,7 +481,11 @@ def test_scores_of_one_run_by_k_and_by_task(tmp_path):
     loaded = finished.group([finished.load(path)])
     panels = [ax.get_title() for ax in scores.score_by_task(loaded)[0].axes]
     assert panels == [f"{split}: {name}" for split, names in COMPETITIONS.items() for name in names]
-    lines = scores.score_by_task(loaded)[0].axes[-1].get_lines()
+    by_k, by_task = (draw(loaded)[0] for draw in (scores.score_by_k, scores.score_by_task))
+    kinds = ["plain chain, best so far", "greedy search", "best of n independent"]
+    assert [line.get_label() for line in by_task.axes[0].get_lines()] == kinds, "all of them pick the best by the score"
+    assert [t.get_text() for t in by_k.legends[0].get_texts()] == [*kinds, "plain chain, last response"]
+    lines = by_task.axes[-1].get_lines()
     np.testing.assert_allclose(lines[1].get_ydata(), 100 * np.array(figures["by_task"]["torn_scans"]["greedy"]))
 
 
@@ -496,13 +503,20 @@ def test_scores_of_variants_share_tables_and_panels(tmp_path):
     groups = finished.group([finished.load(path) for path in runs])
     fig = scores.score_by_k(groups)[0]
     assert [ax.get_title() for ax in fig.axes[::2]] == [
-        "train: plain chain",
+        "train: plain chain, best so far",
         "train: greedy search",
         "train: best of n independent",
     ]
     np.testing.assert_allclose(fig.axes[3].get_lines()[1].get_ydata(), 100 * np.mean(found, 0))
-    assert [len(ax.get_lines()) for ax in fig.axes] == [2] * 6
-    assert {line.get_color() for line in fig.axes[0].get_lines()} == set(plots.COLOURS[:2])
+    assert [len(ax.get_lines()) for ax in fig.axes] == [5, 4, 2, 2, 2, 2], (
+        "and the last response, dashed, with its legend"
+    )
+    best, last = ([run.evaluation["test"][name] for run in groups["exit"]] for name in ("best_quality", "quality"))
+    solid, dashed = fig.axes[1].get_lines()[2:]
+    np.testing.assert_allclose(solid.get_ydata(), 100 * np.mean(best, 0))
+    np.testing.assert_allclose(dashed.get_ydata(), 100 * np.mean(last, 0))
+    assert (solid.get_linestyle(), dashed.get_linestyle()) == ("-", "--")
+    assert {line.get_color() for line in fig.axes[1].get_lines()} == set(plots.COLOURS[:2])
 
 
 def test_answers_that_are_right_or_wrong_have_no_figures_of_scores(tmp_path):

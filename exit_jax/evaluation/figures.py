@@ -12,6 +12,7 @@ from exit_jax import domains
 from exit_jax.config.schema import Config
 from exit_jax.types import Array, History, pytree
 from exit_jax.workdir import identity
+from exit_jax.workdir.results import to_lists
 
 
 @pytree
@@ -74,16 +75,11 @@ def mean_of(splits: Sequence[dict]) -> dict:
 def _mean_lists(splits: Sequence[dict], names: Sequence[str], with_error: Sequence[str]) -> dict[str, list]:
     """Return the mean over splits of lists over k, and the error of the mean of those that have one."""
     table = lambda name: np.array([figures[name] for figures in splits], float)
-    mean = {name: _nulls(table(name).mean(0)) for name in names}
+    mean = {name: to_lists(table(name).mean(0)) for name in names}
     # standard errors of independent means add up in squares
     return mean | {
-        f"{name}_se": _nulls(np.sqrt((table(f"{name}_se") ** 2).sum(0)) / len(splits)) for name in with_error
+        f"{name}_se": to_lists(np.sqrt((table(f"{name}_se") ** 2).sum(0)) / len(splits)) for name in with_error
     }
-
-
-def _nulls(values: np.ndarray) -> list[float | None]:
-    """Return a list with null for NaN, which JSON does not know."""
-    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def summarise(
@@ -227,7 +223,7 @@ def over_tasks(config: Config, values: Any) -> tuple[list, list]:
     steps, count = list(config.eval.steps), values.shape[1] // config.eval.samples_per_task
     per_task = values.reshape(len(values), config.eval.samples_per_task, count).mean(1)
     error = per_task.std(1, ddof=1) / np.sqrt(count) if count > 1 else np.full(len(values), np.nan)
-    return _nulls(values.mean(1)[steps]), _nulls(error[steps])
+    return to_lists(values.mean(1)[steps]), to_lists(error[steps])
 
 
 def qualities(config: Config, name: str, quality: Any) -> dict[str, list]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import matplotlib
 
 from exit_jax.errors import ConfigError
-from exit_jax.report import browser, instances, lineage, plots, scores
+from exit_jax.report import browser, instances, lineage, plots, scores, training
 from exit_jax.report.plots import STYLE, Plot
 from exit_jax.report.runs import Groups, group, load
 from exit_jax.report.tables import markdown
@@ -20,14 +20,14 @@ from exit_jax.report.tables import markdown
 PLOTS: dict[str, Callable[[Groups], Plot]] = {
     "accuracy_by_k": plots.accuracy_by_k,
     "net_corrections": plots.net_corrections,
-    "training_curves": plots.training_curves,
-    "curriculum": plots.curriculum,
-    "buffer": plots.buffer,
+    "training_curves": training.training_curves,
+    "curriculum": training.curriculum,
+    "buffer": training.buffer,
     "distances": instances.distances,
     "instance_map": instances.instance_map,
     "lineage": lineage.lineage,
 }
-# of evaluations whose quality is a score; where there are none, nothing is missing
+# plots of evaluations whose quality is a score; where there are none, nothing is missing
 SCORE_PLOTS: dict[str, Callable[[Groups], Plot]] = {
     "score_by_k": scores.score_by_k,
     "score_by_task": scores.score_by_task,
@@ -53,7 +53,7 @@ def report(workdir: pathlib.Path, runs: Sequence[pathlib.Path]) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     captions = {}
     for name, draw in (SCORE_PLOTS | PLOTS).items():
-        (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report
+        (folder / f"{name}.png").unlink(missing_ok=True)  # an earlier report's
         with matplotlib.rc_context(STYLE):
             if plot := draw(groups):
                 figure, captions[name] = plot

@@ -9,8 +9,8 @@ import json
 
 from exit_jax.report.runs import Groups, Run, all_runs
 
-MAX_BYTES = 32_000_000  # of chains in the page, which a browser opens within a few seconds
-MAX_TEXT = 20_000  # characters of a text: a response that ran away says nothing new behind them
+MAX_BYTES = 32_000_000  # chains in the page: a browser opens so much within a few seconds
+MAX_TEXT = 20_000  # characters of a text: a response that ran away says nothing new after them
 
 
 def page(groups: Groups, max_bytes: int = MAX_BYTES) -> tuple[str, str] | None:

@@ -12,7 +12,7 @@ from exit_jax.report.runs import MAX_INSTANCES, Groups, all_runs
 from exit_jax.report.tables import cells
 from exit_jax.workdir.markdown import table
 
-WINDOWS = 10  # of training, for the distances over it
+WINDOWS = 10  # parts of training, for the distances over it
 MAX_POINTS = 1000  # a panel of the map
 MEASURES = ("cosine distance", "L2 distance")
 
@@ -106,7 +106,9 @@ def instance_map(groups: Groups) -> Plot:
     scale = ScalarMappable(Normalize(0, last), "viridis")
     fig.colorbar(scale, ax=axes, label="iteration", fraction=0.04, shrink=0.8, aspect=30)
     text = f"Instances in the final buffer, at most {MAX_POINTS} a variant, by {method}; one plane for all variants."
-    return fig, text + f" Left out, since of another encoder: {', '.join(left_out)}." * bool(left_out)
+    if left_out:
+        text += f" Left out, since of another encoder: {', '.join(left_out)}."
+    return fig, text
 
 
 def project(rows: np.ndarray) -> tuple[np.ndarray, str]:

@@ -11,7 +11,9 @@ from matplotlib.patches import FancyBboxPatch
 from exit_jax.report.plots import GREEN, GREY, VERMILLION, WIDTH, Plot
 from exit_jax.report.runs import Groups, all_runs
 
-MAX_BOXES, MAX_LONG, MAX_LINES, WRAP = 24, 8, 16, 30  # of the lineage; MAX_LONG where boxes are cropped
+MAX_BOXES = 24  # boxes in all
+MAX_LONG = 8  # boxes, where some are cropped
+MAX_LINES, WRAP = 16, 30  # lines of a box, characters of a line
 
 
 def lineage(groups: Groups) -> Plot:

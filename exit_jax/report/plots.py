@@ -1,10 +1,7 @@
 """Plots for a paper: labelled, with units, safe for colour-blind readers, mean and band over seeds."""
 
 import functools
-import itertools
-import re
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,9 +13,6 @@ from exit_jax.report.runs import (
     all_runs,
     by_k,
     mean_std,
-    over_training,
-    relative_to_grpo,
-    running_mean,
     splits_of,
     standard_error,
 )
@@ -49,35 +43,6 @@ STYLE: dict = {
     "savefig.dpi": 200,
 }
 
-# Panels over training: title -> (metrics, scale). With several groups, each metric gets a panel of its own.
-MODES = ("base", "improve", "diverge")
-EXACT = ("distinct_instances", "distinct_relative", "buffer/fill")  # not smoothed
-HISTORIES = "drawn histories' iteration"
-TRAINING = {
-    "reward": (["reward"], 1),
-    "quality": ([f"quality/{mode}" for mode in MODES], 1),
-    "learnability S": ([f"learnability/{mode}" for mode in MODES], 1),
-    "entropy (nats/token)": (["entropy"], 1),
-    "response length (tokens)": (["response_length"], 1),
-    "invalid responses (%)": (["invalid"], 100),
-    "gradient norm": (["grad_norm"], 1),
-    "clipped tokens (%)": (["clip_fraction"], 100),
-    "device wait (% of time)": (["time/device_wait_share"], 100),
-}
-CURRICULUM = {
-    "start depth (responses)": (["start_depth"], 1),
-    "start turn": (["start_turn"], 1),
-    HISTORIES: (["sampled_from_iteration"], 1),
-    "distinct instances": (["distinct_instances"], 1),
-    "distinct instances (GRPO\u00a0=\u00a01)": (["distinct_relative"], 1),
-    "instances by mode (%)": ([f"share/{mode}" for mode in MODES], 100),
-}
-BUFFER = {
-    "slots filled (%)": (["buffer/fill"], 100),
-    "score S": ([f"buffer/score_{name}" for name in ("max", "median", "min")], 1),
-    "entries' age (iterations)": (["buffer/age"], 1),
-    "entries' depth (responses)": (["buffer/depth"], 1),
-}
 WORDS = {  # metric of an evaluation -> what it means
     ("best_so_far",): "*Best so far* is an oracle's pick among the iterates",
     ("stopped",): "*stopped* ends, without an oracle, at the first iterate that the policy's own sign calls done",
@@ -157,6 +122,10 @@ def plot_by_k(groups: Groups, ylabel: str, metric: str, thin: tuple[str, str, in
             ax.plot([], [], color=GREY, linestyle="--", linewidth=0.7, label=thin[1])
         ax.set(title=split)
         ax.set_xticks(x, [str(k) for k in ks])
+    for ax in axes[: len(splits)]:
+        low, high = ax.get_ylim()
+        if high - low < 1:  # ticks of hundredths of a percent would say nothing of a line that does not move
+            ax.set_ylim((low + high) / 2 - 0.5, (low + high) / 2 + 0.5)
     fig.supxlabel(STEP, fontsize=8)
     fig.supylabel(ylabel, fontsize=8)
     add_legend(fig, axes)
@@ -174,15 +143,15 @@ def has_error(groups: Groups, runs: Sequence[Run]) -> bool:
     return len(runs) > 1 or all(len(others) == 1 for others in groups.values())
 
 
-def bands(groups: Groups, metric: str) -> str:
-    """Say what the bands of a plot over k are."""
+def bands(groups: Groups, metric: str, unit: str = "problems") -> str:
+    """Return a sentence on the bands of a plot over k; "" where there are none. ``unit`` is what a single run's are over."""
     several = any(len(runs) > 1 for runs in groups.values())
     errors = (
         standard_error(runs, split, ks, metric) for split, ks in splits_of(groups).items() for runs in groups.values()
     )
     if not any(np.isfinite(error).any() for error in errors):
         return ""
-    return f" Bands: one standard error, over {'seeds' if several else 'problems'}."
+    return f" Bands: one standard error, over {'seeds' if several else unit}."
 
 
 def words(groups: Groups, splits: Sequence[str]) -> str:
@@ -193,7 +162,7 @@ def words(groups: Groups, splits: Sequence[str]) -> str:
         for path, text in WORDS.items()
         if any(np.isfinite(by_k(all_runs(groups), split, ks[split], *path)).any() for split in splits)
     ]
-    return "; ".join(some) + "." * bool(some)
+    return f"{'; '.join(some)}." if some else ""
 
 
 def accuracy_by_k(groups: Groups) -> Plot:
@@ -209,8 +178,10 @@ def accuracy_by_k(groups: Groups) -> Plot:
         line("restarts", "majority", label="restarts, majority (no oracle)", **style(4))
 
     fig = plot_by_k(groups, "accuracy (%)", "accuracy", ("best_so_far", "best so far (oracle)", 1), draw)
+    if fig is None:
+        return None
     text = f"Accuracy after k self-improvement steps, of the last iterate and others.{bands(groups, 'accuracy')} "
-    return fig and (fig, text + words(groups, list(splits_of(groups))))
+    return fig, text + words(groups, list(splits_of(groups)))
 
 
 def net_corrections(groups: Groups) -> Plot:
@@ -223,101 +194,15 @@ def net_corrections(groups: Groups) -> Plot:
 
     thin = "broken", "right → wrong alone", -1
     fig = plot_by_k(groups, "corrections per 100 tasks", "net_corrections", thin, draw)
-    for ax in fig.axes if fig else ():
+    if fig is None:
+        return None
+    draw_zero(fig)
+    text = "Wrong → right minus right → wrong changes between neighbouring iterates, up to k."
+    return fig, text + bands(groups, "net_corrections")
+
+
+def draw_zero(fig: Figure) -> None:
+    """Draw a line at zero in every panel."""
+    for ax in fig.axes:
         if ax.axison:
             ax.axhline(0, color=GREY, linewidth=0.6)
-    text = "Wrong → right minus right → wrong changes between neighbouring iterates, up to k."
-    return fig and (fig, text + bands(groups, "net_corrections"))
-
-
-def plot_over_training(groups: Groups, panels, caption: str, *extra: Callable[[Axes], None]) -> Plot:
-    """Plot metrics over iterations as small multiples; the caption adds the smoothing and what never changed."""
-    window = max(len(run.rows) for run in all_runs(groups)) // 20 | 1
-    wanted, constant = choose_panels(groups, panels)
-    num_panels = len(wanted) + len(extra)
-    if not num_panels:
-        return None
-    columns = min(num_panels, 3 if num_panels in (5, 6) else 4)
-    fig, axes = new_figure(
-        num_panels, columns, WIDTH * min(1, columns / 3), 1.9 if columns < 4 or num_panels == 4 else 1.6
-    )
-    last = max([steps[-1] for _, lines in wanted for *_, steps, _ in lines], default=1)
-    for i, (ax, (name, lines)) in enumerate(zip(axes, wanted)):
-        for j, (look, label, key, steps, values) in enumerate(lines):
-            smooth = values if key in EXACT else np.array([running_mean(one, window) for one in values])
-            if len(groups) == 1 and len(values) == 1:
-                ax.plot(steps, values[0], color=look["color"], alpha=0.25, linewidth=0.5)
-            every = max(len(steps) // 4, 1)
-            draw_mean(ax, steps, smooth, label=label, markevery=(j * every // len(lines), every), **look)
-        if name == HISTORIES:
-            ax.axline((0, 0), slope=1, color=GREY, linestyle=":", linewidth=1, label="present iteration")
-        ax.set_title(textwrap.fill(name, 26), loc="left")  # as wide as one of four panels
-        ax.set(xlim=(0, 1.03 * last), xlabel="iteration" if i // columns == (num_panels - 1) // columns else None)
-    for ax, draw in zip(axes[len(wanted) :], extra):
-        draw(ax)
-    add_legend(fig, axes)
-    if wanted:
-        caption += f" Running means over {window} iterations, but for counts and fill"
-        caption += ", raw values of a single run faint." if len(groups) == 1 else "."
-    return fig, caption + (f" Constant, so not drawn: {'; '.join(constant)}." if constant else "")
-
-
-def choose_panels(groups: Groups, panels) -> tuple[list, list[str]]:
-    """Return the panels that have something to show, as names and lines, and the names of those that never change.
-
-    A line is a style, a label or None, the metric, its steps [n] and values [runs, n].
-    """
-    single = len(groups) == 1
-    wanted, constant = [], []
-    for title, (keys, scale) in panels.items():
-        for some in [keys] if single else [[key] for key in keys]:
-            words = [re.split("[/_]", key)[-1] for key in some]  # "base" of "quality/base", "max" of "buffer/score_max"
-            name = title if some == keys else f"{title}, {words[0]}"
-            lines = []
-            for (i, (label, runs)), (j, key) in itertools.product(enumerate(groups.items()), enumerate(some)):
-                steps, values = over_training(runs, key)
-                if steps.size:
-                    label = label if not single else words[j] if len(keys) > 1 else None
-                    lines.append((style(j if single else i), label, key, steps, scale * values))
-            levels = {value for *_, values in lines for value in values[np.isfinite(values)]}
-            if len(levels) > 1:
-                wanted.append((name, lines))
-            elif levels:
-                constant.append(f"{name} = {levels.pop():g}")
-    return wanted, constant
-
-
-def training_curves(groups: Groups) -> Plot:
-    """Plot the objective and the health of training."""
-    return plot_over_training(groups, TRAINING | named(groups, "grade"), "What training optimises, and its health.")
-
-
-def named(groups: Groups, room: str) -> dict:
-    """Return a panel for each metric that a domain counts of its ``task`` or ``grade``, like "task/gold_steps"."""
-    keys = {key for run in all_runs(groups) for row in run.rows for key in row if key.startswith(f"{room}/")}
-    return {f"{room}: {key.partition('/')[2].replace('_', ' ')}": ([key], 1) for key in sorted(keys)}
-
-
-def curriculum(groups: Groups) -> Plot:
-    """Plot what instances training selects (the curriculum figures of ExIt §5)."""
-    text = "What is trained on: start depth is the ordinal of the response to be made, 1 for the first, and a history "
-    text += "from the buffer is as old as its distance below the dotted line."
-    return plot_over_training(relative_to_grpo(groups), CURRICULUM | named(groups, "task"), text)
-
-
-def buffer(groups: Groups) -> Plot:
-    """Plot the state of the buffer over training and, where ``buffer_scores.json`` is there, its final scores."""
-    kept = {label: [run.scores["score"] for run in runs if run.scores] for label, runs in groups.items()}
-    held = {label: np.concatenate([np.array(one, float) for one in scores] or [[]]) for label, scores in kept.items()}
-
-    def histogram(ax):
-        bins = np.linspace(0, max(scores.max(initial=1e-3) for scores in held.values()), 25).tolist()
-        for i, scores in enumerate(held.values()):
-            look = {"histtype": "stepfilled", "color": PALE_BLUE} if len(groups) == 1 else {"histtype": "step"}
-            share = np.full(scores.size, 100 / max(scores.size, 1))
-            ax.hist(scores, bins, weights=share, **{"color": style(i)["color"]} | look)
-        ax.set_title("final entries (%)", loc="left")
-        ax.set(xlabel="score S", xlim=(0, None))
-
-    text = "What the buffer holds, and the scores of its final entries, those of all runs of a variant together."
-    return plot_over_training(groups, BUFFER, text, *[histogram] * any(scores.size for scores in held.values()))

@@ -14,12 +14,13 @@ from typing import TypeGuard
 import numpy as np
 
 from exit_jax.workdir.metrics import read_jsonl
+from exit_jax.workdir.results import is_scored
 
 COUNTS = ("net_corrections", "corrected", "broken")  # over all tasks of the split
 TOTALS = ("net_corrections_sum",)  # over all samples of all tasks
 ORDER = ("base", "grpo", "curriculum", "improve", "diverge", "exit")  # the paper's, of its Table 1
 MEAN = "mean"  # the pseudo-split that is the unweighted mean of the test splits
-MAX_INSTANCES = 2000  # of a run: their 2 million pairs take a second
+MAX_INSTANCES = 2000  # instances of a run: their 2 million pairs take a second
 DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # what np.load raises
 
 
@@ -74,8 +75,8 @@ class Run:
     chains: Chains
     # "secs": split -> kind of chain -> seconds; "notes": the same -> means of what may differ when it is repeated
     timing: dict
-    scores: dict  # of the final buffer
-    # some of the final buffer: iteration [n] that made them, embedding [n, E]; and start_task [m], start_embedding [m, E] of
+    scores: dict  # the final buffer's
+    # some of the final buffer's: iteration [n] that made them, embedding [n, E]; and start_task [m], start_embedding [m, E] of
     # solutions that training started from, which older runs lack
     instances: dict[str, np.ndarray]
 
@@ -238,11 +239,10 @@ def standard_error(runs: Sequence[Run], split: str, ks: Sequence[int], *path: st
     return mean_std(by_k(runs, split, ks, *path[:-1], f"{path[-1]}_se"))[0]
 
 
-def is_scored(runs: Sequence[Run], split: str) -> bool:
+def has_scores(runs: Sequence[Run], split: str) -> bool:
     """Do some evaluations of a split have qualities beside 0 and 1, so that their mean is no accuracy?"""
-    found = (run.evaluation.get(split, {}) for run in runs)
-    pairs = (zip(results.get("quality", []), results.get("accuracy", [])) for results in found)
-    return any(abs(quality - right) > 1e-5 for pair in pairs for quality, right in pair)
+    found = [run.evaluation[split] for run in runs if split in run.evaluation]
+    return any(is_scored(figures["quality"], figures["accuracy"]) for figures in found)
 
 
 def over_training(runs: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,11 @@
 """Figures of evaluations whose quality is a score and not only right or wrong, as in ML engineering (ExIt Fig. 5, 9 and 10).
 
-Three ways to spend the same number of responses are compared: the plain chain, whose last response counts, the greedy search,
-which goes on from the best so far, and the best of chains that start over.
+Three ways to spend the same number of responses are compared by their best so far: the plain chain, the greedy search, which
+goes on from it, and chains that start over. The plain chain's last response, which takes no oracle, is set apart.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -19,23 +19,28 @@ from exit_jax.report.plots import (
     add_legend,
     bands,
     draw_by_k,
+    draw_zero,
     new_figure,
     plot_by_k,
     style,
 )
 from exit_jax.report.runs import Groups, Run, all_runs, by_k, mean_std
-from exit_jax.report.tables import known_scaffolds, scored_splits
+from exit_jax.report.tables import CHAIN, CHAIN_BEST, known_scaffolds, scored_splits
 
 MAX_TASKS = 12  # panels
 
 
 def score_by_k(groups: Groups) -> Plot:
-    """Plot the score by k on each split: a line a scaffold and, of several groups, a row a scaffold and a line a group."""
+    """Plot the best score so far by k on each split, a line a scaffold; of several groups, a row a scaffold and a line a group.
+
+    The plain chain's last response, which an oracle has not picked, is drawn dashed.
+    """
     splits = scored_splits(groups)
     if not splits:
         return None
     scaffolds, single = known_scaffolds(groups, splits), len(groups) == 1
-    rows = [list(scaffolds)] if single else [[name] for name in scaffolds]
+    compared = [name for name in scaffolds if name != CHAIN] or [CHAIN]
+    rows = [compared] if single else [[name] for name in compared]
     columns = len(splits)
     width = WIDTH if columns > 1 or not single else 5.2
     fig, axes = new_figure(len(rows) * columns, columns, width, 2.6 if len(rows) == 1 else 1.9, sharey=True)
@@ -44,35 +49,43 @@ def score_by_k(groups: Groups) -> Plot:
         for (i, name), (j, (label, runs)) in itertools.product(enumerate(names), enumerate(groups.items())):
             look: dict = style(max(i, j)) | {"label": name if single else label}
             draw_by_k(ax, groups, runs, split, ks, *scaffolds[name][0], **look)
+            if name == CHAIN_BEST and CHAIN in scaffolds:
+                mean, _ = mean_std(by_k(runs, split, ks, *scaffolds[CHAIN][0]))
+                ax.plot(x, mean, color=look["color"], linestyle="--", linewidth=0.8)
         ax.set(title=split if single else f"{split}: {names[0]}")
         ax.set_xticks(x, [str(k) for k in ks])
+    if CHAIN in scaffolds:
+        colour = style(0)["color"] if single else GREY
+        axes[0].plot([], [], color=colour, linestyle="--", linewidth=0.8, label=CHAIN)
     fig.supxlabel(STEP, fontsize=8)
     fig.supylabel("normalised score (%)", fontsize=8)
     add_legend(fig, axes)
-    return fig, f"Normalised score by k: {explain(scaffolds)}{bands(groups, 'quality').replace('problems', 'tasks')}"
+    return fig, f"Normalised score by k: {explain(scaffolds)}{bands(groups, 'quality', 'tasks')}"
 
 
-def explain(scaffolds) -> str:
-    """Say what the scaffolds are."""
+def explain(scaffolds: Iterable[str]) -> str:
+    """Return what the scaffolds are, as a sentence or two."""
     texts = {
-        "plain chain": "the last response of a *plain chain*",
+        CHAIN: "the last response of a *plain chain*",
+        CHAIN_BEST: "the best so far of a *plain chain*",
         "greedy search": "the best so far of a *greedy search*, each step of which starts from it",
         "best of n independent": "the best of *n independent* first responses",
         "restarts, best so far": "the best so far of chains that start over (*restarts*)",
     }
-    picks = " The score itself picks the best." if len(scaffolds) > 1 else ""
-    return "; ".join(texts[name] for name in scaffolds) + ", at equal numbers of responses." + picks
+    text = "; ".join(texts[name] for name in scaffolds) + ", at equal numbers of responses."
+    return text + " The score itself picks the best." if set(scaffolds) - {CHAIN} else text
 
 
 def score_by_task(groups: Groups) -> Plot:
-    """Plot the score by k of each task that the domain names: a line a scaffold, or the search's of each group."""
+    """Plot the best score so far by k of each task that the domain names: a line a scaffold or, for one scaffold, a group."""
     splits, single = scored_splits(groups), len(groups) == 1
     tasks = [(split, name) for split in splits for name in task_names(all_runs(groups), split)]
     if not tasks:
         return None
-    scaffolds = known_scaffolds(groups, splits)
-    search = "greedy search" if "greedy search" in scaffolds else "plain chain"
-    shown = scaffolds if single else {search: scaffolds[search]}
+    shown = {name: paths for name, paths in known_scaffolds(groups, splits).items() if name != CHAIN}  # like with like
+    if not single:
+        first = "greedy search" if "greedy search" in shown else next(iter(shown))
+        shown = {first: shown[first]}
     some = tasks[:MAX_TASKS]
     columns = min(len(some), 3 if len(some) in (3, 5, 6, 9) else 4)
     fig, axes = new_figure(len(some), columns, WIDTH, 1.75)
@@ -87,8 +100,11 @@ def score_by_task(groups: Groups) -> Plot:
     fig.supylabel("normalised score (%)", fontsize=8)
     add_legend(fig, axes)
     text = f"Normalised score of each task by k, of the {' and the '.join(shown)}."
-    text += " Bands: one standard error, over seeds." * any(len(runs) > 1 for runs in groups.values())
-    return fig, text + f" The first {MAX_TASKS} of {len(tasks)} tasks." * (len(tasks) > MAX_TASKS)
+    if any(len(runs) > 1 for runs in groups.values()):
+        text += " Bands: one standard error, over seeds."
+    if len(tasks) > MAX_TASKS:
+        text += f" The first {MAX_TASKS} of {len(tasks)} tasks."
+    return fig, text
 
 
 def task_names(runs: Sequence[Run], split: str) -> list[str]:
@@ -108,9 +124,10 @@ def net_gains(groups: Groups) -> Plot:
     if not any(np.isfinite(by_k(all_runs(groups), split, ks, "net_gains")).any() for split, ks in scored.items()):
         return None
     fig = plot_by_k(groups, "steps up to k (%)", "net_gains", ("worsened", "lowered the score alone", -1), draw)
-    for ax in fig.axes if fig else ():
-        if ax.axison:
-            ax.axhline(0, color=GREY, linewidth=0.6)
-            ax.set_xlim(left=0.4)  # no step leads to k = 0
+    if fig is None:
+        return None
+    draw_zero(fig)
+    for ax in fig.axes:
+        ax.set_xlim(left=0.4)  # no step leads to k = 0
     text = "Net gains: steps of the plain chain up to k that raised the score minus those that lowered it; the others left it."
-    return fig and (fig, text + bands(groups, "net_gains").replace("problems", "tasks"))
+    return fig, text + bands(groups, "net_gains", "tasks")

@@ -1,12 +1,12 @@
 """The report as Markdown: what was run, tables, plots with their captions, and what is missing."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from exit_jax.report.plots import words
-from exit_jax.report.runs import MEAN, Groups, all_runs, by_k, is_scored, mean_std, splits_of
+from exit_jax.report.runs import MEAN, Groups, all_runs, by_k, has_scores, mean_std, splits_of
 from exit_jax.workdir.markdown import table
 
 BY_K = {  # rows of the table: path in evaluation.json -> name
@@ -26,16 +26,18 @@ BY_K = {  # rows of the table: path in evaluation.json -> name
     ("unchanged_right",): "right left unchanged",
     ("unchanged_wrong",): "wrong left unchanged",
 }
+CHAIN, CHAIN_BEST = "plain chain, last response", "plain chain, best so far"
 SCAFFOLDS = {  # name -> paths of its score in evaluation.json, of a split and of one of its tasks
-    "plain chain": (("quality",), "quality"),
+    CHAIN: (("quality",), "quality"),
+    CHAIN_BEST: (("best_quality",), "best_quality"),
     "greedy search": (("greedy", "quality"), "greedy"),
     "restarts, best so far": (("restarts", "best_quality"), "restarts"),
 }
 SCORES = [path for path, _ in SCAFFOLDS.values()]
 SCORES_BY_K = {  # rows of a single run's table, all of them shares in %
-    ("quality",): "plain chain",
+    ("quality",): CHAIN,
     ("quality_se",): "its standard error over tasks",
-    ("best_quality",): "its best so far",
+    ("best_quality",): CHAIN_BEST,
     ("greedy", "quality"): "greedy search",
     ("greedy", "quality_se"): "its standard error over tasks",
     ("restarts", "best_quality"): "restarts, best so far",
@@ -44,7 +46,7 @@ SCORES_BY_K = {  # rows of a single run's table, all of them shares in %
     ("greedy", "improved"): "greedy search: steps that beat the best",
     ("greedy", "worsened"): "and that fell below it",
 }
-LAST = [  # of these, the table of several variants shows the last k
+LAST = [  # what the table of several variants shows at the last k alone
     ("delta",),
     ("net_corrections_sum",),
     ("best_so_far",),
@@ -148,18 +150,8 @@ def split_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
             for i, (label, runs) in enumerate(groups.items())
         ]
         parts.append(table(header, rows))
-    if names := list(first.get("figures", {})):
-        values = {
-            name: [by_k(runs, split, ks, "figures", name) / 100 for runs in groups.values()] for name in names
-        }  # not in %
-        if len(groups) == 1:
-            rows = [(name.replace("_", " "), *cells(value, 2)) for name, (value,) in values.items()]
-            parts.append(table(("an episode, k =", *map(str, ks)), rows))
-        else:
-            rows = [
-                (label, *(cells(value[i][:, -1:], 2)[0] for value in values.values())) for i, label in enumerate(groups)
-            ]
-            parts.append(table((f"an episode, k = {ks[-1]}", *(name.replace("_", " ") for name in names)), rows))
+    if figures := {name.replace("_", " "): ("figures", name) for name in first.get("figures", {})}:
+        parts.append(plain_table(groups, split, ks, "an episode", figures, 2))
     for name, levels in first.get("by_difficulty", {}).items():
         paths = [("by_difficulty", name, level, "accuracy") for level in levels]
         rows = [
@@ -172,7 +164,7 @@ def split_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
 
 def scored_splits(groups: Groups) -> dict[str, list[int]]:
     """Return the splits, each with its k, of which some evaluation has qualities beside 0 and 1."""
-    return {split: ks for split, ks in splits_of(groups).items() if is_scored(all_runs(groups), split)}
+    return {split: ks for split, ks in splits_of(groups).items() if has_scores(all_runs(groups), split)}
 
 
 def known_scaffolds(groups: Groups, splits: dict[str, list[int]]) -> dict[str, tuple[tuple[str, ...], str]]:
@@ -191,7 +183,7 @@ def known_scaffolds(groups: Groups, splits: dict[str, list[int]]) -> dict[str, t
 
 def score_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
     """Return the scores of a split by k and Δ: rows are figures of a single group, or groups in a table a scaffold."""
-    if not is_scored(all_runs(groups), split):
+    if not has_scores(all_runs(groups), split):
         return []
     text = f"Normalised score in %; Δ is its gain since k = {ks[0]}."
     if len(groups) == 1:
@@ -226,15 +218,22 @@ def note_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
         found |= {f"{start}{name.replace('_', ' ')}": (*path, "notes", name) for name in inner.get("notes", {})}
     if not found:
         return []
-    values = lambda runs, path: by_k(runs, split, ks, *path) / 100  # not in %
+    return [plain_table(groups, split, ks, "a response", found, 3)]
+
+
+def plain_table(
+    groups: Groups, split: str, ks: Sequence[int], title: str, paths: Mapping[str, Sequence[str]], digits: int
+) -> str:
+    """Return a table of figures that are no shares, by name: over k of a single group, at the last k of several."""
+    values = {name: [by_k(runs, split, ks, *path) / 100 for runs in groups.values()] for name, path in paths.items()}
     if len(groups) == 1:
-        (runs,) = groups.values()
-        rows = [(name, *cells(values(runs, path), 3)) for name, path in found.items()]
-        return [table(("a response, k =", *map(str, ks)), rows)]
+        rows = [(name, *cells(by_group[0], digits)) for name, by_group in values.items()]
+        return table((f"{title}, k =", *map(str, ks)), rows)
     rows = [
-        (label, *(cells(values(runs, path)[:, -1:], 3)[0] for path in found.values())) for label, runs in groups.items()
+        (label, *(cells(by_group[i][:, -1:], digits)[0] for by_group in values.values()))
+        for i, label in enumerate(groups)
     ]
-    return [table((f"a response, k = {ks[-1]}", *found), rows)]
+    return table((f"{title}, k = {ks[-1]}", *paths), rows)
 
 
 def wall_times(groups: Groups) -> list[str]:
@@ -243,11 +242,12 @@ def wall_times(groups: Groups) -> list[str]:
     kinds = list(dict.fromkeys(kind for run in runs for secs in run.timing["secs"].values() for kind in secs))
     if not runs:
         return []
-    total = lambda run, kind: sum(secs.get(kind, 0.0) for secs in run.timing["secs"].values())
-    parts = [
-        "Wall time of evaluation, all splits; of one that was resumed, its last session's.",
-        table(("seconds", *kinds), [(run.folder, *(f"{total(run, kind):.1f}" for kind in kinds)) for run in runs]),
-    ]
+    rows = []
+    for run in runs:
+        totals = [sum(secs.get(kind, 0.0) for secs in run.timing["secs"].values()) for kind in kinds]
+        rows.append((run.folder, *(f"{total:.1f}" for total in totals)))
+    text = "Wall time of evaluation, all splits; of one that was resumed, its last session's."
+    parts = [text, table(("seconds", *kinds), rows)]
     noted = [
         (run, split, kind, said)
         for run in runs

@@ -1,0 +1,281 @@
+"""Every metric of a run for people: its unit, its meaning and the function that makes it, which docs/metrics.md lists.
+
+A name that the mode, the domain or its grading completes has the rest in angle brackets: "task/<level>".
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from exit_jax.workdir.markdown import table
+
+INTRODUCTION = """# Metrics
+
+Every figure that a run writes, from the table in `exit_jax/workdir/metric_table.py`; tests hold that table to what runs write
+and to what the report draws, and this page to the table (`python -m exit_jax.workdir.metric_table > docs/metrics.md` does it).
+Angle brackets stand for a name that the mode, the domain or its grading gives. A mean over nothing is null.
+"""
+
+
+class Metric(NamedTuple):
+    """One metric, or all of a kind."""
+
+    name: str
+    unit: str  # "" for a plain number
+    meaning: str
+    maker: str  # module and function, below exit_jax
+    only: str = ""  # where it is written; "" for everywhere
+
+
+def _made_by(maker: str, *rows: tuple[str, ...]) -> tuple[Metric, ...]:
+    """Return the metrics of one function from their names, units and meanings and, of some, where they are written."""
+    return tuple(Metric(name, unit, meaning, maker, *only) for name, unit, meaning, *only in rows)
+
+
+ON_HOST, EPISODES = "domains graded on the host", "domains of several turns"
+RATES = (
+    *_made_by(
+        "training.train._rates",
+        (
+            "time/steps_per_sec",
+            "1/s",
+            "iterations a second, of the program call (`run.steps_per_call`) that made the row",
+        ),
+        ("time/secs_per_step", "s", "its inverse"),
+    ),
+)
+TRAIN = (
+    *_made_by(
+        "workdir.metrics.MetricsWriter.write", ("step", "iterations", "training iterations done, this one included")
+    ),
+    *_made_by(
+        "algorithm.iteration.batch_metrics",
+        ("reward", "0 to 1", "mean reward of the responses"),
+        ("quality", "0 to 1", "mean quality of the responses, whatever is paid for it"),
+        ("quality/<mode>", "0 to 1", "the same, of instances of one mode: base, improve or diverge"),
+        ("exact", "share", "responses of quality 1"),
+        ("invalid", "share", "responses that the domain cannot read"),
+        ("unfinished", "share", "responses that were cut off at the token limit"),
+        ("response_length", "tokens", "mean number of tokens that were sampled for a response"),
+        ("learnability", "0 to 1/4", "mean learnability S: the variance of outcomes within a group (ExIt §4.1)"),
+        ("learnability/<mode>", "0 to 1/4", "the same, of instances of one mode"),
+        ("zero_variance_groups", "share", "groups whose responses were all paid alike, from which nothing is learnt"),
+        ("from_buffer", "share", "instances drawn from the buffer; the others are base tasks"),
+        ("share/<mode>", "share", "instances of one mode"),
+        ("start_depth", "responses", "mean ordinal of the response to be made: 1 for the first to a task"),
+        ("start_turn", "turns", "mean turn of the instances, from 1"),
+        ("sampled_from_iteration", "iterations", "mean iteration that made the histories drawn from the buffer"),
+        ("sampled_age", "iterations", "mean number of iterations since then"),
+        ("prompt_truncated", "prompts", "prompts of the batch that were longer than the room for them"),
+        ("grade/<note>", "", "mean over responses of what else the domain's grading says", "domains that say more"),
+    ),
+    *_made_by(
+        "algorithm.grpo.loss",
+        ("loss", "", "the objective of GRPO, negated, with its KL and entropy terms (ExIt App. A)"),
+        ("entropy", "nats a token", "mean entropy of the policy at the sampled tokens, at the sampling temperature"),
+        ("clip_fraction", "share", "tokens whose ratio was clipped, and so adds no gradient"),
+        ("approx_kl_old", "nats a token", "KL from the policy that sampled to the one being updated, estimator k3"),
+        (
+            "kl_reference",
+            "nats a token",
+            "KL to the reference policy, by `algorithm.kl_estimator`",
+            "`algorithm.kl_coef` > 0",
+        ),
+    ),
+    *_made_by(
+        "algorithm.grpo.update",
+        ("grad_norm", "", "global norm of the gradient, before it is clipped"),
+        ("params_moved", "share", "entries of the parameters that an optimiser step changed"),
+    ),
+    *_made_by(
+        "algorithm.grpo.sampler_gap",
+        (
+            "gap/mean",
+            "nats a token",
+            "mean absolute difference of learner's and sampler's log-probs under equal parameters",
+        ),
+        ("gap/max", "nats a token", "the largest"),
+        ("gap/ratio_max", "", "the largest ratio of probabilities that follows from it; 1 where both agree"),
+        ("gap/clipped", "share", "tokens that would be clipped for it alone"),
+    ),
+    *_made_by(
+        "algorithm.iteration.learn",
+        ("diversity_max", "", "the largest diversity factor d of the batch (ExIt eq. 6)"),
+        ("distinct_entries", "instances", "base tasks and buffer entries trained on so far, each counted once"),
+    ),
+    *_made_by(
+        "workdir.metrics.MetricsWriter.write",
+        (
+            "distinct_instances",
+            "instances",
+            "instances trained on so far that differ in content; the curriculum's size",
+        ),
+    ),
+    *_made_by(
+        "algorithm.iteration.make_children",
+        ("children_unusable", "histories", "children left out as invalid or unfinished"),
+        ("children_unchanged", "histories", "children left out since their answer is their parent's"),
+        (
+            "children_repeated",
+            "histories",
+            "children left out as there already",
+            '`algorithm.children` = "distinct", or no self-iteration',
+        ),
+    ),
+    *_made_by(
+        "algorithm.iteration.expand",
+        ("buffer/inserted", "entries", "histories that entered the buffer"),
+        ("buffer/rescored", "entries", "entries whose S was measured again, since they were drawn"),
+        ("buffer/lost", "entries", "entries that were removed, since their episode cannot be had again"),
+    ),
+    *_made_by(
+        "algorithm.iteration.buffer_metrics",
+        ("buffer/fill", "share", "slots that hold an entry"),
+        ("buffer/score_min", "0 to 1/4", "smallest S of the entries"),
+        ("buffer/score_median", "0 to 1/4", "median S of the entries"),
+        ("buffer/score_max", "0 to 1/4", "largest S of the entries"),
+        ("buffer/age", "iterations", "mean age of the entries"),
+        ("buffer/depth", "responses", "mean number of responses that led to an entry; 0 for a base task"),
+        ("buffer/never_drawn", "share", "entries that have not been drawn"),
+    ),
+    *_made_by(
+        "step.programs.make_parts",
+        ("learning_rate", "", "of the optimiser, mean over the epochs of the iteration"),
+        ("finite_logits", "share", "sampled tokens whose logits were finite; training stops below 1"),
+        ("task/<level>", "", "mean of a difficulty that the domain gives its tasks", "domains that grade their tasks"),
+    ),
+    *_made_by(
+        "step.programs.StepPrograms.iterate",
+        (
+            "grading_faults",
+            "0 or 1",
+            "whether grading failed as a whole on a host; its responses count as wrong",
+            ON_HOST,
+        ),
+        ("time/grading_secs", "s", "time that grading took", ON_HOST),
+        ("time/device_wait_secs", "s", "time for which the devices waited for grading or environments", ON_HOST),
+        ("turns", "responses", "mean number of responses of an episode", EPISODES),
+        ("end/<reason>", "share", "episodes that ended for this reason", EPISODES),
+    ),
+    *RATES,
+    *_made_by(
+        "training.train._rates",
+        ("time/tokens_per_sec", "tokens/s", "sampled tokens a second, all that an iteration does included"),
+        ("time/device_wait_share", "share", "`time/device_wait_secs` over the time of an iteration", ON_HOST),
+    ),
+)
+WARM_START = (
+    *_made_by("workdir.metrics.MetricsWriter.write", ("step", "steps", "optimiser steps done, this one included")),
+    *_made_by(
+        "step.programs.make_warm_step",
+        ("warm_start/loss", "nats a token", "mean cross-entropy of the demonstrations' tokens"),
+        ("warm_start/learning_rate", "", "of the optimiser"),
+        ("warm_start/params_moved", "share", "entries of the parameters that the step changed"),
+    ),
+    *RATES,
+)
+_SCORED = "in use where quality is more than right or wrong"
+EVALUATION = (
+    *_made_by(
+        "evaluation.figures.summarise",
+        ("k", "", "the self-improvement steps that are reported; lists run over them"),
+        ("num_tasks", "tasks", "size of the split"),
+        ("num_too_long", "tasks", "those that do not fit into a prompt; all their figures are 0"),
+        ("samples_per_task", "", "chains of each task"),
+        ("settings", "", "the group `eval` that the figures were made with"),
+        ("accuracy", "share", "chains that are right at k: the last iterate, or what the scaffold holds"),
+        ("delta", "share", "gain in accuracy since k = 0 (Δ_k)"),
+        ("best_so_far", "share", "chains that were right at some step up to k: what an oracle could pick"),
+        ("invalid", "share", "k-th responses that the domain cannot read"),
+        ("by_difficulty", "", "accuracy and number of tasks by each difficulty that the domain tells, and level of it"),
+        ("by_task", "0 to 1", "mean quality of each task that the domain names"),
+        ("figures", "", "means of what episodes came to, as the share of requests that were fulfilled"),
+        ("every", "responses", "after how many a chain starts over (`eval.restart_every`)", "restarts"),
+        (
+            "majority",
+            "share",
+            "the vote of the answers up to k is right",
+            "restarts after each response, of domains with answers",
+        ),
+    ),
+    *_made_by("evaluation.figures.over_tasks", ("<figure>_se", "of the figure", "standard error over tasks")),
+    *_made_by(
+        "evaluation.figures.qualities",
+        ("quality", "0 to 1", "mean quality at k: of the last iterate, or of what the scaffold holds"),
+        ("best_quality", "0 to 1", "mean of the best quality up to k, which an oracle would pick"),
+        ("<quality>_delta", "0 to 1", "gain in one of these since k = 0"),
+    ),
+    *_made_by(
+        "evaluation.figures.gains",
+        ("improved", "share", f"steps up to k that raised the quality of what they started from; {_SCORED}"),
+        ("worsened", "share", "steps up to k that lowered it"),
+        ("net_gains", "share", "their difference"),
+    ),
+    *_made_by(
+        "evaluation.figures.corrections",
+        ("net_corrections", "tasks", "corrected minus broken (ExIt §5)"),
+        (
+            "net_corrections_sum",
+            "samples",
+            "the same over all samples, as the paper counts: samples_per_task x num_tasks x delta",
+        ),
+        (
+            "corrected",
+            "tasks",
+            "wrong → right changes between neighbouring iterates up to k, mean over a task's samples",
+        ),
+        ("broken", "tasks", "right → wrong changes likewise"),
+    ),
+    *_made_by(
+        "evaluation.figures.keeping",
+        ("unchanged_right", "share", "responses up to k to a right answer that left it as it was"),
+        ("unchanged_wrong", "share", "responses up to k to a wrong answer that left it as it was"),
+    ),
+    *_made_by(
+        "evaluation.figures.stopped",
+        (
+            "stopped",
+            "share",
+            "right where stopped at the first iterate that the policy's own sign calls done; needs no oracle",
+        ),
+    ),
+    *_made_by(
+        "evaluation.figures.said",
+        ("tokens", "tokens", "mean number of tokens that a chain has sampled up to k"),
+        ("notes", "", "means over the k-th responses of what else the domain's grading says"),
+    ),
+)
+TABLES = {
+    "train.jsonl: a row for each training iteration": TRAIN,
+    "warm_start.jsonl: a row for each step of the supervised warm start": WARM_START,
+    "evaluation.json: figures of each split and scaffold": EVALUATION,
+}
+
+
+def find(metrics: Iterable[Metric], name: str) -> Metric | None:
+    """Return the metric of this name, or the kind that it belongs to; None where the table has none."""
+    exact = {metric.name: metric for metric in metrics}
+    if name in exact:
+        return exact[name]
+    return next((metric for metric in exact.values() if re.fullmatch(_pattern(metric.name), name)), None)
+
+
+def _pattern(name: str) -> str:
+    """Return the regular expression of a name: "task/<level>" is task/.+ ."""
+    return ".+".join(re.escape(part) for part in re.split("<.+?>", name))
+
+
+def markdown() -> str:
+    """Return docs/metrics.md."""
+    parts = [INTRODUCTION]
+    for title, metrics in TABLES.items():
+        rows = [
+            (f"`{m.name}`", m.unit, m.meaning + (f" ({m.only} only)" if m.only else ""), f"`{m.maker}`")
+            for m in metrics
+        ]
+        parts.append(f"## {title}\n\n" + table(("metric", "unit", "meaning", "made by"), rows, numbers=False))
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
