@@ -8,6 +8,7 @@ import runpy
 import jax
 import numpy as np
 import pytest
+import tiny_sudoku
 from small import LLAMA, random_params
 
 from exit_jax.config.parse import validate
@@ -34,9 +35,9 @@ def source(tmp_path_factory):
 
 
 def tiny(source, arg="", changes=None):
-    """Return configs/sudoku_hf.py as small as configs/smoke.py, over a mesh of 2 x 2 x 2."""
+    """Return configs/sudoku_hf.py as small as tiny_sudoku.py, over a mesh of 2 x 2 x 2."""
     content = runpy.run_path(str(ROOT / "configs/sudoku_hf.py"))["get_config"](f"checkpoint={source}{arg}")
-    smoke = runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"]()
+    smoke = tiny_sudoku.get_config()
     for group in ("domain", "algorithm", "eval"):
         content[group] = smoke[group]
     content.warm_start.num_steps = 5

@@ -13,6 +13,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny_sudoku
 from small import LLAMA, NO_LORA
 
 from exit_jax import domains
@@ -35,16 +36,19 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def load(name: str, arg: str = "", num_devices: int = 4, **fields) -> Config:
-    content = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"](arg)
+    return with_fields(runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"](arg), num_devices, **fields)
+
+
+def with_fields(content, num_devices: int, **fields) -> Config:
     content.update_from_flattened_dict({key.replace("__", "."): value for key, value in fields.items()})
     return validate(content, num_devices)
 
 
 def small(num_devices: int = 4, **fields) -> Config:
-    """Return configs/smoke.py with a domain of widths alone and a reference, on data 1 x fsdp 2 x tensor 2."""
-    return load(
-        "smoke",
-        num_devices=num_devices,
+    """Return tiny_sudoku.py with a domain of widths alone and a reference, on data 1 x fsdp 2 x tensor 2."""
+    return with_fields(
+        tiny_sudoku.get_config(),
+        num_devices,
         domain__on_host=True,
         run__steps_per_call=1,
         algorithm__kl_coef=0.001,
@@ -385,7 +389,7 @@ def test_faults_end_with_status_2():
 def test_a_small_config_compiles_for_v5e(tmp_path):
     fields = {"domain.on_host": True, "run.steps_per_call": 1, "run.mesh.fsdp": 2, "run.mesh.tensor": 2}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    done = run_main("--config", "configs/smoke.py", "--topology", "v5e:2x2", "--workdir", str(tmp_path), *flags)
+    done = run_main("--config", "tests/tiny_sudoku.py", "--topology", "v5e:2x2", "--workdir", str(tmp_path), *flags)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "compile.json").read_text())
     assert [program["name"] for program in report["programs"]] == ["select", "reshard", "rollout", "learn"]

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_sudoku
 
 from exit_jax.config import variants
 from exit_jax.config.parse import validate
@@ -26,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def content(arg: str = ""):
-    return runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"](arg)
+    return tiny_sudoku.get_config(arg)
 
 
 @pytest.mark.parametrize("name", ["sudoku", "sudoku9", "smoke"])

@@ -4,11 +4,11 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import runpy
 
 import jax
 import numpy as np
 import pytest
+import tiny_sudoku
 
 from exit_jax.config.parse import validate
 from exit_jax.domains.domain import GradingError
@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def config():
-    content = runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"]()
+    content = tiny_sudoku.get_config()
     content.eval.splits = ("validation",)
     content.eval.samples_per_task = 2
     content.eval.restart_every = 2

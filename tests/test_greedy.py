@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import pathlib
-import runpy
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_sudoku
 from small import tiny_math
 
 from exit_jax import domains
@@ -29,7 +29,7 @@ def with_eval(config, **changes):
 
 @pytest.fixture(scope="module")
 def config():
-    content = runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"]()
+    content = tiny_sudoku.get_config()
     content.eval.splits = ("validation",)
     content.eval.restart_every = 0
     content.eval.greedy = True

@@ -31,7 +31,7 @@ def start(workdir: pathlib.Path, *flags: str, script: str = "") -> list[subproce
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "xla"),
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
     }
-    arguments = [sys.executable, *command, "--config", "configs/smoke.py", "--workdir", str(workdir), *flags]
+    arguments = [sys.executable, *command, "--config", "tests/tiny_sudoku.py", "--workdir", str(workdir), *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return [subprocess.Popen(arguments, cwd=ROOT, env=env | {"JAX_PROCESS_ID": str(i)}, **pipes) for i in range(2)]
 

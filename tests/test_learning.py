@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_sudoku
 from test_train import LORA, rows, smoke
 
 from exit_jax import main
@@ -24,8 +25,9 @@ from exit_jax.workdir.metrics import Watch, read_jsonl
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def content(arg="", name="smoke", **changes):
-    settings = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"](arg)
+def content(arg="", name="", **changes):
+    get_config = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"] if name else tiny_sudoku.get_config
+    settings = get_config(arg)
     with settings.ignore_type():
         settings.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return settings

@@ -3,13 +3,13 @@
 import dataclasses
 import itertools
 import pathlib
-import runpy
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_sudoku
 from small import LLAMA, random_params
 from test_episodes import LEAD, SAMPLING, B, M, S, T, make_instances, make_programs, run, toy
 
@@ -69,7 +69,7 @@ def test_self_iterations_of_a_turn(blind):
 
 @pytest.fixture(scope="module")
 def config():
-    content = runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"]()
+    content = tiny_sudoku.get_config()
     content.eval.splits = ("validation",)
     content.eval.samples_per_task = 2
     content.eval.restart_every = 1

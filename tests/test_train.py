@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import random
-import runpy
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_sudoku
 
 from exit_jax import domains
 from exit_jax.algorithm.selection import stream
@@ -38,7 +38,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def smoke(arg: str = "", changes=None, **run) -> Config:
-    content = runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"](arg)
+    content = tiny_sudoku.get_config(arg)
     content.algorithm.kl_coef = 0.001  # so that there is a reference to restore
     content.update_from_flattened_dict(changes or {})
     content.algorithm.reference_every = 3
@@ -495,7 +495,16 @@ def test_fewer_iterations_than_are_done_are_refused(tmp_path):
 
 
 def start(workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "exit_jax.main", "--config", "configs/smoke.py", "--workdir", str(workdir), *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "exit_jax.main",
+        "--config",
+        "tests/tiny_sudoku.py",
+        "--workdir",
+        str(workdir),
+        *flags,
+    ]
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

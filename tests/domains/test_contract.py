@@ -2,12 +2,12 @@
 
 import dataclasses
 import pathlib
-import runpy
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_sudoku
 
 from exit_jax import domains
 from exit_jax.config import validate
@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def smoke(**changes):
-    content = runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"]()
+    content = tiny_sudoku.get_config()
     content.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return validate(content, jax.device_count())
 
