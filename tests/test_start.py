@@ -16,19 +16,25 @@ ROOT = pathlib.Path(__file__).parents[1]
 SLOW = {"jax", "numpy", "torch", "flax", "optax", "orbax", "matplotlib", "scipy", "transformers", "tensorboardX"}
 
 
-def start(*flags: str, env=None) -> tuple[list[str], set[str]]:
+def start(*flags: str, env=None, status: int = 2) -> tuple[list[str], set[str]]:
     """Run the command line; returns the lines of stderr and the names of the modules that were imported."""
     code = "import atexit, json, sys; atexit.register(lambda: print(json.dumps(sorted(sys.modules)))); "
     code += "from exit_jax.main import entry; entry()"
     command = [sys.executable, "-c", code, *flags]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | (env or {}), capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == status, done.stderr
     return done.stderr.splitlines(), set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_help_imports_nothing_that_computes():
+    _, modules = start("--help", status=1)  # absl's own status
+    assert not modules & SLOW
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (("--confg", "configs/smoke.py"), "config"),
         (("--config", "configs/smoke.py", "--config.algorithm.gruop_size=3"), "group_size"),
         (("--config", "configs/smoke.py", "--config.algorithm.group_size=many"), "many"),
         (("--config", "configs/smoke.py:variant=expo"), "variant=expo"),

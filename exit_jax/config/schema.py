@@ -9,7 +9,7 @@ import typing
 
 from exit_jax.algorithm.settings import VARIANTS, ExItConfig
 from exit_jax.embedding.settings import EncoderConfig
-from exit_jax.parallel.mesh import MeshConfig
+from exit_jax.parallel.settings import MeshConfig
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.settings import group, setting
 

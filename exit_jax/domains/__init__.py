@@ -5,9 +5,11 @@ A domain's module is imported when a config names it, so that a config's faults 
 
 import functools
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from exit_jax.domains.domain import Domain
+# a config is read, and its faults are told, before jax is imported
+if TYPE_CHECKING:
+    from exit_jax.domains.domain import Domain
 
 # name -> (the type of config.domain's fields, the function that makes a domain of them), as module:name
 _MODULES = {
@@ -34,7 +36,7 @@ def settings_of(name: str) -> type:
 
 
 @functools.lru_cache
-def make(name: str, fields: Any) -> Domain:
+def make(name: str, fields: Any) -> "Domain":
     """Build the domain ``name`` from its settings; what it returns is held to its contract."""
     from exit_jax.domains.contract import checked
 

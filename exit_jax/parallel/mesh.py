@@ -10,7 +10,6 @@ Parameters split over fsdp would be gathered again for every token that is decod
 split over tensor only; it is made once an iteration.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from exit_jax.settings import setting
+from exit_jax.parallel.settings import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the axes that rows are split over
@@ -32,25 +31,6 @@ LEARNER: Mapping[str, str] = {
     "mlp": "tensor",
 }
 SAMPLER: Mapping[str, str] = {"vocab": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each axis."""
-
-    data: int = setting(0, "devices that split the batch; 0 takes what the other axes leave", within="[0, inf)")
-    fsdp: int = setting(1, "devices that split batch, parameters and optimiser state", within="[1, inf)")
-    tensor: int = setting(1, "devices that split heads, MLP and vocabulary", within="[1, inf)")
-
-    @property
-    def num_devices(self) -> int:
-        """Devices of the mesh."""
-        return self.data * self.fsdp * self.tensor
-
-    @property
-    def num_batch_shards(self) -> int:
-        """Parts that a batch of prompts is split into."""
-        return self.data * self.fsdp
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

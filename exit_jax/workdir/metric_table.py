@@ -184,6 +184,8 @@ EVALUATION = (
         ("samples_per_task", "", "chains of each task"),
         ("settings", "", "the group `eval` that the figures were made with"),
         ("accuracy", "share", "chains that are right at k: the last iterate, or what the scaffold holds"),
+        ("quality", "0 to 1", "mean quality at k: of the last iterate, or of what the scaffold holds"),
+        ("best_quality", "0 to 1", "mean of the best quality up to k, which an oracle would pick"),
         ("delta", "share", "gain in accuracy since k = 0 (Δ_k)"),
         ("best_so_far", "share", "chains that were right at some step up to k: what an oracle could pick"),
         ("invalid", "share", "k-th responses that the domain cannot read"),
@@ -201,8 +203,6 @@ EVALUATION = (
     *_made_by("evaluation.figures.over_tasks", ("<figure>_se", "of the figure", "standard error over tasks")),
     *_made_by(
         "evaluation.figures.qualities",
-        ("quality", "0 to 1", "mean quality at k: of the last iterate, or of what the scaffold holds"),
-        ("best_quality", "0 to 1", "mean of the best quality up to k, which an oracle would pick"),
         ("<quality>_delta", "0 to 1", "gain in one of these since k = 0"),
     ),
     *_made_by(

@@ -40,7 +40,6 @@ NAMES = ("Ann", "Ben", "Eva", "Tom", "Mia", "Leo")
 THINGS = ("apples", "books", "coins", "shells", "stamps")
 PACKS = ("bags", "boxes", "sets")
 MAX_OPERATIONS = 4
-SPLIT_BY = ("text", "computation")
 
 
 def execute(plan: Plan, slip=lambda operation, result: result) -> tuple[int, ...]:
@@ -96,8 +95,8 @@ def exercises(split: str, count: int, seed: int, by: str = "text") -> tuple[Exer
     """Return the exercises of a split, none twice; which split one belongs to is decided by a hash.
 
     Args:
-      by: of SPLIT_BY: what is hashed, and does not come twice. By "text", a third of the test exercises are a training
-        exercise in other words or another order; by "computation" none is.
+      by: "text" or "computation": what is hashed, and does not come twice. By "text", a third of the test exercises are a
+        training exercise in other words or another order; by "computation" none is.
     """
     rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
     found: dict[str, Exercise] = {}

@@ -2,13 +2,12 @@
 
 import dataclasses
 
-from exit_jax.domains.math.arithmetic import SPLIT_BY
 from exit_jax.domains.math.prompts import DIVERGE, IMPROVE
 from exit_jax.domains.math.sources import SPLITS
-from exit_jax.domains.text import SPAN
 from exit_jax.settings import setting
 
 DATA = ("competition", "arithmetic")
+SPLIT_BY = ("text", "computation")
 TRUNCATE = ("none", "front", "middle")
 NOT_TAUGHT = (
     "data_dir",
@@ -70,6 +69,8 @@ class MathConfig:
             )
         if not self.tokenizer and self.data != "arithmetic":
             wrong.append('domain.tokenizer = "" is for domain.data = "arithmetic"; name a checkpoint')
+        from exit_jax.domains.text import SPAN  # here, so that a misspelt flag is told before jax is imported
+
         if max(self.num_train, self.num_validation, self.num_test) > SPAN:
             wrong.append(f"more than {SPAN} problems in a split")
         if wrong:
