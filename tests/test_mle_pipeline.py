@@ -16,6 +16,7 @@ from small import LLAMA, random_params
 from exit_jax.domains import tokenizer
 from exit_jax.domains.ml_engineering import fragments, prompts
 from exit_jax.policy.hf.export import export
+from exit_jax.workdir import metric_table
 from exit_jax.workdir.metrics import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -99,6 +100,7 @@ def test_scripts_run_resume_and_report(checkpoint, tmp_path):
     whole = launch("--workdir", workdir)
     assert whole.returncode == 0, whole.stderr
     rows = read_jsonl(workdir / "train.jsonl")
+    assert not [name for name in rows[-1] if not metric_table.find(metric_table.TRAIN, name)]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     total = {name: sum(row[f"grade/{name}"] for row in rows) for name in ("crashed", "cached", "faults", "run_secs")}
     assert total["crashed"] > 0

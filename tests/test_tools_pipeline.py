@@ -16,6 +16,7 @@ from exit_jax.domains import tokenizer
 from exit_jax.domains.tool_use import bfcl
 from exit_jax.domains.tool_use.episode import system_prompt
 from exit_jax.policy.hf.export import export
+from exit_jax.workdir import metric_table
 from exit_jax.workdir.metrics import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -108,6 +109,7 @@ def test_partial_histories_resume_k_steps_and_report(checkpoint, tmp_path):
     whole = launch("--workdir", workdir)
     assert whole.returncode == 0, whole.stderr
     rows = read_jsonl(workdir / "train.jsonl")
+    assert not [name for name in rows[-1] if not metric_table.find(metric_table.TRAIN, name)]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert sum(row["buffer/inserted"] for row in rows) > 8
     assert max(row["start_turn"] for row in rows) > 1, "some start in the midst of an episode"

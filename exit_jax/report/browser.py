@@ -42,8 +42,8 @@ def choose(runs: list[Run], max_bytes: int) -> tuple[set[tuple[int, int]], int]:
         for row, chain in enumerate(run.chains):
             constant = len({quality >= 1 for quality in chain["quality"]}) == 1 and not score_moves(chain)
             turns[kind := (place, chain["split"], constant)] += 1
-            told = {clip(text) for text in [*chain["responses"], *aligned(chain, "feedback")]}
-            size = sum(len(as_json(text)) for text in told)
+            parts = {clip(text) for text in [*chain["responses"], *aligned(chain, "feedback")]}
+            size = sum(len(as_json(text)) for text in parts)
             ranked.append((constant, turns[kind], place, row, size + len(as_json(clip(chain.get("request")))) + 500))
     kept = set()
     for *_, place, row, size in sorted(ranked):

@@ -143,7 +143,7 @@ def has_error(groups: Groups, runs: Sequence[Run]) -> bool:
     return len(runs) > 1 or all(len(others) == 1 for others in groups.values())
 
 
-def bands(groups: Groups, metric: str, unit: str = "problems") -> str:
+def describe_bands(groups: Groups, metric: str, unit: str = "problems") -> str:
     """Return a sentence on the bands of a plot over k; "" where there are none. ``unit`` is what a single run's are over."""
     several = any(len(runs) > 1 for runs in groups.values())
     errors = (
@@ -154,7 +154,7 @@ def bands(groups: Groups, metric: str, unit: str = "problems") -> str:
     return f" Bands: one standard error, over {'seeds' if several else unit}."
 
 
-def words(groups: Groups, splits: Sequence[str]) -> str:
+def explain_picks(groups: Groups, splits: Sequence[str]) -> str:
     """Explain the ways to pick an answer that these splits' evaluations report."""
     ks = splits_of(groups)
     some = [
@@ -180,8 +180,10 @@ def accuracy_by_k(groups: Groups) -> Plot:
     fig = plot_by_k(groups, "accuracy (%)", "accuracy", ("best_so_far", "best so far (oracle)", 1), draw)
     if fig is None:
         return None
-    text = f"Accuracy after k self-improvement steps, of the last iterate and others.{bands(groups, 'accuracy')} "
-    return fig, text + words(groups, list(splits_of(groups)))
+    text = (
+        f"Accuracy after k self-improvement steps, of the last iterate and others.{describe_bands(groups, 'accuracy')} "
+    )
+    return fig, text + explain_picks(groups, list(splits_of(groups)))
 
 
 def net_corrections(groups: Groups) -> Plot:
@@ -198,7 +200,7 @@ def net_corrections(groups: Groups) -> Plot:
         return None
     draw_zero(fig)
     text = "Wrong → right minus right → wrong changes between neighbouring iterates, up to k."
-    return fig, text + bands(groups, "net_corrections")
+    return fig, text + describe_bands(groups, "net_corrections")
 
 
 def draw_zero(fig: Figure) -> None:

@@ -58,8 +58,8 @@ def is_chain(row) -> TypeGuard[dict]:
     match row:
         case {"split": str(), "task": int(), "quality": [_, *_] as quality, "responses": list() as texts}:
             numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in quality)
-            told = len(texts) == len(quality) and all(isinstance(text, str) for text in texts)
-            return numbers and told and isinstance(row.get("sample", 0), int)
+            complete = len(texts) == len(quality) and all(isinstance(text, str) for text in texts)
+            return numbers and complete and isinstance(row.get("sample", 0), int)
     return False
 
 
@@ -109,7 +109,7 @@ def load(path: pathlib.Path) -> Run:
             split: with_sum(split, results) for split, results in read("evaluation.json").items() if is_result(results)
         },
         chains=Chains(path / "chains.jsonl"),
-        timing={kind: told for kind, told in read("evaluation_timing.json").items() if _is_nested(told)},
+        timing={kind: content for kind, content in read("evaluation_timing.json").items() if _is_nested(content)},
         scores=scores if _are_numbers(scores.get("score")) else {},
         instances=load_instances(path / "instances.npz"),
     )

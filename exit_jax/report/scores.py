@@ -17,7 +17,7 @@ from exit_jax.report.plots import (
     WIDTH,
     Plot,
     add_legend,
-    bands,
+    describe_bands,
     draw_by_k,
     draw_zero,
     new_figure,
@@ -60,7 +60,7 @@ def score_by_k(groups: Groups) -> Plot:
     fig.supxlabel(STEP, fontsize=8)
     fig.supylabel("normalised score (%)", fontsize=8)
     add_legend(fig, axes)
-    return fig, f"Normalised score by k: {explain(scaffolds)}{bands(groups, 'quality', 'tasks')}"
+    return fig, f"Normalised score by k: {explain(scaffolds)}{describe_bands(groups, 'quality', 'tasks')}"
 
 
 def explain(scaffolds: Iterable[str]) -> str:
@@ -130,4 +130,4 @@ def net_gains(groups: Groups) -> Plot:
     for ax in fig.axes:
         ax.set_xlim(left=0.4)  # no step leads to k = 0
     text = "Net gains: steps of the plain chain up to k that raised the score minus those that lowered it; the others left it."
-    return fig, text + bands(groups, "net_gains", "tasks")
+    return fig, text + describe_bands(groups, "net_gains", "tasks")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from exit_jax.report.plots import words
+from exit_jax.report.plots import explain_picks
 from exit_jax.report.runs import MEAN, Groups, all_runs, by_k, has_scores, mean_std, splits_of
 from exit_jax.workdir.markdown import table
 
@@ -133,7 +133,7 @@ def split_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
     text = f"## {split}\n\n{size}. All in %, but for the sum; "
     text += "Δ is the gain in accuracy since k = 0, and equals net corrections per 100 tasks, a mean over a task's samples; "
     text += "*net corrections, sum* counts those of all samples, as the paper does. "
-    parts, last = [text + words(groups, [split])], ks[-1:]
+    parts, last = [text + explain_picks(groups, [split])], ks[-1:]
 
     def known(paths, ks):
         some = {path: [by_k(runs, split, ks, *path) for runs in groups.values()] for path in paths}

@@ -144,11 +144,11 @@ def part_of(key: str) -> str:
 
 def training_curves(groups: Groups) -> Plot:
     """Plot the objective and the health of training."""
-    panels = TRAINING | named(groups, "grade")
+    panels = TRAINING | domain_panels(groups, "grade")
     return plot_over_training(groups, panels, "What training optimises, and its health.", "whole batch")
 
 
-def named(groups: Groups, room: str) -> dict:
+def domain_panels(groups: Groups, room: str) -> dict:
     """Return a panel for each metric that a domain counts of its ``task`` or ``grade``, like "task/gold_steps"."""
     keys = {key for run in all_runs(groups) for row in run.rows for key in row if key.startswith(f"{room}/")}
     return {f"{room}: {key.partition('/')[2].replace('_', ' ')}": ([key], 1) for key in sorted(keys)}
@@ -158,7 +158,7 @@ def curriculum(groups: Groups) -> Plot:
     """Plot what instances training selects (the curriculum figures of ExIt §5)."""
     text = "What is trained on: start depth is the ordinal of the response to be made, 1 for the first, and a history "
     text += "from the buffer is as old as its distance below the dotted line."
-    return plot_over_training(relative_to_grpo(groups), CURRICULUM | named(groups, "task"), text, "whole batch")
+    return plot_over_training(relative_to_grpo(groups), CURRICULUM | domain_panels(groups, "task"), text, "whole batch")
 
 
 def buffer(groups: Groups) -> Plot:

@@ -174,7 +174,6 @@ WARM_START = (
     ),
     *RATES,
 )
-_SCORED = "in use where quality is more than right or wrong"
 EVALUATION = (
     *_made_by(
         "evaluation.figures.summarise",
@@ -207,7 +206,7 @@ EVALUATION = (
     ),
     *_made_by(
         "evaluation.figures.gains",
-        ("improved", "share", f"steps up to k that raised the quality of what they started from; {_SCORED}"),
+        ("improved", "share", "steps up to k that raised the quality of what they started from"),
         ("worsened", "share", "steps up to k that lowered it"),
         ("net_gains", "share", "their difference"),
     ),

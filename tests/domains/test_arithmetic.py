@@ -79,9 +79,7 @@ def computation_of(problem: str) -> tuple:
 
 def test_no_computation_is_tested_that_is_trained_on_in_other_words():
     """By text, a third is; the tasks of runs that were made so stay what they were."""
-    splits = {
-        by: {s: exercises(s, n, 0, by) for s, n in (("train", 1024), ("test", 256))} for by in SPLIT_BY
-    }
+    splits = {by: {s: exercises(s, n, 0, by) for s, n in (("train", 1024), ("test", 256))} for by in SPLIT_BY}
     shared = {}
     for by, made in splits.items():
         trained = {computation_of(e.problem) for e in made["train"]}
