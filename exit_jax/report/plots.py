@@ -125,7 +125,7 @@ def plot_by_k(groups: Groups, ylabel: str, metric: str, thin: tuple[str, str, in
     for ax in axes[: len(splits)]:
         low, high = ax.get_ylim()
         if high - low < 1:  # ticks of hundredths of a percent would say nothing of a line that does not move
-            ax.set_ylim((low + high) / 2 - 0.5, (low + high) / 2 + 0.5)
+            ax.set_ylim(low, low + 1)
     fig.supxlabel(STEP, fontsize=8)
     fig.supylabel(ylabel, fontsize=8)
     add_legend(fig, axes)

@@ -187,6 +187,11 @@ EVALUATION = (
         ("best_quality", "0 to 1", "mean of the best quality up to k, which an oracle would pick"),
         ("delta", "share", "gain in accuracy since k = 0 (Δ_k)"),
         ("best_so_far", "share", "chains that were right at some step up to k: what an oracle could pick"),
+        (
+            "stopped",
+            "share",
+            "right where stopped at the first iterate that the policy's own sign calls done; no oracle",
+        ),
         ("invalid", "share", "k-th responses that the domain cannot read"),
         ("by_difficulty", "", "accuracy and number of tasks by each difficulty that the domain tells, and level of it"),
         ("by_task", "0 to 1", "mean quality of each task that the domain names"),
@@ -229,14 +234,6 @@ EVALUATION = (
         "evaluation.figures.keeping",
         ("unchanged_right", "share", "responses up to k to a right answer that left it as it was"),
         ("unchanged_wrong", "share", "responses up to k to a wrong answer that left it as it was"),
-    ),
-    *_made_by(
-        "evaluation.figures.stopped",
-        (
-            "stopped",
-            "share",
-            "right where stopped at the first iterate that the policy's own sign calls done; needs no oracle",
-        ),
     ),
     *_made_by(
         "evaluation.figures.said",
