@@ -58,6 +58,14 @@ def test_faults_of_a_config_are_told_before_what_computes_is_imported():
     assert not {name for name in modules if name.startswith(("exit_jax.domains.math", "exit_jax.policy.decoder"))}
 
 
+def test_training_imports_neither_plots_nor_torch():
+    """They take seconds, and are imported where they are used."""
+    code = "import json, sys, exit_jax.training.train, exit_jax.evaluation.evaluate, exit_jax.study; "
+    code += "print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not set(json.loads(done.stdout)) & {"torch", "matplotlib", "transformers", "tensorboardX", "tokenizers"}
+
+
 def test_a_report_asks_for_no_checkpoint(tmp_path):
     """Nor for the hub, which has gated ones: here there is none of that name at all."""
     flags = ("--mode", "report", "--config", "configs/math_llama3b.py:checkpoint=nobody/has-this")
