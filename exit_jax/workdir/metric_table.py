@@ -24,7 +24,7 @@ class Metric(NamedTuple):
     unit: str  # "" for a plain number
     meaning: str
     maker: str  # module and function, below exit_jax
-    only: str = ""  # where it is written; "" for everywhere
+    only: str = ""  # what has to be so for it to be written; "" for nothing
 
 
 def _made_by(maker: str, *rows: tuple[str, ...]) -> tuple[Metric, ...]:
@@ -32,7 +32,7 @@ def _made_by(maker: str, *rows: tuple[str, ...]) -> tuple[Metric, ...]:
     return tuple(Metric(name, unit, meaning, maker, *only) for name, unit, meaning, *only in rows)
 
 
-ON_HOST, EPISODES = "domains graded on the host", "domains of several turns"
+ON_HOST, EPISODES = "the domain is graded on the host", "tasks have several turns"
 RATES = (
     *_made_by(
         "training.train._rates",
@@ -67,13 +67,13 @@ TRAIN = (
         ("sampled_from_iteration", "iterations", "mean iteration that made the histories drawn from the buffer"),
         ("sampled_age", "iterations", "mean number of iterations since then"),
         ("prompt_truncated", "prompts", "prompts of the batch that were longer than the room for them"),
-        ("grade/<note>", "", "mean over responses of what else the domain's grading says", "domains that say more"),
+        ("grade/<note>", "", "mean over responses of what else the domain's grading says", "there is more"),
     ),
     *_made_by(
         "algorithm.grpo.loss",
         ("loss", "", "the objective of GRPO, negated, with its KL and entropy terms (ExIt App. A)"),
         ("entropy", "nats a token", "mean entropy of the policy at the sampled tokens, at the sampling temperature"),
-        ("clip_fraction", "share", "tokens whose ratio was clipped, and so adds no gradient"),
+        ("clip_fraction", "share", "tokens whose ratio was clipped, which add no gradient"),
         ("approx_kl_old", "nats a token", "KL from the policy that sampled to the one being updated, estimator k3"),
         (
             "kl_reference",
@@ -119,7 +119,7 @@ TRAIN = (
             "children_repeated",
             "histories",
             "children left out as there already",
-            '`algorithm.children` = "distinct", or no self-iteration',
+            '`algorithm.children` = "distinct" or `algorithm.self_iteration` = False',
         ),
     ),
     *_made_by(
@@ -140,9 +140,9 @@ TRAIN = (
     ),
     *_made_by(
         "step.programs.make_parts",
-        ("learning_rate", "", "of the optimiser, mean over the epochs of the iteration"),
+        ("learning_rate", "", "the optimiser's, mean over the epochs of the iteration"),
         ("finite_logits", "share", "sampled tokens whose logits were finite; training stops below 1"),
-        ("task/<level>", "", "mean of a difficulty that the domain gives its tasks", "domains that grade their tasks"),
+        ("task/<level>", "", "mean of a difficulty that the domain gives its tasks", "the domain tells difficulties"),
     ),
     *_made_by(
         "step.programs.StepPrograms.iterate",
@@ -169,7 +169,7 @@ WARM_START = (
     *_made_by(
         "step.programs.make_warm_step",
         ("warm_start/loss", "nats a token", "mean cross-entropy of the demonstrations' tokens"),
-        ("warm_start/learning_rate", "", "of the optimiser"),
+        ("warm_start/learning_rate", "", "the optimiser's"),
         ("warm_start/params_moved", "share", "entries of the parameters that the step changed"),
     ),
     *RATES,
@@ -196,12 +196,12 @@ EVALUATION = (
         ("by_difficulty", "", "accuracy and number of tasks by each difficulty that the domain tells, and level of it"),
         ("by_task", "0 to 1", "mean quality of each task that the domain names"),
         ("figures", "", "means of what episodes came to, as the share of requests that were fulfilled"),
-        ("every", "responses", "after how many a chain starts over (`eval.restart_every`)", "restarts"),
+        ("every", "responses", "after how many a chain starts over (`eval.restart_every`)", "chains start over"),
         (
             "majority",
             "share",
             "the vote of the answers up to k is right",
-            "restarts after each response, of domains with answers",
+            "chains start over after each response and the domain has answers",
         ),
     ),
     *_made_by("evaluation.figures.over_tasks", ("<figure>_se", "of the figure", "standard error over tasks")),
@@ -266,7 +266,7 @@ def markdown() -> str:
     parts = [INTRODUCTION]
     for title, metrics in TABLES.items():
         rows = [
-            (f"`{m.name}`", m.unit, m.meaning + (f" ({m.only} only)" if m.only else ""), f"`{m.maker}`")
+            (f"`{m.name}`", m.unit, m.meaning + (f"; only where {m.only}" if m.only else ""), f"`{m.maker}`")
             for m in metrics
         ]
         parts.append(f"## {title}\n\n" + table(("metric", "unit", "meaning", "made by"), rows, numbers=False))
