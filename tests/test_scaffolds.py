@@ -26,38 +26,14 @@ from exit_jax.workdir.evaluation import chain_of, read
 from exit_jax.workdir.identity import to_dict
 
 ROOT = pathlib.Path(__file__).parents[1]
-OWN = '''
-import dataclasses
-
-import jax
-import jax.numpy as jnp
-
-from exit_jax.evaluation import figures
-from exit_jax.evaluation.scaffolds import Scaffold, newest
-
-
-def start(settings, tasks, held, k):
-    """Begin anew where the newest response is wrong: retry on failure, by an oracle."""
-    wrong = held.quality < 1.0
-    return jax.tree.map(lambda a, b: jnp.where(wrong.reshape(wrong.shape + (1,) * (a.ndim - 1)), a, b), tasks, held)
-
-
-def reported(split, outcome):
-    return {
-        **figures.with_error(split, "accuracy", outcome.chains.quality >= 1.0),
-        **figures.spent(split, outcome.chains),
-    }
-
-
-RETRY = Scaffold("retry_on_failure", "begins anew while the response is wrong", 17, start, newest, reported, saved=True)
-SECOND = dataclasses.replace(RETRY, name="second")
-'''
 
 
 @pytest.fixture
 def own(tmp_path):
-    """Return the name of a row in a file outside the package."""
-    (tmp_path / "retry.py").write_text(OWN)
+    """Return the name of a row in a file outside the package, which is the example of docs/evaluation.md."""
+    example = (ROOT / "docs/evaluation.md").read_text().partition("```python\n")[2].partition("```")[0]
+    example += '\n\nimport dataclasses\n\nSECOND = dataclasses.replace(RETRY, name="second")\n'
+    (tmp_path / "retry.py").write_text(example)
     return f"{tmp_path}/retry.py:RETRY"
 
 
