@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from exit_jax.evaluation.outcome import Chains, Outcome, Split
+from exit_jax.evaluation.outcome import Chains, Outcome, Split, Table
 from exit_jax.workdir.evaluation import COUNTS, TOTALS
 
 Series = list[float | None]  # a value at each k
 
 
-def at_steps(split: Split, values: np.ndarray) -> list[float]:
+def at_steps(split: Split, values: Table) -> list[float]:
     """Return values [K + 1] at each k of ``eval.steps``."""
     return [float(values[k]) for k in split.settings.steps]
 
@@ -115,7 +115,7 @@ def stopped(split: Split, chains: Chains) -> Series:
     done = np.maximum.accumulate(chains.complete, axis=0)
     first = np.argmax(chains.complete, axis=0)
     at_first = np.take_along_axis(right, first[None], axis=0)
-    return at_steps(split, np.where(done, at_first, right).mean(1))
+    return [*at_steps(split, np.where(done, at_first, right).mean(1))]
 
 
 def by_task(split: Split, **values: np.ndarray) -> dict[str, dict[str, list[float]]]:

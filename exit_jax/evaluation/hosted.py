@@ -68,7 +68,7 @@ class HostedChains:
                 instances, rollouts = self.programs.respond(self.copy, begun, key, jnp.int32(k))
                 require_finite(*hosts.all_rows((rollouts.logp, rollouts.mask)))
             else:
-                instances, rollouts = jax.device_put(self._replay(begun, kept), self.rows)
+                instances, rollouts = self._replay(begun, kept)
             blank = functools.partial(blank_grades, self.domain)
             grades, failed = hosts.on_own_rows(self.domain.grade, blank, instances, rollouts)
             require_graded(failed)
@@ -108,11 +108,26 @@ class HostedChains:
         for i, row in enumerate(kept):
             sampled = np.frombuffer(base64.b64decode(row["tokens"]), "<i4")
             tokens[i, 0, : sampled.size], mask[i, 0, : sampled.size] = sampled, True
-        finished = np.array([[row["finished"]] for row in kept])
         mode = np.where(history.step < 0, BASE, IMPROVE).astype(np.int32)
-        no = np.zeros(mode.shape, bool)
-        instances = Instances(history, mode, no, no, tokens[:, 0, :1], mode)
-        return instances, Rollouts(tokens, mask, zeros, zeros, finished, zeros[:, :, :1])
+        put = functools.partial(jax.device_put, device=self.rows)
+        nowhere, blank = put(np.zeros(mode.shape, bool)), put(zeros)
+        rollouts = Rollouts(
+            tokens=put(tokens),
+            mask=put(mask),
+            logp=blank,
+            sampled_logp=blank,
+            finished=put(np.array([[row["finished"]] for row in kept])),
+            hidden=put(zeros[:, :, :1]),
+        )
+        instances = Instances(
+            history=put(history),
+            mode=put(mode),
+            from_buffer=nowhere,
+            fresh=nowhere,
+            prompt=put(tokens[:, 0, :1]),
+            prompt_length=put(mode),
+        )
+        return instances, rollouts
 
     def close(self, chains: Chains) -> Outcome:
         """Close the file and return the outcome of all batches' chains [K + 1, R], without the rows that the last repeats."""

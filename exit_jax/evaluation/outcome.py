@@ -11,18 +11,20 @@ from exit_jax.config.schema import Config, EvalConfig
 from exit_jax.domains.domain import Domain
 from exit_jax.types import Array, History, pytree
 
+Table = Array | np.ndarray  # NumPy once the chains are over
+
 
 @pytree
 class Chains:
     """What the K + 1 responses of each of R chains came to."""
 
-    quality: Array  # float32 [K + 1, R]
-    unchanged: Array  # bool [K + 1, R]: the response left the answer as it was
-    valid: Array  # bool [K + 1, R]
-    complete: Array  # bool [K + 1, R]: the policy's own sign that it is done; False where the domain has none
-    tokens: Array  # int32 [K + 1, R]: sampled
-    mode: Array  # int32 [K + 1, R]
-    notes: dict[str, Array]  # float32 [K + 1, R] by name: what else the domain's grading says
+    quality: Table  # float32 [K + 1, R]
+    unchanged: Table  # bool [K + 1, R]: the response left the answer as it was
+    valid: Table  # bool [K + 1, R]
+    complete: Table  # bool [K + 1, R]: the policy's own sign that it is done; False where the domain has none
+    tokens: Table  # int32 [K + 1, R]: sampled
+    mode: Table  # int32 [K + 1, R]
+    notes: dict[str, Table]  # float32 [K + 1, R] by name: what else the domain's grading says
     history: History | None  # [K + 1, R]; None where the host has made texts of it already
 
 

@@ -27,6 +27,13 @@ ACCURACIES = ("accuracy", "pass_at_k", "best_so_far")
 SCORES = ("quality", "best_quality")
 
 
+_BY_TASK = {  # scaffold -> what a task's series was called in format 1 -> what it is called
+    "chain": {"quality": "quality", "best_quality": "best_quality"},
+    "restarts": {"restarts": "best_quality"},
+    "greedy": {"greedy": "quality"},
+}
+
+
 def read(path: pathlib.Path) -> dict[str, Any]:
     """Return what ``evaluation.json`` holds, in today's format whichever version wrote it.
 
@@ -67,19 +74,18 @@ def _split_from_format_1(split: str, figures: Mapping[str, Any]) -> dict[str, An
     scaffolds = {"chain": {name: value for name, value in figures.items() if name not in own}}
     scaffolds |= {name: dict(figures[name]) for name in ("restarts", "greedy") if isinstance(figures.get(name), dict)}
     by_task = figures.get("by_task")
-    moved = {"chain": ("quality", "best_quality"), "restarts": ("restarts",), "greedy": ("greedy",)}
-    called = {"restarts": "best_quality", "greedy": "quality"}
-    for name, entry in scaffolds.items() if isinstance(by_task, dict) else ():
-        entry["by_task"] = {
-            task: {called.get(key, key): series[key] for key in moved[name] if key in series}
-            for task, series in by_task.items()
-            if isinstance(series, dict)
-        }
+    if isinstance(by_task, dict):
+        series = {task: told for task, told in by_task.items() if isinstance(told, dict)}
+        for name, entry in scaffolds.items():
+            entry["by_task"] = {
+                task: {new: told[old] for old, new in _BY_TASK[name].items() if old in told}
+                for task, told in series.items()
+            }
     chain, samples = scaffolds["chain"], figures.get("samples_per_task")
     net = chain.get("net_corrections")
-    known = isinstance(net, list) and all(isinstance(value, int | float) for value in net) and isinstance(samples, int)
-    if split != MEAN and known:
-        chain.setdefault("net_corrections_sum", [round(value * samples) for value in net])
+    if split != MEAN and isinstance(samples, int) and isinstance(net, list):
+        if all(isinstance(value, int | float) for value in net):
+            chain.setdefault("net_corrections_sum", [round(value * samples) for value in net])
     return {name: figures[name] for name in OF_SPLIT if name in figures} | {"scaffolds": scaffolds}
 
 
