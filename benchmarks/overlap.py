@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from exit_jax.config.parse import validate
-from exit_jax.evaluation.evaluate import run_chains
+from exit_jax.evaluation.chains import run_chains
 from exit_jax.step import programs
 from exit_jax.training import train
 

@@ -45,6 +45,7 @@ _RUNS = flags.DEFINE_list("runs", [], "With --mode report: folders of finished r
 def run_experiment(config: "Config", workdir: pathlib.Path) -> dict:
     """Train, or go on training, and evaluate; returns the evaluation."""
     from exit_jax.config import learning
+    from exit_jax.evaluation import scaffolds
     from exit_jax.evaluation.evaluate import evaluate
     from exit_jax.parallel import hosts
     from exit_jax.training.train import record_buffer, train
@@ -52,6 +53,7 @@ def run_experiment(config: "Config", workdir: pathlib.Path) -> dict:
     from exit_jax.workdir.identity import holds_run, open_workdir, write_json
     from exit_jax.workdir.metrics import Timing, trained_iterations
 
+    scaffolds.chosen(config.eval)  # raises before anything is trained
     for line in learning.warnings_of(config) if hosts.is_lead() else ():
         warn(line)
     workdir = open_workdir(workdir, config)
@@ -291,8 +293,10 @@ def main(_) -> int:
 
 def show(results: dict) -> None:
     """Print accuracy by k of every split."""
-    for split, figures in results.items():
-        row = "  ".join(f"k={k} {accuracy:.3f}" for k, accuracy in zip(figures["k"], figures["accuracy"]))
+    from exit_jax.workdir.evaluation import chain_of
+
+    for split, figures in results["splits"].items():
+        row = "  ".join(f"k={k} {accuracy:.3f}" for k, accuracy in zip(figures["k"], chain_of(figures)["accuracy"]))
         print(f"{split} accuracy: {row}")
 
 

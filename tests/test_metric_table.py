@@ -25,6 +25,7 @@ def workdir(tmp_path_factory):
     """Return the workdir of a run that is graded on the host, with its evaluation."""
     path = tmp_path_factory.mktemp("run")
     changes = {"domain.on_host": True, "warm_start.num_steps": 5, "eval.splits": ("test",)}
+    changes |= {"eval.scaffolds": ("best_of_n",)}
     run_experiment(smoke(changes=changes, num_iterations=10, steps_per_call=1), path)
     return path
 
@@ -52,10 +53,10 @@ def test_an_evaluation_has_what_the_table_has(workdir):
         for name, value in figures.items():
             if metric_table.find(metric_table.EVALUATION, name) or not isinstance(value, dict):
                 yield name
-            else:  # a split or a way to spend the responses
+            else:  # a split or a scaffold
                 yield from names(value)
 
-    written = set(names(json.loads((workdir / "evaluation.json").read_text())))
+    written = set(names(json.loads((workdir / "evaluation.json").read_text())["splits"]))
     found = {name: metric_table.find(metric_table.EVALUATION, name) for name in written}
     assert not [name for name, metric in found.items() if metric is None]
     assert {metric.name for metric in metric_table.EVALUATION} - {metric.name for metric in found.values()} <= {
@@ -80,10 +81,11 @@ def test_every_panel_and_every_row_of_a_table_is_of_a_metric_that_runs_write(wor
     panels = training.TRAINING | training.CURRICULUM | training.BUFFER
     drawn = {key for keys, _ in panels.values() for key in keys}
     assert drawn - written["train"] == {"distinct_relative"}, "the report's own ratio"
-    figures = json.loads((workdir / "evaluation.json").read_text())["test"]
+    scaffolds = json.loads((workdir / "evaluation.json").read_text())["splits"]["test"]["scaffolds"]
     for path in (*tables.BY_K, *tables.SCORES_BY_K, *tables.LAST):
-        if "greedy" not in path and "majority" not in path:
-            assert isinstance(functools.reduce(lambda at, key: at[key], path, figures), list), path
+        scaffold, figure = ("chain", *path) if len(path) == 1 else path
+        if scaffold != "greedy" and figure != "majority":
+            assert isinstance(scaffolds[scaffold][figure], list), path
 
 
 def test_the_report_of_a_real_run_is_whole(workdir):

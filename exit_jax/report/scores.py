@@ -26,6 +26,7 @@ from exit_jax.report.plots import (
 )
 from exit_jax.report.runs import Groups, Run, all_runs, by_k, mean_std
 from exit_jax.report.tables import CHAIN, CHAIN_BEST, known_scaffolds, scored_splits
+from exit_jax.workdir.evaluation import chain_of
 
 MAX_TASKS = 12  # panels
 
@@ -48,9 +49,9 @@ def score_by_k(groups: Groups) -> Plot:
         x = np.arange(len(ks))
         for (i, name), (j, (label, runs)) in itertools.product(enumerate(names), enumerate(groups.items())):
             look: dict = style(max(i, j)) | {"label": name if single else label}
-            draw_by_k(ax, groups, runs, split, ks, *scaffolds[name][0], **look)
+            draw_by_k(ax, groups, runs, split, ks, *scaffolds[name], **look)
             if name == CHAIN_BEST and CHAIN in scaffolds:
-                mean, _ = mean_std(by_k(runs, split, ks, *scaffolds[CHAIN][0]))
+                mean, _ = mean_std(by_k(runs, split, ks, *scaffolds[CHAIN]))
                 ax.plot(x, mean, color=look["color"], linestyle="--", linewidth=0.8)
         ax.set(title=split if single else f"{split}: {names[0]}")
         ax.set_xticks(x, [str(k) for k in ks])
@@ -72,7 +73,7 @@ def explain(scaffolds: Iterable[str]) -> str:
         "best of n independent": "the best of *n independent* first responses",
         "restarts, best so far": "the best so far of chains that start over (*restarts*)",
     }
-    text = "; ".join(texts[name] for name in scaffolds) + ", at equal numbers of responses."
+    text = "; ".join(texts.get(name, f"*{name}*") for name in scaffolds) + ", at equal numbers of responses."
     return text + " The score itself picks the best." if set(scaffolds) - {CHAIN} else text
 
 
@@ -93,7 +94,8 @@ def score_by_task(groups: Groups) -> Plot:
         x = np.arange(len(splits[split]))
         for (i, name), (j, (label, runs)) in itertools.product(enumerate(shown), enumerate(groups.items())):
             look: dict = style(max(i, j)) | {"label": name if single else label}
-            draw_by_k(ax, groups, runs, split, splits[split], "by_task", task, shown[name][1], **look)
+            scaffold, figure = shown[name]
+            draw_by_k(ax, groups, runs, split, splits[split], scaffold, "by_task", task, figure, **look)
         ax.set_title(f"{split}: {task}")
         ax.set_xticks(x, [str(k) for k in splits[split]])
     fig.supxlabel(STEP, fontsize=8)
@@ -109,7 +111,8 @@ def score_by_task(groups: Groups) -> Plot:
 
 def task_names(runs: Sequence[Run], split: str) -> list[str]:
     """Return the tasks of a split that evaluations have figures of, in their order."""
-    return list(dict.fromkeys(name for run in runs for name in run.evaluation.get(split, {}).get("by_task", {})))
+    found = (chain_of(run.evaluation[split]) for run in runs if split in run.evaluation)
+    return list(dict.fromkeys(name for chain in found for name in chain.get("by_task", {})))
 
 
 def net_gains(groups: Groups) -> Plot:

@@ -176,12 +176,15 @@ WARM_START = (
 )
 EVALUATION = (
     *_made_by(
-        "evaluation.figures.summarise",
+        "evaluation.evaluate.summarise",
         ("k", "", "the self-improvement steps that are reported; lists run over them"),
         ("num_tasks", "tasks", "size of the split"),
         ("num_too_long", "tasks", "those that do not fit into a prompt; all their figures are 0"),
         ("samples_per_task", "", "chains of each task"),
-        ("settings", "", "the group `eval` that the figures were made with"),
+        ("about", "", "what the scaffold does, in a sentence"),
+    ),
+    *_made_by(
+        "evaluation.scaffolds.report_chain",
         ("accuracy", "share", "chains that are right at k: the last iterate, or what the scaffold holds"),
         ("quality", "0 to 1", "mean quality at k: of the last iterate, or of what the scaffold holds"),
         ("best_quality", "0 to 1", "mean of the best quality up to k, which an oracle would pick"),
@@ -196,15 +199,31 @@ EVALUATION = (
         ("by_difficulty", "", "accuracy and number of tasks by each difficulty that the domain tells, and level of it"),
         ("by_task", "0 to 1", "mean quality of each task that the domain names"),
         ("figures", "", "means of what episodes came to, as the share of requests that were fulfilled"),
-        ("every", "responses", "after how many a chain starts over (`eval.restart_every`)", "chains start over"),
+    ),
+    *_made_by(
+        "evaluation.scaffolds.report_restarts",
+        ("every", "responses", "after how many a chain starts over", "chains start over"),
+    ),
+    *_made_by(
+        "evaluation.scaffolds.report_best_of_n",
+        (
+            "num_responses",
+            "responses",
+            "independent responses to a task, of all its samples",
+            "responses are independent",
+        ),
+        ("pass_at_k", "share", "unbiased estimate that k + 1 of them hold a right one", "responses are independent"),
+    ),
+    *_made_by(
+        "evaluation.figures.majority",
         (
             "majority",
             "share",
             "the vote of the answers up to k is right",
-            "chains start over after each response and the domain has answers",
+            "responses are independent and the domain has answers",
         ),
     ),
-    *_made_by("evaluation.figures.over_tasks", ("<figure>_se", "of the figure", "standard error over tasks")),
+    *_made_by("evaluation.figures.with_error", ("<figure>_se", "of the figure", "standard error over tasks")),
     *_made_by(
         "evaluation.figures.qualities",
         ("<quality>_delta", "0 to 1", "gain in one of these since k = 0"),
@@ -231,12 +250,12 @@ EVALUATION = (
         ("broken", "tasks", "right → wrong changes likewise"),
     ),
     *_made_by(
-        "evaluation.figures.keeping",
+        "evaluation.figures.unchanged",
         ("unchanged_right", "share", "responses up to k to a right answer that left it as it was"),
         ("unchanged_wrong", "share", "responses up to k to a wrong answer that left it as it was"),
     ),
     *_made_by(
-        "evaluation.figures.said",
+        "evaluation.figures.spent",
         ("tokens", "tokens", "mean number of tokens that a chain has sampled up to k"),
         ("notes", "", "means over the k-th responses of what else the domain's grading says"),
     ),
@@ -244,7 +263,7 @@ EVALUATION = (
 TABLES = {
     "train.jsonl: a row for each training iteration": TRAIN,
     "warm_start.jsonl: a row for each step of the supervised warm start": WARM_START,
-    "evaluation.json: figures of each split and scaffold": EVALUATION,
+    "evaluation.json: figures of each split, and of each scaffold": EVALUATION,
 }
 
 
