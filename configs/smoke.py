@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     p.remat, p.unroll_layers, p.decode_stages = "none", True, 1
 
     w = c.warm_start
-    w.num_steps = w.optimizer.decay_steps = 200
+    w.num_steps = w.optimizer.decay_steps = 300
     w.num_states = 32
     w.optimizer.learning_rate = 6e-3
     w.optimizer.warmup_steps = 10
