@@ -29,7 +29,7 @@ from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.choice import SamplingConfig
 from exit_jax.policy.shape import PROJECTIONS, DecoderConfig, LoraConfig
-from exit_jax.step.programs import make_reshard
+from exit_jax.step.policy import make_reshard
 
 # vocabulary, layers, D, heads, kv heads, head size, MLP
 SHAPES = {

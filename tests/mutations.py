@@ -114,9 +114,9 @@ MUTATIONS = [
             f"{BUFFER}::test_unchanged_and_unfinished_answers_stay_out_and_are_counted",
         ),
         (
-            "one sampling key for all iterations",
-            'stream(state.key, "sample", state.step)',
-            'stream(state.key, "sample", 0)',
+            "a batch in flight is drawn again",
+            "cursor=state.cursor + num_drawn",
+            "cursor=state.cursor + 0 * num_drawn",
             f"{STREAMS}::test_iterations",
         ),
         (
@@ -267,30 +267,27 @@ MUTATIONS = [
         ("no cap", "jnp.minimum(d, cap)", "d", f"{REWARDS}::test_diversity_may_exceed_one"),
     ),
     *mutations(
-        "step/programs.py",
+        "step/policy.py",
         (
             "training samples at temperature 1",
             "config.algorithm.temperature",
             "1.0 + 0.0 * config.algorithm.temperature",
             BUCKETS,
         ),
+    ),
+    *mutations(
+        "step/device.py",
         (
             "the learner at temperature 1",
-            "algorithm.temperature, config.run.token_chunk",
+            "config.algorithm.temperature, config.run.token_chunk",
             "1.0, config.run.token_chunk",
             BUCKETS,
         ),
         (
             "the rollouts' width for Dr. GRPO's constant",
-            "domain.max_tokens, *args)",
-            "rollouts.tokens.shape[-1], *args)",
+            "            self.domain.max_tokens,\n",
+            "            rollouts.tokens.shape[-1],\n",
             BUCKETS,
-        ),
-        (
-            "a batch in flight is drawn again",
-            "cursor=state.cursor + drawn",
-            "cursor=state.cursor + 0 * drawn",
-            f"{STREAMS}::test_iterations",
         ),
         (
             "one sampling key for all iterations",

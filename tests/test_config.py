@@ -17,8 +17,8 @@ from exit_jax.config.schema import OPERATIONAL, Config, EvalConfig
 from exit_jax.errors import ConfigError
 from exit_jax.evaluation.figures import Chains, Outcome, mean_of
 from exit_jax.evaluation.figures import summarise as summarise_split
-from exit_jax.main import check_tasks, run_experiment
 from exit_jax.parallel.mesh import MeshConfig
+from exit_jax.run import check_tasks, run_experiment
 from exit_jax.study import finished, half_width, markdown, study, summarise
 from exit_jax.workdir import identity
 from exit_jax.workdir.identity import open_workdir, scientific, to_dict, write_json

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from exit_jax.config.parse import validate
-from exit_jax.domains.domain import GradingError
+from exit_jax.errors import GradingError
 from exit_jax.evaluation.evaluate import evaluate, run_chains
 from exit_jax.evaluation.figures import Chains, Outcome, levels, mean_of, summarise
 from exit_jax.parallel import hosts
-from exit_jax.step import programs
+from exit_jax.step.program import make_program
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -33,7 +33,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def params(config):
-    return programs.make_program(config).init_params(0)
+    return make_program(config).init_params(0)
 
 
 def make_chains(quality_KR, unchanged_KR, complete_KR, answers=None) -> Outcome:

@@ -9,6 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "exit_jax"
 # floors from the top; a module imports from its own room and from floors below: neither upward nor from a neighbour
 FLOORS = (
     ("main",),
+    ("run",),
     ("study", "evaluation", "training", "report", "fit"),
     ("step",),
     ("workdir",),

@@ -1,7 +1,7 @@
 """One training iteration of Exploratory Iteration (ExIt, Algorithm 1), from parts that come in as arguments."""
 
 import dataclasses
-from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,20 +26,83 @@ from exit_jax.types import (
     Rollouts,
     State,
     TaskBuffer,
+    pytree,
 )
 
-Select = Callable[[State], Instances]
-Rollout = Callable[[Params, Instances, Array], Rollouts]
-Grade = Callable[[Instances, Rollouts], Grades]
-Learn = Callable[[State, Instances, Rollouts, Grades], tuple[State, Metrics]]
+Batch = tuple[Instances, Rollouts]
 
 
-def iterate(select: Select, rollout: Rollout, grade: Grade, learn: Learn, state: State) -> tuple[State, Metrics]:
-    """Run one training iteration: select instances, expand them into rollouts, grade these, learn from them."""
-    instances = select(state)
-    rollouts = rollout(state.params, instances, stream(state.key, "sample", state.step))
-    grades = grade(instances, rollouts)
-    return learn(state, instances, rollouts, grades)
+class Steps(Protocol):
+    """The four steps of an iteration, bound to a policy, a domain and devices."""
+
+    def select(self, state: State, in_flight: Instances | None = None) -> tuple[Instances, Array]:
+        """Return the next batch's instances, and the key that its rollouts are sampled with."""
+        ...
+
+    def rollout(self, params: Params, instances: Instances, key: Array) -> Rollouts:
+        """Expand every instance into a group of rollouts."""
+        ...
+
+    def grade(self, instances: Instances, rollouts: Rollouts) -> Grades:
+        """Grade rollouts by the domain's verifier."""
+        ...
+
+    def learn(self, state: State, instances: Instances, rollouts: Rollouts, grades: Grades) -> tuple[State, Metrics]:
+        """Return the state after the update of policy and buffer."""
+        ...
+
+
+@pytree
+class InFlight:
+    """The state of a run that samples one batch ahead (``rollout_lag``); the batch is part of what a checkpoint holds."""
+
+    state: State
+    instances: Instances
+    rollouts: Rollouts
+
+    @property
+    def step(self) -> Array:
+        """Training iterations done."""
+        return self.state.step
+
+
+Carry = State | InFlight  # what goes from one iteration to the next
+
+
+def iterate(steps: Steps, carry: Carry) -> tuple[Carry, Metrics]:
+    """Run one training iteration: select instances, expand them into rollouts, grade these, learn from them.
+
+    With a lag, the batch that is graded and learnt from was sampled during the iteration before, and the next one is sampled
+    while this one is graded; its log-probs are those that it was sampled with, so the ratio is exact (ExIt App. A).
+    """
+    if isinstance(carry, InFlight):
+        state, instances, rollouts = carry.state, carry.instances, carry.rollouts
+        following = sample(steps, state, in_flight=instances)
+    else:
+        state, following = carry, None
+        instances, rollouts = sample(steps, state)
+    grades = steps.grade(instances, rollouts)
+    state, metrics = steps.learn(state, instances, rollouts, grades)
+    return (InFlight(state, *following) if following else state), metrics
+
+
+def sample(steps: Steps, state: State, in_flight: Instances | None = None) -> Batch:
+    """Select the next batch's instances, beside those in flight, and sample their rollouts."""
+    instances, key = steps.select(state, in_flight)
+    return instances, steps.rollout(state.params, instances, key)
+
+
+def state_of(carry: Carry) -> State:
+    """Return the state without a batch that is in flight."""
+    return carry.state if isinstance(carry, InFlight) else carry
+
+
+def state_for_next_selection(state: State, in_flight: Instances | None) -> State:
+    """Return what selection sees of a state while a batch is in flight: the next step, the next base tasks."""
+    if in_flight is None:
+        return state
+    num_drawn = (~in_flight.from_buffer).sum(dtype=state.cursor.dtype)
+    return dataclasses.replace(state, step=state.step + 1, cursor=state.cursor + num_drawn)
 
 
 def learn(

@@ -19,10 +19,6 @@ class DomainError(UserError):
     """Tasks that cannot be had as they were asked for; the message says what to change."""
 
 
-class GradingError(RuntimeError):
-    """Verifiers or environments that fail as a whole, not for an answer; the log says why."""
-
-
 # why an episode is over
 ENDS = ("valid", "invalid", "overlong_response", "overlong_transcript", "out_of_turns", "lost")
 VALID, INVALID, OVERLONG_RESPONSE, OVERLONG_TRANSCRIPT, OUT_OF_TURNS, LOST = range(6)

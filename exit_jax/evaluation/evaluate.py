@@ -25,7 +25,8 @@ import numpy as np
 from exit_jax import domains
 from exit_jax.algorithm.prompts import render, render_by_mode
 from exit_jax.config.schema import Config, EvalConfig
-from exit_jax.domains.domain import ENDS, Domain, Environment, GradingError, blank_grades
+from exit_jax.domains.domain import ENDS, Domain, Environment, blank_grades
+from exit_jax.errors import GradingError
 from exit_jax.evaluation.figures import Chains, Outcome, mean_of, summarise, task_names
 from exit_jax.evaluation.stored import open_stored
 from exit_jax.parallel import hosts
@@ -35,13 +36,8 @@ from exit_jax.policy import sampler
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.step.episodes import PlayedSteps, play_steps
 from exit_jax.step.finite import NonFiniteError, explain, require_finite
-from exit_jax.step.programs import (
-    decoder_config,
-    evaluation_sampling,
-    make_reshard,
-    transcript_room,
-    turn_programs,
-)
+from exit_jax.step.policy import decoder_config, evaluation_sampling, make_reshard
+from exit_jax.step.turns import transcript_room, turn_programs
 from exit_jax.types import (
     BASE,
     IMPROVE,

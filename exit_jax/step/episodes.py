@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -33,23 +33,11 @@ from exit_jax.domains.domain import (
     Environment,
 )
 from exit_jax.parallel import hosts
-from exit_jax.policy.sampler import Reading
 from exit_jax.step.finite import require_finite
+from exit_jax.step.turns import TurnPrograms
 from exit_jax.types import Array, History, Instances, Params, Rollouts
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class TurnPrograms:
-    """The parts of a turn, jitted; the last two may be given a reading to reuse."""
-
-    part: Callable[[Instances, int, int], Instances]  # (instances [B], first, count) -> a lane's instances
-    start: Callable[[Params, Array, Array], Reading]  # (copy, prompt [b, P], its length [b])
-    # (copy, reading, key, active [b, G], first logical row) -> rows with responses of up to M tokens
-    generate: Callable[[Params, Reading, Array, Any, Any], tuple[Reading, Rollouts]]
-    # (copy, reading, tokens [b, G, S], count [b, G], active [b, G]); rows that are not active are forgotten
-    extend: Callable[[Params, Reading, Any, Any, Any], Reading]
 
 
 @dataclasses.dataclass(frozen=True)

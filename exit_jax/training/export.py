@@ -17,7 +17,7 @@ from exit_jax.policy.hf import chat, generation
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import Words, export, export_adapter
 from exit_jax.policy.shape import DecoderConfig
-from exit_jax.step.programs import decoder_config, evaluation_sampling
+from exit_jax.step.policy import decoder_config, evaluation_sampling
 from exit_jax.training.train import restore_params
 
 log = logging.getLogger(__name__)

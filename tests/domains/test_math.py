@@ -16,9 +16,9 @@ from exit_jax.domains.math import domain as maths
 from exit_jax.domains.math.grader import Grader, Verdict
 from exit_jax.errors import ConfigError
 from exit_jax.evaluation.evaluate import evaluate
-from exit_jax.main import run_experiment
 from exit_jax.policy.hf import chat
-from exit_jax.step import programs
+from exit_jax.run import run_experiment
+from exit_jax.step.program import make_program
 from exit_jax.training import train
 from exit_jax.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
 from exit_jax.workdir.metrics import read_jsonl
@@ -144,7 +144,7 @@ def test_a_test_problem_that_is_too_long_counts_as_wrong(math, data_dir, tmp_pat
         assert f"problems of {split} are longer than domain.max_request_tokens = {limit} and {fate}" in caplog.text
     yes = Verdict(correct=True, answer="7", graded=True)
     monkeypatch.setattr(Grader, "grade", lambda self, pairs: [yes] * len(pairs))
-    params = programs.make_program(config).init_params(0)
+    params = make_program(config).init_params(0)
     found = evaluate(config, params, None)["test"]
     assert (found["num_tasks"], found["num_too_long"]) == (8, num_too_long)
     assert found["accuracy"] == [1 - num_too_long / 8] * 3
@@ -259,7 +259,7 @@ def test_one_batch_ahead_draws_the_tasks_that_come_next(ahead, paying, tmp_path)
 
 def test_an_evaluation_that_was_stopped_goes_on_and_can_be_graded_again(data_dir, tmp_path, monkeypatch):
     config = tiny(data_dir)
-    params = programs.make_program(config).init_params(0)
+    params = make_program(config).init_params(0)
     whole = evaluate(config, params, tmp_path / "whole")
     part = tmp_path / "part"
     (part / "answers").mkdir(parents=True)

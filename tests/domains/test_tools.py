@@ -15,8 +15,8 @@ from exit_jax.domains.tool_use import domain as tools
 from exit_jax.domains.tool_use import tiny_expert
 from exit_jax.domains.tool_use.episode import Episode, Turn, Verdict
 from exit_jax.errors import ConfigError
-from exit_jax.main import run_experiment
-from exit_jax.step import programs
+from exit_jax.run import run_experiment
+from exit_jax.step.program import make_program
 from exit_jax.training import train
 from exit_jax.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
 from exit_jax.workdir.metrics import read_jsonl
@@ -218,7 +218,7 @@ def test_faults_are_told(data_dir):
             domain__max_tokens=9,
         )
     with pytest.raises(ConfigError, match="rollout_lag = 1"):
-        programs.make_program(tiny_tools(data_dir, algorithm__rollout_lag=1))
+        make_program(tiny_tools(data_dir, algorithm__rollout_lag=1))
     with pytest.raises(DomainError, match="prompt_width = 100 is too narrow"):
         tools.Tools(tiny_tools(data_dir, domain__prompt_width=100).domain).templates  # noqa: B018
     with pytest.raises(DomainError, match=r"no task of the split train fits into domain.max_context_tokens = 4"):

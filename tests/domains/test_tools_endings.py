@@ -17,7 +17,8 @@ from exit_jax.domains.tool_use import tiny_expert
 from exit_jax.domains.tool_use.parser import has_ending
 from exit_jax.evaluation.evaluate import evaluate
 from exit_jax.policy.stops import StopText
-from exit_jax.step import programs
+from exit_jax.step.policy import sampling_config
+from exit_jax.step.program import make_program
 from exit_jax.types import BASE, IMPROVE, Instances, Rollouts
 
 HOUSE = 1  # a training task with rooms
@@ -184,8 +185,8 @@ def test_sampling_stops_where_the_domain_says(data_dir, monkeypatch):
     monkeypatch.setattr(tools.Tools, "step", listen)
     config = tiny_tools(data_dir, domain__stop_at_call=True, domain__call_secs=4.5, eval__steps=(0, 1))
     domain = domains.make(config.domain_name, config.domain)
-    assert programs.sampling_config(config, domain).stop_text is domain.stop_text
-    evaluate(config, programs.make_program(config).init_params(0), None)
+    assert sampling_config(config, domain).stop_text is domain.stop_text
+    evaluate(config, make_program(config).init_params(0), None)
     token = domain.stop_text.table[0] > 0
     assert [token[response].tolist().index(True) for response in said if token[response].any()] == [
         len(response) - 1 for response in said if token[response].any()
@@ -233,7 +234,7 @@ def test_a_test_task_that_is_too_long_counts_as_failed(data_dir, monkeypatch, ca
     assert domain.tasks("train").task.size == domain.too_long("train").size < 24
     assert f"{num_too_long} of 8 tasks of test count as failed" in caplog.text
     assert "tasks of train are left out" in caplog.text
-    found = evaluate(config, programs.make_program(config).init_params(0), None)["test"]
+    found = evaluate(config, make_program(config).init_params(0), None)["test"]
     assert (found["num_tasks"], found["num_too_long"]) == (8, num_too_long)
     assert found["accuracy"] == [1 - num_too_long / 8]
 

@@ -20,9 +20,9 @@ from exit_jax.embedding.config import read, read_recipe
 from exit_jax.embedding.embed import EncoderConfig, make_embed, width
 from exit_jax.embedding.load import load
 from exit_jax.errors import ConfigError
-from exit_jax.main import run_experiment
 from exit_jax.parallel.mesh import MeshConfig, make_mesh
 from exit_jax.policy.hf.config import CheckpointError
+from exit_jax.run import run_experiment
 from exit_jax.workdir.metrics import Timing, read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[2]
