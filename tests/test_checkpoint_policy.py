@@ -75,6 +75,7 @@ def test_train_and_export_all_parameters(source, tmp_path):
         export_policy(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_train_and_export_adapters(source, tmp_path):
     config = tiny(source, ",lora=2")
     run_experiment(config, tmp_path)

@@ -384,6 +384,7 @@ def test_faults_end_with_status_2():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_a_small_config_compiles_for_v5e(tmp_path):
     fields = {"domain.on_host": True, "run.steps_per_call": 1, "run.mesh.fsdp": 2, "run.mesh.tensor": 2}

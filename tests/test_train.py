@@ -392,6 +392,7 @@ LORA = {
 }
 
 
+@pytest.mark.slow
 def test_lora_trains_adapters_only_and_keeps_the_base(tmp_path):
     config = smoke(changes=LORA, num_iterations=5)
     state, params = train.train(config, tmp_path)

@@ -232,6 +232,7 @@ def ahead(paying, tmp_path_factory):
     return config, workdir, train.train(config, workdir)[0]
 
 
+@pytest.mark.slow
 def test_resume_with_a_batch_in_flight_is_bitwise(ahead, tmp_path):
     config, workdir, state = ahead
     short = dataclasses.replace(config, run=dataclasses.replace(config.run, num_iterations=2))
@@ -284,6 +285,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_can_be_graded_again(data_dir
     )
 
 
+@pytest.mark.slow
 def test_run_experiment_leaves_all_files(data_dir, tmp_path):
     results = run_experiment(tiny(data_dir, algorithm__diversity_embedding="policy"), tmp_path)
     assert set(results) == {"test"}

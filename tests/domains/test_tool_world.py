@@ -177,6 +177,7 @@ def test_tasks_are_what_they_should_be():
     assert np.mean(several_ways) > 0.2
 
 
+@pytest.mark.slow
 def test_splits_are_disjoint_whatever_the_seeds():
     content = {}
     for split in SPLITS:
@@ -206,6 +207,7 @@ def test_later_requests_depend_on_those_before():
     assert np.mean(fulfilled) < 0.25  # what they ask for may be done with what is there, too
 
 
+@pytest.mark.slow
 def test_the_same_in_every_process():
     program = (
         "import hashlib, json, numpy as np\n"

@@ -230,6 +230,7 @@ def test_faults_are_told(data_dir):
     assert dataclasses.replace(bfcl, train_split="tuning").splits == ("train", "validation", "test")
 
 
+@pytest.mark.slow
 def test_training_resumes_exactly_and_evaluates(data_dir, tmp_path):
     """Two iterations, a restart and two more equal four; an evaluation that was cut off goes on to the same end."""
     config = tiny_tools(data_dir)

@@ -172,6 +172,7 @@ def test_endings(text, expected):
     assert has_ending(text) == expected
 
 
+@pytest.mark.slow
 def test_sampling_stops_where_the_domain_says(data_dir, monkeypatch):
     """In evaluated episodes as in training; a letter stands for the end of a call, which an untrained policy never makes."""
     letter = lambda self: StopText.of("e", self.tokenizer.convert_ids_to_tokens(list(range(self.vocab_size))))

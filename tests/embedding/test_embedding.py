@@ -93,7 +93,7 @@ def checkpoints(tmp_path_factory):
     return folders
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("roberta", "modernbert"))])
 def checkpoint(request, checkpoints):
     return checkpoints[request.param]
 
