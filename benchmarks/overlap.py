@@ -22,7 +22,7 @@ import numpy as np
 from exit_jax import domains
 from exit_jax.algorithm.iteration import iterate
 from exit_jax.config.parse import validate
-from exit_jax.evaluation.evaluate import run_chains
+from exit_jax.evaluation.chains import run_chains
 from exit_jax.step.device import Constants
 from exit_jax.step.hosted import HostedSteps
 from exit_jax.step.program import make_program

@@ -12,6 +12,7 @@ from exit_jax.config import learning
 from exit_jax.config.parse import validate
 from exit_jax.config.schema import Config
 from exit_jax.errors import ConfigError
+from exit_jax.evaluation import scaffolds
 from exit_jax.evaluation.evaluate import evaluate
 from exit_jax.parallel import hosts
 from exit_jax.report import report
@@ -21,6 +22,7 @@ from exit_jax.training.export import export_policy
 from exit_jax.training.record import record_buffer
 from exit_jax.training.train import restore_params, train
 from exit_jax.workdir import inputs
+from exit_jax.workdir.evaluation import chain_of
 from exit_jax.workdir.identity import holds_run, open_workdir, read_object, write_json
 from exit_jax.workdir.metrics import Timing, trained_iterations
 
@@ -43,6 +45,7 @@ def start(content: ConfigDict, overrides: Mapping[str, object], trains: bool = T
 
 def run_experiment(config: Config, workdir: pathlib.Path) -> dict:
     """Train, or go on training, and evaluate; returns the evaluation."""
+    scaffolds.chosen(config.eval)  # raises before anything is trained
     for line in learning.warnings_of(config) if hosts.is_lead() else ():
         warn(line)
     workdir = open_workdir(workdir, config)
@@ -141,8 +144,8 @@ def run_study(experiment: Experiment, config: Config, workdir: pathlib.Path) -> 
 
 def show(results: dict) -> None:
     """Print accuracy by k of every split."""
-    for split, figures in results.items():
-        row = "  ".join(f"k={k} {accuracy:.3f}" for k, accuracy in zip(figures["k"], figures["accuracy"]))
+    for split, figures in results["splits"].items():
+        row = "  ".join(f"k={k} {accuracy:.3f}" for k, accuracy in zip(figures["k"], chain_of(figures)["accuracy"]))
         print(f"{split} accuracy: {row}")
 
 

@@ -20,27 +20,27 @@ from ml_collections import ConfigDict
 from exit_jax.config.parse import validate
 from exit_jax.config.schema import Config, EvalConfig
 from exit_jax.errors import ConfigError
-from exit_jax.workdir import identity
+from exit_jax.workdir import evaluation, identity
 from exit_jax.workdir.markdown import table
 from exit_jax.workdir.metrics import trained_iterations
 
 # accuracy = found x kept: an answer counts at the last iterate if a chain was ever right and stayed so
-MEASURES = {
-    "accuracy": lambda figures: figures["accuracy"],
-    "found": lambda figures: figures["best_so_far"],
-    "kept": lambda figures: [a / b if b else None for a, b in zip(figures["accuracy"], figures["best_so_far"])],
-    "stopped": lambda figures: figures["stopped"],
-    "restarted": lambda figures: figures.get("restarts", {}).get("best_so_far"),
-    "quality": lambda figures: figures["quality"],
-    "frozen": lambda figures: figures.get("unchanged_wrong"),  # the mean of splits has none
-    "greedy": lambda figures: figures.get("greedy", {}).get("quality"),
-    "restarted_quality": lambda figures: figures.get("restarts", {}).get("best_quality"),
+MEASURES = {  # name -> a scaffold and its figure, but for ``kept``, the ratio of the first two
+    "accuracy": ("chain", "accuracy"),
+    "found": ("chain", "best_so_far"),
+    "kept": ("chain", "kept"),
+    "stopped": ("chain", "stopped"),
+    "restarted": ("restarts", "best_so_far"),
+    "quality": ("chain", "quality"),
+    "frozen": ("chain", "unchanged_wrong"),
+    "greedy": ("greedy", "quality"),
+    "restarted_quality": ("restarts", "best_quality"),
 }
 GAINS = {  # since k = 0, which need not be among the k that are shown
-    "delta": lambda figures: figures["delta"],
-    "quality_delta": lambda figures: figures["quality_delta"],
-    "greedy_delta": lambda figures: figures.get("greedy", {}).get("quality_delta"),
-    "restarted_quality_delta": lambda figures: figures.get("restarts", {}).get("best_quality_delta"),
+    "delta": ("chain", "delta"),
+    "quality_delta": ("chain", "quality_delta"),
+    "greedy_delta": ("greedy", "quality_delta"),
+    "restarted_quality_delta": ("restarts", "best_quality_delta"),
 }
 SCORES = {"quality": "plain chain", "greedy": "greedy search", "restarted_quality": "restarts, best so far"}
 OF_RIGHT = ("accuracy", "found", "kept", "stopped", "restarted")
@@ -121,8 +121,8 @@ def study(
                 config = dataclasses.replace(config, variant=BASE, algorithm=algorithm)
             config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changed))
             folder = workdir / variant / f"seed{seed}"
-            evaluation = finished(config, folder)
-            results.setdefault(variant, {})[seed] = run(config, folder) if evaluation is None else evaluation
+            found = finished(config, folder)
+            results.setdefault(variant, {})[seed] = run(config, folder) if found is None else found
     summary = summarise(results)
     identity.write_json(workdir / "study.json", summary)
     (workdir / "study.md").write_text(markdown(summary))
@@ -137,7 +137,7 @@ def finished(config: Config, folder: pathlib.Path) -> dict | None:
     Raises:
       ConfigError: if the run is of another experiment, or of more iterations.
     """
-    done = folder / "evaluation.json"
+    done = folder / evaluation.NAME
     if not done.exists():
         return None
     try:
@@ -157,37 +157,39 @@ def finished(config: Config, folder: pathlib.Path) -> dict | None:
     told = lambda settings: identity.without_defaults(EvalConfig, settings)
     settings = told(identity.to_dict(config)["eval"])
     try:
-        evaluation = identity.read_object(done)
-        # its own, since config.json is of the last evaluation that was begun
-        same = all(told(figures["settings"]) == settings for figures in evaluation.values())
-    except (ConfigError, KeyError, TypeError):  # damaged: it is made anew
+        results = evaluation.read(done)
+        same = (
+            told(results["settings"]) == settings
+        )  # its own, since config.json is of the last evaluation that was begun
+    except (ConfigError, AttributeError, KeyError, TypeError):  # damaged: it is made anew
         return None
-    return evaluation if evaluation and same else None
+    return results if results["splits"] and same else None
 
 
 def summarise(results: dict[str, dict[int, dict]]) -> dict:
-    """Reduce evaluations, variant -> seed -> split -> figures, to mean, spread and paired differences to GRPO.
+    """Reduce evaluations, variant -> seed -> what evaluation.json holds, to mean, spread and paired differences to GRPO.
 
     For each split, variant and measure: values at each k, a row for each of ``seeds``, their mean and standard deviation over
     seeds, and the mean difference to GRPO of the same seed with the half width of its 95% interval (Student's t over seeds).
     ``delta`` is Δ_K, the accuracy at each k minus that at k = 0, and ``<measure>_delta`` the same of what SCORES names. What
     is undefined, such as the share kept of nothing found, is null.
     """
-    evaluations = [evaluation for by_seed in results.values() for evaluation in by_seed.values()]
+    evaluations = [found["splits"] for by_seed in results.values() for found in by_seed.values()]
     summary = {}
     for split, figures in evaluations[0].items():
+        measures = MEASURES | _other_measures([found[split] for found in evaluations])
         variants = {}
         for variant, by_seed in results.items():
             row = {}
-            for measure, read in MEASURES.items():
-                values = _per_seed(by_seed, split, read)
+            for measure, of in measures.items():
+                values = _per_seed(by_seed, split, *of)
                 row[measure] = {"values": _json(values), "mean": _json(values.mean(0)), "std": _json(_std(values))}
                 if "grpo" in results and variant != "grpo":
-                    paired = values - _per_seed({seed: results["grpo"][seed] for seed in by_seed}, split, read)
+                    paired = values - _per_seed({seed: results["grpo"][seed] for seed in by_seed}, split, *of)
                     row[measure]["minus_grpo"] = _json(paired.mean(0))
                     row[measure]["minus_grpo_ci95"] = _json(half_width(paired))
-            for name, read in GAINS.items():
-                gain = _per_seed(by_seed, split, read)
+            for name, of in GAINS.items():
+                gain = _per_seed(by_seed, split, *of)
                 row[name] = {"mean": _json(gain.mean(0)), "std": _json(_std(gain))}
             variants[variant] = row
         seeds = list(next(iter(results.values())))
@@ -195,10 +197,27 @@ def summarise(results: dict[str, dict[int, dict]]) -> dict:
     return summary
 
 
-def _per_seed(by_seed: dict[int, dict], split: str, read) -> np.ndarray:
-    """Return a measure as [seeds, k]; null is NaN, and so is what a split does not have."""
-    splits = [evaluation[split] for evaluation in by_seed.values()]
-    return np.array([read(figures) or [None] * len(figures["k"]) for figures in splits], float)
+def _other_measures(splits: Sequence[dict]) -> dict[str, tuple[str, str]]:
+    """Return the accuracy that each further scaffold stands for by its name, and the score as ``<name>_quality``."""
+    known, found = {scaffold for scaffold, _ in MEASURES.values()}, {}
+    for name, entry in (item for figures in splits for item in figures["scaffolds"].items()):
+        stands = {name: evaluation.ACCURACIES, f"{name}_quality": evaluation.SCORES} if name not in known else {}
+        for measure, figures in stands.items():
+            if of := evaluation.stands_for(entry, figures):
+                found[measure] = (name, of)
+    return found
+
+
+def _per_seed(by_seed: dict[int, dict], split: str, scaffold: str, name: str) -> np.ndarray:
+    """Return a scaffold's figure as [seeds, k]; null is NaN, and so is what a split does not have."""
+
+    def series(figures: dict) -> list:
+        entry = figures["scaffolds"].get(scaffold, {})
+        if name == "kept":
+            return [a / b if b else None for a, b in zip(entry["accuracy"], entry["best_so_far"])]
+        return entry.get(name) or [None] * len(figures["k"])
+
+    return np.array([series(found["splits"][split]) for found in by_seed.values()], float)
 
 
 def _json(values: np.ndarray):
@@ -234,7 +253,8 @@ def markdown(summary: dict) -> str:
         ks, variants, count = content["k"], content["variants"], len(content["seeds"])
         scored = _is_scored(variants)
         some_right = any(value for row in variants.values() for value in row["found"]["mean"])
-        shown = [m for m in MEASURES if any(value is not None for row in variants.values() for value in row[m]["mean"])]
+        measures = [m for m, figures in next(iter(variants.values())).items() if "values" in figures]
+        shown = [m for m in measures if any(value is not None for row in variants.values() for value in row[m]["mean"])]
         shown = [m for m in shown if some_right or not scored or m not in OF_RIGHT]
         lines += [f"## {split}: {content['num_tasks']} tasks, {count} seeds, mean ± standard deviation over seeds", ""]
         titles = {"accuracy": ("accuracy", "delta")}

@@ -37,10 +37,10 @@ def write_run(
     path.mkdir(parents=True)
     config = {"name": "math_llama3b", "variant": variant, "seed": seed, "run": {"num_iterations": num_rows}}
     (path / "config.json").write_text(json.dumps({"config": config, "versions": {"jax": "0.10.2"}}))
-    results = {split: evaluation(rng, variant, split) for split in splits}
-    if len(results) > 1:
-        results["mean"] = mean_of(list(results.values()))
-    (path / "evaluation.json").write_text(json.dumps(results))
+    found = {split: evaluation(rng, variant, split) for split in splits}
+    if len(found) > 1:
+        found["mean"] = mean_of(list(found.values()))
+    write_evaluation(path, found)
     with (path / "train.jsonl").open("w") as file:
         file.writelines(json.dumps(row(rng, variant, step)) + "\n" for step in range(1, num_rows + 1))
     with (path / "chains.jsonl").open("w") as file:
@@ -52,8 +52,14 @@ def write_run(
     return path
 
 
+def write_evaluation(path: pathlib.Path, splits: dict[str, dict]) -> None:
+    """Write evaluation.json."""
+    settings = {"steps": KS, "samples_per_task": 8}
+    (path / "evaluation.json").write_text(json.dumps({"format": 2, "settings": settings, "splits": splits}))
+
+
 def evaluation(rng, variant: str, split: str) -> dict:
-    """Return a split's figures as ``summary.summarise`` gives them for a domain without a sign of being done."""
+    """Return a split's figures as an evaluation gives them for a domain without a sign of being done."""
     num_tasks, start = SPLITS[split]
     gain, climb, _ = VARIANTS[variant]
     noise = np.sqrt(start * (1 - start) / num_tasks / 8)
@@ -62,8 +68,7 @@ def evaluation(rng, variant: str, split: str) -> dict:
     broken = 0.06 * rise * num_tasks
     net = (accuracy - accuracy[0]) * num_tasks
     rival = np.clip(accuracy[0] + 0.2 * rise, 0, 1)
-    return {
-        "k": KS,
+    chain = {
         "accuracy": accuracy.tolist(),
         "accuracy_se": (np.sqrt(accuracy * (1 - accuracy) / num_tasks)).tolist(),
         "quality": accuracy.tolist(),
@@ -76,29 +81,31 @@ def evaluation(rng, variant: str, split: str) -> dict:
         "stopped": [None] * len(KS),
         "unchanged_right": [None, *[0.9] * (len(KS) - 1)],
         "unchanged_wrong": [None, *[0.6] * (len(KS) - 1)],
-        "restarts": {
-            "every": 1,
-            "best_so_far": rival.tolist(),
-            "stopped": [None] * len(KS),
-            "majority": (accuracy[0] + 0.06 * rise).tolist(),
-        },
         "by_difficulty": {},
-        "num_tasks": num_tasks,
-        "samples_per_task": 8,
     }
+    restarts = {
+        "every": 1,
+        "best_so_far": rival.tolist(),
+        "stopped": [None] * len(KS),
+        "majority": (accuracy[0] + 0.06 * rise).tolist(),
+    }
+    about = {"k": KS, "num_tasks": num_tasks, "samples_per_task": 8}
+    return about | {"scaffolds": {"chain": chain, "restarts": restarts}}
 
 
 def mean_of(splits: list[dict]) -> dict:
     """Return the unweighted mean of splits."""
-    mean = {"k": KS, "num_tasks": sum(one["num_tasks"] for one in splits), "stopped": [None] * len(KS)}
+    sizes, chains = [one["num_tasks"] for one in splits], [one["scaffolds"]["chain"] for one in splits]
+    mean: dict = {"stopped": [None] * len(KS)}
     for name in ("accuracy", "quality", "delta", "best_so_far"):
-        mean[name] = np.mean([one[name] for one in splits], 0).tolist()
+        mean[name] = np.mean([one[name] for one in chains], 0).tolist()
     for name in ("net_corrections", "corrected", "broken"):
-        shares = [np.array(one[name]) / one["num_tasks"] for one in splits]
-        mean[name] = (np.mean(shares, 0) * mean["num_tasks"]).tolist()
-    mean["net_corrections_sum"] = np.sum([one["net_corrections_sum"] for one in splits], 0).tolist()
-    errors = np.array([one["accuracy_se"] for one in splits])
-    return mean | {"accuracy_se": (np.sqrt((errors**2).sum(0)) / len(splits)).tolist()}
+        shares = [np.array(one[name]) / size for one, size in zip(chains, sizes)]
+        mean[name] = (np.mean(shares, 0) * sum(sizes)).tolist()
+    mean["net_corrections_sum"] = np.sum([one["net_corrections_sum"] for one in chains], 0).tolist()
+    errors = np.array([one["accuracy_se"] for one in chains])
+    mean["accuracy_se"] = (np.sqrt((errors**2).sum(0)) / len(splits)).tolist()
+    return {"k": KS, "num_tasks": sum(sizes), "samples_per_task": 8, "scaffolds": {"chain": mean}}
 
 
 def row(rng, variant: str, step: int) -> dict:
@@ -173,8 +180,7 @@ def write_mle_run(path: pathlib.Path, variant="exit", seed=0, num_rows=60, num_c
     config = json.loads((path / "config.json").read_text())
     config["config"]["name"] = "mle_tiny"
     (path / "config.json").write_text(json.dumps(config))
-    results = {split: scored_evaluation(rng, variant, split) for split in COMPETITIONS}
-    (path / "evaluation.json").write_text(json.dumps(results))
+    write_evaluation(path, {split: scored_evaluation(rng, variant, split) for split in COMPETITIONS})
     secs = {split: {"chain": 41.5, "restarts": 38.0, "greedy": 44.5} for split in COMPETITIONS}
     notes = {split: {kind: {"cached": 0.25, "run_secs": 1.5} for kind in kinds} for split, kinds in secs.items()}
     (path / "evaluation_timing.json").write_text(json.dumps({"secs": secs, "notes": notes}))
@@ -189,21 +195,21 @@ def write_mle_run(path: pathlib.Path, variant="exit", seed=0, num_rows=60, num_c
 
 
 def scored_evaluation(rng, variant: str, split: str) -> dict:
-    """Return a split's figures as ``summary.summarise`` gives them for 16 chains a competition, of all three kinds."""
+    """Return a split's figures as an evaluation gives them for 16 chains a competition by each of three scaffolds."""
     gain, climb, _ = VARIANTS[variant]
     names, rise = COMPETITIONS[split], 1 - np.exp(-np.array(KS) / 4)
     noise = lambda: 0.01 * rng.normal(size=len(KS))
-    by_task = {}
+    by_task: dict[str, dict] = {"chain": {}, "restarts": {}, "greedy": {}}
     for name, start in names.items():
         first = start + 4 * gain + 0.02 * rng.normal()
         search = first + (0.12 + 3 * climb) * rise
-        by_task[name] = {
+        by_task["chain"][name] = {
             "quality": (first + 2 * climb * rise + noise()).tolist(),
             "best_quality": (first + (0.1 + 2 * climb) * rise).tolist(),
-            "restarts": (first + 0.14 * rise).tolist(),
-            "greedy": np.maximum.accumulate(search + noise()).tolist(),
         }
-    mean = lambda kind: np.mean([one[kind] for one in by_task.values()], 0).tolist()
+        by_task["restarts"][name] = {"best_quality": (first + 0.14 * rise).tolist()}
+        by_task["greedy"][name] = {"quality": np.maximum.accumulate(search + noise()).tolist()}
+    mean = lambda scaffold, figure: np.mean([one[figure] for one in by_task[scaffold].values()], 0).tolist()
     error = [0.05] * len(KS)
     events = lambda up, down: {
         "improved": [None, *[up] * (len(KS) - 1)],
@@ -212,21 +218,27 @@ def scored_evaluation(rng, variant: str, split: str) -> dict:
     plain, crashed = events(0.3 + climb, 0.2), [0.4, 0.3, 0.25, 0.2, 0.2, 0.2]
     net = [None, *(up - down for up, down in zip(plain["improved"][1:], plain["worsened"][1:]))]
     nothing = [0.0] * len(KS)
-    return {
-        "k": KS,
+    chain = {
         **{"accuracy": nothing, "accuracy_se": nothing, "delta": nothing, "best_so_far": nothing},
         **{"net_corrections": nothing, "corrected": nothing, "broken": nothing, "stopped": [None] * len(KS)},
         "net_corrections_sum": nothing,
-        **{"quality": mean("quality"), "quality_se": error, "best_quality": mean("best_quality")},
+        **{"quality": mean("chain", "quality"), "quality_se": error, "best_quality": mean("chain", "best_quality")},
         **plain,
         **{"net_gains": net, "net_gains_se": [None, *error[1:]], "notes": {"crashed": crashed}},
-        "restarts": {"every": 1, "best_so_far": nothing, "best_quality": mean("restarts"), "best_quality_se": error},
-        "greedy": {"quality": mean("greedy"), "quality_se": error, **events(0.15, 0.5), "notes": {"crashed": crashed}},
-        "by_task": by_task,
         "by_difficulty": {},
-        "num_tasks": len(names),
-        "samples_per_task": 16,
     }
+    best = mean("restarts", "best_quality")
+    restarts = {"every": 1, "best_so_far": nothing, "best_quality": best, "best_quality_se": error}
+    greedy = {
+        "quality": mean("greedy", "quality"),
+        "quality_se": error,
+        **events(0.15, 0.5),
+        "notes": {"crashed": crashed},
+    }
+    scaffolds = {"chain": chain, "restarts": restarts, "greedy": greedy}
+    for scaffold, entry in scaffolds.items():
+        entry["by_task"] = by_task[scaffold]
+    return {"k": KS, "num_tasks": len(names), "samples_per_task": 16, "scaffolds": scaffolds}
 
 
 def script_chain(seed: int, split: str, number: int, num_steps: int = 8) -> dict:

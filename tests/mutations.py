@@ -25,6 +25,7 @@ STREAMS, TOOLS, BUCKETS = (
     "domains/test_tools.py",
     "test_train.py::test_buckets_change_nothing_but_widths",
 )
+SCAFFOLDS = "test_scaffolds.py"
 EVALUATION = f"{STREAMS}::test_responses_batches_kinds_and_seeds_of_an_evaluation"
 
 
@@ -297,28 +298,52 @@ MUTATIONS = [
         ),
     ),
     *mutations(
-        "evaluation/evaluate.py",
+        "evaluation/programs.py",
         ("one key for all k", "jax.random.fold_in(key, k))", "key)", EVALUATION),
-        ("one key for all batches", "jax.random.fold_in(root, index)", "root", EVALUATION),
-        ("one key for all kinds", "KINDS.index(kind))", "0)", EVALUATION),
         (
             "one key for all seeds",
             "jax.random.key(config.eval.seed), config.seed)",
             "jax.random.key(config.eval.seed), 0)",
             EVALUATION,
         ),
+    ),
+    *mutations(
+        "evaluation/chains.py",
+        ("one key for all batches", "jax.random.fold_in(root, index)", "root", EVALUATION),
+        ("one key for all scaffolds", "scaffold.stream)", "0)", EVALUATION),
+    ),
+    *mutations(
+        "evaluation/episodes.py",
         (
             "one key for all k of episodes",
             "sampling_key(config), start), k)",
             "sampling_key(config), start), 0)",
             f"{STREAMS}::test_batches_and_steps_of_evaluated_episodes",
         ),
-        ("restarts go on", "k % every == 0", "k == 0", "test_evaluate.py::test_restarts_begin_anew"),
+    ),
+    *mutations(
+        "evaluation/scaffolds.py",
+        ("restarts go on", "k % settings.restart_every == 0", "k == 0", "test_evaluate.py::test_restarts_begin_anew"),
         (
             "a search that keeps the old of two as good",
             "held.quality > child.quality",
             "held.quality >= child.quality",
-            "test_greedy.py",
+            "test_greedy.py::test_the_better_is_held_the_newer_where_they_tie_and_any_first_response",
+        ),
+        (
+            "votes of all samples together",
+            "(most * samples, -1)",
+            "(most, -1)",
+            f"{SCAFFOLDS}::test_best_of_n_of_a_hand_made_case",
+        ),
+    ),
+    *mutations(
+        "evaluation/figures.py",
+        (
+            "pass@k as if with replacement",
+            "1.0 - math.comb(total - c, j) / math.comb(total, j)",
+            "1.0 - (1.0 - c / total) ** j",
+            f"{SCAFFOLDS}::test_estimates_from_independent_responses_are_means_over_all_sets",
         ),
     ),
     *mutations(

@@ -11,12 +11,15 @@ import sys
 import numpy as np
 import pytest
 
+from exit_jax import domains
 from exit_jax.config import variants
 from exit_jax.config.parse import validate
 from exit_jax.config.schema import OPERATIONAL, Config, EvalConfig
 from exit_jax.errors import ConfigError
-from exit_jax.evaluation.figures import Chains, Outcome, mean_of
-from exit_jax.evaluation.figures import summarise as summarise_split
+from exit_jax.evaluation.evaluate import summarise as summarise_split
+from exit_jax.evaluation.figures import mean_of
+from exit_jax.evaluation.outcome import Chains, Outcome, Split
+from exit_jax.evaluation.scaffolds import CHAIN, GREEDY, RESTARTS
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.run import check_tasks, run_experiment
 from exit_jax.study import finished, half_width, markdown, study, summarise
@@ -201,8 +204,9 @@ def fake_evaluation(accuracy, settings=None):
     row = {
         name: [0.0, accuracy] for name in ("accuracy", "best_so_far", "stopped", "quality", "delta", "quality_delta")
     }
-    row |= {"restarts": {"best_so_far": [0.0, accuracy]}, "unchanged_wrong": [None, 0.5]}
-    return {"test": {"k": [0, 4], "num_tasks": 8, "settings": settings, **row}}
+    scaffolds = {"chain": row | {"unchanged_wrong": [None, 0.5]}, "restarts": {"best_so_far": [0.0, accuracy]}}
+    test = {"k": [0, 4], "num_tasks": 8, "scaffolds": scaffolds}
+    return {"format": 2, "settings": settings, "splits": {"test": test}}
 
 
 @pytest.fixture
@@ -264,9 +268,12 @@ def test_gains_of_a_study_are_since_k_0_whatever_is_shown():
     given = content()
     given.eval.steps = (1, 2)
     chain, rival = outcome(0.0, 0.25, 1.0), outcome(0.5, 0.25, 1.0)
-    figures = summarise_split(validate(given, 1), chain, rival, {}, rival)
+    given.eval.samples_per_task = given.eval.restart_every = 1
+    config = validate(given, 1)
+    about = Split(config.eval, domains.make(config.domain_name, config.domain))
+    figures = summarise_split(about, {CHAIN: chain, RESTARTS: rival, GREEDY: rival})
     for split in (figures, mean_of([figures, figures])):
-        row = summarise({"exit": {0: {"test": split}}})["test"]["variants"]["exit"]
+        row = summarise({"exit": {0: {"splits": {"test": split}}}})["test"]["variants"]["exit"]
         assert row["delta"]["mean"] == [0.0, 1.0]
         assert row["quality_delta"]["mean"] == [0.25, 1.0]
         assert row["greedy_delta"]["mean"] == row["restarted_quality_delta"]["mean"] == [0.0, 0.5]
@@ -286,8 +293,7 @@ def test_a_study_takes_evaluations_from_before_a_setting_had_a_field(fake_study,
     fake_study(("exit",), (0,))
     for file in tmp_path.glob("*/seed0/evaluation.json"):
         figures = json.loads(file.read_text())
-        for split in figures.values():
-            del split["settings"]["repetition_penalty"], split["settings"]["suppress_tokens"]
+        del figures["settings"]["repetition_penalty"], figures["settings"]["suppress_tokens"]
         file.write_text(json.dumps(figures))
     assert not fake_study(("exit",), (0,))[1]
     assert fake_study(("exit",), (0,), **{"eval.repetition_penalty": 1.05})[1]
@@ -370,9 +376,11 @@ def test_a_study_of_scores_shows_them_by_k_and_leaves_out_what_no_run_has():
     plain = {"grpo": {0: fake_evaluation(0.1)}}
     assert "greedy" not in markdown(summarise(plain)).replace("*greedy*", "")
     scored = fake_evaluation(0.0)
-    scored["test"] |= {"quality": [0.25, 0.5], "greedy": {"quality": [0.25, 0.75], "quality_delta": [0.0, 0.5]}}
     better = fake_evaluation(0.0)
-    better["test"] |= {"quality": [0.5, 0.5], "greedy": {"quality": [0.5, 1.0], "quality_delta": [0.0, 0.5]}}
+    for found, chain, search in ((scored, [0.25, 0.5], [0.25, 0.75]), (better, [0.5, 0.5], [0.5, 1.0])):
+        scaffolds = found["splits"]["test"]["scaffolds"]
+        scaffolds["chain"]["quality"] = chain
+        scaffolds["greedy"] = {"quality": search, "quality_delta": [0.0, 0.5]}
     text = markdown(summarise({"grpo": {0: scored}, "exit": {0: better}}))
     assert "| score, plain chain | k=0 | k=4 | Δ_4 |" in text
     assert "| exit | 0.500 | 1.000 | 0.500 |" in text[text.index("score, greedy search") :]

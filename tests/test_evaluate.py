@@ -10,12 +10,17 @@ import jax
 import numpy as np
 import pytest
 
+from exit_jax import domains
 from exit_jax.config.parse import validate
 from exit_jax.errors import GradingError
-from exit_jax.evaluation.evaluate import evaluate, run_chains
-from exit_jax.evaluation.figures import Chains, Outcome, levels, mean_of, summarise
+from exit_jax.evaluation.chains import run_chains
+from exit_jax.evaluation.evaluate import evaluate, summarise
+from exit_jax.evaluation.figures import levels, mean_of
+from exit_jax.evaluation.outcome import Chains, Outcome, Split
+from exit_jax.evaluation.scaffolds import CHAIN, RESTARTS
 from exit_jax.parallel import hosts
 from exit_jax.step.program import make_program
+from exit_jax.workdir.evaluation import chain_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -45,6 +50,11 @@ def make_chains(quality_KR, unchanged_KR, complete_KR, answers=None) -> Outcome:
     return Outcome(chains, lambda c: [], answers)
 
 
+def split_of(config, difficulty=None, **settings) -> Split:
+    domain = domains.make(config.domain_name, config.domain)
+    return Split(dataclasses.replace(config.eval, **settings), domain, difficulty or {})
+
+
 def test_summary_of_a_hand_made_case(config):
     """Four chains: found and broken; right from k=1; never right, frozen; called done while wrong, then mended."""
     chains = make_chains(
@@ -53,8 +63,9 @@ def test_summary_of_a_hand_made_case(config):
         complete_KR=[[0, 0, 0, 1], [1, 1, 0, 1], [1, 1, 0, 1]],
     )
     rival = make_chains([[1.0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1.0, 0]], np.zeros((3, 4)), np.zeros((3, 4)))
-    settings = dataclasses.replace(config.eval, steps=(0, 1, 2), samples_per_task=2)
-    result = summarise(dataclasses.replace(config, eval=settings), chains, rival, {"clues": np.array([4, 7])})
+    split = split_of(config, {"clues": np.array([4, 7])}, steps=(0, 1, 2), samples_per_task=2)
+    summary = summarise(split, {CHAIN: chains, RESTARTS: rival})
+    result = summary["scaffolds"]["chain"]
     assert result["accuracy"] == [0.0, 0.5, 0.5]
     assert result["delta"] == [0.0, 0.5, 0.5]
     assert result["best_so_far"] == [0.0, 0.5, 0.75]
@@ -65,11 +76,11 @@ def test_summary_of_a_hand_made_case(config):
     assert result["net_corrections_sum"] == [0, 2, 2] == [round(4 * gain) for gain in result["delta"]]  # n · M · Δ
     assert result["unchanged_wrong"] == [None, 0.25, pytest.approx(2 / 6)]
     assert result["unchanged_right"] == [None, None, 0.5]
-    assert result["restarts"]["best_so_far"] == [0.25, 0.25, 0.5]
+    assert summary["scaffolds"]["restarts"]["best_so_far"] == [0.25, 0.25, 0.5]
     assert result["tokens"] == [7.0, 14.0, 21.0]
     assert result["by_difficulty"]["clues"]["4"] == {"accuracy": [0.0, 0.5, 0.0], "num_tasks": 1}
     assert result["by_difficulty"]["clues"]["7"] == {"accuracy": [0.0, 0.5, 1.0], "num_tasks": 1}
-    assert (result["num_tasks"], result["samples_per_task"]) == (2, 2)
+    assert (summary["num_tasks"], summary["samples_per_task"]) == (2, 2)
 
 
 def test_chains_have_the_shape_asked_for_and_repeat(config, params):
@@ -100,7 +111,7 @@ def test_what_cannot_be_graded_is_no_result(config, params, tmp_path, monkeypatc
 
 
 def test_restarts_begin_anew(config, params):
-    chains = run_chains(config, params, "validation", "restarts").chains
+    chains = run_chains(config, params, "validation", RESTARTS).chains
     np.testing.assert_array_equal(chains.mode[:, 0], [0, 1, 0, 1, 0])
     assert not chains.unchanged[::2].any()  # a first response changes nothing that was held
 
@@ -118,26 +129,23 @@ def test_votes_and_errors_of_a_hand_made_case(config):
     answers = [["a", ""], ["b", "x"], ["b", "x"], ["c", ""], ["a", ""]]
     quality = [[1, 0], [0, 0], [0, 0], [0, 0], [1, 0]]
     blank = np.zeros((5, 2))
-    settings = dataclasses.replace(config.eval, steps=(0, 1, 2, 3, 4), samples_per_task=1, restart_every=1)
-    chosen = dataclasses.replace(config, eval=settings)
+    split = split_of(config, steps=(0, 1, 2, 3, 4), samples_per_task=1, restart_every=1)
     chains, rival = make_chains(quality, blank, blank), make_chains(quality, blank, blank, answers)
-    result = summarise(chosen, chains, rival, {})
+    result = summarise(split, {CHAIN: chains, RESTARTS: rival})["scaffolds"]
     assert result["restarts"]["majority"] == [0.5, 0.5, 0.0, 0.0, 0.5]
-    assert result["accuracy_se"] == pytest.approx([0.5, 0.0, 0.0, 0.0, 0.5])  # of 1 and 0: 0.7071 / sqrt(2)
-    assert "restarts" not in summarise(chosen, chains, None, {})
+    assert result["chain"]["accuracy_se"] == pytest.approx([0.5, 0.0, 0.0, 0.0, 0.5])  # of 1 and 0: 0.7071 / sqrt(2)
 
 
 def test_mean_of_splits_is_unweighted(config):
     blank = np.zeros((1, 4))
-    settings = dataclasses.replace(config.eval, steps=(0,), samples_per_task=1)
-    chosen = dataclasses.replace(config, eval=settings)
-    small = summarise(chosen, make_chains([[1.0]], blank[:, :1], blank[:, :1]), None, {})
-    large = summarise(chosen, make_chains([[1.0, 0, 0, 0]], blank, blank), None, {})
+    split = split_of(config, steps=(0,), samples_per_task=1)
+    small = summarise(split, {CHAIN: make_chains([[1.0]], blank[:, :1], blank[:, :1])})
+    large = summarise(split, {CHAIN: make_chains([[1.0, 0, 0, 0]], blank, blank)})
     mean = mean_of([small, large])
-    assert mean["accuracy"] == [0.625]
+    assert chain_of(mean)["accuracy"] == [0.625]
     assert mean["num_tasks"] == 5
-    two = mean_of([large, large])
-    assert two["accuracy_se"][0] == pytest.approx(large["accuracy_se"][0] / np.sqrt(2))
+    two = chain_of(mean_of([large, large]))
+    assert two["accuracy_se"][0] == pytest.approx(chain_of(large)["accuracy_se"][0] / np.sqrt(2))
 
 
 def test_many_levels_are_put_together():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import runpy
 
 import jax
@@ -14,9 +15,12 @@ from small import tiny_math
 from exit_jax import domains
 from exit_jax.config.parse import validate
 from exit_jax.errors import ConfigError
-from exit_jax.evaluation import evaluate as evaluation
-from exit_jax.evaluation.evaluate import evaluate, keep_better, run_chains, save_chains, started_from
-from exit_jax.evaluation.figures import Chains, Outcome, mean_of, summarise
+from exit_jax.evaluation import programs as evaluation
+from exit_jax.evaluation.chains import run_chains
+from exit_jax.evaluation.evaluate import evaluate, save_chains, summarise
+from exit_jax.evaluation.figures import mean_of
+from exit_jax.evaluation.outcome import Chains, Outcome, Split
+from exit_jax.evaluation.scaffolds import CHAIN, GREEDY, RESTARTS, better, newest, parents_of_better
 from exit_jax.step.policy import decoder_config
 from exit_jax.step.program import make_program
 from exit_jax.types import History
@@ -104,7 +108,7 @@ def test_on_the_device_a_search_goes_on_from_the_best_so_far(config, params, pay
     # an untrained policy edits nothing, so that the quality goes to the feedback token, and it must heed its prompt
     pay(config, lambda tokens, quality: tokens.at[..., -1].set(4 + (8 * quality).astype(int) % 4))
     params = jax.tree.map(lambda leaf: 4 * leaf, params)
-    outcome = run_chains(config, params, "validation", "greedy")
+    outcome = run_chains(config, params, "validation", GREEDY)
     quality, texts = search_by_hand(config, params, "validation")
     np.testing.assert_array_equal(outcome.chains.quality, quality)
     assert [outcome.describe(c) for c in range(16)] == [list(column) for column in zip(*texts)]
@@ -127,8 +131,9 @@ def test_on_the_host_too_and_a_search_that_was_cut_off_goes_on(on_host, pay, tmp
     np.testing.assert_allclose([[table[k, c]["quality"] for c in range(8)] for k in range(4)], quality)
     assert (quality[1:] < np.maximum.accumulate(quality)[:-1]).any()
     held = np.maximum.accumulate(quality).mean(1)[[0, 1, 3]]
-    np.testing.assert_allclose(whole["test"]["greedy"]["quality"], held, rtol=1e-6)
-    assert set(whole["test"]["greedy"]["notes"]) == {"ungraded", "no_answer", "truncated"}
+    found = whole["splits"]["test"]["scaffolds"]["greedy"]
+    np.testing.assert_allclose(found["quality"], held, rtol=1e-6)
+    assert set(found["notes"]) == {"ungraded", "no_answer", "truncated"}
 
     part = tmp_path / "part/answers"
     part.mkdir(parents=True)
@@ -140,7 +145,8 @@ def test_on_the_host_too_and_a_search_that_was_cut_off_goes_on(on_host, pay, tmp
     def refuse(*_):
         raise AssertionError("sampled although everything is stored")
 
-    monkeypatch.setattr("exit_jax.evaluation.evaluate.sampler.sample", refuse)
+    evaluation.chain_programs.cache_clear()  # a program that is compiled already would not ask for it
+    monkeypatch.setattr("exit_jax.policy.sampler.sample", refuse)
     assert evaluate(on_host, params, part.parent) == whole
     chains = [json.loads(line) for line in (tmp_path / "whole/chains.jsonl").read_text().splitlines()]
     assert {chain["split"] for chain in chains} == {"test", "test-greedy"}
@@ -154,10 +160,10 @@ def test_the_better_is_held_the_newer_where_they_tie_and_any_first_response(make
     old = make_history(4, step=[-1, 0, 0, 3], quality=[0.5, 0.5, 0.5, 0.5], id=1)
     new = make_history(4, step=[0, 1, 1, 4], quality=[0.0, 0.5, 0.4, 0.6], id=2, tokens=1)
     for convert in (lambda x: x, jax.device_get):
-        held: History = keep_better(convert(old), convert(new), jnp.bool(True))
+        held: History = better(convert(old), convert(new))
         np.testing.assert_array_equal(held.id, [2, 2, 1, 2])
         np.testing.assert_array_equal(held.tokens[:, 0], [1, 1, 0, 1])
-        np.testing.assert_array_equal(keep_better(convert(old), convert(new), jnp.bool(False)).id, [2, 2, 2, 2])
+        np.testing.assert_array_equal(newest(convert(old), convert(new)).id, [2, 2, 2, 2])
 
 
 def outcome_of(quality, notes=None):
@@ -173,17 +179,16 @@ def test_figures_of_a_search_agree_with_numpy(config):
     plain, rival, search = rng.integers(0, 5, (3, 5, 6)) / 4
     crashed = rng.random((5, 6)).astype(np.float32)
     chosen = with_eval(config, steps=(0, 1, 4), samples_per_task=2, restart_every=1, greedy=True)
-    results = summarise(
-        chosen,
-        outcome_of(plain, {"crashed": crashed}),
-        outcome_of(rival),
-        {},
-        outcome_of(search, {"crashed": 1 - crashed}),
-        ["a", "b", "c"],
-    )
+    split = Split(chosen.eval, domains.make(config.domain_name, config.domain), names=["a", "b", "c"])
+    outcomes = {
+        CHAIN: outcome_of(plain, {"crashed": crashed}),
+        RESTARTS: outcome_of(rival),
+        GREEDY: outcome_of(search, {"crashed": 1 - crashed}),
+    }
+    summary = summarise(split, outcomes)
+    results, restarts, found = (summary["scaffolds"][scaffold.name] for scaffold in outcomes)
     ks, best = [0, 1, 4], np.maximum.accumulate(search)
     tasks = lambda values: values.reshape(5, 2, 3).mean(1)
-    found = results["greedy"]
     assert found["quality"] == pytest.approx(best.mean(1)[ks])
     assert (np.diff(found["quality"]) >= 0).all()
     assert found["quality_se"] == pytest.approx(tasks(best).std(1, ddof=1)[ks] / np.sqrt(3))
@@ -197,36 +202,36 @@ def test_figures_of_a_search_agree_with_numpy(config):
 
     assert results["quality_se"] == pytest.approx(tasks(plain).std(1, ddof=1)[ks] / np.sqrt(3))
     assert results["best_quality"] == pytest.approx(np.maximum.accumulate(plain).mean(1)[ks])
-    assert results["restarts"]["best_quality"] == pytest.approx(np.maximum.accumulate(rival).mean(1)[ks])
+    assert restarts["best_quality"] == pytest.approx(np.maximum.accumulate(rival).mean(1)[ks])
     net = np.sign(np.diff(plain, axis=0))
     assert results["net_gains"] == [None, pytest.approx(net[:1].mean()), pytest.approx(net.mean())]
     per_task = net.mean(0).reshape(2, 3).mean(0)
     assert results["net_gains_se"][-1] == pytest.approx(per_task.std(ddof=1) / np.sqrt(3))
     assert results["notes"]["crashed"] == pytest.approx(crashed.mean(1)[ks])
     assert list(results["by_task"]) == ["a", "b", "c"]
-    assert results["by_task"]["b"]["greedy"] == pytest.approx(best[:, [1, 4]].mean(1)[ks])
+    assert found["by_task"]["b"]["quality"] == pytest.approx(best[:, [1, 4]].mean(1)[ks])
     assert results["by_task"]["c"]["quality"] == pytest.approx(plain[:, [2, 5]].mean(1)[ks])
-    mean = mean_of([results, results])
+    mean = mean_of([summary, summary])["scaffolds"]
     assert mean["greedy"]["quality"] == pytest.approx(found["quality"])
     assert mean["greedy"]["quality_se"] == pytest.approx(np.array(found["quality_se"]) / np.sqrt(2))
-    assert mean["net_gains"][0] is None
-    json.dumps(results, allow_nan=False)
+    assert mean["chain"]["net_gains"][0] is None
+    json.dumps([summary, mean], allow_nan=False)
 
 
 def test_saved_searches_tell_where_each_response_started(config):
     quality = np.array([[0.5, 0.0], [0.2, 0.0], [0.5, 0.3], [0.1, 0.2]], np.float32)
-    np.testing.assert_array_equal(started_from(quality), [[-1, -1], [0, 0], [0, 1], [2, 2]])
-    rows = save_chains(config, "test", outcome_of(quality), [{"name": "a"}, {"name": "b"}], "greedy")
+    np.testing.assert_array_equal(parents_of_better(quality), [[-1, -1], [0, 0], [0, 1], [2, 2]])
+    rows = save_chains(config, "test", GREEDY, outcome_of(quality), [{"name": "a"}, {"name": "b"}])
     assert [row["from"] for row in rows] == [[-1, 0, 0, 2], [-1, 0, 1, 2]]
     assert [row["split"] for row in rows] == ["test-greedy"] * 2
 
 
-@pytest.mark.parametrize("field", ["greedy", "restart_every"])
-def test_episodes_of_several_turns_have_no_search(field, monkeypatch, config):
+@pytest.mark.parametrize(("field", "value"), [("greedy", True), ("restart_every", 1), ("scaffolds", ("best_of_n",))])
+def test_episodes_of_several_turns_have_no_search(field, value, monkeypatch, config):
     domain = domains.make(config.domain_name, config.domain)
     monkeypatch.setattr(domains, "make", lambda *_: dataclasses.replace(domain, environment=object()))
-    with pytest.raises(ConfigError, match=rf"eval\.{field} = (True|1)"):
-        make_program(with_eval(config, seed=1, greedy=field == "greedy", restart_every=int(field != "greedy")))
+    with pytest.raises(ConfigError, match=rf"eval\.{field} = {re.escape(str(value))}"):
+        make_program(with_eval(config, **({"seed": 1, "greedy": False, "restart_every": 0} | {field: value})))
 
 
 def test_runs_of_other_seeds_sample_anew(config, params):

@@ -105,8 +105,8 @@ def test_from_data_to_an_exported_checkpoint(checkpoint, files, tmp_path):
     steps = [row["step"] for row in read_jsonl(workdir / "train.jsonl")]
     assert steps == [1, 2, 3, 4]
     evaluation = json.loads((workdir / "evaluation.json").read_text())
-    assert set(evaluation) == {"math500", "aime_2024", "mean"}
-    assert evaluation["math500"]["settings"]["temperature"] == 0.6, "that of the checkpoint's generation config"
+    assert set(evaluation["splits"]) == {"math500", "aime_2024", "mean"}
+    assert evaluation["settings"]["temperature"] == 0.6, "that of the checkpoint's generation config"
     assert (workdir / "report/chains.html").exists()
     assert (workdir / "report/accuracy_by_k.png").exists()
 

@@ -106,17 +106,18 @@ def test_scripts_run_resume_and_report(checkpoint, tmp_path):
     assert total["run_secs"] > 0
     assert total["faults"] + sum(row["grading_faults"] for row in rows) == 0
     assert sum(row["buffer/inserted"] for row in rows) > 3
-    evaluation = json.loads((workdir / "evaluation.json").read_text())["test"]
+    evaluation = json.loads((workdir / "evaluation.json").read_text())["splits"]["test"]
     assert evaluation["k"] == [0, 1]
-    assert set(evaluation["by_task"]) == {"numerals", "sepals", "torn_scans"}
-    assert {"cached", "run_secs"}.isdisjoint(evaluation["notes"]), "a repeated evaluation may differ in them"
+    chain = evaluation["scaffolds"]["chain"]
+    assert set(chain["by_task"]) == {"numerals", "sepals", "torn_scans"}
+    assert {"cached", "run_secs"}.isdisjoint(chain["notes"]), "a repeated evaluation may differ in them"
     timing = json.loads((workdir / "evaluation_timing.json").read_text())["notes"]["test"]
     assert {kind: set(said) for kind, said in timing.items()} == {kind: {"cached", "run_secs"} for kind in timing}
     chains = (workdir / "report/chains.html").read_text()
     assert "NameError" in chains
     again = launch("--mode", "evaluate", "--workdir", workdir)
     assert again.returncode == 0, again.stderr
-    assert json.loads((workdir / "evaluation.json").read_text())["test"] == evaluation
+    assert json.loads((workdir / "evaluation.json").read_text())["splits"]["test"] == evaluation
 
     refused = launch("--workdir", tmp_path / "other", **{"domain.max_request_tokens": 50})
     assert refused.returncode == 2, refused.stderr

@@ -18,6 +18,7 @@ from exit_jax.errors import ConfigError
 from exit_jax.report import instances as varied
 from exit_jax.report import lineage, plots, scores
 from exit_jax.report import runs as finished
+from exit_jax.workdir.evaluation import chain_of
 
 KS = [0, 1, 4]
 SOLVED = [
@@ -30,7 +31,7 @@ SOLVED = [
 
 
 def evaluation(shift=0.0):
-    """Return a split's results: accuracy 10, 30, 50 % plus a shift in points."""
+    """Return a split's results in format 1, which is read, too: accuracy 10, 30, 50 % plus a shift in points."""
     rises = [0.1 + shift, 0.3 + shift, 0.5 + shift]
     return {
         "k": KS,
@@ -319,7 +320,7 @@ def test_a_run_of_many_splits_shows_their_mean_and_no_sign_that_its_domain_lacks
         assert_shows_something(path / "report" / f"{name}.png")
     assert "missing" not in text
     assert "stopped" not in text
-    figures = json.loads((path / "evaluation.json").read_text())
+    figures = json.loads((path / "evaluation.json").read_text())["splits"]
     header, *rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in text[text.index("## All splits") : text.index("## mean")].splitlines()
@@ -327,10 +328,10 @@ def test_a_run_of_many_splits_shows_their_mean_and_no_sign_that_its_domain_lacks
     ]
     assert header[1:] == ["mean", *SPLITS]
     for row, (metric, k) in zip(rows, [("accuracy", 0), ("accuracy", -1), ("delta", -1)]):
-        assert row[1:] == [f"{100 * figures[split][metric][k]:.1f}" for split in header[1:]]
+        assert row[1:] == [f"{100 * figures[split]['scaffolds']['chain'][metric][k]:.1f}" for split in header[1:]]
     assert rows[2][1:] == rows[3][1:]  # Δ and net corrections, of the mean too
     tables = rows_of(text[text.index("## aime_2024") :])
-    majority = figures["aime_2024"]["restarts"]["majority"]
+    majority = figures["aime_2024"]["scaffolds"]["restarts"]["majority"]
     assert tables["restarts, majority"] == [f"{100 * value:.1f}" for value in majority]
     assert "one standard error, over problems." in text
     assert text.count("*majority*") == len(SPLITS) + 1  # the mean has none; the plot's caption has it
@@ -350,7 +351,7 @@ def test_variants_and_seeds_share_one_table_of_all_splits(tmp_path):
     values = np.array(
         [
             [
-                100 * json.loads((path / "evaluation.json").read_text())[split]["delta"][-1]
+                100 * chain_of(json.loads((path / "evaluation.json").read_text())["splits"][split])["delta"][-1]
                 for split in ("mean", *splits)
             ]
             for path in runs[2:]
@@ -369,13 +370,13 @@ def test_standard_error_is_over_seeds_or_else_over_problems(make_run, tmp_path):
         finished.standard_error(runs, "test", KS, "accuracy"), np.std([0, 2, 7], ddof=1) / 3**0.5
     )
     assert np.isnan(finished.standard_error(runs[:1], "test", KS, "accuracy")).all()  # an old evaluation
-    runs[0].evaluation["test"]["accuracy"][0] = None
+    chain_of(runs[0].evaluation["test"])["accuracy"][0] = None
     np.testing.assert_allclose(
         finished.standard_error(runs, "test", KS, "accuracy"),
         [np.std([2, 7], ddof=1) / 2**0.5, *[np.std([0, 2, 7], ddof=1) / 3**0.5] * 2],
     )
     one = finished.load(write_run(tmp_path / "one", splits=("math500",)))
-    known = 100 * np.array(one.evaluation["math500"]["accuracy_se"])
+    known = 100 * np.array(chain_of(one.evaluation["math500"])["accuracy_se"])
     np.testing.assert_allclose(finished.standard_error([one], "math500", STEPS, "accuracy"), known)
 
 
@@ -385,7 +386,7 @@ def test_all_bands_of_one_variants_runs_are_standard_errors(make_run):
     figure, text = plots.accuracy_by_k({"exit": runs})
     assert "one standard error" in text
     bands = figure.axes[0].collections
-    lowest = [100 * min(runs[0].evaluation["test"][name]) for name in ("accuracy", "best_so_far", "stopped")]
+    lowest = [100 * min(chain_of(runs[0].evaluation["test"])[name]) for name in ("accuracy", "best_so_far", "stopped")]
     np.testing.assert_allclose([band.get_paths()[0].vertices[:, 1].min() for band in bands[:3]], lowest)
 
 
@@ -466,9 +467,9 @@ def test_scores_of_one_run_by_k_and_by_task(tmp_path):
     path = write_mle_run(tmp_path / "exit-0")
     text = report.report(path, [path]).read_text()
     assert_scored_report_is_whole(path / "report", text)
-    figures = json.loads((path / "evaluation.json").read_text())["test"]
+    figures = json.loads((path / "evaluation.json").read_text())["splits"]["test"]["scaffolds"]
     rows = rows_of(text[text.index("## test") :])
-    for name, values in (("plain chain", figures["quality"]), ("greedy search", figures["greedy"]["quality"])):
+    for name, values in (("plain chain", figures["chain"]["quality"]), ("greedy search", figures["greedy"]["quality"])):
         assert rows[name] == [f"{100 * value:.1f}" for value in [*values, values[-1] - values[0]]]
     assert rows["greedy search: crashed"] == ["0.400", "0.300", "0.250", "0.200", "0.200", "0.200"]
     assert rows["`" + f"{path.parent.name}/{path.name}" + "`"] == ["83.0", "76.0", "89.0"]
@@ -479,14 +480,17 @@ def test_scores_of_one_run_by_k_and_by_task(tmp_path):
     panels = [ax.get_title() for ax in scores.score_by_task(loaded)[0].axes]
     assert panels == [f"{split}: {name}" for split, names in COMPETITIONS.items() for name in names]
     lines = scores.score_by_task(loaded)[0].axes[-1].get_lines()
-    np.testing.assert_allclose(lines[1].get_ydata(), 100 * np.array(figures["by_task"]["torn_scans"]["greedy"]))
+    np.testing.assert_allclose(
+        lines[1].get_ydata(), 100 * np.array(figures["greedy"]["by_task"]["torn_scans"]["quality"])
+    )
 
 
 def test_scores_of_variants_share_tables_and_panels(tmp_path):
     runs = [write_mle_run(tmp_path / f"{v}-{s}", v, s, num_rows=10) for v in ("grpo", "exit") for s in range(2)]
     text = report.report(tmp_path / "all", runs).read_text()
     assert_scored_report_is_whole(tmp_path / "all" / "report", text)
-    found = [json.loads((path / "evaluation.json").read_text())["test"]["greedy"]["quality"] for path in runs[2:]]
+    evaluations = [json.loads((path / "evaluation.json").read_text())["splits"]["test"] for path in runs[2:]]
+    found = [figures["scaffolds"]["greedy"]["quality"] for figures in evaluations]
     values = 100 * np.array(found)
     values = np.concatenate([values, values[:, -1:] - values[:, :1]], 1)
     cells = [f"{m:.1f} ± {s:.1f}" for m, s in zip(values.mean(0), values.std(0, ddof=1))]

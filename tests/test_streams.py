@@ -18,7 +18,10 @@ from exit_jax.algorithm.iteration import init_state, iterate, state_for_next_sel
 from exit_jax.algorithm.selection import select
 from exit_jax.config.parse import validate
 from exit_jax.domains.domain import VALID
-from exit_jax.evaluation import evaluate
+from exit_jax.evaluation import episodes as evaluated
+from exit_jax.evaluation.chains import run_chains
+from exit_jax.evaluation.programs import EpisodePrograms
+from exit_jax.evaluation.scaffolds import CHAIN, RESTARTS
 from exit_jax.policy import decoder, sampler
 from exit_jax.step.device import Constants, DeviceSteps
 from exit_jax.step.episodes import PlayedSteps, TurnPrograms, play_steps
@@ -81,13 +84,13 @@ def config():
 
 def test_responses_batches_kinds_and_seeds_of_an_evaluation(config):
     params = jax.tree.map(jnp.zeros_like, make_program(config).init_params(0))
-    chains = lambda kind, config=config: evaluate.run_chains(config, params, "validation", kind).chains.tokens
-    length_KR = chains("restarts")  # of responses that all begin at the base task
+    chains = lambda scaffold, config=config: run_chains(config, params, "validation", scaffold).chains.tokens
+    length_KR = chains(RESTARTS)  # of responses that all begin at the base task
     assert len(np.unique(length_KR)) > 3
     assert len(np.unique(length_KR, axis=0)) == len(length_KR)
     assert (length_KR[:, 24:] != length_KR[:, :8]).any()
-    assert (length_KR[0] != chains("chain")[0]).any()
-    assert (length_KR[0] != chains("restarts", dataclasses.replace(config, seed=1))[0]).any()
+    assert (length_KR[0] != chains(CHAIN)[0]).any()
+    assert (length_KR[0] != chains(RESTARTS, dataclasses.replace(config, seed=1))[0]).any()
 
 
 def test_batches_and_steps_of_evaluated_episodes(config, monkeypatch):
@@ -104,9 +107,10 @@ def test_batches_and_steps_of_evaluated_episodes(config, monkeypatch):
     environment = types.SimpleNamespace(figures=lambda episode: {"quality": 0.0}, show=str)
     with_environment = dataclasses.replace(domain, test_environment=environment)
     monkeypatch.setattr(domains, "make", lambda *_: with_environment)
-    monkeypatch.setattr(evaluate, "episode_programs", lambda *_: (lambda params: params, lambda history: None, None))
-    monkeypatch.setattr(evaluate, "play_steps", played)
-    evaluate.run_episodes(config, {}, "validation", None)
+    parts = EpisodePrograms(lambda params: params, lambda history: None, None)
+    monkeypatch.setattr(evaluated, "episode_programs", lambda *_: parts)
+    monkeypatch.setattr(evaluated, "play_steps", played)
+    evaluated.run_episodes(config, {}, "validation", None)
     assert len(set(keys)) == len(keys) == 2 * len(config.eval.steps)
 
 

@@ -113,10 +113,11 @@ def test_partial_histories_resume_k_steps_and_report(checkpoint, tmp_path):
     assert max(row["start_turn"] for row in rows) > 1, "some start in the midst of an episode"
     assert max(row["turns"] for row in rows) > 1
     assert sum(row["buffer/lost"] + row["grading_faults"] + row["grade/crashed"] for row in rows) == 0
-    evaluation = json.loads((workdir / "evaluation.json").read_text())["validation"]
+    evaluation = json.loads((workdir / "evaluation.json").read_text())["splits"]["validation"]
     assert evaluation["k"] == [0, 1]
-    assert evaluation["tokens"][1] > evaluation["tokens"][0]
-    assert set(evaluation["by_difficulty"]) > {"requests", "GorillaFileSystem"}
+    chain = evaluation["scaffolds"]["chain"]
+    assert chain["tokens"][1] > chain["tokens"][0]
+    assert set(chain["by_difficulty"]) > {"requests", "GorillaFileSystem"}
     assert "request 1: " in (workdir / "report/chains.html").read_text()
     report = (workdir / "report/report.md").read_text()
     assert "| requests fulfilled |" in report

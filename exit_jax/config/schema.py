@@ -96,6 +96,12 @@ class EvalConfig:
     )
     min_tokens: int = setting(0, "tokens before a response may end", within="[0, inf)", younger=True)
     suppress_tokens: tuple[int, ...] = setting((), "ids that are never sampled", younger=True)
+    scaffolds: tuple[str, ...] = setting(
+        (),
+        'further rivals of the plain chain: "best_of_n" for independent responses with a vote and pass@k, or rows of your own, '
+        "as file.py:ROW or module:ROW",
+        younger=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

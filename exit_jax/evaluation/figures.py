@@ -1,242 +1,52 @@
-"""What held-out chains came to: the figures of ``evaluation.json``, in NumPy."""
+"""The figures of ``evaluation.json``: what scaffolds report, put together from the arithmetic here, in NumPy.
 
-import dataclasses
+Lists run over ``k`` of ``eval.steps``, with null for what is undefined; ``_se`` are standard errors over tasks, and ``_delta``
+gains since k = 0.
+"""
+
 import itertools
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from exit_jax import domains
-from exit_jax.config.schema import Config
-from exit_jax.types import Array, History, pytree
-from exit_jax.workdir import identity
+from exit_jax.evaluation.outcome import Chains, Outcome, Split, Table
+from exit_jax.workdir.evaluation import COUNTS, TOTALS
+
+Series = list[float | None]  # a value at each k
 
 
-@pytree
-class Chains:
-    """What the K + 1 responses of each of R chains came to."""
-
-    quality: Array  # float32 [K + 1, R]
-    unchanged: Array  # bool [K + 1, R]: the response left the answer as it was
-    valid: Array  # bool [K + 1, R]
-    complete: Array  # bool [K + 1, R]: the policy's own sign that it is done; False where the domain has none
-    tokens: Array  # int32 [K + 1, R]: sampled
-    mode: Array  # int32 [K + 1, R]
-    notes: dict[str, Array]  # float32 [K + 1, R] by name: what else the domain's grading says
-    history: History | None  # [K + 1, R]; None where the host has made texts of it already
+def at_steps(split: Split, values: Table) -> list[float]:
+    """Return values [K + 1] at each k of ``eval.steps``."""
+    return [float(values[k]) for k in split.settings.steps]
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """The chains of a split; of tasks of several turns, what episodes came to after k self-iterations on each turn."""
-
-    chains: Chains  # without histories
-    describe: Callable[[int], list[str]]  # number of a chain -> its K + 1 responses
-    answers: list[list[str]] | None  # [K + 1][R]; None where the domain tells none
-    feedback: Callable[[int], list[str]] | None = None  # number of a chain -> what was said of each response
-    figures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # [K + 1, R] by name, of episodes
-
-
-def task_names(about: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return what the domain calls each task of a split; nothing if it does not name them all."""
-    names = [row["name"] for row in about if "name" in row]
-    return names if len(names) == len(about) else []
-
-
-def mean_of(splits: Sequence[dict]) -> dict:
-    """Return the unweighted mean of splits' figures: lists over k, each a share of the split's tasks or a length."""
-    first = splits[0]
-    mean: dict[str, Any] = {"k": first["k"], "num_tasks": sum(figures["num_tasks"] for figures in splits)}
-    shares = ("accuracy", "quality", "delta", "best_so_far", "best_quality", "stopped", "invalid", "tokens")
-    mean |= _mean_lists(
-        splits,
-        (*shares, "quality_delta", "best_quality_delta", "improved", "worsened", "net_gains"),
-        ("accuracy", "quality"),
-    )
-    rivals = {
-        "restarts": ("best_so_far", "best_quality", "best_quality_delta", "tokens"),
-        "greedy": ("accuracy", "quality", "quality_delta", "tokens"),
-    }
-    for rival, names in rivals.items():
-        if all(rival in figures for figures in splits):
-            inner = [figures[rival] for figures in splits]
-            mean[rival] = _mean_lists(inner, names, [name for name in names if f"{name}_se" in inner[0]])
-    for name in ("net_corrections", "corrected", "broken"):  # as a share of tasks, times their number, as in any split
-        share = np.array([np.array(figures[name]) / figures["num_tasks"] for figures in splits]).mean(0)
-        mean[name] = (share * mean["num_tasks"]).tolist()
-    mean["net_corrections_sum"] = np.sum([figures["net_corrections_sum"] for figures in splits], axis=0).tolist()
-    mean["num_too_long"] = sum(figures["num_too_long"] for figures in splits)
-    return mean | {"samples_per_task": first["samples_per_task"], "settings": first["settings"]}
-
-
-def _mean_lists(splits: Sequence[dict], names: Sequence[str], with_error: Sequence[str]) -> dict[str, list]:
-    """Return the mean over splits of lists over k, and the error of the mean of those that have one."""
-    table = lambda name: np.array([figures[name] for figures in splits], float)
-    mean = {name: _nulls(table(name).mean(0)) for name in names}
-    # standard errors of independent means add up in squares
-    return mean | {
-        f"{name}_se": _nulls(np.sqrt((table(f"{name}_se") ** 2).sum(0)) / len(splits)) for name in with_error
-    }
-
-
-def _nulls(values: np.ndarray) -> list[float | None]:
-    """Return a list with null for NaN, which JSON does not know."""
-    return [None if np.isnan(value) else value for value in values.tolist()]
-
-
-def summarise(
-    config: Config,
-    outcome: Outcome,
-    rival: Outcome | None,
-    difficulty: Mapping[str, np.ndarray],
-    search: Outcome | None = None,
-    names: Sequence[str] = (),
-    num_too_long: int = 0,
-) -> dict:
-    """Reduce the chains of a split to what is reported at each k.
-
-    Lists run over ``k``. ``accuracy`` and ``quality`` are those of the last iterate, ``accuracy_se`` the standard error over
-    tasks. ``best_so_far`` is the accuracy of an oracle that picks the best iterate; ``stopped`` that of stopping, without an
-    oracle, at the first iterate that the policy's own sign calls done (null where the domain has no such sign).
-    ``net_corrections`` = ``corrected`` - ``broken`` counts wrong→right and right→wrong changes between neighbouring iterates
-    up to k, a mean over the samples of a task; ``net_corrections_sum``, which the paper reports (ExIt §5), counts those of all
-    samples: n · M · Δ for n samples of M tasks. ``unchanged_right`` and ``unchanged_wrong`` are the shares of responses that
-    left a right or wrong answer as it was, up to k (null where there was none). ``restarts`` is the rival at equal responses:
-    chains that start over every ``eval.restart_every`` responses, by the same rules; where they do so after each response, its
-    ``best_so_far`` is best-of-n by an oracle, and ``majority`` the most frequent answer's accuracy.
-
-    Where quality is more than right or wrong: ``best_quality`` is the quality of the best so far, ``_delta`` the gain in a
-    quality since k = 0. ``improved`` and ``worsened`` are the shares of steps up to k that raised or lowered the quality of
-    what they started from, and ``net_gains`` their difference (null at k = 0). ``greedy`` is the search at equal responses:
-    figures of the best so far, which is what it holds. ``notes`` are means of what else the grading said of the k-th
-    responses. ``by_task`` has the qualities of each task that the domain names. ``_se`` are standard errors over tasks.
-    ``num_too_long`` of the ``num_tasks`` did not fit into a prompt; all their figures are 0.
-    """
-    samples, quality = config.eval.samples_per_task, outcome.chains.quality
-    at = lambda values: [float(values[k]) for k in config.eval.steps]  # [K + 1] -> list over k
-    right, held = quality >= 1.0, np.maximum.accumulate(quality, axis=0)
-    num_tasks = right.shape[1] // samples
-    accuracy, accuracy_se = over_tasks(config, right)
-    summary = {
-        "k": list(config.eval.steps),
-        "accuracy": accuracy,
-        "accuracy_se": accuracy_se,
-        **qualities(config, "quality", quality),
-        **qualities(config, "best_quality", held),
-        **gains(config, quality, quality),
-        "delta": [value - float(right[0].mean()) for value in accuracy],
-        **corrections(config, right),
-        "best_so_far": at((held >= 1.0).mean(1)),
-        **keeping(config, outcome.chains, right),
-        "invalid": at(1.0 - outcome.chains.valid.mean(1)),
-        **said(config, outcome.chains),
-        "stopped": stopped(config, outcome.chains),
-        "by_difficulty": {
-            name: {
-                level: {
-                    "accuracy": at(right[:, np.tile(among, samples)].mean(1)),
-                    "num_tasks": int(among.sum()),
-                }
-                for level, among in levels(np.asarray(values)).items()
-            }
-            for name, values in difficulty.items()
-        },
-        "figures": {name: at(values.mean(1)) for name, values in outcome.figures.items()},
-        "num_tasks": num_tasks,
-        "num_too_long": num_too_long,
-        "samples_per_task": samples,
-        "settings": identity.to_dict(config)["eval"],
-    }
-    found = {"quality": quality, "best_quality": held}
-    if rival:
-        found["restarts"] = best = np.maximum.accumulate(rival.chains.quality, axis=0)
-        summary["restarts"] = {
-            "every": config.eval.restart_every,
-            "best_so_far": at((best >= 1.0).mean(1)),
-            **qualities(config, "best_quality", best),
-            **said(config, rival.chains),
-            "stopped": stopped(config, rival.chains),
-        }
-        if config.eval.restart_every == 1 and rival.answers:
-            summary["restarts"]["majority"] = at(_vote(rival).mean(1))
-    if search:
-        found["greedy"] = best = np.maximum.accumulate(search.chains.quality, axis=0)
-        accuracy, accuracy_se = over_tasks(config, best >= 1.0)
-        summary["greedy"] = {
-            "accuracy": accuracy,
-            "accuracy_se": accuracy_se,
-            **qualities(config, "quality", best),
-            **gains(config, best, search.chains.quality),
-            **said(config, search.chains),
-        }
-    summary["by_task"] = {
-        name: {kind: at(values[:, task::num_tasks].mean(1)) for kind, values in found.items()}
-        for task, name in enumerate(names)
-    }
-    return summary
-
-
-def said(config: Config, chains: Chains) -> dict:
-    """Return how many tokens a chain has sampled up to k, and the means of what else the grading said of the k-th responses."""
-    timings = domains.make(config.domain_name, config.domain).timings
-    at = lambda values: [float(values[k]) for k in config.eval.steps]
-    notes = {name: at(values.mean(1)) for name, values in chains.notes.items() if name not in timings}
-    return {"tokens": at(np.cumsum(chains.tokens.mean(1))), "notes": notes}
-
-
-def stopped(config: Config, chains: Chains) -> list[float | None]:
-    """Return the accuracy of stopping by the policy's own sign; null where the domain has none."""
-    if not domains.make(config.domain_name, config.domain).complete:
-        return [None for _ in config.eval.steps]
-    accuracy = _stop(chains).mean(1)
-    return [float(accuracy[k]) for k in config.eval.steps]
-
-
-def corrections(config: Config, right: Any) -> dict[str, Sequence[float]]:
-    """Return how often neighbouring iterates went from wrong to right, and back, up to k, of ``right`` [K + 1, R]."""
-
-    def counts(events):  # [K, R] -> those up to k
-        total = np.concatenate([[0], np.cumsum(events.sum(1))])
-        return [int(total[k]) for k in config.eval.steps]
-
-    corrected, broken = counts(right[1:] & ~right[:-1]), counts(right[:-1] & ~right[1:])
-    net = [up - down for up, down in zip(corrected, broken)]
-    each = lambda total: [count / config.eval.samples_per_task for count in total]
-    return {
-        "net_corrections": each(net),
-        "net_corrections_sum": net,
-        "corrected": each(corrected),
-        "broken": each(broken),
-    }
-
-
-def keeping(config: Config, chains: Chains, right: Any) -> dict[str, list[float | None]]:
-    """Return the shares of responses up to k that left a right or a wrong answer as it was; null where there was none."""
-
-    def share(among):
-        hits, total = np.cumsum((chains.unchanged[1:] & among).sum(1)), np.cumsum(among.sum(1))
-        return [float(hits[k - 1] / total[k - 1]) if k and total[k - 1] else None for k in config.eval.steps]
-
-    return {"unchanged_right": share(right[:-1]), "unchanged_wrong": share(~right[:-1])}
-
-
-def over_tasks(config: Config, values: Any) -> tuple[list, list]:
+def over_tasks(split: Split, values: np.ndarray) -> tuple[Series, Series]:
     """Return the mean of values [K + 1, R] at each k of ``eval.steps``, and its standard error over tasks."""
-    steps, count = list(config.eval.steps), values.shape[1] // config.eval.samples_per_task
-    per_task = values.reshape(len(values), config.eval.samples_per_task, count).mean(1)
+    steps, samples = list(split.settings.steps), split.settings.samples_per_task
+    count = values.shape[1] // samples
+    per_task = values.reshape(len(values), samples, count).mean(1)
     error = per_task.std(1, ddof=1) / np.sqrt(count) if count > 1 else np.full(len(values), np.nan)
     return _nulls(values.mean(1)[steps]), _nulls(error[steps])
 
 
-def qualities(config: Config, name: str, quality: Any) -> dict[str, list]:
+def with_error(split: Split, name: str, values: np.ndarray) -> dict[str, Series]:
+    """Return the mean of values [K + 1, R] by ``name``, and its standard error."""
+    mean, error = over_tasks(split, values)
+    return {name: mean, f"{name}_se": error}
+
+
+def qualities(split: Split, name: str, quality: np.ndarray) -> dict[str, Series]:
     """Return the figures of qualities [K + 1, R]: by name their mean, its error, and the gain since k = 0."""
-    mean, error = over_tasks(config, quality)
-    return {name: mean, f"{name}_se": error, f"{name}_delta": [value - float(quality[0].mean()) for value in mean]}
+    mean, error = over_tasks(split, quality)
+    first = float(quality[0].mean())
+    gain: Series = [None if value is None else value - first for value in mean]
+    return {name: mean, f"{name}_se": error, f"{name}_delta": gain}
 
 
-def gains(config: Config, held: Any, quality: Any) -> dict[str, list]:
+def gains(split: Split, held: np.ndarray, quality: np.ndarray) -> dict[str, Series]:
     """Return the shares of steps up to k whose response is better or worse than what they started from, and the net.
 
     Args:
@@ -249,10 +59,85 @@ def gains(config: Config, held: Any, quality: Any) -> dict[str, list]:
     figures = {}
     for name, values in events.items():
         share = np.concatenate([np.full_like(quality[:1], np.nan), np.cumsum(values, axis=0) / ordinal])
-        figures[name], error = over_tasks(config, share)
+        figures[name], error = over_tasks(split, share)
         if name == "net_gains":
             figures["net_gains_se"] = error
     return figures
+
+
+def corrections(split: Split, right: np.ndarray) -> dict[str, list]:
+    """Return how often neighbouring iterates went from wrong to right, and back, up to k, of ``right`` [K + 1, R]."""
+
+    def count(events: np.ndarray) -> list[int]:  # [K, R] -> those up to k
+        total = np.concatenate([[0], np.cumsum(events.sum(1))])
+        return [int(total[k]) for k in split.settings.steps]
+
+    def mean_over_samples(total: Sequence[int]) -> list[float]:
+        return [value / split.settings.samples_per_task for value in total]
+
+    corrected, broken = count(right[1:] & ~right[:-1]), count(right[:-1] & ~right[1:])
+    net = [up - down for up, down in zip(corrected, broken)]
+    return {
+        "net_corrections": mean_over_samples(net),
+        "net_corrections_sum": net,
+        "corrected": mean_over_samples(corrected),
+        "broken": mean_over_samples(broken),
+    }
+
+
+def unchanged(split: Split, chains: Chains, right: np.ndarray) -> dict[str, Series]:
+    """Return the shares of responses up to k that left a right or a wrong answer as it was; null where there was none."""
+
+    def share(among: np.ndarray) -> Series:
+        hits, total = np.cumsum((chains.unchanged[1:] & among).sum(1)), np.cumsum(among.sum(1))
+        return [float(hits[k - 1] / total[k - 1]) if k and total[k - 1] else None for k in split.settings.steps]
+
+    return {"unchanged_right": share(right[:-1]), "unchanged_wrong": share(~right[:-1])}
+
+
+def spent(split: Split, chains: Chains) -> dict[str, Any]:
+    """Return how many tokens a chain has sampled up to k, and the means of what else the grading says of the k-th responses."""
+    notes = {name: values for name, values in chains.notes.items() if name not in split.domain.timings}
+    return {
+        "tokens": at_steps(split, np.cumsum(chains.tokens.mean(1))),
+        "notes": {name: at_steps(split, values.mean(1)) for name, values in notes.items()},
+    }
+
+
+def stopped(split: Split, chains: Chains) -> Series:
+    """Return the accuracy of the first iterate up to k that calls itself complete, or else of the k-th.
+
+    The policy's own sign asks no oracle; null where the domain has none.
+    """
+    if not split.domain.complete:
+        return [None for _ in split.settings.steps]
+    right = np.asarray(chains.quality >= 1.0)
+    done = np.maximum.accumulate(chains.complete, axis=0)
+    first = np.argmax(chains.complete, axis=0)
+    at_first = np.take_along_axis(right, first[None], axis=0)
+    return [*at_steps(split, np.where(done, at_first, right).mean(1))]
+
+
+def by_task(split: Split, **values: np.ndarray) -> dict[str, dict[str, list[float]]]:
+    """Return the means of values [K + 1, R], by name, of each task that the domain names."""
+    num_tasks = len(split.names)
+    return {
+        task: {name: at_steps(split, table[:, place::num_tasks].mean(1)) for name, table in values.items()}
+        for place, task in enumerate(split.names)
+    }
+
+
+def by_difficulty(split: Split, right: np.ndarray) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the accuracy and the number of tasks at each level of each difficulty that the domain tells."""
+
+    def figures(among: np.ndarray) -> dict[str, Any]:
+        rows = np.tile(among, split.settings.samples_per_task)
+        return {"accuracy": at_steps(split, right[:, rows].mean(1)), "num_tasks": int(among.sum())}
+
+    return {
+        name: {level: figures(among) for level, among in levels(np.asarray(values)).items()}
+        for name, values in split.difficulty.items()
+    }
 
 
 def levels(values: np.ndarray, most: int = 8) -> dict[str, np.ndarray]:
@@ -268,14 +153,19 @@ def levels(values: np.ndarray, most: int = 8) -> dict[str, np.ndarray]:
     }
 
 
-def _vote(rival: Outcome) -> np.ndarray:
+def majority(split: Split, outcome: Outcome) -> dict[str, list[float]]:
+    """Return the accuracy of the most frequent answer among a chain's first k + 1; nothing where the domain tells none."""
+    return {"majority": at_steps(split, vote(outcome).mean(1))} if outcome.answers else {}
+
+
+def vote(outcome: Outcome) -> np.ndarray:
     """Return bool [K + 1, R]: is the most frequent answer among a chain's first k + 1 right? The earliest of ties counts."""
-    assert rival.answers is not None
-    right = rival.chains.quality >= 1.0
+    assert outcome.answers is not None
+    right = np.asarray(outcome.chains.quality >= 1.0)
     won = np.zeros_like(right)
     for r in range(right.shape[1]):
         count, first = Counter(), {}
-        for k, answers in enumerate(rival.answers):
+        for k, answers in enumerate(outcome.answers):
             if answers[r]:
                 count[answers[r]] += 1
                 first.setdefault(answers[r], k)
@@ -284,10 +174,67 @@ def _vote(rival: Outcome) -> np.ndarray:
     return won
 
 
-def _stop(chains: Chains) -> np.ndarray:
-    """Return bool [K + 1, R]: is the first iterate up to k that calls itself complete right, or else the k-th?"""
-    right = np.asarray(chains.quality >= 1.0)
-    done = np.maximum.accumulate(chains.complete, axis=0)
-    first = np.argmax(chains.complete, axis=0)
-    at_first = np.take_along_axis(right, first[None], axis=0)
-    return np.where(done, at_first, right)
+def pass_at(right: np.ndarray, most: int) -> np.ndarray:
+    """Return the unbiased estimate of pass@j, float [most, M] for j = 1 ... most, of n independent responses ``right`` [n, M].
+
+    The share of sets of j responses with a right one among them, 1 - C(n - c, j) / C(n, j) where c of the n are right (Chen et
+    al. 2021, eq. 1). Of n = 3 with c = 1 it is 1/3, 2/3, 1.
+    """
+    total = len(right)
+    table = [
+        [1.0 - math.comb(total - c, j) / math.comb(total, j) for c in range(total + 1)] for j in range(1, most + 1)
+    ]
+    return np.array(table)[:, right.sum(0)]
+
+
+def best_at(quality: np.ndarray, most: int) -> np.ndarray:
+    """Return the unbiased estimate of the best quality of j responses, float [most, M] for j = 1 ... most, of quality [n, M].
+
+    The mean over sets of j responses: the i-th lowest of the n is the best of C(i - 1, j - 1) of the C(n, j) sets. Of
+    qualities 0 and 1 it equals ``pass_at``.
+    """
+    total = len(quality)
+    weight = [[math.comb(i, j - 1) / math.comb(total, j) for i in range(total)] for j in range(1, most + 1)]
+    return np.array(weight) @ np.sort(quality.astype(float), axis=0)
+
+
+def mean_of(splits: Sequence[dict]) -> dict[str, Any]:
+    """Return the unweighted mean of splits' figures: of each scaffold, what is a list over k in all of them."""
+    first, sizes = splits[0], np.array([[figures["num_tasks"]] for figures in splits])
+    together = [name for name in first["scaffolds"] if all(name in figures["scaffolds"] for figures in splits)]
+    return {
+        "k": first["k"],
+        "num_tasks": int(sizes.sum()),
+        "num_too_long": sum(figures["num_too_long"] for figures in splits),
+        "samples_per_task": first["samples_per_task"],
+        "scaffolds": {
+            name: _mean_entry([figures["scaffolds"][name] for figures in splits], sizes) for name in together
+        },
+    }
+
+
+def _mean_entry(entries: Sequence[Mapping[str, Any]], sizes: np.ndarray) -> dict[str, Any]:
+    """Return the mean of a scaffold's figures over splits of ``sizes`` [splits, 1] tasks, and scalars that all agree on."""
+    mean = {}
+    for name, value in entries[0].items():
+        if any(name not in entry for entry in entries):
+            continue
+        if not isinstance(value, list):
+            if not isinstance(value, dict) and all(entry[name] == value for entry in entries):
+                mean[name] = value
+        elif name in TOTALS:
+            mean[name] = np.sum([entry[name] for entry in entries], axis=0).tolist()
+        else:
+            table = np.array([entry[name] for entry in entries], float)  # null is NaN
+            if name in COUNTS:  # a mean share of the tasks, times their number, as in any split
+                mean[name] = ((table / sizes).mean(0) * sizes.sum()).tolist()
+            elif name.endswith("_se"):  # errors of independent means add up in squares
+                mean[name] = _nulls(np.sqrt((table**2).sum(0)) / len(entries))
+            else:
+                mean[name] = _nulls(table.mean(0))
+    return mean
+
+
+def _nulls(values: np.ndarray) -> Series:
+    """Return a list with null for NaN, which JSON does not know."""
+    return [None if np.isnan(value) else value for value in values.tolist()]

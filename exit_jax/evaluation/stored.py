@@ -3,17 +3,21 @@
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from exit_jax import domains
 from exit_jax.config.schema import Config, EvalConfig
+from exit_jax.evaluation.outcome import count_too_long
 from exit_jax.parallel import hosts
 from exit_jax.types import Params
 from exit_jax.workdir import identity
 
-OPERATIONAL = ("splits", "restart_every", "greedy", "num_chains_saved")  # what does not change a chain
+# fields of eval that change no chain: which splits and scaffolds there are, and what is kept of them
+OPERATIONAL = ("splits", "restart_every", "greedy", "scaffolds", "num_chains_saved")
 
 
 def fingerprint(params: Params) -> str:
@@ -28,8 +32,15 @@ def fingerprint(params: Params) -> str:
     return hashlib.sha256(np.asarray(sums).tobytes()).hexdigest()[:16]
 
 
-def open_stored(config: Config, params: Params, workdir: pathlib.Path, split: str, name: str, **recipe) -> "Stored":
-    """Open ``answers/<name>.jsonl``, emptied if it is another policy's or made by other settings."""
+def open_stored(
+    config: Config, params: Params, workdir: pathlib.Path, split: str, name: str, **recipe: Any
+) -> "Stored":
+    """Open ``answers/<name>.jsonl``, emptied if it is another policy's or made by other settings.
+
+    The number of tasks that are too long tells it apart from files of versions that left such tasks out.
+    """
+    if too_long := count_too_long(domains.make(config.domain_name, config.domain), split):
+        recipe["num_too_long"] = too_long
     settings = identity.without_defaults(EvalConfig, identity.to_dict(config)["eval"])
     settings = {k: v for k, v in settings.items() if k not in OPERATIONAL}
     domain = {name: value for name, value in identity.scientific(config).items() if name.startswith("domain.")}

@@ -16,12 +16,16 @@ from exit_jax.report.runs import (
     all_runs,
     by_k,
     mean_std,
+    other_figures,
+    other_scaffolds,
     over_training,
     relative_to_grpo,
     running_mean,
     splits_of,
     standard_error,
+    title_of,
 )
+from exit_jax.workdir.evaluation import ACCURACIES
 
 # Okabe & Ito's colours, which people with any colour vision can tell apart; their yellow is too pale for a line
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
@@ -193,6 +197,8 @@ def words(groups: Groups, splits: Sequence[str]) -> str:
         for path, text in WORDS.items()
         if any(np.isfinite(by_k(all_runs(groups), split, ks[split], *path)).any() for split in splits)
     ]
+    others = other_scaffolds(all_runs(groups), splits).items()
+    some += [f"*{title_of(name)}*: {entry['about']}" for name, entry in others if "about" in entry]
     return "; ".join(some) + "." * bool(some)
 
 
@@ -207,6 +213,9 @@ def accuracy_by_k(groups: Groups) -> Plot:
         rival: dict = style(3) | {"color": GREY, "linestyle": "-."}
         line("restarts", "best_so_far", label="restarts, best so far (oracle)", **rival)
         line("restarts", "majority", label="restarts, majority (no oracle)", **style(4))
+        for i, (path, name) in enumerate(other_figures(all_runs(groups), splits_of(groups)).items()):
+            if path[1] in (*ACCURACIES, "majority"):
+                line(*path, label=name, **style(5 + i))
 
     fig = plot_by_k(groups, "accuracy (%)", "accuracy", ("best_so_far", "best so far (oracle)", 1), draw)
     text = f"Accuracy after k self-improvement steps, of the last iterate and others.{bands(groups, 'accuracy')} "

@@ -8,17 +8,17 @@ import math
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeGuard
 
 import numpy as np
 
+from exit_jax.errors import ConfigError
+from exit_jax.workdir import evaluation
+from exit_jax.workdir.evaluation import COUNTS, MEAN, TOTALS
 from exit_jax.workdir.metrics import read_jsonl
 
-COUNTS = ("net_corrections", "corrected", "broken")  # over all tasks of the split
-TOTALS = ("net_corrections_sum",)  # over all samples of all tasks
 ORDER = ("base", "grpo", "curriculum", "improve", "diverge", "exit")  # the paper's, of its Table 1
-MEAN = "mean"  # the pseudo-split that is the unweighted mean of the test splits
 MAX_INSTANCES = 2000  # of a run: their 2 million pairs take a second
 DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # what np.load raises
 
@@ -70,7 +70,7 @@ class Run:
     config: dict
     versions: dict
     rows: list[dict]  # train.jsonl
-    evaluation: dict  # split -> results
+    evaluation: dict  # split -> its figures, as workdir.evaluation has them
     chains: Chains
     # "secs": split -> kind of chain -> seconds; "notes": the same -> means of what may differ when it is repeated
     timing: dict
@@ -104,9 +104,7 @@ def load(path: pathlib.Path) -> Run:
         config=config if all(isinstance(config.get(name), str) for name in ("name", "variant")) else {},
         versions=_object(recorded.get("versions")),
         rows=[row for row in read_jsonl(path / "train.jsonl", "step") if is_row(row)],
-        evaluation={
-            split: with_sum(split, results) for split, results in read("evaluation.json").items() if is_result(results)
-        },
+        evaluation=load_evaluation(path / evaluation.NAME),
         chains=Chains(path / "chains.jsonl"),
         timing={kind: told for kind, told in read("evaluation_timing.json").items() if _is_nested(told)},
         scores=scores if _are_numbers(scores.get("score")) else {},
@@ -134,20 +132,26 @@ def is_row(row) -> TypeGuard[dict]:
     return known and all(value is None or isinstance(value, int | float) for value in row.values())
 
 
-def is_result(results) -> TypeGuard[dict]:
-    """Does an evaluation of a split say its k, and the accuracy and the quality at each of them?"""
-    match results:
-        case {"k": [_, *_] as k, "num_tasks": int(), "accuracy": list() as right, "quality": list() as quality}:
-            return all(type(value) is int for value in k) and len(k) == len(right) == len(quality)
+def load_evaluation(path: pathlib.Path) -> dict:
+    """Return the figures of each split; what is damaged is left out."""
+    try:
+        splits = evaluation.read(path)["splits"]
+    except (OSError, ConfigError):
+        return {}
+    return {split: figures for split, figures in splits.items() if is_result(figures)}
+
+
+def is_result(figures) -> TypeGuard[dict]:
+    """Do the figures of a split say its k, and the plain chain's accuracy and quality at each of them?"""
+    match figures:
+        case {
+            "k": [_, *_] as k,
+            "num_tasks": int(),
+            "scaffolds": {"chain": {"accuracy": right, "quality": quality}} as rows,
+        }:
+            known = all(isinstance(series, list) and len(series) == len(k) for series in (right, quality))
+            return known and all(type(value) is int for value in k) and _is_nested(rows)
     return False
-
-
-def with_sum(split: str, results: dict) -> dict:
-    """Add the sums of net corrections that evaluations of older versions lack; their mean over splits stays without."""
-    net, samples = results.get("net_corrections"), results.get("samples_per_task")
-    if split == MEAN or not (_are_numbers(net) and isinstance(samples, int)):
-        return results
-    return {"net_corrections_sum": [round(value * samples) for value in net]} | results
 
 
 def load_instances(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -220,10 +224,15 @@ def by_k(runs: Sequence[Run], split: str, ks: Sequence[int], *path: str) -> np.n
     """Return a metric of the runs' evaluations [runs, len(ks)]; NaN for null or none.
 
     In percent, COUNTS in percent of the tasks, TOTALS as they are.
+
+    Args:
+      path: a figure of the plain chain, or the name of a scaffold and its figure.
     """
     table = []
     for results in (run.evaluation[split] for run in runs if split in run.evaluation):
-        found = functools.reduce(lambda at, key: at.get(key) or {}, path, results)
+        scaffolds = results["scaffolds"]
+        place = scaffolds if path[0] in scaffolds else scaffolds["chain"]
+        found = functools.reduce(lambda at, key: at.get(key) or {}, path, place)
         series = dict(zip(results["k"], found)) if isinstance(found, list) else {}
         scale = 1 if path[-1] in TOTALS else 100 / results["num_tasks"] if path[-1] in COUNTS else 100
         table.append([np.nan if series.get(k) is None else scale * series[k] for k in ks])
@@ -240,9 +249,36 @@ def standard_error(runs: Sequence[Run], split: str, ks: Sequence[int], *path: st
 
 def is_scored(runs: Sequence[Run], split: str) -> bool:
     """Do some evaluations of a split have qualities beside 0 and 1, so that their mean is no accuracy?"""
-    found = (run.evaluation.get(split, {}) for run in runs)
-    pairs = (zip(results.get("quality", []), results.get("accuracy", [])) for results in found)
+    found = (evaluation.chain_of(run.evaluation[split]) for run in runs if split in run.evaluation)
+    pairs = (zip(chain["quality"], chain["accuracy"]) for chain in found)
     return any(abs(quality - right) > 1e-5 for pair in pairs for quality, right in pair)
+
+
+TITLES = {"chain": "plain chain", "greedy": "greedy search"}
+KNOWN = ("chain", "restarts", "greedy")  # scaffolds of which tables and plots say more than what evaluation.json says
+
+
+def title_of(scaffold: str) -> str:
+    """Return what a scaffold is called in tables and plots."""
+    return TITLES.get(scaffold, scaffold.replace("_", " "))
+
+
+def other_scaffolds(runs: Sequence[Run], splits: Iterable[str]) -> dict[str, dict]:
+    """Return the scaffolds beyond KNOWN that evaluations of these splits have, with what the first of them reports."""
+    found = {}
+    for figures in (run.evaluation[split] for split in splits for run in runs if split in run.evaluation):
+        found = {name: entry for name, entry in figures["scaffolds"].items() if name not in KNOWN} | found
+    return found
+
+
+def other_figures(runs: Sequence[Run], splits: Iterable[str]) -> dict[tuple[str, str], str]:
+    """Return, by path, the names of the shares that scaffolds beyond KNOWN report over k."""
+    return {
+        (scaffold, name): f"{title_of(scaffold)}, {name.replace('_', ' ')}"
+        for scaffold, entry in other_scaffolds(runs, splits).items()
+        for name, value in entry.items()
+        if isinstance(value, list) and name != "tokens" and not name.endswith(("_se", "_delta"))
+    }
 
 
 def over_training(runs: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ from exit_jax.report.plots import (
 )
 from exit_jax.report.runs import Groups, Run, all_runs, by_k, mean_std
 from exit_jax.report.tables import known_scaffolds, scored_splits
+from exit_jax.workdir.evaluation import chain_of
 
 MAX_TASKS = 12  # panels
 
@@ -43,7 +44,7 @@ def score_by_k(groups: Groups) -> Plot:
         x = np.arange(len(ks))
         for (i, name), (j, (label, runs)) in itertools.product(enumerate(names), enumerate(groups.items())):
             look: dict = style(max(i, j)) | {"label": name if single else label}
-            draw_by_k(ax, groups, runs, split, ks, *scaffolds[name][0], **look)
+            draw_by_k(ax, groups, runs, split, ks, *scaffolds[name], **look)
         ax.set(title=split if single else f"{split}: {names[0]}")
         ax.set_xticks(x, [str(k) for k in ks])
     fig.supxlabel(STEP, fontsize=8)
@@ -61,7 +62,7 @@ def explain(scaffolds) -> str:
         "restarts, best so far": "the best so far of chains that start over (*restarts*)",
     }
     picks = " The score itself picks the best." if len(scaffolds) > 1 else ""
-    return "; ".join(texts[name] for name in scaffolds) + ", at equal numbers of responses." + picks
+    return "; ".join(texts.get(name, f"*{name}*") for name in scaffolds) + ", at equal numbers of responses." + picks
 
 
 def score_by_task(groups: Groups) -> Plot:
@@ -80,7 +81,8 @@ def score_by_task(groups: Groups) -> Plot:
         x = np.arange(len(splits[split]))
         for (i, name), (j, (label, runs)) in itertools.product(enumerate(shown), enumerate(groups.items())):
             look: dict = style(max(i, j)) | {"label": name if single else label}
-            draw_by_k(ax, groups, runs, split, splits[split], "by_task", task, shown[name][1], **look)
+            scaffold, figure = shown[name]
+            draw_by_k(ax, groups, runs, split, splits[split], scaffold, "by_task", task, figure, **look)
         ax.set_title(f"{split}: {task}")
         ax.set_xticks(x, [str(k) for k in splits[split]])
     fig.supxlabel(STEP, fontsize=8)
@@ -93,7 +95,8 @@ def score_by_task(groups: Groups) -> Plot:
 
 def task_names(runs: Sequence[Run], split: str) -> list[str]:
     """Return the tasks of a split that evaluations have figures of, in their order."""
-    return list(dict.fromkeys(name for run in runs for name in run.evaluation.get(split, {}).get("by_task", {})))
+    found = (chain_of(run.evaluation[split]) for run in runs if split in run.evaluation)
+    return list(dict.fromkeys(name for chain in found for name in chain.get("by_task", {})))
 
 
 def net_gains(groups: Groups) -> Plot:

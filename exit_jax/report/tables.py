@@ -1,15 +1,25 @@
 """The report as Markdown: what was run, tables, plots with their captions, and what is missing."""
 
-import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from exit_jax.report.plots import words
-from exit_jax.report.runs import MEAN, Groups, all_runs, by_k, is_scored, mean_std, splits_of
+from exit_jax.report.runs import (
+    Groups,
+    all_runs,
+    by_k,
+    is_scored,
+    mean_std,
+    other_figures,
+    other_scaffolds,
+    splits_of,
+    title_of,
+)
+from exit_jax.workdir.evaluation import MEAN, SCORES, chain_of, stands_for
 from exit_jax.workdir.markdown import table
 
-BY_K = {  # rows of the table: path in evaluation.json -> name
+BY_K = {  # rows of the table: a figure of the plain chain, or a scaffold and its figure -> name
     ("accuracy",): "accuracy",
     ("accuracy_se",): "its standard error over problems",
     ("delta",): "Δ",
@@ -26,12 +36,11 @@ BY_K = {  # rows of the table: path in evaluation.json -> name
     ("unchanged_right",): "right left unchanged",
     ("unchanged_wrong",): "wrong left unchanged",
 }
-SCAFFOLDS = {  # name -> paths of its score in evaluation.json, of a split and of one of its tasks
-    "plain chain": (("quality",), "quality"),
-    "greedy search": (("greedy", "quality"), "greedy"),
-    "restarts, best so far": (("restarts", "best_quality"), "restarts"),
+SCAFFOLDS = {  # name -> scaffold, and the figure that is its score, of a split and of each of its tasks
+    "plain chain": ("chain", "quality"),
+    "greedy search": ("greedy", "quality"),
+    "restarts, best so far": ("restarts", "best_quality"),
 }
-SCORES = [path for path, _ in SCAFFOLDS.values()]
 SCORES_BY_K = {  # rows of a single run's table, all of them shares in %
     ("quality",): "plain chain",
     ("quality_se",): "its standard error over tasks",
@@ -126,6 +135,7 @@ def split_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
     """Return the tables of a split: over k, and at the last k by difficulty; what no evaluation has is left out."""
     first = next(run.evaluation[split] for run in all_runs(groups) if split in run.evaluation)
     size, beyond = f"{first['num_tasks']} tasks", first.get("num_too_long", 0)
+    chain = chain_of(first)
     size += f" ({beyond} of them too long for a prompt, and so wrong)" if beyond else ""
     size += f", {first['samples_per_task']} sample(s) of each" if "samples_per_task" in first else ""
     text = f"## {split}\n\n{size}. All in %, but for the sum; "
@@ -137,18 +147,20 @@ def split_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
         some = {path: [by_k(runs, split, ks, *path) for runs in groups.values()] for path in paths}
         return {path: values for path, values in some.items() if any(np.isfinite(one).any() for one in values)}
 
+    further = other_figures(all_runs(groups), [split])
+    named = BY_K | further
     if len(groups) == 1:
-        rows = [(BY_K[path], *cells(values)) for path, (values,) in known(BY_K, ks).items()]
+        rows = [(named[path], *cells(values)) for path, (values,) in known(named, ks).items()]
         parts.append(table(("k", *map(str, ks)), rows))
     else:
-        others = known(LAST, last)
-        header = "accuracy, k =", *map(str, ks), *(f"{BY_K[path]}, k = {ks[-1]}" for path in others)
+        others = known([*LAST, *further], last)
+        header = "accuracy, k =", *map(str, ks), *(f"{named[path]}, k = {ks[-1]}" for path in others)
         rows = [
             (label, *cells(by_k(runs, split, ks, "accuracy")), *(cells(values[i])[0] for values in others.values()))
             for i, (label, runs) in enumerate(groups.items())
         ]
         parts.append(table(header, rows))
-    if names := list(first.get("figures", {})):
+    if names := list(chain.get("figures", {})):
         values = {
             name: [by_k(runs, split, ks, "figures", name) / 100 for runs in groups.values()] for name in names
         }  # not in %
@@ -160,7 +172,7 @@ def split_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
                 (label, *(cells(value[i][:, -1:], 2)[0] for value in values.values())) for i, label in enumerate(groups)
             ]
             parts.append(table((f"an episode, k = {ks[-1]}", *(name.replace("_", " ") for name in names)), rows))
-    for name, levels in first.get("by_difficulty", {}).items():
+    for name, levels in chain.get("by_difficulty", {}).items():
         paths = [("by_difficulty", name, level, "accuracy") for level in levels]
         rows = [
             (label, *(cells(by_k(runs, split, last, *path))[0] for path in paths)) for label, runs in groups.items()
@@ -175,18 +187,21 @@ def scored_splits(groups: Groups) -> dict[str, list[int]]:
     return {split: ks for split, ks in splits_of(groups).items() if is_scored(all_runs(groups), split)}
 
 
-def known_scaffolds(groups: Groups, splits: dict[str, list[int]]) -> dict[str, tuple[tuple[str, ...], str]]:
-    """Return those of SCAFFOLDS that some evaluation of these splits has; independent responses under their own name."""
+def known_scaffolds(groups: Groups, splits: dict[str, list[int]]) -> dict[str, tuple[str, str]]:
+    """Return SCAFFOLDS and others that some evaluation of these splits has the score of; independent responses as such."""
+    runs = all_runs(groups)
+    others = {
+        title_of(name): (name, stands_for(entry, SCORES)) for name, entry in other_scaffolds(runs, splits).items()
+    }
     found = {
-        name: paths
-        for name, paths in SCAFFOLDS.items()
-        if any(np.isfinite(by_k(all_runs(groups), split, ks, *paths[0])).any() for split, ks in splits.items())
+        name: path
+        for name, path in (SCAFFOLDS | others).items()
+        if any(np.isfinite(by_k(runs, split, ks, *path)).any() for split, ks in splits.items())
     }
-    every = {
-        run.evaluation.get(split, {}).get("restarts", {}).get("every") for run in all_runs(groups) for split in splits
-    }
-    rename = {"restarts, best so far": "best of n independent"} if every - {None} == {1} else {}
-    return {rename.get(name, name): paths for name, paths in found.items()}
+    rows = (run.evaluation[split]["scaffolds"] for run in runs for split in splits if split in run.evaluation)
+    every = {scaffolds["restarts"].get("every") for scaffolds in rows if "restarts" in scaffolds}
+    rename = {"restarts, best so far": "best of n independent"} if every == {1} else {}
+    return {rename.get(name, name): path for name, path in found.items()}
 
 
 def score_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
@@ -196,14 +211,17 @@ def score_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
     text = f"Normalised score in %; Δ is its gain since k = {ks[0]}."
     if len(groups) == 1:
         (runs,) = groups.values()
+        scored = known_scaffolds(groups, {split: list(ks)})
+        further = {path: name for name, path in scored.items() if path not in SCAFFOLDS.values()}
         rows = []
-        for path, name in SCORES_BY_K.items():
+        for path, name in (SCORES_BY_K | further).items():
             values = by_k(runs, split, ks, *path)
             if np.isfinite(values).any():
-                rows.append((name, *cells(values), *(cells(rise(values)) if path in SCORES else "–")))
+                is_score = path == ("quality",) or path in scored.values()
+                rows.append((name, *cells(values), *(cells(rise(values)) if is_score else "–")))
         return [text, table(("score, k =", *map(str, ks), f"Δ_{ks[-1]}"), rows)]
     parts = [text]
-    for name, (path, _) in known_scaffolds(groups, {split: list(ks)}).items():
+    for name, path in known_scaffolds(groups, {split: list(ks)}).items():
         table_of = {label: by_k(runs, split, ks, *path) for label, runs in groups.items()}
         rows = [(label, *cells(values), *cells(rise(values))) for label, values in table_of.items()]
         parts.append(table((f"{name}, k =", *map(str, ks), f"Δ_{ks[-1]}"), rows))
@@ -217,13 +235,11 @@ def rise(values: np.ndarray) -> np.ndarray:
 
 def note_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
     """Return what else grading says of responses, such as whether a script crashed: by k, or at the last k by group."""
-    kinds = {"": (), "greedy search: ": ("greedy",), "restarts: ": ("restarts",)}
     found = {}
-    for (start, path), run in itertools.product(kinds.items(), all_runs(groups)):
-        inner = run.evaluation.get(split, {})
-        for key in path:
-            inner = inner.get(key, {})
-        found |= {f"{start}{name.replace('_', ' ')}": (*path, "notes", name) for name in inner.get("notes", {})}
+    for figures in (run.evaluation[split] for run in all_runs(groups) if split in run.evaluation):
+        for scaffold, entry in figures["scaffolds"].items():
+            start = "" if scaffold == "chain" else f"{title_of(scaffold)}: "
+            found |= {f"{start}{name.replace('_', ' ')}": (scaffold, "notes", name) for name in entry.get("notes", {})}
     if not found:
         return []
     values = lambda runs, path: by_k(runs, split, ks, *path) / 100  # not in %

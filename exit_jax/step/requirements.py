@@ -10,14 +10,13 @@ from exit_jax.policy.hf.config import read_limits, resolve
 def require_domain_fits(config: Config, domain: Domain) -> None:
     """Raise ConfigError if the run asks for what its domain does not do."""
     settings = config.eval
-    if domain.environment and (
-        config.algorithm.rollout_lag or config.run.sampler_slots or settings.restart_every or settings.greedy
-    ):
+    rivals = settings.restart_every or settings.greedy or settings.scaffolds
+    if domain.environment and (config.algorithm.rollout_lag or config.run.sampler_slots or rivals):
         raise ConfigError(
             f"algorithm.rollout_lag = {config.algorithm.rollout_lag}, run.sampler_slots = {config.run.sampler_slots}, "
-            f"eval.restart_every = {settings.restart_every} and eval.greedy = {settings.greedy}: the domain "
-            f"{config.domain_name} plays episodes of several turns, which know none of them; set the first three to 0 and the "
-            "last to False"
+            f"eval.restart_every = {settings.restart_every}, eval.greedy = {settings.greedy} and eval.scaffolds = "
+            f"{settings.scaffolds}: the domain {config.domain_name} plays episodes of several turns, which know none of them; "
+            "set the first three to 0, eval.greedy to False and eval.scaffolds to ()"
         )
     if domain.on_host and config.run.steps_per_call != 1:
         raise ConfigError(

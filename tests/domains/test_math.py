@@ -16,11 +16,13 @@ from exit_jax.domains.math import domain as maths
 from exit_jax.domains.math.grader import Grader, Verdict
 from exit_jax.errors import ConfigError
 from exit_jax.evaluation.evaluate import evaluate
+from exit_jax.evaluation.programs import chain_programs
 from exit_jax.policy.hf import chat
 from exit_jax.run import run_experiment
 from exit_jax.step.program import make_program
 from exit_jax.training import train
 from exit_jax.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
+from exit_jax.workdir.evaluation import chain_of
 from exit_jax.workdir.metrics import read_jsonl
 
 
@@ -145,9 +147,9 @@ def test_a_test_problem_that_is_too_long_counts_as_wrong(math, data_dir, tmp_pat
     yes = Verdict(correct=True, answer="7", graded=True)
     monkeypatch.setattr(Grader, "grade", lambda self, pairs: [yes] * len(pairs))
     params = make_program(config).init_params(0)
-    found = evaluate(config, params, None)["test"]
+    found = evaluate(config, params, None)["splits"]["test"]
     assert (found["num_tasks"], found["num_too_long"]) == (8, num_too_long)
-    assert found["accuracy"] == [1 - num_too_long / 8] * 3
+    assert chain_of(found)["accuracy"] == [1 - num_too_long / 8] * 3
 
 
 def test_a_demonstration_that_is_cut_off_does_not_teach_to_end_there(math):
@@ -274,7 +276,8 @@ def test_an_evaluation_that_was_stopped_goes_on_and_can_be_graded_again(data_dir
     def refuse(*_):
         raise AssertionError("sampled although everything is stored")
 
-    monkeypatch.setattr("exit_jax.evaluation.evaluate.sampler.sample", refuse)
+    chain_programs.cache_clear()  # a program that is compiled already would not ask for it
+    monkeypatch.setattr("exit_jax.policy.sampler.sample", refuse)
     assert evaluate(config, params, part) == whole
     monkeypatch.undo()
     other = jax.tree.map(lambda leaf: leaf * 1.01, params)
@@ -288,7 +291,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_can_be_graded_again(data_dir
 @pytest.mark.slow
 def test_run_experiment_leaves_all_files(data_dir, tmp_path):
     results = run_experiment(tiny(data_dir, algorithm__diversity_embedding="policy"), tmp_path)
-    assert set(results) == {"test"}
+    assert set(results["splits"]) == {"test"}
     chains = read_jsonl(tmp_path / "chains.jsonl")
     assert {"request", "gold", "quality", "modes", "answers", "responses", "split", "task", "sample"} == set(chains[0])
     assert chains[0]["modes"] == ["base", "improve", "improve"]

@@ -246,7 +246,7 @@ def test_training_resumes_exactly_and_evaluates(data_dir, tmp_path):
     assert sum(row["buffer/lost"] for row in one) == 0
     evaluation = json.loads((whole / "evaluation.json").read_text())
     assert evaluation == json.loads((broken / "evaluation.json").read_text())
-    figures = evaluation["test"]["figures"]
+    figures = evaluation["splits"]["test"]["scaffolds"]["chain"]["figures"]
     assert set(figures) == set(tools.FIGURES)
     assert len(figures["turns"]) == 3
 

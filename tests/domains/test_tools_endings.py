@@ -235,9 +235,9 @@ def test_a_test_task_that_is_too_long_counts_as_failed(data_dir, monkeypatch, ca
     assert domain.tasks("train").task.size == domain.too_long("train").size < 24
     assert f"{num_too_long} of 8 tasks of test count as failed" in caplog.text
     assert "tasks of train are left out" in caplog.text
-    found = evaluate(config, make_program(config).init_params(0), None)["test"]
+    found = evaluate(config, make_program(config).init_params(0), None)["splits"]["test"]
     assert (found["num_tasks"], found["num_too_long"]) == (8, num_too_long)
-    assert found["accuracy"] == [1 - num_too_long / 8]
+    assert found["scaffolds"]["chain"]["accuracy"] == [1 - num_too_long / 8]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,148 @@
+"""Chains of a domain that is graded on the host, step by step, with a file of all responses.
+
+Every response streams to ``answers/<split>.jsonl``: an evaluation that was stopped goes on after the last complete step, and
+one that is repeated grades the stored responses again and samples nothing.
+"""
+
+import base64
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from exit_jax import domains
+from exit_jax.config.schema import Config
+from exit_jax.domains.domain import blank_grades
+from exit_jax.errors import GradingError
+from exit_jax.evaluation.outcome import Chains, Outcome, read_column
+from exit_jax.evaluation.programs import ChainPrograms, record
+from exit_jax.evaluation.scaffolds import Scaffold
+from exit_jax.evaluation.stored import open_stored
+from exit_jax.parallel import hosts
+from exit_jax.parallel import mesh as meshes
+from exit_jax.step.finite import require_finite
+from exit_jax.types import BASE, IMPROVE, MODES, Array, History, Instances, Params, Rollouts
+from exit_jax.workdir.metrics import Progress
+
+
+class HostedChains:
+    """The chains of one scaffold on one split."""
+
+    def __init__(
+        self,
+        config: Config,
+        params: Params,
+        programs: ChainPrograms,
+        split: str,
+        name: str,
+        scaffold: Scaffold,
+        row_of: np.ndarray,
+        workdir: pathlib.Path | None,
+    ):
+        """Open the file of responses, unless ``workdir`` is None; ``row_of`` [R] is the task of each chain."""
+        self.domain, self.programs = domains.make(config.domain_name, config.domain), programs
+        self.settings, self.scaffold, self.row_of = config.eval, scaffold, row_of
+        self.num_responses, self.batch_size = max(config.eval.steps) + 1, config.eval.batch_size
+        self.rows = meshes.by_row(meshes.make_mesh(config.run.mesh))
+        self.copy, self.about = programs.reshard(params), self.domain.about(split)
+        tellers = {"text": self.domain.describe, "answer": self.domain.answers, "feedback": self.domain.feedback}
+        self.tell = {what: tell for what, tell in tellers.items() if tell}
+        # [K + 1][R] by what is told
+        self.tables: dict[str, list[list[str]]] = {what: [[] for _ in range(self.num_responses)] for what in self.tell}
+        self.stored = None
+        if workdir is not None:
+            recipe = scaffold.recipe(config.eval) if scaffold.recipe else {"scaffold": scaffold.name}
+            self.stored = open_stored(config, params, workdir, split, name, **recipe)
+
+    def run(self, tasks: History, key: Array, index: int, progress: Progress) -> Chains:
+        """Run one batch, taking the responses that are stored in place of sampling them."""
+        held, steps = tasks, []
+        for k in range(self.num_responses):
+            number = index * self.num_responses + k
+            begun = jax.tree.map(np.asarray, self.scaffold.start(self.settings, tasks, held, k))
+            kept = self.stored.get(number) if self.stored else None
+            if kept is None:
+                instances, rollouts = self.programs.respond(self.copy, begun, key, jnp.int32(k))
+                require_finite(*hosts.all_rows((rollouts.logp, rollouts.mask)))
+            else:
+                instances, rollouts = self._replay(begun, kept)
+            blank = functools.partial(blank_grades, self.domain)
+            grades, failed = hosts.on_own_rows(self.domain.grade, blank, instances, rollouts)
+            require_graded(failed)
+            instances, rollouts = hosts.all_rows((instances, rollouts))
+            child, chains = record(self.domain, instances, rollouts, grades)
+            held = self.scaffold.keep(begun, child)
+            steps.append(jax.device_get(dataclasses.replace(chains, history=None)))
+            told = {what: tell(child) for what, tell in self.tell.items()}
+            for what, texts in told.items():
+                self.tables[what][k] += texts
+            if self.stored and kept is None:
+                self.stored.put(self._rows(index, k, rollouts, steps[-1], told))
+            progress.update(number + 1)
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
+
+    def _rows(
+        self, index: int, k: int, rollouts: Rollouts, chains: Chains, told: Mapping[str, list[str]]
+    ) -> list[dict]:
+        """Return what is stored of a step: a row for each chain that counts."""
+        first, num_tasks = index * self.batch_size, len(self.about)
+        rows = []
+        for i, chain in enumerate(range(first, min(first + self.batch_size, self.row_of.size))):
+            tokens = np.asarray(rollouts.tokens[i, 0][rollouts.mask[i, 0]], "<i4")
+            row = {"chain": chain, "task": int(self.row_of[chain]), "sample": chain // num_tasks, "k": k}
+            row |= {"mode": MODES[chains.mode[i]], "text": "", "answer": ""}
+            row |= {what: texts[i] for what, texts in told.items()} | dict(self.about[self.row_of[chain]])
+            row |= {"quality": round(float(chains.quality[i]), 6), "valid": bool(chains.valid[i])}
+            row |= {"finished": bool(rollouts.finished[i, 0]), "tokens": base64.b64encode(tokens.tobytes()).decode()}
+            rows.append(row)
+        return rows
+
+    def _replay(self, history: History, kept: list[dict]) -> tuple[Instances, Rollouts]:
+        """Return instances and rollouts as they were when the rows were stored, but for prompts and log-probs."""
+        kept = [kept[i % len(kept)] for i in range(self.batch_size)]
+        shape = self.batch_size, 1, self.domain.max_tokens
+        tokens, mask, zeros = np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, np.float32)
+        for i, row in enumerate(kept):
+            sampled = np.frombuffer(base64.b64decode(row["tokens"]), "<i4")
+            tokens[i, 0, : sampled.size], mask[i, 0, : sampled.size] = sampled, True
+        mode = np.where(history.step < 0, BASE, IMPROVE).astype(np.int32)
+        put = functools.partial(jax.device_put, device=self.rows)
+        nowhere, blank = put(np.zeros(mode.shape, bool)), put(zeros)
+        rollouts = Rollouts(
+            tokens=put(tokens),
+            mask=put(mask),
+            logp=blank,
+            sampled_logp=blank,
+            finished=put(np.array([[row["finished"]] for row in kept])),
+            hidden=put(zeros[:, :, :1]),
+        )
+        instances = Instances(
+            history=put(history),
+            mode=put(mode),
+            from_buffer=nowhere,
+            fresh=nowhere,
+            prompt=put(tokens[:, 0, :1]),
+            prompt_length=put(mode),
+        )
+        return instances, rollouts
+
+    def close(self, chains: Chains) -> Outcome:
+        """Close the file and return the outcome of all batches' chains [K + 1, R], without the rows that the last repeats."""
+        if self.stored:
+            self.stored.close()
+        tables = {what: [texts[: self.row_of.size] for texts in table] for what, table in self.tables.items()}
+        feedback = read_column(tables["feedback"]) if "feedback" in tables else None
+        return Outcome(chains, read_column(tables["text"]), tables.get("answer"), feedback)
+
+
+def require_graded(failed: bool) -> None:
+    """Raise GradingError on all hosts if one of them could not grade: figures of 0 would pass for the policy's."""
+    if hosts.agree(failed):
+        raise GradingError(
+            "the evaluation stopped, since its responses could not be graded (the log above says why); mend that, and "
+            "--mode evaluate goes on after the last that were"
+        )
