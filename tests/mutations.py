@@ -50,12 +50,6 @@ MUTATIONS = [
         "algorithm/iteration.py",
         ("no diversity bonus", "if config.diversity_bonus:", "if False:", ORACLE),
         (
-            "S of the other outcome",
-            'if config.learnability_of == "quality"',
-            'if config.learnability_of != "quality"',
-            ORACLE,
-        ),
-        (
             "the other embedding",
             'config.diversity_embedding == "policy" else',
             'config.diversity_embedding != "policy" else',
@@ -198,12 +192,6 @@ MUTATIONS = [
     *mutations(
         "algorithm/grpo.py",
         (
-            "the larger of both bounds",
-            "objective = jnp.minimum(",
-            "objective = jnp.maximum(",
-            f"{GRPO}::test_clipping_by_hand",
-        ),
-        (
             "the batch's width for Dr. GRPO's constant",
             "1.0 / (num_rows * max_tokens)",
             "1.0 / (num_rows * mask.shape[-1])",
@@ -242,7 +230,12 @@ MUTATIONS = [
         ),
     ),
     *mutations(
+        "algorithm/objectives.py",
+        ("the larger of both bounds", "return jnp.minimum(", "return jnp.maximum(", f"{GRPO}::test_clipping_by_hand"),
+    ),
+    *mutations(
         "algorithm/learnability.py",
+        ("S of the other outcome", '{"quality": quality_variance', '{"quality": reward_variance', ORACLE),
         (
             "S is the deviation",
             "jnp.var(outcome, axis=1)",

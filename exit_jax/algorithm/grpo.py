@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from exit_jax.algorithm.objectives import OBJECTIVES, Terms
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import Array, Instances, Metrics, Params, Rollouts, pytree
 
@@ -105,8 +106,9 @@ def loss(config: ExItConfig, logp: Array, entropy: Array, batch: Batch) -> tuple
 
     Metrics are means over all sampled tokens, those of dropped groups and masked responses among them.
 
-    -[min(ρA, clip(ρ, 1 - ε_low, 1 + ε_high) A) - β KL(π_θ ‖ π_ref)] - c · entropy, aggregated over the policy's own tokens.
-    ρ = π_θ / π_old a token, or its geometric mean over the response at ratio_level "sequence" (GSPO, arXiv 2507.18071).
+    -[objective - β KL(π_θ ‖ π_ref)] - c · entropy, aggregated over the policy's own tokens. The objective is a row of
+    OBJECTIVES, by default min(ρA, clip(ρ, 1 - ε_low, 1 + ε_high) A). ρ = π_θ / π_old a token, or its geometric mean over the
+    response at ratio_level "sequence" (GSPO, arXiv 2507.18071).
 
     Args:
       logp, entropy: float32 [B, G, T], of the policy that is trained.
@@ -120,19 +122,16 @@ def loss(config: ExItConfig, logp: Array, entropy: Array, batch: Batch) -> tuple
     if config.ratio_level == "sequence":
         log_ratio = log_ratio.sum(-1, keepdims=True) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
         log_ratio = jnp.broadcast_to(log_ratio, mask.shape)
-    ratio = jnp.exp(log_ratio)
-    clipped = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
+    ratio, low, high = jnp.exp(log_ratio), 1.0 - config.clip_low, 1.0 + config.clip_high
     advantage_BG1 = batch.advantage[..., None]
-    objective = jnp.minimum(ratio * advantage_BG1, clipped * advantage_BG1)
+    objective = OBJECTIVES[config.objective](Terms(logp, ratio, advantage_BG1, low, high))
 
     weighted = lambda value: (value * batch.weight).sum()
     token_mean = lambda value: (jnp.where(batch.sampled, value, 0.0) * batch.token_share).sum()
     total = -weighted(objective)
     if config.entropy_coef:  # else its gradient would be computed, and multiplied by zero
         total = total - config.entropy_coef * weighted(entropy)
-    is_clipped = ((ratio < 1.0 - config.clip_low) & (advantage_BG1 < 0)) | (
-        (ratio > 1.0 + config.clip_high) & (advantage_BG1 > 0)
-    )
+    is_clipped = ((ratio < low) & (advantage_BG1 < 0)) | ((ratio > high) & (advantage_BG1 > 0))
     metrics = {
         "entropy": token_mean(sampled_entropy),
         "clip_fraction": token_mean((is_clipped & mask).astype(jnp.float32)),

@@ -12,7 +12,7 @@ from exit_jax.algorithm import grpo
 from exit_jax.algorithm import starts as starting
 from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.equality import fingerprint, repeats, same_content, same_entry
-from exit_jax.algorithm.learnability import learnability, reward
+from exit_jax.algorithm.learnability import SCORES, Group, reward
 from exit_jax.algorithm.selection import stream
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import (
@@ -59,9 +59,9 @@ def learn(
     """
     before = instances.history.quality
     reward_BG = reward(config.reward, grades.quality, grades.valid, before, instances.mode)
-    score_B = learnability(grades.quality if config.learnability_of == "quality" else reward_BG)
-
     advantage_BG = grpo.advantages(reward_BG, config.advantage_norm, config.advantage_eps)
+    score_B = SCORES[config.learnability_of](Group(grades.quality, reward_BG, advantage_BG))
+
     embedding = rollouts.hidden if config.diversity_embedding == "policy" else grades.embedding
     diversity_BG = diversity(embedding, config.diversity_cap)
     if config.diversity_bonus:

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from exit_jax.algorithm.learnability import SCORES
+from exit_jax.algorithm.objectives import OBJECTIVES
 from exit_jax.settings import setting
 
 
@@ -35,9 +37,7 @@ class ExItConfig:
         "rollouts of a group that enter the buffer; distinct are those that are not there yet (our choice)",
         choices=("all", "distinct", "best", "one"),
     )
-    learnability_of: str = setting(
-        "quality", "the figure whose variance in a group is the score S (our choice)", choices=("quality", "reward")
-    )
+    learnability_of: str = setting("quality", "the score S of a group of rollouts (our choice)", choices=SCORES)
     # reward (ExIt §4, App. A)
     reward: str = setting(
         "quality", "what improve steps are paid", choices=("quality", "improvement", "improve_or_keep")
@@ -60,6 +60,7 @@ class ExItConfig:
         "groups of equal rewards: kept, they still get KL and entropy (open-instruct drops)",
         choices=("keep", "drop"),
     )
+    objective: str = setting("clip", "what is maximised for each token", choices=OBJECTIVES, younger=True)
     clip_low: float = setting(0.2, "the ratio is clipped below 1 - this", within="[0, inf)")
     clip_high: float = setting(0.2, "the ratio is clipped above 1 + this", within="[0, inf)")
     ratio_level: str = setting("token", "ratio of a token, or of a sequence (GSPO)", choices=("token", "sequence"))
