@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from exit_jax.algorithm.objectives import OBJECTIVES, Terms
+from exit_jax.algorithm.objectives import AGGREGATIONS, KL_ESTIMATORS, OBJECTIVES, Terms
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import Array, Instances, Metrics, Params, Rollouts, pytree
 
@@ -35,22 +35,16 @@ def kl(logp: Array, reference_logp: Array, estimator: str) -> Array:
     With x = log π_ref - log π_θ: k1 = -x, k2 = x²/2, k3 = eˣ - x - 1. x is clamped to ±40, as eˣ overflows beyond.
     """
     x = jnp.clip(reference_logp - logp, -40.0, 40.0)
-    return {"k1": -x, "k2": 0.5 * x**2, "k3": jnp.exp(x) - x - 1.0}[estimator]
+    return KL_ESTIMATORS[estimator](x)
 
 
 def token_weight(mask: Array, counted: Array, how: str, max_tokens: int) -> Array:
     """Return what each token [B, G, T] weighs in the batch's loss; a part of the batch then adds its part of the loss.
 
-    "sequence_mean": mean over rows of each row's token mean (GRPO); "token_mean": mean over all tokens; "dr_grpo": sum over
-    tokens / (rows · max_tokens). A row that is counted but has no token kept adds 0 and still weighs in the first and the last.
+    A row that is counted but has no token kept adds 0, and still weighs where rows are counted: "sequence_mean" and "dr_grpo".
     """
     num_rows = jnp.maximum(counted.sum(), 1)
-    if how == "token_mean":
-        weight = 1.0 / jnp.maximum(mask.sum(), 1)
-    elif how == "dr_grpo":
-        weight = 1.0 / (num_rows * max_tokens)
-    else:
-        weight = 1.0 / (num_rows * jnp.maximum(mask.sum(-1, keepdims=True), 1))
+    weight = AGGREGATIONS[how](mask, num_rows, max_tokens)
     return jnp.where(mask, weight, 0.0)
 
 

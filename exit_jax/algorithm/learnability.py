@@ -1,7 +1,7 @@
 """Rewards of a response, and the learnability score S that orders the buffer (ExIt §4, §4.1, App. A).
 
-To add a score, write its function here and its row in SCORES: the choices of ``algorithm.learnability_of``, their check and
-docs/settings.md follow.
+To add a score, write its function here and its row in SCORES, or a reward in REWARDS: the choices of the setting, their check
+and docs/settings.md follow.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,14 @@ def improvement(quality: Array, before: Array) -> Array:
     """Return the share of the possible gain that was made: max(0, (q - q₀) / (1 - q₀)), and 0 where q₀ = 1 (ExIt App. A)."""
     headroom = 1.0 - before
     return jnp.where(headroom > 0, jnp.maximum(quality - before, 0.0) / jnp.where(headroom > 0, headroom, 1.0), 0.0)
+
+
+# what an improve step is paid, by its quality [B, G], the gain [B, G] by ``improvement`` and the quality before [B, 1]
+REWARDS: dict[str, Callable[[Array, Array, Array], Array]] = {
+    "quality": lambda quality, gain, before: quality,
+    "improvement": lambda quality, gain, before: gain,
+    "improve_or_keep": lambda quality, gain, before: jnp.where(before < 1.0, gain, quality),
+}
 
 
 def reward(kind: str, quality: Array, valid: Array, before: Array, mode: Array) -> Array:
@@ -33,11 +41,7 @@ def reward(kind: str, quality: Array, valid: Array, before: Array, mode: Array) 
     """
     before_B1, improve_B1 = before[:, None], (mode == IMPROVE)[:, None]
     gain = improvement(quality, before_B1)
-    paid = {
-        "quality": quality,
-        "improvement": gain,
-        "improve_or_keep": jnp.where(before_B1 < 1.0, gain, quality),
-    }[kind]
+    paid = REWARDS[kind](quality, gain, before_B1)
     return jnp.where(valid, jnp.where(improve_B1, paid, quality), 0.0)
 
 

@@ -77,7 +77,9 @@ def _choices(choices: Collection[Any]) -> str:
     if not isinstance(choices, Mapping):
         return str(list(choices))
     first_line = {name: (inspect.getdoc(function) or "").partition("\n")[0] for name, function in choices.items()}
-    return ", ".join(f"{name!r} ({line.removesuffix('.')})" for name, line in first_line.items())
+    return ", ".join(
+        f"{name!r} ({line.removesuffix('.')})" if line else repr(name) for name, line in first_line.items()
+    )
 
 
 def markdown() -> str:
