@@ -235,7 +235,7 @@ MUTATIONS = [
     ),
     *mutations(
         "algorithm/learnability.py",
-        ("S of the other outcome", '{"quality": quality_variance', '{"quality": reward_variance', ORACLE),
+        ("S of the other outcome", '"quality": quality_variance', '"quality": reward_variance', ORACLE),
         (
             "S is the deviation",
             "jnp.var(outcome, axis=1)",
@@ -394,15 +394,20 @@ MUTATIONS = [
 ]
 
 
+def copy_code(folder: pathlib.Path) -> None:
+    """Copy what tests need of the repository."""
+    for name in ("exit_jax", "tests", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
 def survives(mutation: Mutation, folder: pathlib.Path) -> bool:
     """Return whether its tests pass in a copy of the repository's code with the mutation.
 
     Raises:
       RuntimeError: if they could not run.
     """
-    for name in ("exit_jax", "tests", "configs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
+    copy_code(folder)
     path = folder / "exit_jax" / mutation.file
     path.write_text(path.read_text().replace(mutation.old, mutation.new))
     tests = [str(folder / "tests" / test) for test in mutation.tests]

@@ -71,4 +71,7 @@ def reward_variance(group: Group) -> Array:
 
 
 # S, float32 [B]; not negative, and 0 for a group that has nothing to teach
-SCORES: dict[str, Callable[[Group], Array]] = {"quality": quality_variance, "reward": reward_variance}
+SCORES: dict[str, Callable[[Group], Array]] = {
+    "quality": quality_variance,
+    "reward": reward_variance,
+}

@@ -29,7 +29,9 @@ def clipped_surrogate(terms: Terms) -> Array:
 
 
 # float32 [B, G, T], to be maximised
-OBJECTIVES: dict[str, Callable[[Terms], Array]] = {"clip": clipped_surrogate}
+OBJECTIVES: dict[str, Callable[[Terms], Array]] = {
+    "clip": clipped_surrogate,
+}
 
 # an estimate a token of KL(π_θ ‖ π_ref) by x = log π_ref - log π_θ
 KL_ESTIMATORS: dict[str, Callable[[Array], Array]] = {
