@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from exit_jax.policy import cache as caches
 from exit_jax.policy import decoder
 from exit_jax.policy.cache import Cache
-from exit_jax.policy.choice import SamplingConfig, allow, choose, ends, mark, pick
+from exit_jax.policy.choice import SamplingConfig, allow, ends, gather_logits, mark, sample_token
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.types import Array, Params, Rollouts, pytree
 
@@ -169,7 +169,7 @@ def generate(
         keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(row_keys, t)
         logits = decoder.logits(config, params, state.hidden)
         allowed = allow(sampling, logits, state.tokens, t, state.seen)
-        token, logp, sampled_logp = choose(sampling, logits, allowed, keys)
+        token, logp, sampled_logp = sample_token(sampling, logits, allowed, keys)
 
         def put(array, value, otherwise):
             return jax.lax.dynamic_update_index_in_dim(array, jnp.where(state.done, otherwise, value), t, axis=2)
@@ -294,7 +294,7 @@ def sample_in_slots(
         keys = jax.vmap(jax.vmap(jax.random.fold_in))(row_keys[logical], state.position)
         logits = decoder.logits(config, params, state.hidden)
         allowed = allow(sampling, logits, of_slots(state), state.position, state.seen)
-        token, logp, sampled_logp = choose(sampling, logits, allowed, keys)
+        token, logp, sampled_logp = sample_token(sampling, logits, allowed, keys)
         out = state.rollouts
 
         # a response is in one slot at most, so a sum over slots picks its value
@@ -422,7 +422,7 @@ def logprobs(
         logits = decoder.logits(config, params, hidden) / temperature
         total = jax.nn.logsumexp(logits, axis=-1)
         probability = jnp.exp(logits - total[..., None])
-        return pick(logits, tokens) - total, total - (probability * logits).sum(-1)
+        return gather_logits(logits, tokens) - total, total - (probability * logits).sum(-1)
 
     if not token_chunk or token_chunk >= width:
         return score(hidden, tokens)

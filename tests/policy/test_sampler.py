@@ -105,7 +105,7 @@ def test_logp_is_that_of_the_truncated_distribution():
     logits_BGV = jnp.float32(np.random.default_rng(3).normal(0, 2, (8, 4, 11)))
     top_3 = dataclasses.replace(PLAIN, top_k=3)
     keys = jax.random.split(jax.random.key(0), (8, 4))
-    token_BG, whole_BG, logp_BG = choice.choose(top_3, logits_BGV, logits_BGV, keys)
+    token_BG, whole_BG, logp_BG = choice.sample_token(top_3, logits_BGV, logits_BGV, keys)
     kept_BGV = logits_BGV >= jnp.sort(logits_BGV)[..., -3:-2]
     weight_BGV = np.where(kept_BGV, np.exp(logits_BGV / top_3.temperature), 0.0)
     weight_BG = np.take_along_axis(weight_BGV, np.asarray(token_BG)[..., None], axis=-1)[..., 0]
@@ -346,7 +346,7 @@ def test_draw_is_categorical():
     keys = jax.random.split(jax.random.key(4), (16, 8))
     logits = jax.random.normal(jax.random.key(5), (16, 8, 500)).at[..., :100].set(-jnp.inf)
     expected = jax.vmap(jax.vmap(jax.random.categorical))(keys, logits)
-    np.testing.assert_array_equal(choice.draw(keys, logits), expected)
+    np.testing.assert_array_equal(choice.gumbel_argmax(keys, logits), expected)
     assert len(np.unique(expected)) > 50
 
 
