@@ -26,7 +26,7 @@ from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.choice import SamplingConfig
-from exit_jax.policy.sampler import Reading
+from exit_jax.policy.sampler import DecodeCursor
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.step.episodes import Played, TurnPrograms, play
 from exit_jax.step.requirements import require_checkpoint_fits, require_domain_fits
@@ -261,17 +261,17 @@ def turn_programs(
 
     def start(copy, prompt, length):
         with meshes.use(mesh):
-            reading = sampler.start(policy, copy, group_size, room, prompt, length, sampling.counts_repeats)
-            return shard_reading(mesh, reading)
+            cursor = sampler.start(policy, copy, group_size, room, prompt, length, sampling.counts_repeats)
+            return shard_cursor(mesh, cursor)
 
     def extend(copy, *args):
         with meshes.use(mesh):
-            return shard_reading(mesh, sampler.extend(policy, copy, *args))
+            return shard_cursor(mesh, sampler.extend(policy, copy, *args))
 
     def generate(copy, *args):
         with meshes.use(mesh):
-            reading, rollouts = sampler.generate(policy, sampling, copy, *args)
-            return shard_reading(mesh, reading), meshes.shard_batch(mesh, rollouts)
+            cursor, rollouts = sampler.generate(policy, sampling, copy, *args)
+            return shard_cursor(mesh, cursor), meshes.shard_batch(mesh, rollouts)
 
     part = lambda tree, first, count: jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, count), tree)
     return TurnPrograms(
@@ -282,12 +282,12 @@ def turn_programs(
     )
 
 
-def shard_reading(mesh: jax.sharding.Mesh, reading: Reading) -> Reading:
-    """Split a reading by rows, and its keys and values by heads, too; use inside jit.
+def shard_cursor(mesh: jax.sharding.Mesh, cursor: DecodeCursor) -> DecodeCursor:
+    """Split a cursor by rows, and its keys and values by heads, too; use inside jit.
 
     Between programs, XLA would keep copies of it on all devices: 25 GiB, for Qwen2.5-7B and transcripts of 6,000 tokens.
     """
-    cache = reading.cache
+    cache = cursor.cache
     places = {"prompt_key": 1, "prompt_value": 1, "key": 2, "value": 2}  # of the heads among the dimensions
 
     def split(array, heads: int):
@@ -302,7 +302,7 @@ def shard_reading(mesh: jax.sharding.Mesh, reading: Reading) -> Reading:
         dataclasses.replace(layer, **{name: split(getattr(layer, name), heads) for name, heads in places.items()})
         for layer in cache.layers
     )
-    rows = meshes.shard_batch(mesh, dataclasses.replace(reading, cache=(cache.prompt_mask, cache.mask)))
+    rows = meshes.shard_batch(mesh, dataclasses.replace(cursor, cache=(cache.prompt_mask, cache.mask)))
     prompt_mask, mask = rows.cache
     cache = dataclasses.replace(cache, layers=layers, prompt_mask=prompt_mask, mask=mask)
     return dataclasses.replace(rows, cache=cache)
