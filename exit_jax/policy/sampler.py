@@ -94,7 +94,7 @@ def see_prompts(config: DecoderConfig, prompt: Array, prompt_length: Array, grou
     return jnp.broadcast_to(seen, (batch, group_size, config.vocab_size))
 
 
-def read(config: DecoderConfig, params: Params, tokens: Array, position: Array, mask: Array, cache: Cache):
+def prefill_chunked(config: DecoderConfig, params: Params, tokens: Array, position: Array, mask: Array, cache: Cache):
     """Read tokens [B, G, S] behind what a cache holds, READ_CHUNK at a time: hidden states [B, G, S, D], and the cache.
 
     The scores of all of them, against all that is held, are too much at once: 8 GiB a chip for 1,028 tokens of 16 rows behind
@@ -132,7 +132,7 @@ def extend(
     tokens = jnp.concatenate([cursor.token[..., None], tokens], axis=-1)
     mask = jnp.concatenate([cursor.unread[..., None], given], axis=-1)
     position = cursor.length[..., None] + jnp.cumsum(mask, axis=-1) - 1
-    hidden, cache = read(config, params, tokens, position, mask, caches.compact(held))
+    hidden, cache = prefill_chunked(config, params, tokens, position, mask, caches.compact(held))
     new = jnp.take_along_axis(hidden, count[..., None, None], axis=2)[:, :, 0]
     total = mask.sum(-1)
     return DecodeCursor(
