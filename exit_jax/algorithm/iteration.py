@@ -93,7 +93,7 @@ def learn(
         step=step,
         cursor=state.cursor + (~instances.from_buffer).sum(dtype=jnp.int32),
         num_distinct=state.num_distinct + (instances.fresh & first_B).sum(dtype=jnp.int32),
-        starts=starting.note(state.starts, instances.history, stream(state.key, "starts", state.step)),
+        starts=starting.add(state.starts, instances.history, stream(state.key, "starts", state.step)),
     )
     metrics |= expansion | batch_metrics(instances, rollouts, grades, reward_BG, score_B, step)
     metrics |= buffer_metrics(buffer, step) | {
