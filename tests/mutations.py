@@ -275,8 +275,8 @@ MUTATIONS = [
         ),
         (
             "the rollouts' width for Dr. GRPO's constant",
-            "domain.max_tokens, *args)",
-            "rollouts.tokens.shape[-1], *args)",
+            "microbatches,\n            max_tokens=domain.max_tokens",
+            "microbatches,\n            max_tokens=rollouts.tokens.shape[-1]",
             BUCKETS,
         ),
         (

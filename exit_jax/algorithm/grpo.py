@@ -142,6 +142,7 @@ def update(
     config: ExItConfig,
     logprobs: Logprobs,
     optimizer: optax.GradientTransformation,
+    *,
     num_microbatches: int,
     max_tokens: int,
     params: Params,

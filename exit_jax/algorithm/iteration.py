@@ -46,12 +46,13 @@ def learn(
     config: ExItConfig,
     logprobs: grpo.Logprobs,
     optimizer: optax.GradientTransformation,
-    num_microbatches: int,
-    max_tokens: int,
     state: State,
     instances: Instances,
     rollouts: Rollouts,
     grades: Grades,
+    *,
+    num_microbatches: int,
+    max_tokens: int,
 ) -> tuple[State, Metrics]:
     """Score the instances, update the policy by GRPO and the buffer by Algorithm 1.
 
@@ -70,14 +71,14 @@ def learn(
         config,
         logprobs,
         optimizer,
-        num_microbatches,
-        max_tokens,
-        state.params,
-        state.reference,
-        state.opt_state,
-        instances,
-        rollouts,
-        advantage_BG,
+        num_microbatches=num_microbatches,
+        max_tokens=max_tokens,
+        params=state.params,
+        reference=state.reference,
+        opt_state=state.opt_state,
+        instances=instances,
+        rollouts=rollouts,
+        advantage=advantage_BG,
     )
     step = state.step + 1
     reference = grpo.mix_reference(state.reference, params, step, config.reference_every, config.reference_mix)

@@ -229,7 +229,14 @@ def make_parts(config: Config, domain: Domain, mesh: jax.sharding.Mesh, given: G
     def learn_batch(state, instances, rollouts, grades):
         args = state, instances, rollouts, grades
         steps_done = state.step * algorithm.num_epochs + jnp.arange(algorithm.num_epochs)
-        state, metrics = learn(algorithm, logprobs, optimizer, config.run.num_microbatches, domain.max_tokens, *args)
+        state, metrics = learn(
+            algorithm,
+            logprobs,
+            optimizer,
+            *args,
+            num_microbatches=config.run.num_microbatches,
+            max_tokens=domain.max_tokens,
+        )
         metrics["learning_rate"] = jnp.mean(jax.vmap(schedule)(steps_done))
         metrics["finite_logits"] = sampler.finite_share(rollouts)
         drawn = {name: jnp.asarray(level)[instances.history.task].mean() for name, level in difficulty.items()}
