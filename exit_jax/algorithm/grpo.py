@@ -199,7 +199,7 @@ def update(
 
     (params, opt_state), (metrics, logp) = jax.lax.scan(epoch, (params, opt_state), length=config.num_epochs)
     if not config.recompute_logp:
-        gap = sampler_gap(config, logp[0], rollouts)  # of the first epoch, when nothing has been learnt from the batch
+        gap = sampler_gap(config, logp[0], rollouts)  # the first epoch's, before anything is learnt from the batch
     return params, opt_state, jax.tree.map(jnp.mean, metrics) | gap
 
 

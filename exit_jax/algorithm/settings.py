@@ -71,7 +71,10 @@ class ExItConfig:
     reference_every: int = setting(100, "iterations between updates of the reference policy, M", within="[1, inf)")
     reference_mix: float = setting(1.0, "share of the policy in an update of the reference, α", within="[0, 1]")
     temperature: float = setting(
-        1.0, "of sampling, and of the log-probs (our choice)", within="(0, inf)", remedy="training must sample"
+        1.0,
+        "temperature of sampling, and of the log-probs (our choice)",
+        within="(0, inf)",
+        remedy="training must sample",
     )
     recompute_logp: bool = setting(False, "take the ratio against the learner's log-probs, not the sampler's")
     rollout_lag: int = setting(

@@ -95,9 +95,9 @@ def see_prompts(config: DecoderConfig, prompt: Array, prompt_length: Array, grou
 
 
 def prefill_chunked(config: DecoderConfig, params: Params, tokens: Array, position: Array, mask: Array, cache: Cache):
-    """Read tokens [B, G, S] behind what a cache holds, READ_CHUNK at a time: hidden states [B, G, S, D], and the cache.
+    """Read tokens [B, G, S] after what a cache holds, READ_CHUNK at a time: hidden states [B, G, S, D], and the cache.
 
-    The scores of all of them, against all that is held, are too much at once: 8 GiB a chip for 1,028 tokens of 16 rows behind
+    The scores of all of them, against all that is held, are too much at once: 8 GiB a chip for 1,028 tokens of 16 rows after
     17,000, with 7 heads.
     """
     parts = []
@@ -117,9 +117,9 @@ def extend(
     count: Array,
     active: Array | None = None,
 ) -> DecodeCursor:
-    """Read given tokens int32 [B, G, S] behind what the rows hold, of which the first ``count`` [B, G] are real.
+    """Read given tokens int32 [B, G, S] after what the rows hold, of which the first ``count`` [B, G] are real.
 
-    A token that was sampled last and not read yet goes first, so S + 1 slots of the cache are used, behind those of the
+    A token that was sampled last and not read yet goes first, so S + 1 slots of the cache are used, after those of the
     longest row: what rows that ended earlier left unused is used first.
 
     Args:
@@ -409,7 +409,7 @@ def logprobs(
     """Return log-probs of tokens [B, G, T] and the entropies they were sampled at, nats, float32 [B, G, T].
 
     Token t is predicted from the prompt and the tokens before it: the last prompt token gives the first. The prompt is
-    read once a group. Values behind a response's end mean nothing; mask them.
+    read once a group. Values after a response's end mean nothing; mask them.
 
     Logits of ``token_chunk`` positions of each row exist at once (0: of all), and the backward pass computes them anew.
     """
