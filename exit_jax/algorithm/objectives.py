@@ -56,8 +56,8 @@ def dr_grpo(mask: Array, num_rows: Array, max_tokens: int) -> Array:
     return 1.0 / (num_rows * max_tokens)
 
 
-# (bool [B, G, T], tokens that count; int32 [], rows that count; most tokens of a response) -> weight of a token that counts, broadcast
-# to [B, G, T]
+# (bool [B, G, T], tokens that count; int32 [], rows that count; most tokens of a response) -> weight of a token that counts,
+# in a shape that broadcasts to [B, G, T]
 AGGREGATIONS: dict[str, Callable[[Array, Array, int], Array]] = {
     "sequence_mean": sequence_mean,
     "token_mean": token_mean,

@@ -2,7 +2,8 @@
 
 flax.nnx builds the modules, which hold parameters only; everything outside this file sees ``init(config, key)`` and
 ``apply(config, params, tokens, positions, mask, cache)`` over a plain nested dict. Layers are stacked and scanned for the
-learner; the sampler's parameters are a tuple of layers, so that a step of decoding reads each weight where it lies and copies none.
+learner; the sampler's parameters are a tuple of layers, so that a step of decoding reads each weight where it lies and
+copies none.
 """
 
 import dataclasses
