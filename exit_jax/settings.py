@@ -10,7 +10,7 @@ meaning: a config that was written before a field existed reads as the default o
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 
@@ -20,7 +20,8 @@ class Setting:
 
     meaning: str
     unit: str = ""
-    choices: tuple[Any, ...] = ()  # the values allowed, of a tuple its items; () for any
+    # the values allowed, of a tuple its items; () for any. A table of functions stands for its names, told by their docstrings
+    choices: Collection[Any] = ()
     within: str = ""  # the interval allowed, as "(0, 1]" or "[1, inf)", of a tuple for each item; "" for any
     remedy: str = ""  # what to do about a value that is out of bounds
     # a field that is younger than the first runs: at its default it enters no hash, so no run of before it is orphaned
@@ -31,7 +32,7 @@ class Setting:
         items = value if isinstance(value, tuple) else (value,)
         if self.choices and not all(item in self.choices for item in items):
             wrong = next(item for item in items if item not in self.choices)
-            return f"{name} = {wrong!r} is not one of {self.choices}"
+            return f"{name} = {wrong!r} is not one of {tuple(self.choices)}"
         if not self.within or all(map(self._holds, items)):
             return ""
         low, high = self._bounds()

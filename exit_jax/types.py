@@ -108,10 +108,12 @@ class TaskBuffer:
 
 @pytree
 class Starts:
-    """A fair sample of the histories with a solution that training started from."""
+    """A reservoir sample of the histories with a solution that training started from."""
 
     history: History  # [S]
-    lot: Array  # float32 [S]: drawn in [0, 1), the largest stay; -1 for a slot that holds nothing
+    # float32 [S]: priority in the reservoir, drawn in [0, 1), the highest stay; -1 for a slot that holds nothing. Checkpoints
+    # know it by this name
+    lot: Array
 
 
 @pytree

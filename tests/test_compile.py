@@ -106,19 +106,19 @@ def test_flops_of_reading_and_of_one_decoded_token_are_xlas():
     read = counted_by_xla(lambda params: sampler.prefill(config, params, prompt, length)[0], params)
     assert costs.prefill_flops(config, B, P) == pytest.approx(read, rel=0.06)
 
-    def step(params, reading):
+    def step(params, cursor):
         hidden, _ = decoder.apply(
             config,
             params,
-            reading.token[..., None],
-            reading.length[..., None],
+            cursor.token[..., None],
+            cursor.length[..., None],
             jnp.ones((B, G, 1), bool),
-            reading.cache,
+            cursor.cache,
         )
         return decoder.logits(config, params, hidden)
 
-    reading = jax.eval_shape(lambda params: sampler.start(config, params, G, 1, prompt, length), params)
-    once = counted_by_xla(step, params, reading)
+    cursor = jax.eval_shape(lambda params: sampler.start(config, params, G, 1, prompt, length), params)
+    once = counted_by_xla(step, params, cursor)
     more = costs.decode_flops(config, B * G, P, 2) - costs.decode_flops(config, B * G, P, 1)  # one read, one sampled
     assert more == pytest.approx(once, rel=0.06)
 

@@ -12,7 +12,7 @@ from exit_jax.algorithm import grpo
 from exit_jax.algorithm import starts as starting
 from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.equality import fingerprint, repeats, same_content, same_entry
-from exit_jax.algorithm.learnability import learnability, reward
+from exit_jax.algorithm.learnability import SCORES, Group, reward
 from exit_jax.algorithm.selection import stream
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import (
@@ -109,12 +109,13 @@ def learn(
     config: ExItConfig,
     logprobs: grpo.Logprobs,
     optimizer: optax.GradientTransformation,
-    num_microbatches: int,
-    max_tokens: int,
     state: State,
     instances: Instances,
     rollouts: Rollouts,
     grades: Grades,
+    *,
+    num_microbatches: int,
+    max_tokens: int,
 ) -> tuple[State, Metrics]:
     """Score the instances, update the policy by GRPO and the buffer by Algorithm 1.
 
@@ -122,9 +123,9 @@ def learn(
     """
     before = instances.history.quality
     reward_BG = reward(config.reward, grades.quality, grades.valid, before, instances.mode)
-    score_B = learnability(grades.quality if config.learnability_of == "quality" else reward_BG)
-
     advantage_BG = grpo.advantages(reward_BG, config.advantage_norm, config.advantage_eps)
+    score_B = SCORES[config.learnability_of](Group(grades.quality, reward_BG, advantage_BG))
+
     embedding = rollouts.hidden if config.diversity_embedding == "policy" else grades.embedding
     diversity_BG = diversity(embedding, config.diversity_cap)
     if config.diversity_bonus:
@@ -133,14 +134,14 @@ def learn(
         config,
         logprobs,
         optimizer,
-        num_microbatches,
-        max_tokens,
-        state.params,
-        state.reference,
-        state.opt_state,
-        instances,
-        rollouts,
-        advantage_BG,
+        num_microbatches=num_microbatches,
+        max_tokens=max_tokens,
+        params=state.params,
+        reference=state.reference,
+        opt_state=state.opt_state,
+        instances=instances,
+        rollouts=rollouts,
+        advantage=advantage_BG,
     )
     step = state.step + 1
     reference = grpo.mix_reference(state.reference, params, step, config.reference_every, config.reference_mix)
@@ -156,7 +157,7 @@ def learn(
         step=step,
         cursor=state.cursor + (~instances.from_buffer).sum(dtype=jnp.int32),
         num_distinct=state.num_distinct + (instances.fresh & first_B).sum(dtype=jnp.int32),
-        starts=starting.note(state.starts, instances.history, stream(state.key, "starts", state.step)),
+        starts=starting.add(state.starts, instances.history, stream(state.key, "starts", state.step)),
     )
     metrics |= expansion | batch_metrics(instances, rollouts, grades, reward_BG, score_B, step)
     metrics |= buffer_metrics(buffer, step) | {

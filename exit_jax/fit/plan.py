@@ -22,7 +22,7 @@ from exit_jax.policy import decoder, sampler
 from exit_jax.step.device import Constants
 from exit_jax.step.policy import split_params
 from exit_jax.step.program import Program
-from exit_jax.step.turns import TurnPrograms, num_lanes, shard_reading, transcript_room
+from exit_jax.step.turns import TurnPrograms, num_lanes, shard_cursor, transcript_room
 
 
 def bytes_per_chip(tree) -> int:
@@ -63,8 +63,8 @@ def cache_bytes(config: Config, copy) -> tuple[int, int]:
         rows = config.run.sampler_slots or a.group_size
         return sampler.start(policy, params, rows, room, prompt, jnp.ones(a.num_prompts, jnp.int32))
 
-    reading = jax.eval_shape(start, copy)
-    layers, split = reading.cache.layers, mesh.num_batch_shards * mesh.tensor
+    cursor = jax.eval_shape(start, copy)
+    layers, split = cursor.cache.layers, mesh.num_batch_shards * mesh.tensor
     size = lambda pick: sum(math.prod(x.shape) * x.dtype.itemsize for layer in layers for x in pick(layer)) // split
     return size(lambda layer: (layer.prompt_key, layer.prompt_value)), size(lambda layer: (layer.key, layer.value))
 
@@ -170,25 +170,23 @@ def turn_plan(config: Config, turns: TurnPrograms, held: tuple, copy, key) -> di
         (instances.prompt, instances.prompt_length),
     )
     mesh = instances.prompt.sharding.mesh
-    where = jax.jit(lambda reading: shard_reading(mesh, reading)).lower(jax.eval_shape(turns.start, copy, *lane))
-    reading = _put(where.out_info, where.compile().output_shardings)
-    others = (reading,) * (lanes - 1)
+    where = jax.jit(lambda cursor: shard_cursor(mesh, cursor)).lower(jax.eval_shape(turns.start, copy, *lane))
+    cursor = _put(where.out_info, where.compile().output_shardings)
+    others = (cursor,) * (lanes - 1)
     array = lambda kind, *more: jax.ShapeDtypeStruct((count, group, *more), kind)
     width = environment.max_observation + len(environment.lead)
 
     def in_place(function: Callable):
-        return jax.jit(
-            lambda copy, reading, _, *args: function(copy, reading, *args), donate_argnums=1, keep_unused=True
-        )
+        return jax.jit(lambda copy, cursor, _, *args: function(copy, cursor, *args), donate_argnums=1, keep_unused=True)
 
     row = jax.ShapeDtypeStruct((), jnp.int32)
     read = jax.jit(lambda copy, _, *prompt: turns.start(copy, *prompt), keep_unused=True)
     beside = (held, others)
     return {
         "read": (read, (copy, beside, *lane)),
-        "sample": (in_place(turns.generate), (copy, reading, beside, key, array(bool), row)),
+        "sample": (in_place(turns.generate), (copy, cursor, beside, key, array(bool), row)),
         "observe": (
             in_place(turns.extend),
-            (copy, reading, beside, array(jnp.int32, width), array(jnp.int32), array(bool)),
+            (copy, cursor, beside, array(jnp.int32, width), array(jnp.int32), array(bool)),
         ),
     }

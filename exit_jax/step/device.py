@@ -82,8 +82,8 @@ class DeviceSteps:
             config.algorithm,
             self.logprobs,
             make_optimizer(config.optimizer),
-            config.run.num_microbatches,
-            self.domain.max_tokens,
+            num_microbatches=config.run.num_microbatches,
+            max_tokens=self.domain.max_tokens,
         )
         state, metrics = learn(state, instances, rollouts, grades)
         rates = jax.vmap(make_schedule(config.optimizer))(first_step + jnp.arange(num_epochs))

@@ -180,18 +180,18 @@ def _play_lane(
     watch: Watch,
 ) -> Generator[None, None, Played]:
     """Play one lane; it yields whenever its next responses are being sampled, for other lanes to use the host."""
-    reading = programs.start(copy, instances.prompt, instances.prompt_length)
+    cursor = programs.start(copy, instances.prompt, instances.prompt_length)
     own, numbers = hosts.local_rows(instances.history)
     batch = instances.prompt.shape[0]
     episodes, lost, failed = _begin(environment, own, group_size, numbers, batch)
-    transcripts = Transcripts.empty(batch, group_size, environment.max_transcript, reading.hidden.shape[-1])
+    transcripts = Transcripts.empty(batch, group_size, environment.max_transcript, cursor.hidden.shape[-1])
     transcripts.end[lost] = LOST
     turns_left = environment.max_turns - hosts.all_rows(instances.history.turn)[:, None]
     active, turn = ~lost & (turns_left > 0), 0
     transcripts.end[~lost & ~active] = OUT_OF_TURNS
     while active.any():
         turn_key = jax.random.fold_in(key, turn)
-        reading, sampled = programs.generate(copy, reading, turn_key, active, first_prompt * group_size)
+        cursor, sampled = programs.generate(copy, cursor, turn_key, active, first_prompt * group_size)
         watch.given(sampled)
         yield
         sampled = hosts.all_rows(sampled)
@@ -210,7 +210,7 @@ def _play_lane(
         count = np.where(active, count, 0)
         transcripts.add_observations(observed, count)
         if active.any():
-            reading = programs.extend(copy, reading, *narrow(observed, count), active)
+            cursor = programs.extend(copy, cursor, *narrow(observed, count), active)
     rollouts, end, num_turns = transcripts.finish(environment.by_response)
     return Played(rollouts, end, num_turns, episodes, numbers, failed)
 
@@ -251,7 +251,7 @@ def play_steps(
       context: tokens [R, P] and lengths [R] of the conversations up to where a response is asked for.
       history: [R], the same as histories.
     """
-    reading = programs.start(copy, *context)
+    cursor = programs.start(copy, *context)
     own, numbers = hosts.local_rows(history)
     batch = history.turn.shape[0]
     share = lambda tree: hosts.exchange_rows(tree, numbers, batch)
@@ -264,7 +264,7 @@ def play_steps(
         response: Any = None
         for k in range(num_steps + 1):
             asked = share(_ask(environment, episodes, response, active[numbers], numbers))
-            asking = programs.extend(copy, reading, *narrow(*asked), active)
+            asking = programs.extend(copy, cursor, *narrow(*asked), active)
             step_key = jax.random.fold_in(jax.random.fold_in(key, turn), k)
             response = hosts.all_rows(programs.generate(copy, asking, step_key, active, 0)[1])
             require_finite(response.logp, response.mask)
@@ -289,7 +289,7 @@ def play_steps(
         if active.any():
             new = np.concatenate([lead, response.tokens], axis=-1)
             new, count = _join(new, np.where(active, spoken, 0), observed, np.where(active, count, 0))
-            reading = programs.extend(copy, reading, *narrow(new, count), active)
+            cursor = programs.extend(copy, cursor, *narrow(new, count), active)
     return PlayedSteps(end[:, 0], num_tokens[:, 0], episodes, numbers, failed)
 
 

@@ -11,7 +11,7 @@ from exit_jax.domains.domain import Domain, Environment
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import sampler
 from exit_jax.policy.choice import SamplingConfig
-from exit_jax.policy.sampler import Reading
+from exit_jax.policy.sampler import DecodeCursor
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.step.policy import decoder_config, sampling_config
 from exit_jax.types import Array, Instances, Params, Rollouts
@@ -21,14 +21,14 @@ HEAD_AXIS = {"prompt_key": 1, "prompt_value": 1, "key": 2, "value": 2}  # the ax
 
 @dataclasses.dataclass(frozen=True)
 class TurnPrograms:
-    """The parts of a turn, jitted; the last two may be given a reading to reuse."""
+    """The parts of a turn, jitted; the last two may be given a cursor to reuse."""
 
     part: Callable[[Instances, int, int], Instances]  # (instances [B], first, count) -> a lane's instances
-    start: Callable[[Params, Array, Array], Reading]  # (sampler_params, prompt [b, P], its length [b])
-    # (sampler_params, reading, key, active [b, G], first logical row) -> rows with responses of up to M tokens
-    generate: Callable[[Params, Reading, Array, Any, Any], tuple[Reading, Rollouts]]
-    # (sampler_params, reading, tokens [b, G, S], count [b, G], active [b, G]); rows that are not active are forgotten
-    extend: Callable[[Params, Reading, Any, Any, Any], Reading]
+    start: Callable[[Params, Array, Array], DecodeCursor]  # (sampler_params, prompt [b, P], its length [b])
+    # (sampler_params, cursor, key, active [b, G], first logical row) -> rows with responses of up to M tokens
+    generate: Callable[[Params, DecodeCursor, Array, Any, Any], tuple[DecodeCursor, Rollouts]]
+    # (sampler_params, cursor, tokens [b, G, S], count [b, G], active [b, G]); rows that are not active are forgotten
+    extend: Callable[[Params, DecodeCursor, Any, Any, Any], DecodeCursor]
 
 
 def turn_programs(
@@ -43,23 +43,23 @@ def turn_programs(
 
     Args:
       room: slots of the cache for each row's own tokens.
-      may_reuse: whether readings are given away; otherwise what was read can be read on from again.
+      may_reuse: whether cursors are given away; otherwise what was read can be read on from again.
     """
     by_row, reused = meshes.by_row(mesh), 1 if may_reuse else None
 
     def start(sampler_params, prompt, length):
         with meshes.use(mesh):
-            reading = sampler.start(policy, sampler_params, group_size, room, prompt, length, sampling.counts_repeats)
-            return shard_reading(mesh, reading)
+            cursor = sampler.start(policy, sampler_params, group_size, room, prompt, length, sampling.counts_repeats)
+            return shard_cursor(mesh, cursor)
 
     def extend(sampler_params, *args):
         with meshes.use(mesh):
-            return shard_reading(mesh, sampler.extend(policy, sampler_params, *args))
+            return shard_cursor(mesh, sampler.extend(policy, sampler_params, *args))
 
     def generate(sampler_params, *args):
         with meshes.use(mesh):
-            reading, rollouts = sampler.generate(policy, sampling, sampler_params, *args)
-            return shard_reading(mesh, reading), meshes.shard_batch(mesh, rollouts)
+            cursor, rollouts = sampler.generate(policy, sampling, sampler_params, *args)
+            return shard_cursor(mesh, cursor), meshes.shard_batch(mesh, rollouts)
 
     part = lambda tree, first, count: jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, count), tree)
     return TurnPrograms(
@@ -70,12 +70,12 @@ def turn_programs(
     )
 
 
-def shard_reading(mesh: jax.sharding.Mesh, reading: Reading) -> Reading:
-    """Split a reading by rows, and its keys and values by heads, too; use inside jit.
+def shard_cursor(mesh: jax.sharding.Mesh, cursor: DecodeCursor) -> DecodeCursor:
+    """Split a cursor by rows, and its keys and values by heads, too; use inside jit.
 
     Between programs, XLA would keep copies of it on all devices: 25 GiB, for Qwen2.5-7B and transcripts of 6,000 tokens.
     """
-    cache = reading.cache
+    cache = cursor.cache
 
     def split(array, heads: int):
         axes = [None] * array.ndim
@@ -89,7 +89,7 @@ def shard_reading(mesh: jax.sharding.Mesh, reading: Reading) -> Reading:
         dataclasses.replace(layer, **{name: split(getattr(layer, name), heads) for name, heads in HEAD_AXIS.items()})
         for layer in cache.layers
     )
-    rows = meshes.shard_batch(mesh, dataclasses.replace(reading, cache=(cache.prompt_mask, cache.mask)))
+    rows = meshes.shard_batch(mesh, dataclasses.replace(cursor, cache=(cache.prompt_mask, cache.mask)))
     prompt_mask, mask = rows.cache
     cache = dataclasses.replace(cache, layers=layers, prompt_mask=prompt_mask, mask=mask)
     return dataclasses.replace(rows, cache=cache)

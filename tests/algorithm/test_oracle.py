@@ -239,7 +239,9 @@ def test_iterations_equal_the_oracle(exit_config, number):
     params = {"W": jnp.asarray(policy.W, jnp.float32), "U": jnp.asarray(policy.U, jnp.float32)}
     state = init_state(config, params, optimizer.init(params), key, W)
     tasks = jax.tree.map(jnp.asarray, pack(BASE_TASKS, (M,)))
-    step_of = jax.jit(functools.partial(learn, config, logprobs, optimizer, parts, MAX_TOKENS))
+    step_of = jax.jit(
+        functools.partial(learn, config, logprobs, optimizer, num_microbatches=parts, max_tokens=MAX_TOKENS)
+    )
     same = functools.partial(jax.tree.map, functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-5))
 
     def draw(step, in_flight):

@@ -32,7 +32,7 @@ from exit_jax.errors import UserError
 from exit_jax.policy.hf.thoughts import END, START, final_answer, is_thinking
 from exit_jax.types import PIECES
 
-Tokenizer = Any  # of transformers, whose import costs a second and is not needed here
+Tokenizer = Any  # a tokenizer of transformers, whose import costs a second and is not needed here
 Message = Mapping[str, Any]
 NO_INPUTS: Mapping[str, Any] = {}
 
@@ -41,7 +41,7 @@ STAND_IN = "\ue000{}\ue001"
 NO_DATE = "\ue002"
 # transformers hands no functions to a template, so its own strftime_now is hidden by a macro of that name.
 STOPPED_CLOCK = "{% macro strftime_now(format) %}{{ frozen_date }}{% endmacro %}\n"
-GAP = "\n[...]\n"  # in the place of a middle that was cut out
+GAP = "\n[...]\n"  # stands for a middle that was cut out
 PLAIN = "a"
 PECULIAR = """a "b" 'c' \\d <e> & {f} {{ g }} {% h %}\ni"""  # escaping, as of JSON or HTML, shows in it
 
@@ -242,7 +242,7 @@ def _join(texts: Sequence[str], contents: Sequence[str]) -> str:
 
 
 def _parse(message: Message, index: int, pieces: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Return a message's content as (text, name of the piece behind it, None at the end)."""
+    """Return a message's content as (text, name of the piece after it, None at the end)."""
     content, where = message.get("content"), f"message {index} ({message.get('role')})"
     if not isinstance(content, str) or not isinstance(message.get("role"), str):
         raise ChatError(f"{where}: role and content must be text, got {dict(message)!r}")
