@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from exit_jax.domains.tool_use.bfcl import BfclEnvironment, load_tasks, split_tasks
 from exit_jax.domains.tool_use.episode import Episode, Task
 from exit_jax.domains.tool_use.parser import render_call
-from exit_jax.domains.tool_use.tiny import TinyWorld
-from exit_jax.domains.tool_use.tiny_tasks import tasks as tiny_tasks
+from exit_jax.domains.tool_use.tiny.tasks import tasks as tiny_tasks
+from exit_jax.domains.tool_use.tiny.world import TinyWorld
 
 FINISHED = "<finished>"
 

@@ -13,7 +13,7 @@ from test_train import smoke
 
 from exit_jax import main
 from exit_jax.config.parse import validate
-from exit_jax.domains import tokenizer
+from exit_jax.domains.text import tokenizer
 from exit_jax.errors import ConfigError
 from exit_jax.policy.hf.export import export
 from exit_jax.policy.shape import no_shape

@@ -14,10 +14,10 @@ from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.math import domain as maths
 from exit_jax.domains.math.grader import Grader, Verdict
+from exit_jax.domains.text import chat
 from exit_jax.errors import ConfigError
 from exit_jax.evaluation.evaluate import evaluate
 from exit_jax.main import run_experiment
-from exit_jax.policy.hf import chat
 from exit_jax.step import programs
 from exit_jax.training import train
 from exit_jax.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from small import tiny_math, tiny_mle, tiny_tools
 
-from exit_jax.domains import tokenizer as tokenizers
 from exit_jax.domains.math import domain as maths
 from exit_jax.domains.math.grader import Grader
 from exit_jax.domains.ml_engineering import domain as mle
+from exit_jax.domains.text import tokenizer as tokenizers
 from exit_jax.domains.tool_use import domain as tools
 from exit_jax.domains.tool_use.parser import render_call
 from exit_jax.sandbox import Result

@@ -12,8 +12,8 @@ from small import tiny_tools
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.domains.domain import ENDS, DomainError
 from exit_jax.domains.tool_use import domain as tools
-from exit_jax.domains.tool_use import tiny_expert
 from exit_jax.domains.tool_use.episode import Episode, Turn, Verdict
+from exit_jax.domains.tool_use.tiny import expert as tiny_expert
 from exit_jax.errors import ConfigError
 from exit_jax.main import run_experiment
 from exit_jax.step import programs
@@ -64,7 +64,7 @@ def expert(world, seed=0, noise=0.0, task=0):
 def conversation(world, task, episode, texts):
     """Return the messages of an episode as a chat."""
     requests = iter(task.requests)
-    system = tools.tiny.system_prompt(task)
+    system = tools.world.system_prompt(task)
     messages = [{"role": "system", "content": system}, {"role": "user", "content": next(requests)}]
     for text, turn in zip(texts, episode.turns):
         role = "user" if turn.kind == "finished" else world.config.observation_role

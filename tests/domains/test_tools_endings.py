@@ -13,8 +13,8 @@ from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm.iteration import make_children
 from exit_jax.domains.domain import ENDS
 from exit_jax.domains.tool_use import domain as tools
-from exit_jax.domains.tool_use import tiny_expert
 from exit_jax.domains.tool_use.parser import has_ending
+from exit_jax.domains.tool_use.tiny import expert as tiny_expert
 from exit_jax.evaluation.evaluate import evaluate
 from exit_jax.policy.stops import StopText
 from exit_jax.step import programs
@@ -70,7 +70,7 @@ def chat_of(world, task, episode, texts):
     """Return the messages of an episode."""
     requests = iter(task.requests)
     messages = [
-        {"role": "system", "content": tools.tiny.system_prompt(task)},
+        {"role": "system", "content": tools.world.system_prompt(task)},
         {"role": "user", "content": next(requests)},
     ]
     for text, turn in zip(texts, episode.turns):

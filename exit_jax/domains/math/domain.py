@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from exit_jax.domains import tokenizer
 from exit_jax.domains.domain import Domain, DomainError, settings_id
 from exit_jax.domains.math import arithmetic, data
 from exit_jax.domains.math.data import Problem
 from exit_jax.domains.math.grader import Grader
 from exit_jax.domains.math.settings import NOT_TAUGHT, MathConfig
 from exit_jax.domains.math.sources import TEST_SPLITS
-from exit_jax.domains.text import SPAN, SingleTurnDomain, Tokens
-from exit_jax.policy.hf import chat
+from exit_jax.domains.text import chat, tokenizer
+from exit_jax.domains.text.pieces import SPAN, SingleTurnDomain, Tokens
 from exit_jax.types import BASE, DIVERGE, IMPROVE, Grades, History, Instances, Rollouts
 
 log = logging.getLogger(__name__)

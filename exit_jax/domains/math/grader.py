@@ -20,8 +20,8 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 
+from exit_jax.domains.text.thoughts import final_answer
 from exit_jax.domains.workers import Job, Pool
-from exit_jax.policy.hf.thoughts import final_answer
 
 log = logging.getLogger(__name__)
 WORKER = pathlib.Path(__file__).with_name("grading")  # a folder that Python runs, and puts on the path of what it runs

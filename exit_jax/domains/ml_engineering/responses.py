@@ -6,7 +6,7 @@ Not here: running scripts (exit_jax/sandbox) and grading what they wrote (submis
 import re
 from collections.abc import Mapping
 
-from exit_jax.policy.hf.thoughts import final_answer
+from exit_jax.domains.text.thoughts import final_answer
 
 MAX_STDERR = 1 << 16  # characters looked at, from the end
 CUT = "[...]\n"

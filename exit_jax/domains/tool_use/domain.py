@@ -24,14 +24,15 @@ import jax
 import numpy as np
 
 from exit_jax.algorithm.prompts import Template
-from exit_jax.domains import tokenizer
 from exit_jax.domains.domain import INVALID, VALID, Answer, Domain, DomainError, Environment, settings_id
-from exit_jax.domains.text import SPAN, TextDomain, Tokens
-from exit_jax.domains.tool_use import bfcl, tiny, tiny_expert, tiny_tasks
+from exit_jax.domains.text import chat, thoughts, tokenizer, turns
+from exit_jax.domains.text.pieces import SPAN, TextDomain, Tokens
+from exit_jax.domains.tool_use import bfcl
 from exit_jax.domains.tool_use.episode import Episode, Task, system_prompt
 from exit_jax.domains.tool_use.parser import MARKERS, has_ending
 from exit_jax.domains.tool_use.settings import NOT_TAUGHT, ToolsConfig
-from exit_jax.policy.hf import chat, thoughts, turns
+from exit_jax.domains.tool_use.tiny import expert, world
+from exit_jax.domains.tool_use.tiny import tasks as tiny_tasks
 from exit_jax.policy.stops import StopText
 from exit_jax.types import BASE, DIVERGE, IMPROVE, MODES, NO_ID, Array, Grades, History, Instances, Rollouts
 
@@ -66,7 +67,7 @@ class Tools(TextDomain):
         c = self.config
         tasks = {task.id: task for split in c.splits for task in self.candidates(split)}
         if c.world == "tiny":
-            return tiny.TinyWorld(tasks)
+            return world.TinyWorld(tasks)
         self.data_dir.mkdir(parents=True, exist_ok=True)
         workers = c.num_workers or os.cpu_count() or 1
         return bfcl.BfclEnvironment(tasks, workers, c.call_secs, self.data_dir / "crashed.jsonl")
@@ -140,7 +141,7 @@ class Tools(TextDomain):
         c = self.config
         if c.tokenizer:
             return tokenizer.load(c.tokenizer)
-        texts = tiny_expert.texts(self.candidates("train"), c.demo_noise, c.data_seed)
+        texts = expert.texts(self.candidates("train"), c.demo_noise, c.data_seed)
         return tokenizer.train([*texts, c.improve, c.diverge], c.vocab_size, self.data_dir)
 
     @functools.cached_property
@@ -217,7 +218,7 @@ class Tools(TextDomain):
     def _head(self, task_id: str) -> tuple[int, ...]:
         """Return the tokens of a conversation up to its first request."""
         task = self.world.tasks[task_id]
-        system = (tiny.system_prompt if self.config.world == "tiny" else system_prompt)(task)
+        system = (world.system_prompt if self.config.world == "tiny" else system_prompt)(task)
         pieces = {"context": self.encode(system), "request": self.encode(task.requests[0])}
         return tuple(chat.splice(self._opening, pieces))
 
@@ -477,7 +478,7 @@ class Tools(TextDomain):
             packed.put(i, context, self.request(start[0]), self.encode(held), 0, len(start[1]), step_held, 0.0)
             for g in range(group_size):
                 first = self._better(start[0], held, task, int(mode[i]), rng)
-                responses = tiny_expert.demonstrate(task, c.demo_noise, rng, c.max_turns, start=start[0], first=first)
+                responses = expert.demonstrate(task, c.demo_noise, rng, c.max_turns, start=start[0], first=first)
                 transcript, own = self._transcript(start[0], responses)
                 tokens[i, g, : len(transcript)], mask[i, g, : len(own)] = transcript, own
         return packed.history(), mode, tokens, mask
@@ -488,21 +489,21 @@ class Tools(TextDomain):
         if mode == BASE:
             return (Episode(task.id), []), "", mode
         c = self.config
-        played = tiny_expert.demonstrate(task, c.demo_noise, rng, c.max_turns)
+        played = expert.demonstrate(task, c.demo_noise, rng, c.max_turns)
         turn = int(rng.integers(len(played)))
         episode = Episode(task.id)
         for response in played[:turn]:
             episode = self.world.step(episode, response, c.max_turns, c.num_requests or None).episode
         held = played[turn]
         if rng.random() < c.demo_noise:
-            held = tiny_expert.spoil(held, task, rng)
+            held = expert.spoil(held, task, rng)
         return (episode, played[:turn]), held, mode
 
     def _better(self, episode: Episode, held: str, task: Any, mode: int, rng: np.random.Generator) -> str:
         """Return the response that a demonstration of a mode begins with; "" leaves it open."""
         if mode == BASE:
             return ""
-        answer = tiny_expert.improve if mode == IMPROVE else tiny_expert.diverge
+        answer = expert.improve if mode == IMPROVE else expert.diverge
         return answer(episode, held, task, self.config.demo_noise, rng)
 
     def _context(self, task: Task, responses: Sequence[str]) -> list[int]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exit_jax.policy.hf.thoughts import final_answer
+from exit_jax.domains.text.thoughts import final_answer
 
 MAX_CALL_CHARS = 20_000  # from a call's start tag to the end of the response
 MAX_STARTS = 8  # start tags in a response, mentions included; with the line above it bounds the time of a parse

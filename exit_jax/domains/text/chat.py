@@ -28,8 +28,8 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from exit_jax.algorithm.prompts import Template
+from exit_jax.domains.text.thoughts import END, START, final_answer, is_thinking
 from exit_jax.errors import UserError
-from exit_jax.policy.hf.thoughts import END, START, final_answer, is_thinking
 from exit_jax.types import PIECES
 
 Tokenizer = Any  # of transformers, whose import costs a second and is not needed here

@@ -10,10 +10,10 @@ import numpy as np
 
 from exit_jax.algorithm.prompts import Template
 from exit_jax.domains.domain import DomainError
+from exit_jax.domains.text import chat, turns
+from exit_jax.domains.text.thoughts import END, START
 from exit_jax.errors import UserError
-from exit_jax.policy.hf import chat, turns
 from exit_jax.policy.hf.config import read_eos, resolve
-from exit_jax.policy.hf.thoughts import END, START
 from exit_jax.types import BASE, MODES, NO_ID, PIECES, Array, History
 
 Tokens = Any  # a sequence or a NumPy array of ids

@@ -1,6 +1,6 @@
 """Tasks in the tiny world: two to four requests, most of which depend on what is found there or on those before.
 
-The ground truth of a request are the calls that change the state as it asks, or the look that it asks for (tiny_goals.py).
+The ground truth of a request are the calls that change the state as it asks, or the look that it asks for (goals.py).
 """
 
 import functools
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from exit_jax.domains.tool_use.episode import Task
-from exit_jax.domains.tool_use.tiny import (
+from exit_jax.domains.tool_use.tiny.goals import KINDS, SAME, Calls, others, resolve, ways
+from exit_jax.domains.tool_use.tiny.world import (
     MAX_COUNT,
     WORDS,
     Goal,
@@ -25,7 +26,6 @@ from exit_jax.domains.tool_use.tiny import (
     execute,
     run_all,
 )
-from exit_jax.domains.tool_use.tiny_goals import KINDS, SAME, Calls, others, resolve, ways
 
 API_SETS = (("Store", "Bank"), ("Store", "House"), ("Bank", "House"))
 MAX_TURNS = 12  # responses that an episode may take
