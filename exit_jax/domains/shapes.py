@@ -28,14 +28,18 @@ class ShapesConfig:
     turn_tokens: int = setting(0, "tokens of a response in an episode", within="[0, inf)")
     observation_tokens: int = setting(0, "tokens of what is said to it", within="[0, inf)")
 
-    def __post_init__(self):
-        wrong = [
+    @property
+    def plays_episodes(self) -> bool:
+        """Whether tasks have several turns."""
+        return self.max_turns > 0
+
+    def faults(self) -> list[str]:
+        """Return a sentence for each contradiction."""
+        return [
             f"domain.{name} = {getattr(self, name)} is below 1, but domain.max_turns is not 0"
             for name in ("turn_tokens", "observation_tokens")
             if self.max_turns and getattr(self, name) < 1
         ]
-        if wrong:
-            raise ValueError("; ".join(wrong))
 
 
 def make_domain(config: ShapesConfig) -> Domain:
@@ -76,7 +80,6 @@ def make_domain(config: ShapesConfig) -> Domain:
         prompt_width=config.prompt_width,
         max_tokens=config.max_tokens,
         stop_tokens=(0,),
-        stop_sequences=(),
         num_children=config.num_children,
         embedding_width=config.embedding_width,
         templates={
@@ -85,17 +88,9 @@ def make_domain(config: ShapesConfig) -> Domain:
             "diverge": (piece, "context", "request", "solution", "feedback"),
         },
         tasks=tasks,
-        difficulty=lambda _: {},
-        about=absent,
         grade=absent,
-        notes=(),
-        on_host=True,
-        complete=absent,
         demonstrations=absent,
-        demonstrations_id="",
         describe=absent,
-        answers=None,
-        texts=None,
         environment=environment,
         test_environment=environment,
     )

@@ -201,7 +201,7 @@ class OnHost:
         self.every, self.greedy = every, greedy
         self.num_responses, self.row_of = max(config.eval.steps) + 1, row_of
         self.batch_size, self.rows = config.eval.batch_size, meshes.by_row(meshes.make_mesh(config.run.mesh))
-        self.copy, self.about = programs.reshard(params), self.domain.about(split)
+        self.copy, self.about = programs.reshard(params), self.domain.about_tasks(split)
         tellers = {"text": self.domain.describe, "answer": self.domain.answers, "feedback": self.domain.feedback}
         self.tell = {what: tell for what, tell in tellers.items() if tell}
         # [K + 1][R] by what is told; empty where the domain does not tell it
@@ -410,7 +410,7 @@ def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> di
             timing[split][kind] = time.monotonic() - started
             means[split][kind] = {name: float(outcomes[kind].chains.notes[name].mean()) for name in domain.timings}
         chain, rival, search = outcomes["chain"], outcomes.get("restarts"), outcomes.get("greedy")
-        about = domain.about(split)
+        about = domain.about_tasks(split)
         others = search, task_names(about), count_too_long(domain, split)
         results[split] = summarise(config, chain, rival, domain.difficulty(split), *others)
         saved += save_chains(config, split, chain, about)

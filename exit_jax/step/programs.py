@@ -29,7 +29,7 @@ from exit_jax.policy.choice import SamplingConfig
 from exit_jax.policy.sampler import Reading
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.step.episodes import Played, TurnPrograms, play
-from exit_jax.step.requirements import require_checkpoint_fits, require_domain_fits
+from exit_jax.step.requirements import require_checkpoint_fits, require_demonstrations
 from exit_jax.types import (
     PIECES,
     Array,
@@ -114,7 +114,7 @@ def tasks_digest(config: Config, split: str) -> str:
       ConfigError: if a task asks nothing.
     """
     domain = domains.make(config.domain_name, config.domain)
-    tasks, about = jax.device_get(domain.tasks(split)), domain.about(split)
+    tasks, about = jax.device_get(domain.tasks(split)), domain.about_tasks(split)
     blank = int((tasks.lengths[:, 1] == 0).sum())
     if blank:
         raise ConfigError(
@@ -458,7 +458,7 @@ def make_warm_step(config: Config, domain: Domain, mesh: jax.sharding.Mesh, opti
 def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     mesh = meshes.make_mesh(config.run.mesh, devices)
     domain = domains.make(config.domain_name, config.domain)
-    require_domain_fits(config, domain)
+    require_demonstrations(config, domain)
     if config.run.check_grades and not domain.on_host:
         domain = with_values_checked(domain)
     policy = decoder_config(config)

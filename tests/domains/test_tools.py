@@ -209,7 +209,7 @@ def test_demonstrations_are_episodes(world):
 
 
 def test_faults_are_told(data_dir):
-    with pytest.raises(ValueError, match=r"world = 'moon'.*num_requests = -1.*transcript_tokens = 8"):
+    with pytest.raises(ValueError, match=r"(?s)world = 'moon'.*num_requests = -1.*transcript_tokens = 8"):
         tiny_tools(
             data_dir,
             domain__world="moon",

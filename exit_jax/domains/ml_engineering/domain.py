@@ -320,8 +320,6 @@ class MlEngineering(SingleTurnDomain):
 
         Half are first scripts, the others improve on, debug or diverge from a faulty one.
         """
-        if not self.config.brief:
-            raise DomainError("scripts are demonstrated in fragments alone; set warm_start.num_steps to 0")
         noise, rng = self.config.demo_noise, np.random.default_rng([DEMONSTRATION_SEED, number])
         metric = str(rng.choice(list(fragments.WANTED)))
         request = self.encode(fragments.brief(metric, *map(str, rng.choice(fragments.AMOUNTS, 2))))
@@ -365,28 +363,20 @@ def make_domain(config: MleConfig) -> Domain:
     return Domain(
         name="ml_engineering",
         splits=SPLITS,
-        test_splits=("test",),
         **mle.token_fields,
         history_width=sum(mle.rooms.values()),
         prompt_width=config.prompt_width,
         max_tokens=config.max_tokens,
-        stop_sequences=(),
-        num_children=1,
-        embedding_width=1,
         templates=mle.templates,
         tasks=mle.tasks,
-        difficulty=lambda split: {},
         about=mle.about,
         grade=mle.grade,
         notes=NOTES,
         timings=TIMINGS,
-        on_host=True,
-        complete=None,
-        demonstrations=mle.demonstrations,
+        demonstrations=mle.demonstrations if config.has_demonstrations else None,
         demonstrations_id=settings_id(config, NOT_TAUGHT) + (tokenizer.identity() if config.brief else ""),
         describe=mle.describe,
         feedback=mle.feedback,
-        answers=None,
         texts=mle.texts,
         files=mle.files,
         decode=mle.decode,

@@ -457,8 +457,6 @@ class Tools(TextDomain):
         Half are episodes from the start; the others improve on, or diverge from, a response in the midst of one, and play on.
         Only the tiny world has any.
         """
-        if self.config.world != "tiny":
-            raise DomainError("BFCL has no demonstrations to warm-start on; set warm_start.num_steps to 0")
         c, found = self.config, self.tasks_of("train")
         seed = int(jax.device_get(jax.random.key_data(key))[-1])
         packed = Packed.empty((count,), self.width)
@@ -588,26 +586,20 @@ def make_domain(config: ToolsConfig) -> Domain:
     return Domain(
         name=config.world,
         splits=config.splits,
-        test_splits=("test",),
         **tools.token_fields,
         history_width=tools.width,
         prompt_width=config.prompt_width,
         max_tokens=config.max_transcript_tokens,
-        stop_sequences=(),
         num_children=config.max_turns,
-        embedding_width=1,
         templates=tools.templates,
         tasks=tools.tasks,
         difficulty=tools.difficulty,
         about=tools.about,
         grade=tools.grade,
         notes=(*tools.names, "context_too_long"),
-        on_host=True,
-        complete=None,
-        demonstrations=tools.demonstrations,
+        demonstrations=tools.demonstrations if config.has_demonstrations else None,
         demonstrations_id=settings_id(config, NOT_TAUGHT),
         describe=tools.describe,
-        answers=None,
         texts=tools.texts,
         decode=tools.decode,
         environment=tools.environment(test=False),
