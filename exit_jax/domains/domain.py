@@ -46,7 +46,7 @@ class Environment:
     max_observation: int  # S: tokens of the longest observation
     max_ask: int  # tokens of what asks for a better response, at most
     max_transcript: int  # T: tokens of all responses and observations of an episode
-    lead: Sequence[int]  # the tokens that ask for a response, behind every observation
+    generation_prompt: Sequence[int]  # tokens that ask for a response, after every observation
     # NumPy histories [b], G -> episodes [b · G] as they are before their histories' turns; None where one cannot be had
     begin: Callable[[History, int], list[Any]]
     # (episode, tokens of the response) of many episodes -> the same episodes after it, and what they say

@@ -1,13 +1,13 @@
 """A domain of given widths and nothing else: what a setting costs can be compiled before its data is at hand."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from exit_jax.domains.domain import Domain, DomainError, Environment
 from exit_jax.settings import setting
-from exit_jax.types import NO_ID, History
+from exit_jax.types import History, make_history
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +47,8 @@ def make_domain(config: ShapesConfig) -> Domain:
 
     def tasks(split: str) -> History:
         del split
-        blank = lambda value, *shape: np.full((config.num_tasks, *shape), value, np.int32)
-        fields: dict = {
-            "tokens": blank(0, config.history_width),
-            "lengths": blank(0, 4),
-            "id": blank(NO_ID),
-            "task": np.arange(config.num_tasks, dtype=np.int32),
-            "turn": blank(0),
-            "step": blank(-1),
-            "quality": blank(0).astype(np.float32),
-            "born": blank(0),
-            "parent": blank(NO_ID),
-        }
-        return History(**fields)
+        tokens: Any = np.zeros((config.num_tasks, config.history_width), np.int32)
+        return make_history(tokens, np.zeros((config.num_tasks, 4), np.int32), np.arange(config.num_tasks))
 
     def absent(*_):
         raise DomainError(
@@ -68,8 +57,19 @@ def make_domain(config: ShapesConfig) -> Domain:
 
     environment = None
     if config.max_turns:
-        widths = config.max_turns, config.turn_tokens, config.observation_tokens, config.prompt_width, config.max_tokens
-        environment = Environment(*widths, (0,) * 4, absent, absent, absent, absent, absent)
+        environment = Environment(
+            max_turns=config.max_turns,
+            max_tokens=config.turn_tokens,
+            max_observation=config.observation_tokens,
+            max_ask=config.prompt_width,
+            max_transcript=config.max_tokens,
+            generation_prompt=(0,) * 4,
+            begin=absent,
+            step=absent,
+            ask_again=absent,
+            figures=absent,
+            show=absent,
+        )
     piece = (0,) * min(64, config.prompt_width)  # a template's static text
     return Domain(
         name="shapes",

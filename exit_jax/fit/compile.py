@@ -299,7 +299,7 @@ def turn_plan(config: Config, turns: TurnPrograms, held: tuple, copy, key) -> di
     reading = _put(where.out_info, where.compile().output_shardings)
     others = (reading,) * (lanes - 1)
     array = lambda kind, *more: jax.ShapeDtypeStruct((count, group, *more), kind)
-    width = environment.max_observation + len(environment.lead)
+    width = environment.max_observation + len(environment.generation_prompt)
 
     def in_place(function: Callable):
         return jax.jit(

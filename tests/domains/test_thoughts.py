@@ -78,7 +78,7 @@ def make_math(make_folder, tmp_path_factory):
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_math_grades_the_final_answer(make_math, marks, prompt):
     math = make_math(marks, prompt)
-    right = math.problems("test")[0][0].answer
+    right = math.kept("test")[0][0].answer
     begin = "" if prompt == "thinks" else "<think>"
     texts = [
         f"{begin}It is \\boxed{{{right}}}.</think> No: \\boxed{{999999}}.",

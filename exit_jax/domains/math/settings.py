@@ -3,9 +3,9 @@
 import dataclasses
 
 from exit_jax.domains.math.arithmetic import SPLIT_BY
-from exit_jax.domains.math.prompts import DIVERGE, IMPROVE
 from exit_jax.domains.math.sources import SPLITS
 from exit_jax.domains.text.pieces import SPAN
+from exit_jax.domains.text.prompts import DIVERGE, IMPROVE
 from exit_jax.settings import setting
 
 DATA = ("competition", "arithmetic")

@@ -113,7 +113,7 @@ class MlEngineering(SingleTurnDomain):
             raise DomainError(f"domain.isolation: {error}") from error
 
     @property
-    def rooms(self) -> dict[str, int]:
+    def max_piece_tokens(self) -> dict[str, int]:
         """The tokens that each piece may have."""
         c = self.config
         widths = (c.max_goal_tokens, c.max_request_tokens, c.max_solution_tokens, c.max_feedback_tokens)
@@ -289,13 +289,6 @@ class MlEngineering(SingleTurnDomain):
         """Return the tokens of a feedback; it begins with what matters."""
         return self.encode(text)[: self.config.max_feedback_tokens]
 
-    def texts_of(self, history: History, piece: str) -> list[str]:
-        """Return a piece of histories [n] as text."""
-        index = PIECES.index(piece)
-        starts = history.lengths[:, :index].sum(-1)
-        ends = starts + history.lengths[:, index]
-        return [self.decode(row[a:b]) for row, a, b in zip(np.asarray(history.tokens), starts, ends)]
-
     def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
         """Return the scripts in responses tokens [..., T], "" for none: what an encoder sees of them (ExIt eq. 6)."""
         return [extract_code(answer) or "" for answer in super().texts(tokens, mask)]
@@ -364,8 +357,8 @@ def make_domain(config: MleConfig) -> Domain:
         name="ml_engineering",
         splits=SPLITS,
         **mle.token_fields,
-        history_width=sum(mle.rooms.values()),
-        prompt_width=config.prompt_width,
+        history_width=sum(mle.max_piece_tokens.values()),
+        prompt_width=mle.prompt_width,
         max_tokens=config.max_tokens,
         templates=mle.templates,
         tasks=mle.tasks,
