@@ -13,8 +13,8 @@ import numpy as np
 
 from exit_jax.domains.domain import Domain, DomainError, settings_id
 from exit_jax.domains.math import arithmetic, data
-from exit_jax.domains.math.data import Problem
 from exit_jax.domains.math.grader import Grader
+from exit_jax.domains.math.problems import Problem
 from exit_jax.domains.math.settings import NOT_TAUGHT, MathConfig
 from exit_jax.domains.math.sources import TEST_SPLITS
 from exit_jax.domains.text import tokenizer
