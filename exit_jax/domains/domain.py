@@ -53,7 +53,7 @@ class Environment:
     step: Callable[[Sequence[tuple[Any, np.ndarray]]], Sequence[tuple[Any, Answer]]]
     # (episode, tokens of a response to it) -> the tokens that ask for a better one; for K steps on every turn
     ask_again: Callable[[Any, np.ndarray], Sequence[int]]
-    figures: Callable[[Any], Mapping[str, float]]  # of an episode: "quality" in [0, 1], and what else is reported
+    figures: Callable[[Any], Mapping[str, float]]  # (episode) -> "quality" in [0, 1], and what else is reported
     show: Callable[[Any], str]  # an episode, as text for people
     # True: which responses can be learnt from is told one by one, by ``Rollouts.ended``; False: episodes count as a whole
     by_response: bool = False
@@ -137,8 +137,8 @@ class Domain:
 def settings_id(config: Any, leave_out: Sequence[str] = ()) -> str:
     """Return a text that names a domain's settings, but for those left out and the younger ones at their default."""
     defaults = settings.younger_defaults(config)
-    told = {name: value for name, value in vars(config).items() if name not in leave_out}
-    return repr({name: value for name, value in told.items() if name not in defaults or value != defaults[name]})
+    kept = {name: value for name, value in vars(config).items() if name not in leave_out}
+    return repr({name: value for name, value in kept.items() if name not in defaults or value != defaults[name]})
 
 
 def blank_grades(domain: Domain, instances: Instances, rollouts: Rollouts) -> Grades:

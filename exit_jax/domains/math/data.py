@@ -38,7 +38,7 @@ def write_splits(folder: pathlib.Path, splits: Mapping[str, list[Problem]]) -> N
         """Competition mathematics with gold answers."""
 
         VERSION = tfds.core.Version(f"{RULES}.0.0")
-        url_infos = None  # of downloads; TFDS 4.9.10 would look for them with a package that it does not declare
+        url_infos = None  # about downloads; TFDS 4.9.10 would look for it with a package that it does not declare
 
         def _info(self):
             features: dict[str, Any] = {field.name: tfds.features.Text() for field in dataclasses.fields(Problem)}
@@ -173,7 +173,7 @@ def prepare(
 def _build(data_dir: pathlib.Path, found: list[Found], report: dict[str, Any]) -> dict[str, Any]:
     """Write splits, list and report in a folder of their own, then put them in place; returns the report, completed."""
     data_dir.mkdir(parents=True, exist_ok=True)
-    for rest in data_dir.glob(f"{_PARTIAL}*"):  # of preparations that were killed
+    for rest in data_dir.glob(f"{_PARTIAL}*"):  # rests of preparations that were killed
         shutil.rmtree(rest, ignore_errors=True)
     partial = pathlib.Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=data_dir))
     try:

@@ -10,14 +10,8 @@ from exit_jax.settings import setting
 
 DATA = ("competition", "arithmetic")
 TRUNCATE = ("none", "front", "middle")
-NOT_TAUGHT = (
-    "data_dir",
-    "files_dir",
-    "num_validation",
-    "num_test",
-    "num_workers",
-    "timeout_secs",
-)  # what they don't need
+# settings that demonstrations do not depend on
+NOT_TAUGHT = ("data_dir", "files_dir", "num_validation", "num_test", "num_workers", "timeout_secs")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,7 @@ from exit_jax.types import (
 log = logging.getLogger(__name__)
 
 DEMONSTRATION_SEED = 5
-CHARS_PER_TOKEN = 16  # of a trace, at most: what is encoded to see whether it fits
+CHARS_PER_TOKEN = 16  # ratio in a trace, at most: what is encoded to see whether it fits
 TIMINGS = ("cached", "run_secs")
 NOTES = ("crashed", "timeout", "no_code", "invalid_submission", "faults", "truncated", "trace_cut", *TIMINGS)
 
@@ -268,7 +268,7 @@ class MlEngineering(SingleTurnDomain):
         return self._verdicts[key]
 
     def _failure(self, competition: Competition, result: Result) -> tuple[str, bool]:
-        """Return the feedback for a run that did not end well, and whether its trace had to be cut to fit behind the reason."""
+        """Return the feedback for a run that did not end well, and whether its trace had to be cut to fit after the reason."""
         c = self.config
         if c.brief:
             return fragments.TIMEOUT if result.status == "timeout" else fragments.error(result.stderr), False

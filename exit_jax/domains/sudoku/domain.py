@@ -109,7 +109,7 @@ def apply_script(
 ) -> tuple[Array, Array]:
     """Apply edit scripts tokens [..., T] to grids [..., C].
 
-    A script is up to ``max_edits`` pairs (cell, digit), then the end token; what stands behind it is ignored. Edits apply in
+    A script is up to ``max_edits`` pairs (cell, digit), then the end token; what stands after it is ignored. Edits apply in
     order, so the last one of a cell counts. Any other sequence, and any edit of a given cell, is invalid and changes nothing.
 
     Returns:

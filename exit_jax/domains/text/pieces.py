@@ -41,7 +41,7 @@ class TextDomain:
 
     # with ``tokenizer``, a folder or hub id, or "" for one of the domain's own, and ``template_inputs``
     config: Any
-    tokenizer: Any  # of transformers
+    tokenizer: Any  # one of transformers
     kept_control: tuple[str, ...] = ()  # control tokens that pieces may hold all the same
 
     @functools.cached_property

@@ -14,7 +14,7 @@ from exit_jax.errors import UserError
 from exit_jax.policy.hf import tokenizer as hf_tokenizer
 from exit_jax.policy.hf.config import resolve
 
-VERSION = 1  # of how one is trained
+VERSION = 1  # version of the way one is trained
 END = "<|end|>"
 ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 CHAT_TEMPLATE = (

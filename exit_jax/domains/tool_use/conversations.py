@@ -135,10 +135,10 @@ class Conversations(TextDomain):
 
     @functools.cached_property
     def again(self) -> Mapping[str, Template]:
-        """What asks for a better response, or another one, behind a context: by mode."""
-        named = {"improve": self.config.improve, "diverge": self.config.diverge}
+        """What asks for a better response, or another one, after a context: by mode."""
+        texts = {"improve": self.config.improve, "diverge": self.config.diverge}
         ask = lambda text: turns.more(self.tokenizer, [{"role": "user", "content": text}], self.inputs)
-        return {mode: ask(text) for mode, text in named.items()}
+        return {mode: ask(text) for mode, text in texts.items()}
 
     @functools.cached_property
     def templates(self) -> Mapping[str, Template]:
@@ -190,10 +190,10 @@ class Conversations(TextDomain):
         roles = {"request": "user", "call": self.config.observation_role}
 
         def frame(role: str, stopped: bool) -> Template:
-            said = [{"role": role, "content": "{feedback}"}]
+            messages = [{"role": role, "content": "{feedback}"}]
             stops, inputs = self.stop_tokens, self.inputs
             return turns.between(
-                self.tokenizer, said, stops, inputs, add_generation_prompt=False, with_stop=not stopped
+                self.tokenizer, messages, stops, inputs, add_generation_prompt=False, with_stop=not stopped
             )
 
         try:
@@ -228,8 +228,8 @@ class Conversations(TextDomain):
         """
         frame = self.frames["request" if kind == "finished" else "call", stopped]
         room = self.config.max_observation_tokens - len(chat.splice(frame, {"feedback": ()}))
-        said, _ = chat.shorten(self.tokenizer, self.encode(text), max(room, 0), "middle")
-        return chat.splice(frame, {"feedback": said})
+        shown, _ = chat.shorten(self.tokenizer, self.encode(text), max(room, 0), "middle")
+        return chat.splice(frame, {"feedback": shown})
 
     def request(self, episode: Episode) -> tuple[int, ...]:
         """Return the tokens of the request in hand."""

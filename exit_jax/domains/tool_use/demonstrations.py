@@ -99,6 +99,6 @@ class Demonstrations:
             )
             if answer.end is not None or episode.ended:
                 break
-            said = [*answer.observation, *self.tools.generation_prompt]
-            tokens, own = tokens + said, own + [False] * len(said)
+            observed = [*answer.observation, *self.tools.generation_prompt]
+            tokens, own = tokens + observed, own + [False] * len(observed)
         return tokens[: self.config.max_transcript_tokens], own[: self.config.max_transcript_tokens]

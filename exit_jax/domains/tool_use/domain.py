@@ -2,7 +2,7 @@
 
 A history holds the conversation up to a turn as *context*, from the system's message to what was last said to the policy, in
 the tokens that were sampled and observed; the *request* in hand, as text; and a response to that turn as *solution*. The
-self-iteration prompt is a further message behind the context. It stays in the transcript of the rollout that it begins, and
+self-iteration prompt is a further message after the context. It stays in the transcript of the rollout that it begins, and
 out of the histories that this yields (ExIt App. A).
 
 A context can be taken apart again, since a response ends at its first stop token, or with ``stop_at_call`` where its first call
@@ -118,7 +118,7 @@ class Tools(Conversations):
         return [episode for episode in found for _ in range(group_size)]
 
     def _next_response(self, context: list[int], place: int) -> list[int]:
-        """Return the recorded response behind ``place``: all up to what ended it."""
+        """Return the recorded response after ``place``: all up to what ended it."""
         rest = context[place + len(self.generation_prompt) :]
         end = self.end_of(rest)
         return rest if end is None else rest[: end + 1]
@@ -179,6 +179,7 @@ class Tools(Conversations):
         lost: Any = np.array([episode is None for episode in episodes]).reshape(shape)
         insertable: Any = np.zeros((*shape, self.config.max_turns), bool)
         rows: list[tuple[Tokens, ...]] = [((), (), (), ())] * insertable.size
+        contexts = [tokens.tolist() for tokens in piece_rows(instances.history, "context")]
         fields: Any = {name: np.zeros(insertable.shape, np.int32) for name in ("task", "turn", "step")}
         fields["quality"] = np.zeros(insertable.shape, np.float32)
         too_long: Any = np.zeros(shape, np.float32)
@@ -186,7 +187,7 @@ class Tools(Conversations):
             usable = rollouts.finished[b, g] if rollouts.ended is None else rollouts.ended[b, g].any()
             if episode is None or not usable:
                 continue
-            for u, (context, response, ended) in enumerate(self._turns(instances.history, rollouts, b, g)):
+            for u, (context, response, ended) in enumerate(self._turns(contexts[b], rollouts, b, g)):
                 turn = int(instances.history.turn[b]) + u
                 step = int(instances.history.step[b]) + 1 if u == 0 else 0
                 solution = self.solution(response)
@@ -211,23 +212,18 @@ class Tools(Conversations):
             lost=lost[:, 0],
         )
 
-    def _turns(self, history: History, rollouts: Rollouts, b: int, g: int):
-        """Yield each turn of a transcript: the clean context before it, the response, and whether that is whole."""
+    def _turns(self, context: list[int], rollouts: Rollouts, b: int, g: int):
+        """Yield each turn of a transcript after ``context``: the context before it, the response, whether that is whole."""
         tokens, mask = rollouts.tokens[b, g].tolist(), rollouts.mask[b, g]
         ended = mask if rollouts.ended is None else rollouts.ended[b, g]
         length = int(np.flatnonzero(mask)[-1]) + 1
         changes = np.flatnonzero(mask[1:length] != mask[: length - 1]) + 1
         edges = [0, *changes.tolist(), length]
         runs = [tokens[start:stop] for start, stop in itertools.pairwise(edges)]
-        context = history.tokens[b, : history.lengths[b, 0]].tolist()
-        for start, response, said in itertools.zip_longest(edges[:-1:2], runs[::2], runs[1::2], fillvalue=()):
+        for start, response, rest in itertools.zip_longest(edges[:-1:2], runs[::2], runs[1::2], fillvalue=()):
             yield context, response, bool(ended[start])
-            context = [
-                *context,
-                *self.generation_prompt,
-                *response,
-                *said[: len(said) - len(self.generation_prompt)],
-            ]  # the next one's generation prompt goes
+            observation = rest[: len(rest) - len(self.generation_prompt)]
+            context = [*context, *self.generation_prompt, *response, *observation]
 
     def describe(self, history: History) -> list[str]:
         """Return what histories [n] hold, as text."""

@@ -32,7 +32,7 @@ from exit_jax.domains.tool_use.tiny.world import (
     system_prompt,
 )
 
-STYLES = ("plain", "purpose", "words")  # of what is said before a call or marker
+STYLES = ("plain", "purpose", "words")  # kinds of what stands before a call or marker
 NOTICE_PROB = 0.5  # a turn, that the expert notices what went wrong before
 # how often a slip is of which kind; a response that cannot slip so (a marker has no argument) slips in another way
 SLIPS = {"argument": 0.55, "function": 0.15, "early": 0.2, "give up": 0.05, "garbled": 0.05}

@@ -29,8 +29,8 @@ from exit_jax.domains.tool_use.tiny.world import (
 
 API_SETS = (("Store", "Bank"), ("Store", "House"), ("Bank", "House"))
 MAX_TURNS = 12  # responses that an episode may take
-MAX_NEEDED = 10  # of these, if nothing goes wrong
-MAX_CALLS = 3  # of a request, besides those to find out
+MAX_NEEDED = 10  # responses needed, if nothing goes wrong
+MAX_CALLS = 3  # calls for a request, besides those to find out
 FOCUS_PROB = 0.7  # that a goal is about something that an earlier one was about
 FOLLOW_UP_PROB = (
     0.06  # a try, that a request refers to the one before by "that" or "the same"; this is possible more often

@@ -41,7 +41,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "light": ("on", "off"),
     "door": ("open", "shut"),
 }
-MAX_COUNT = 9  # of an item in all boxes together, and of coins: counts have one digit
+MAX_COUNT = 9  # count of an item in all boxes together, and of coins: counts have one digit
 INVALID = (
     '{"error": "invalid"}'  # after a response that is no call and no marker; the parser would say more, in many tokens
 )
