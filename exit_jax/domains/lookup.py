@@ -43,7 +43,7 @@ def find(name: str) -> Callable[[Any], Any]:
         key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__
     ]
     raise DomainError(
-        f"domain_name = {name!r}: there is no function {attribute!r}; {module.__file__} has {', '.join(own)}"
+        f"domain_name = {name!r}: there is no function {attribute!r}; {module.__file__} has {', '.join(own) or 'none'}"
     )
 
 

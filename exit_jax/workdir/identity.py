@@ -83,7 +83,8 @@ def scientific(config: Config | dict) -> dict[str, typing.Any]:
     if not content["warm_start"]["num_steps"]:
         free += tuple(f"warm_start.{name}" for name in ("num_states", "group_size", "optimizer"))
     free = tuple(f"{name}." for name in free)
-    content["domain_name"] = domains.identity(content["domain_name"])
+    if isinstance(name := content.get("domain_name"), str):
+        content["domain_name"] = domains.identity(name)
     return {key: value for key, value in _flatten(content).items() if not f"{key}.".startswith(free)}
 
 
