@@ -4,7 +4,8 @@
     class OptimizerConfig:
         learning_rate: float = setting(1e-6, "peak of the schedule (ExIt App. A)", within="[0, inf)")
 
-``faults`` checks the values of a tree of such dataclasses and ``rows`` lists them for people. A default never changes its
+``faults`` checks the values of a tree of such dataclasses; one whose fields may contradict each other has a method ``faults``
+that returns a sentence each. A default never changes its
 meaning: a config that was written before a field existed reads as the default of that field.
 """
 
@@ -90,8 +91,15 @@ def walk(values: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field, 
 
 
 def faults(values: Any, path: str = "") -> list[str]:
-    """Return a sentence for each value that is out of its bounds."""
-    return [fault for name, field, value in walk(values, path) if (fault := of(field).fault(name, value))]
+    """Return a sentence for each value that is out of its bounds, and what the ``faults()`` of groups that have one add."""
+    found = []
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        if dataclasses.is_dataclass(value):
+            found += faults(value, f"{path}{field.name}.")
+        elif fault := of(field).fault(f"{path}{field.name}", value):
+            found.append(fault)
+    return found + (values.faults() if hasattr(values, "faults") else [])
 
 
 def plain(values: Any) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from small import tiny_math, tiny_mle, tiny_tools
 
 from exit_jax import domains
 from exit_jax.algorithm.prompts import render_by_mode
-from exit_jax.domains import tokenizer
+from exit_jax.domains.text import chat, tokenizer
 from exit_jax.policy import sampler
-from exit_jax.policy.hf import chat
 from exit_jax.step.policy import decoder_config, evaluation_sampling
 from exit_jax.step.program import make_program
 from exit_jax.training import export

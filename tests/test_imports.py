@@ -15,8 +15,8 @@ FLOORS = (
     ("workdir",),
     ("config",),
     ("domains", "embedding"),
-    ("policy",),
-    ("algorithm", "sandbox", "parallel"),
+    ("policy", "algorithm"),
+    ("sandbox", "parallel"),
     ("types", "settings", "errors"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -12,7 +12,7 @@ from small import LLAMA, TINY_MATH, random_params
 from test_train import smoke
 
 from exit_jax.config.parse import validate
-from exit_jax.domains import tokenizer
+from exit_jax.domains.text import tokenizer
 from exit_jax.errors import ConfigError
 from exit_jax.policy.hf.export import export
 from exit_jax.policy.shape import no_shape

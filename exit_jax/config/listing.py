@@ -38,7 +38,7 @@ def rows(content: Mapping[str, Any]) -> Iterator[Row]:
 def _rows(cls: Any, defaults: Mapping[str, Any], values: Mapping[str, Any], path: str) -> Iterator[Row]:
     types = field_types(cls, values)
     for field in dataclasses.fields(cls):
-        kind, name = types[field.name], f"{path}{field.name}"
+        kind, name = types.get(field.name), f"{path}{field.name}"
         if dataclasses.is_dataclass(kind):
             default = defaults.get(field.name)
             below = settings.defaults(kind) | (vars(default) if default is not None else {})

@@ -174,7 +174,7 @@ def turn_plan(config: Config, turns: TurnPrograms, held: tuple, copy, key) -> di
     cursor = _put(where.out_info, where.compile().output_shardings)
     others = (cursor,) * (lanes - 1)
     array = lambda kind, *more: jax.ShapeDtypeStruct((count, group, *more), kind)
-    width = environment.max_observation + len(environment.lead)
+    width = environment.max_observation + len(environment.generation_prompt)
 
     def in_place(function: Callable):
         return jax.jit(lambda copy, cursor, _, *args: function(copy, cursor, *args), donate_argnums=1, keep_unused=True)

@@ -255,7 +255,9 @@ def play_steps(
     own, numbers = hosts.local_rows(history)
     batch = history.turn.shape[0]
     share = lambda tree: hosts.exchange_rows(tree, numbers, batch)
-    lead = np.broadcast_to(np.asarray(environment.lead, np.int32), (batch, 1, len(environment.lead)))
+    lead = np.broadcast_to(
+        np.asarray(environment.generation_prompt, np.int32), (batch, 1, len(environment.generation_prompt))
+    )
     episodes, lost, failed = _begin(environment, own, 1, numbers, batch)
     end = np.where(lost, LOST, -1)
     length, num_tokens = np.zeros_like(end), np.zeros_like(end)
@@ -295,11 +297,11 @@ def play_steps(
 
 def _ask(environment: Environment, episodes: list[Any], response, active, numbers) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens [r, 1, S] that ask for a response, or for a better one, and their number, 0 for idle rows."""
-    asked = np.zeros((len(episodes), 1, max(environment.max_ask, len(environment.lead))), np.int32)
+    asked = np.zeros((len(episodes), 1, max(environment.max_ask, len(environment.generation_prompt))), np.int32)
     count = np.zeros((len(episodes), 1), np.int32)
     for row in np.flatnonzero(active[:, 0]):
         if response is None:
-            tokens = environment.lead
+            tokens = environment.generation_prompt
         else:
             number = numbers[row]
             tokens = environment.ask_again(episodes[row], response.tokens[number, 0][response.mask[number, 0]])
@@ -337,7 +339,7 @@ def _answer(
       Observations [b, G, S + the lead], their lengths, ends or -1, whether the responses ended validly; and whether all
       failed.
     """
-    shape, lead = spoke.shape, environment.lead if with_lead else ()
+    shape, lead = spoke.shape, environment.generation_prompt if with_lead else ()
     observed = np.zeros((*shape, environment.max_observation + len(lead)), np.int32)
     count, end, ended = np.zeros(shape, np.int32), np.full(shape, -1, np.int32), np.zeros(shape, bool)
     rows = np.flatnonzero(spoke)

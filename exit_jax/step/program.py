@@ -19,7 +19,7 @@ from exit_jax.step.device import Constants, DeviceSteps
 from exit_jax.step.hosted import HostedSteps, StepPrograms
 from exit_jax.step.optimizer import make_optimizer
 from exit_jax.step.policy import decoder_config, split_params
-from exit_jax.step.requirements import require_checkpoint_fits, require_domain_fits
+from exit_jax.step.requirements import require_checkpoint_fits, require_demonstrations
 from exit_jax.step.warm_start import WarmState, make_warm
 from exit_jax.types import Array, Metrics, Params, State
 
@@ -75,7 +75,7 @@ def _check_checkpoint(config: Config) -> None:
 def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     mesh = meshes.make_mesh(config.run.mesh, devices)
     domain = domains.make(config.domain_name, config.domain)
-    require_domain_fits(config, domain)
+    require_demonstrations(config, domain)
     if config.run.check_grades and not domain.on_host:
         domain = with_values_checked(domain)
     policy = decoder_config(config)

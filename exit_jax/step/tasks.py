@@ -20,7 +20,7 @@ def tasks_digest(config: Config, split: str) -> str:
       ConfigError: if a task asks nothing.
     """
     domain = domains.make(config.domain_name, config.domain)
-    tasks, about = jax.device_get(domain.tasks(split)), domain.about(split)
+    tasks, about = jax.device_get(domain.tasks(split)), domain.about_tasks(split)
     blank = int((tasks.lengths[:, 1] == 0).sum())
     if blank:
         raise ConfigError(

@@ -97,7 +97,7 @@ def shard_cursor(mesh: jax.sharding.Mesh, cursor: DecodeCursor) -> DecodeCursor:
 
 def transcript_room(environment: Environment) -> int:
     """Return the slots that rows need which go on: a transcript, the next observation, and the token that is read with it."""
-    return environment.max_transcript + environment.max_observation + len(environment.lead) + 1
+    return environment.max_transcript + environment.max_observation + len(environment.generation_prompt) + 1
 
 
 def make_turns(config: Config, domain: Domain, mesh: jax.sharding.Mesh) -> TurnPrograms | None:

@@ -11,7 +11,7 @@ import pytest
 
 from exit_jax import domains
 from exit_jax.config import validate
-from exit_jax.domains import contract
+from exit_jax.domains import contract, lookup
 from exit_jax.domains.contract import ContractError, checked
 from exit_jax.step.program import _make_program
 from exit_jax.training import train
@@ -29,7 +29,7 @@ def smoke(**changes):
 @pytest.fixture(scope="module")
 def plain():
     config = smoke()
-    return domains._load(domains._MODULES["sudoku"][1])(config.domain)
+    return lookup.find("sudoku")(config.domain)
 
 
 def batch(domain):

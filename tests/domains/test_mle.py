@@ -17,9 +17,9 @@ from exit_jax.domains.domain import DomainError
 from exit_jax.domains.ml_engineering import domain as mle
 from exit_jax.domains.ml_engineering import fragments, prompts, tokenizer
 from exit_jax.domains.ml_engineering.competitions import SAMPLE
+from exit_jax.domains.text import chat
 from exit_jax.errors import ConfigError
 from exit_jax.policy import decoder
-from exit_jax.policy.hf import chat
 from exit_jax.sandbox import Result
 from exit_jax.step.device import Constants
 from exit_jax.step.policy import decoder_config

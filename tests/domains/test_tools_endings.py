@@ -13,8 +13,9 @@ from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm.iteration import make_children
 from exit_jax.domains.domain import ENDS
 from exit_jax.domains.tool_use import domain as tools
-from exit_jax.domains.tool_use import tiny_expert
 from exit_jax.domains.tool_use.parser import has_ending
+from exit_jax.domains.tool_use.tiny import expert as tiny_expert
+from exit_jax.domains.tool_use.tiny.world import system_prompt
 from exit_jax.evaluation.evaluate import evaluate
 from exit_jax.policy.stops import StopText
 from exit_jax.step.policy import sampling_config
@@ -52,7 +53,7 @@ def play(world, history, texts, max_turns=12):
         end = answer.end
         if end is not None or turn == max_turns:
             break
-        said = [*answer.observation, *environment.lead]
+        said = [*answer.observation, *environment.generation_prompt]
         tokens, mask, ended = tokens + said, mask + [False] * len(said), ended + [False] * len(said)
 
     def row(values, dtype):
@@ -71,7 +72,7 @@ def chat_of(world, task, episode, texts):
     """Return the messages of an episode."""
     requests = iter(task.requests)
     messages = [
-        {"role": "system", "content": tools.tiny.system_prompt(task)},
+        {"role": "system", "content": system_prompt(task)},
         {"role": "user", "content": next(requests)},
     ]
     for text, turn in zip(texts, episode.turns):
@@ -197,7 +198,7 @@ def test_sampling_stops_where_the_domain_says(data_dir, monkeypatch):
 
 
 def test_demonstrations_end_as_samples_do(world):
-    _, _, tokens, mask = world.demonstrations(jax.random.key(0), 3, 12, 2)
+    _, _, tokens, mask = tools.Demonstrations(world)(jax.random.key(0), 3, 12, 2)
     before = np.pad(mask, ((0, 0), (0, 0), (1, 0)))[..., :-1]
     num_calls, num_stops = 0, 0
     for row, own, start in zip(tokens.reshape(24, -1), mask.reshape(24, -1), (mask & ~before).reshape(24, -1)):
