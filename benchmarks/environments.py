@@ -2,7 +2,7 @@
 
     python benchmarks/environments.py [--workers 2] [--tasks 16] [--group 8] [--small]
 
-The first row is the tiny world's (exit_jax/domains/tool_use/tiny.py), as many episodes of as many tasks, in this process.
+The first row is the tiny world's (exit_jax/domains/tool_use/tiny/), as many episodes of as many tasks, in this process.
 
 A step is a call or a finished marker; the latter brings both verdicts. "Rebuilt" plays each turn in an environment that has
 none of the states, as after a restart. Needs bfcl-eval (exit_jax/domains/tool_use/bfcl.py names the command).
@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from exit_jax.domains.tool_use.bfcl import BfclEnvironment, load_tasks, split_tasks
 from exit_jax.domains.tool_use.episode import Episode, Task
 from exit_jax.domains.tool_use.parser import render_call
-from exit_jax.domains.tool_use.tiny import TinyWorld
-from exit_jax.domains.tool_use.tiny_tasks import tasks as tiny_tasks
+from exit_jax.domains.tool_use.tiny.tasks import tasks as tiny_tasks
+from exit_jax.domains.tool_use.tiny.world import TinyWorld
 
 FINISHED = "<finished>"
 

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from exit_jax import domains
 from exit_jax.config.parse import validate
 from exit_jax.config.schema import Config
-from exit_jax.step import programs
+from exit_jax.step.device import Constants
+from exit_jax.step.program import make_program
 from exit_jax.training import train
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/sudoku.py"
@@ -32,7 +33,7 @@ def matmul_flops(config: Config) -> tuple[float, float]:
     its G responses has T - 1 tokens to read.
     """
     domain = domains.make(config.domain_name, config.domain)
-    params = programs.make_program(config).init_params(0)
+    params = make_program(config).init_params(0)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     a = config.algorithm
     num_tokens = a.num_prompts * (domain.prompt_width + a.group_size * (domain.max_tokens - 1))
@@ -62,15 +63,15 @@ def main() -> None:
     config = validate(content, jax.device_count())
     content.domain.on_host, content.run.steps_per_call = True, 1  # the host is between any two iterations
     hosted_config = validate(content, jax.device_count())
-    program, hosted = programs.make_program(config), programs.make_program(hosted_config)
-    given = programs.Given(train.base_tasks(config, "train"), None)
+    program, hosted = make_program(config), make_program(hosted_config)
+    constants = Constants(train.base_tasks(config, "train"), None)
     num_steps = config.run.steps_per_call
     params = program.init_params(0)
     fused_state, host_state = program.init(params, 0), hosted.init(params, 0)
 
     def host_graded(state):
         for _ in range(num_steps):
-            state, metrics = hosted.train(given, state)
+            state, metrics = hosted.train(constants, state)
         return state, metrics
 
     def timed(call, *args):
@@ -81,13 +82,13 @@ def main() -> None:
     secs: dict[str, list[float]] = {"fused": [], "graded on the host": [], "sampler": []}
     sampled = 0.0
     for index in range(rounds + 1):  # the first compiles and is not counted
-        (fused_state, metrics), fused = timed(program.train, given, fused_state)
+        (fused_state, metrics), fused = timed(program.train, constants, fused_state)
         (host_state, _), on_host = timed(host_graded, host_state)
-        instances, key = hosted.steps.select(given, host_state, None)
-        copy = hosted.steps.reshard(given, host_state.params)
+        instances, key = hosted.steps.select(constants, host_state, None)
+        sampler_params = hosted.steps.reshard(constants, host_state.params)
         started = time.perf_counter()
         for _ in range(num_steps):
-            jax.block_until_ready(hosted.steps.rollout(given, copy, key, instances))
+            jax.block_until_ready(hosted.steps.sample(constants, sampler_params, instances, key))
         alone = (time.perf_counter() - started) / num_steps
         if index:
             for name, value in zip(secs, (fused, on_host, alone)):

@@ -19,9 +19,13 @@ import time
 import jax
 import numpy as np
 
+from exit_jax import domains
+from exit_jax.algorithm.iteration import iterate
 from exit_jax.config.parse import validate
 from exit_jax.evaluation.chains import run_chains
-from exit_jax.step import programs
+from exit_jax.step.device import Constants
+from exit_jax.step.hosted import HostedSteps
+from exit_jax.step.program import make_program
 from exit_jax.training import train
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/arithmetic_cpu.py"
@@ -53,29 +57,30 @@ def main() -> None:
     sides = {}
     for lag in (0, 1):
         config = dataclasses.replace(plain, algorithm=dataclasses.replace(plain.algorithm, rollout_lag=lag))
-        program, given = programs.make_program(config), programs.Given(train.base_tasks(config, "train"), None)
-        grade = program.steps.grade
+        program, constants = make_program(config), Constants(train.base_tasks(config, "train"), None)
+        domain = domains.make(config.domain_name, config.domain)
 
-        def slow(*batch, grade=grade):
+        def slow(*batch, grade=domain.grade):
             time.sleep(args.latency)
             return grade(*batch)
 
-        steps = dataclasses.replace(program.steps, grade=slow)
+        domain = dataclasses.replace(domain, grade=slow)
+        steps = HostedSteps(config, domain, program.mesh, program.steps, constants)
         state = program.init(jax.tree.map(jax.numpy.copy, params), 0)
-        sides[lag] = [steps, given, steps.begin(given, state) if lag else state]
+        sides[lag] = [steps, program.begin(constants, state)]
     secs, waited, graded = ({0: [], 1: []} for _ in range(3))
     for index in range(args.rounds + 1):
         for lag, side in sides.items():
             for _ in range(BATCHES):
-                steps, given, carry = side
+                steps, carry = side
                 started = time.perf_counter()
-                side[2], metrics = steps.iterate(given, carry)
-                jax.block_until_ready((side[2], metrics))
+                side[1], metrics = iterate(steps, carry)
+                jax.block_until_ready((side[1], metrics))
                 elapsed = time.perf_counter() - started
                 if index:  # the first round compiles
                     secs[lag].append(elapsed)
-                    waited[lag].append(float(metrics["time/device_wait_secs"][0]) / elapsed)
-                    graded[lag].append(float(metrics["time/grading_secs"][0]))
+                    waited[lag].append(float(metrics["time/device_wait_secs"]) / elapsed)
+                    graded[lag].append(float(metrics["time/grading_secs"]))
     rollouts = plain.algorithm.num_prompts * plain.algorithm.group_size
     print(
         f"{jax.devices()[0].device_kind}, {rollouts} rollouts an iteration, {args.latency} s added to a batch's grading\n"

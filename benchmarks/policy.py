@@ -29,7 +29,7 @@ from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
 from exit_jax.policy.choice import SamplingConfig
 from exit_jax.policy.shape import PROJECTIONS, DecoderConfig, LoraConfig
-from exit_jax.step.programs import make_reshard
+from exit_jax.step.policy import make_reshard
 
 # vocabulary, layers, D, heads, kv heads, head size, MLP
 SHAPES = {
@@ -86,12 +86,12 @@ def make_prompts(config: DecoderConfig, num_prompts: int, width: int) -> tuple[j
 
 
 def make_start(config: DecoderConfig, group_size: int, width: int):
-    """Return the jitted reading of prompts: (params, prompt, length) -> Reading."""
+    """Return the jitted reading of prompts: (params, prompt, length) -> DecodeCursor."""
     return jax.jit(functools.partial(sampler.start, config, group_size=group_size, width=width))
 
 
 def make_generate(config: DecoderConfig, sampling: SamplingConfig):
-    """Return jitted decoding: (params, reading, key) -> (reading, rollouts); the reading is donated, as in training."""
+    """Return jitted decoding: (params, cursor, key) -> (cursor, rollouts); the cursor is donated, as in training."""
     return jax.jit(functools.partial(sampler.generate, config, sampling), donate_argnums=1)
 
 
@@ -174,8 +174,8 @@ def prefill(a: argparse.Namespace) -> None:
 
     def measure(name: str) -> dict[str, float]:
         call, prompt, length = rivals[name]
-        reading, secs = timed(call, params, prompt=prompt, prompt_length=length)
-        size[name] = tree_bytes(reading.cache)
+        cursor, secs = timed(call, params, prompt=prompt, prompt_length=length)
+        size[name] = tree_bytes(cursor.cache)
         if name not in work:
             compiled: Any = call.lower(params, prompt=prompt, prompt_length=length).compile()
             work[name] = compiled.memory_analysis().temp_size_in_bytes
@@ -216,9 +216,9 @@ def bound(a: argparse.Namespace) -> None:
         if group_size not in start:
             start[group_size] = make_start(config, group_size, a.max_tokens - 1)
         prompt, length = make_prompts(config, num_prompts, a.prompt_width)
-        reading = jax.block_until_ready(start[group_size](params, prompt=prompt, prompt_length=length))
+        cursor = jax.block_until_ready(start[group_size](params, prompt=prompt, prompt_length=length))
         return {
-            "step": timed(generate, params, reading, jax.random.key(2))[1] / a.max_tokens,
+            "step": timed(generate, params, cursor, jax.random.key(2))[1] / a.max_tokens,
             "bandwidth": measure_bandwidth(a.bandwidth_bytes),
             "flops": measure_flops(a.dtype, a.product_size),
         }
@@ -258,8 +258,8 @@ def stages(a: argparse.Namespace) -> None:
     first = {}
 
     def measure(n: int) -> dict[str, float]:
-        reading = jax.block_until_ready(start(params, prompt=prompt, prompt_length=length))
-        secs = timed(generate[n], params, reading, jax.random.key(2))[1]
+        cursor = jax.block_until_ready(start(params, prompt=prompt, prompt_length=length))
+        secs = timed(generate[n], params, cursor, jax.random.key(2))[1]
         first.setdefault(n, secs)
         return {"step": secs / a.max_tokens}
 
@@ -284,8 +284,8 @@ def int8(a: argparse.Namespace) -> None:
     generate = make_generate(config, SamplingConfig(a.max_tokens, (), 1.0))
 
     def measure(name: str) -> dict[str, float]:
-        reading = jax.block_until_ready(start(copies[name], prompt=prompt, prompt_length=length))
-        return {"step": timed(generate, copies[name], reading, jax.random.key(2))[1] / a.max_tokens}
+        cursor = jax.block_until_ready(start(copies[name], prompt=prompt, prompt_length=length))
+        return {"step": timed(generate, copies[name], cursor, jax.random.key(2))[1] / a.max_tokens}
 
     results = in_turns({name: functools.partial(measure, name) for name in copies}, a.rounds)
     print(f"{a.num_prompts} prompts of {a.prompt_width} tokens x {a.group_size} rollouts of {a.max_tokens}\n")
@@ -332,8 +332,8 @@ def lora(a: argparse.Namespace) -> None:
     def measure(name: str) -> dict[str, float]:
         config, copy = rivals[name]
         start, generate = calls[config]
-        reading, read = timed(start, copy, prompt=prompt, prompt_length=length)
-        return {"read": read, "step": timed(generate, copy, reading, jax.random.key(2))[1] / a.max_tokens}
+        cursor, read = timed(start, copy, prompt=prompt, prompt_length=length)
+        return {"read": read, "step": timed(generate, copy, cursor, jax.random.key(2))[1] / a.max_tokens}
 
     results = in_turns({name: functools.partial(measure, name) for name in rivals}, a.rounds)
     rows = f"{a.num_prompts} prompts of {a.prompt_width} tokens x {a.group_size} rollouts of {a.max_tokens}"
@@ -514,10 +514,10 @@ def turns(a: argparse.Namespace) -> None:
     work = {"cache extended": 0, "read again": 0}
 
     def extended() -> dict[str, float]:
-        reading, secs = timed(start, params, prompt=prompt, prompt_length=length)
+        cursor, secs = timed(start, params, prompt=prompt, prompt_length=length)
         work["cache extended"] = prompt.size + (num_turns - 1) * rows * (step + 1)
         for _ in range(num_turns - 1):
-            reading, more = timed(extend, params, reading, seen, count)
+            cursor, more = timed(extend, params, cursor, seen, count)
             secs += more
         return {"secs": secs}
 

@@ -4,14 +4,38 @@
     class OptimizerConfig:
         learning_rate: float = setting(1e-6, "peak of the schedule (ExIt App. A)", within="[0, inf)")
 
-``faults`` checks the values of a tree of such dataclasses and ``rows`` lists them for people. A default never changes its
+``faults`` checks the values of a tree of such dataclasses; one whose fields may contradict each other has a method ``faults``
+that returns a sentence each. A default never changes its
 meaning: a config that was written before a field existed reads as the default of that field.
 """
 
 import dataclasses
+import functools
+import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
+
+
+class Table(Mapping[str, Any]):
+    """A table of functions by ``module:name``, imported when it is asked for: a config is read before jax is imported."""
+
+    def __init__(self, path: str):
+        self._path = path
+
+    @functools.cached_property
+    def _held(self) -> Mapping[str, Any]:
+        module, _, name = self._path.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._held[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +44,8 @@ class Setting:
 
     meaning: str
     unit: str = ""
-    choices: tuple[Any, ...] = ()  # the values allowed, of a tuple its items; () for any
+    # the values allowed, of a tuple its items; () for any. A table of functions stands for its names, told by their docstrings
+    choices: Collection[Any] = ()
     within: str = ""  # the interval allowed, as "(0, 1]" or "[1, inf)", of a tuple for each item; "" for any
     remedy: str = ""  # what to do about a value that is out of bounds
     # a field that is younger than the first runs: at its default it enters no hash, so no run of before it is orphaned
@@ -31,7 +56,7 @@ class Setting:
         items = value if isinstance(value, tuple) else (value,)
         if self.choices and not all(item in self.choices for item in items):
             wrong = next(item for item in items if item not in self.choices)
-            return f"{name} = {wrong!r} is not one of {self.choices}"
+            return f"{name} = {wrong!r} is not one of {tuple(self.choices)}"
         if not self.within or all(map(self._holds, items)):
             return ""
         low, high = self._bounds()
@@ -89,8 +114,15 @@ def walk(values: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field, 
 
 
 def faults(values: Any, path: str = "") -> list[str]:
-    """Return a sentence for each value that is out of its bounds."""
-    return [fault for name, field, value in walk(values, path) if (fault := of(field).fault(name, value))]
+    """Return a sentence for each value that is out of its bounds, and what the ``faults()`` of groups that have one add."""
+    found = []
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        if dataclasses.is_dataclass(value):
+            found += faults(value, f"{path}{field.name}.")
+        elif fault := of(field).fault(f"{path}{field.name}", value):
+            found.append(fault)
+    return found + (values.faults() if hasattr(values, "faults") else [])
 
 
 def plain(values: Any) -> dict[str, Any]:

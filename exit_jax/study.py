@@ -9,10 +9,15 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+import runpy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from exit_jax.config.parse import validate
 from exit_jax.config.schema import Config, EvalConfig
 from exit_jax.errors import ConfigError
 from exit_jax.workdir import evaluation, identity
@@ -46,6 +51,48 @@ LEGEND = """By the last k; accuracy = found x kept. *Found*: ever right, *kept*:
 the policy's own sign said it was done; *restarted*: found by chains that start over, at equal responses; *frozen*: share of
 wrong answers that a response left as they were; *greedy*, *restarted_quality*: quality of the best so far, of a search
 that goes on from it and of restarts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A config file under its arguments and overrides, read anew for each variant and seed."""
+
+    file: str
+    arguments: str  # name=value,... of the command line
+    overrides: Mapping[str, Any]  # dotted field -> value
+
+    def read(self, variant: str, seed: int) -> ConfigDict:
+        """Return what the file says of another variant and seed, without the overrides."""
+        items = [
+            item for item in self.arguments.split(",") if item and item.partition("=")[0] not in ("variant", "seed")
+        ]
+        return runpy.run_path(self.file)["get_config"](",".join([*items, f"variant={variant}", f"seed={seed}"]))
+
+    def config(self, variant: str, seed: int) -> Config:
+        """Return the experiment for another variant and seed, under the overrides."""
+        content = self.read(variant, seed)
+        content.update_from_flattened_dict(self.overrides)
+        return validate(content, jax.device_count())
+
+    def check(self, variants: Sequence[str], seeds: Sequence[int]) -> None:
+        """Refuse a study whose overrides would make its runs alike in what they are to differ in.
+
+        Raises:
+          ConfigError: naming the overrides, or a variant that the file does not have; or if there is no run at all.
+        """
+        if not variants or not seeds:
+            raise ConfigError(f"config.study has variants = {variants} and seeds = {seeds}; name at least one of each")
+        try:
+            plain, *others = [identity.scientific(self.read(variant, seeds[0]).to_dict()) for variant in variants]
+        except ValueError as error:
+            raise ConfigError(f"config.study.variants: {error}") from error
+        own = {"variant", "seed", *(name for name in plain if any(other.get(name) != plain[name] for other in others))}
+        if lost := sorted(own & self.overrides.keys()):
+            names = ", ".join(f"--config.{name}" for name in lost)
+            raise ConfigError(
+                f"{names} would be the same in all runs of the study, which differ in it; leave it out: "
+                "--config.study.variants and --config.study.seeds say which runs there are"
+            )
 
 
 def study(

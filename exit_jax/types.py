@@ -17,6 +17,8 @@ import dataclasses
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 Params = Any  # a nested dict of arrays
@@ -52,6 +54,32 @@ class History:
     quality: Array  # float32 [...]: quality in [0, 1] of what is held
     born: Array  # int32 [...]: training iteration that made it
     parent: Array  # int32 [...]: id of the history it was improved from, NO_ID for base tasks
+
+
+def make_history(tokens: Any, lengths: Any, task: Any, turn: Any = 0, step: Any = -1, quality: Any = 0.0) -> History:
+    """Return histories outside the buffer, of NumPy's arrays where ``lengths`` is one of these, else of JAX's.
+
+    Args:
+      tokens: int32 [..., W].
+      lengths: int32 [..., 4].
+      task, turn, step, quality: [...], or one for all.
+    """
+    full = np.full if isinstance(lengths, np.ndarray) else jnp.full
+
+    def each(value: Any, dtype: Any = np.int32) -> Any:
+        return full(lengths.shape[:-1], value, dtype)
+
+    return History(
+        tokens=tokens,
+        lengths=lengths,
+        id=each(NO_ID),
+        task=each(task),
+        turn=each(turn),
+        step=each(step),
+        quality=each(quality, np.float32),
+        born=each(0),
+        parent=each(NO_ID),
+    )
 
 
 @pytree
@@ -108,10 +136,12 @@ class TaskBuffer:
 
 @pytree
 class Starts:
-    """A fair sample of the histories with a solution that training started from."""
+    """A reservoir sample of the histories with a solution that training started from."""
 
     history: History  # [S]
-    lot: Array  # float32 [S]: drawn in [0, 1), the largest stay; -1 for a slot that holds nothing
+    # float32 [S]: priority in the reservoir, drawn in [0, 1), the highest stay; -1 for a slot that holds nothing. Checkpoints
+    # know it by this name
+    lot: Array
 
 
 @pytree

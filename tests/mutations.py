@@ -51,12 +51,6 @@ MUTATIONS = [
         "algorithm/iteration.py",
         ("no diversity bonus", "if config.diversity_bonus:", "if False:", ORACLE),
         (
-            "S of the other outcome",
-            'if config.learnability_of == "quality"',
-            'if config.learnability_of != "quality"',
-            ORACLE,
-        ),
-        (
             "the other embedding",
             'config.diversity_embedding == "policy" else',
             'config.diversity_embedding != "policy" else',
@@ -115,9 +109,9 @@ MUTATIONS = [
             f"{BUFFER}::test_unchanged_and_unfinished_answers_stay_out_and_are_counted",
         ),
         (
-            "one sampling key for all iterations",
-            'stream(state.key, "sample", state.step)',
-            'stream(state.key, "sample", 0)',
+            "a batch in flight is drawn again",
+            "cursor=state.cursor + num_drawn",
+            "cursor=state.cursor + 0 * num_drawn",
             f"{STREAMS}::test_iterations",
         ),
         (
@@ -198,18 +192,6 @@ MUTATIONS = [
     ),
     *mutations(
         "algorithm/grpo.py",
-        (
-            "the larger of both bounds",
-            "objective = jnp.minimum(",
-            "objective = jnp.maximum(",
-            f"{GRPO}::test_clipping_by_hand",
-        ),
-        (
-            "the batch's width for Dr. GRPO's constant",
-            "1.0 / (num_rows * max_tokens)",
-            "1.0 / (num_rows * mask.shape[-1])",
-            ORACLE,
-        ),
         ("the KL to itself", "evaluate(reference) if config.kl_coef", "evaluate(params) if config.kl_coef", ORACLE),
         (
             "old and new reference swapped",
@@ -222,12 +204,6 @@ MUTATIONS = [
             "reward.std(axis=1, keepdims=True)",
             "reward.std(axis=1, keepdims=True, ddof=1)",
             f"{GRPO}::test_advantages_by_hand",
-        ),
-        (
-            "k3 of the other direction",
-            "jnp.exp(x) - x - 1.0",
-            "jnp.exp(-x) + x - 1.0",
-            f"{GRPO}::test_kl_estimators_by_hand_and_without_overflow",
         ),
         (
             "one epoch",
@@ -243,7 +219,24 @@ MUTATIONS = [
         ),
     ),
     *mutations(
+        "algorithm/objectives.py",
+        ("the larger of both bounds", "return jnp.minimum(", "return jnp.maximum(", f"{GRPO}::test_clipping_by_hand"),
+        (
+            "the batch's width for Dr. GRPO's constant",
+            "1.0 / (num_rows * max_tokens)",
+            "1.0 / (num_rows * mask.shape[-1])",
+            ORACLE,
+        ),
+        (
+            "k3 of the other direction",
+            "jnp.exp(x) - x - 1.0",
+            "jnp.exp(-x) + x - 1.0",
+            f"{GRPO}::test_kl_estimators_by_hand_and_without_overflow",
+        ),
+    ),
+    *mutations(
         "algorithm/learnability.py",
+        ("S of the other outcome", '"quality": quality_variance', '"quality": reward_variance', ORACLE),
         (
             "S is the deviation",
             "jnp.var(outcome, axis=1)",
@@ -268,30 +261,27 @@ MUTATIONS = [
         ("no cap", "jnp.minimum(d, cap)", "d", f"{REWARDS}::test_diversity_may_exceed_one"),
     ),
     *mutations(
-        "step/programs.py",
+        "step/policy.py",
         (
             "training samples at temperature 1",
             "config.algorithm.temperature",
             "1.0 + 0.0 * config.algorithm.temperature",
             BUCKETS,
         ),
+    ),
+    *mutations(
+        "step/device.py",
         (
             "the learner at temperature 1",
-            "algorithm.temperature, config.run.token_chunk",
+            "config.algorithm.temperature, config.run.token_chunk",
             "1.0, config.run.token_chunk",
             BUCKETS,
         ),
         (
             "the rollouts' width for Dr. GRPO's constant",
-            "domain.max_tokens, *args)",
-            "rollouts.tokens.shape[-1], *args)",
+            "max_tokens=self.domain.max_tokens,\n",
+            "max_tokens=rollouts.tokens.shape[-1],\n",
             BUCKETS,
-        ),
-        (
-            "a batch in flight is drawn again",
-            "cursor=state.cursor + drawn",
-            "cursor=state.cursor + 0 * drawn",
-            f"{STREAMS}::test_iterations",
         ),
         (
             "one sampling key for all iterations",
@@ -426,15 +416,20 @@ MUTATIONS = [
 ]
 
 
+def copy_code(folder: pathlib.Path) -> None:
+    """Copy what tests need of the repository."""
+    for name in ("exit_jax", "tests", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
 def survives(mutation: Mutation, folder: pathlib.Path) -> bool:
     """Return whether its tests pass in a copy of the repository's code with the mutation.
 
     Raises:
       RuntimeError: if they could not run.
     """
-    for name in ("exit_jax", "tests", "configs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
+    copy_code(folder)
     path = folder / "exit_jax" / mutation.file
     path.write_text(path.read_text().replace(mutation.old, mutation.new))
     tests = [str(folder / "tests" / test) for test in mutation.tests]

@@ -13,14 +13,15 @@ from small import LLAMA, random_params
 
 from exit_jax.config.parse import validate
 from exit_jax.errors import ConfigError
-from exit_jax.main import run_experiment
 from exit_jax.policy import decoder
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import export
 from exit_jax.policy.hf.load import load
-from exit_jax.step import programs
+from exit_jax.run import run_experiment
+from exit_jax.step.program import make_program
 from exit_jax.training import train
 from exit_jax.training.export import export_policy
+from exit_jax.training.start import untrained
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHAPE = dataclasses.replace(LLAMA, vocab_size=64, num_heads=4, num_kv_heads=2, rope_theta=1000.0)
@@ -62,7 +63,7 @@ def read(folder):
 @pytest.mark.slow
 def test_train_and_export_all_parameters(source, tmp_path):
     config = tiny(source)
-    np.testing.assert_array_equal(train.untrained(config)["embedding"], random_params(SHAPE)["embedding"])
+    np.testing.assert_array_equal(untrained(config)["embedding"], random_params(SHAPE)["embedding"])
     run_experiment(config, tmp_path)
     (folder,) = export_policy(config, tmp_path)
     found, params = read(folder)
@@ -75,6 +76,7 @@ def test_train_and_export_all_parameters(source, tmp_path):
         export_policy(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_train_and_export_adapters(source, tmp_path):
     config = tiny(source, ",lora=2")
     run_experiment(config, tmp_path)
@@ -120,7 +122,7 @@ def test_a_vocabulary_that_does_not_match_is_refused(source, tmp_path):
     small = dataclasses.replace(SHAPE, vocab_size=20)
     export(random_params(small), small, tmp_path / "small", None, "float32")
     with pytest.raises(ConfigError, match=r"vocab_size = 20, but the domain sudoku has"):
-        programs.make_program(tiny(tmp_path / "small"))
+        make_program(tiny(tmp_path / "small"))
 
     import tokenizers
 

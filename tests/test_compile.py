@@ -21,13 +21,16 @@ from exit_jax.config.parse import validate
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import DomainError
 from exit_jax.errors import ConfigError
-from exit_jax.fit import compile as compiling
 from exit_jax.fit import roofline
+from exit_jax.fit.compile import compile_all, out_of_memory
+from exit_jax.fit.plan import plan
 from exit_jax.fit.roofline import CHIPS, GIB
+from exit_jax.fit.search import LORA, candidates, command_line, override, suggest
+from exit_jax.fit.topology import Topology, find_topology, settle
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.policy import costs, decoder, sampler
 from exit_jax.policy.decoder import LoraConfig
-from exit_jax.step.programs import make_program
+from exit_jax.step.program import make_program
 
 ROOT = pathlib.Path(__file__).parents[1]
 needs_libtpu = pytest.mark.skipif(
@@ -58,9 +61,9 @@ def small(num_devices: int = 4, **fields) -> Config:
     )
 
 
-def topology(devices, name: str = "v5e:2x2") -> compiling.Topology:
+def topology(devices, name: str = "v5e:2x2") -> Topology:
     """Return a slice that is made of this machine's devices: what runs before the compiler needs no TPU's."""
-    return compiling.Topology(name, CHIPS["v5e"], tuple(devices))
+    return Topology(name, CHIPS["v5e"], tuple(devices))
 
 
 # FLOPs
@@ -107,19 +110,19 @@ def test_flops_of_reading_and_of_one_decoded_token_are_xlas():
     read = counted_by_xla(lambda params: sampler.prefill(config, params, prompt, length)[0], params)
     assert costs.prefill_flops(config, B, P) == pytest.approx(read, rel=0.06)
 
-    def step(params, reading):
+    def step(params, cursor):
         hidden, _ = decoder.apply(
             config,
             params,
-            reading.token[..., None],
-            reading.length[..., None],
+            cursor.token[..., None],
+            cursor.length[..., None],
             jnp.ones((B, G, 1), bool),
-            reading.cache,
+            cursor.cache,
         )
         return decoder.logits(config, params, hidden)
 
-    reading = jax.eval_shape(lambda params: sampler.start(config, params, G, 1, prompt, length), params)
-    once = counted_by_xla(step, params, reading)
+    cursor = jax.eval_shape(lambda params: sampler.start(config, params, G, 1, prompt, length), params)
+    once = counted_by_xla(step, params, cursor)
     more = costs.decode_flops(config, B * G, P, 2) - costs.decode_flops(config, B * G, P, 1)  # one read, one sampled
     assert more == pytest.approx(once, rel=0.06)
 
@@ -194,9 +197,9 @@ def test_traffic_of_decoding_by_hand():
 
 
 def test_bytes_are_those_of_the_shards():
-    config = compiling.settle(small(), topology(jax.devices()[:4]))
+    config = settle(small(), topology(jax.devices()[:4]))
     program = make_program(config, tuple(jax.devices()[:4]))
-    laid_out = compiling.plan(config, program)
+    laid_out = plan(config, program)
     for name, tree in (("parameters", program.params), ("optimiser", program.state.opt_state)):
         held = jax.jit(
             lambda tree=tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree),
@@ -215,8 +218,8 @@ def test_bytes_are_those_of_the_shards():
 
 
 def test_what_a_program_does_not_use_counts_against_its_memory():
-    config = compiling.settle(small(policy__attention="xla"), topology(jax.devices()[:4]))
-    laid_out = compiling.plan(config, make_program(config, tuple(jax.devices()[:4])))
+    config = settle(small(policy__attention="xla"), topology(jax.devices()[:4]))
+    laid_out = plan(config, make_program(config, tuple(jax.devices()[:4])))
     for name in ("select", "reshard", "rollout"):
         function, args = laid_out.programs[name]
         size = function.lower(*args).compile().memory_analysis().argument_size_in_bytes
@@ -243,11 +246,11 @@ def test_what_a_program_does_not_use_counts_against_its_memory():
     ],
 )
 def test_out_of_memory_is_read(message, gib):
-    size, sentence = compiling.out_of_memory(message) or (0.0, "")
+    size, sentence = out_of_memory(message) or (0.0, "")
     assert size == gib * GIB
     assert "15.75G" in sentence
     assert "\n" not in sentence
-    assert compiling.out_of_memory("INTERNAL: Ran out of ideas") is None
+    assert out_of_memory("INTERNAL: Ran out of ideas") is None
 
 
 # Faults
@@ -256,18 +259,18 @@ def test_out_of_memory_is_read(message, gib):
 @pytest.mark.parametrize("name", ["", "v5e", "v5e:", "v5e:4by4", "v9:2x2", "h100:8"])
 def test_unknown_topologies_are_named(name):
     with pytest.raises(ConfigError, match="is not a slice such as v5e:4x4"):
-        compiling.find_topology(name)
+        find_topology(name)
 
 
 def test_without_libtpu_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install -e \.\[tpu\]"):
-        compiling.find_topology("v5e:2x2")
+        find_topology("v5e:2x2")
 
 
 def test_a_mesh_must_take_the_whole_slice():
     with pytest.raises(ConfigError, match="1 x 2 x 2 = 4 chips of the 8"):
-        compiling.settle(small(), topology(jax.devices()))
+        settle(small(), topology(jax.devices()))
     with pytest.raises(ConfigError, match="but there are 2"):
         small(num_devices=2)
 
@@ -297,22 +300,22 @@ def test_shapes_are_those_of_the_models(setting, size):
 
 def test_candidates_fit_the_slice_and_name_what_they_change():
     config = load("fit", "setting=math", 16, run__num_microbatches=1, policy__remat="none", run__token_chunk=0)
-    learner = list(compiling.candidates(config, "v5e:4x4", ("learn",)))
+    learner = list(candidates(config, "v5e:4x4", ("learn",)))
     assert learner[:3] == [
         ("v5e:4x4", {"policy.remat": "layer"}),
         ("v5e:4x4", {"run.num_microbatches": 16}),
         ("v5e:4x4", {"run.token_chunk": 128}),
     ]
-    assert learner[-1] == ("v5e:4x4", compiling.LORA)
-    sampling = list(compiling.candidates(config, "v5e:4x4", ("rollout", "learn")))
-    assert sampling[-2:] == [("v5e:4x4", {"sampling.int8": True}), ("v5e:4x4", compiling.LORA)]
+    assert learner[-1] == ("v5e:4x4", LORA)
+    sampling = list(candidates(config, "v5e:4x4", ("rollout", "learn")))
+    assert sampling[-2:] == [("v5e:4x4", {"sampling.int8": True}), ("v5e:4x4", LORA)]
     assert all("run.mesh.tensor" in changes for _, changes in sampling[:-2])
     assert {name for name, _ in sampling} == {"v5e:4x4", "v5e:4x8", "v5e:8x8"}
     for name, changes in sampling[:-2]:
         chips = math.prod(int(side) for side in name.split(":")[1].split("x"))
-        assert compiling.override(config, changes).run.mesh.num_devices == chips
-    assert compiling.override(config, {"run.mesh.fsdp": 4}).run.mesh == MeshConfig(1, 4, 2)
-    assert compiling.command_line("v5e:4x8", {"run.mesh.fsdp": 4, "policy.lora.targets": ("out",)}) == (
+        assert override(config, changes).run.mesh.num_devices == chips
+    assert override(config, {"run.mesh.fsdp": 4}).run.mesh == MeshConfig(1, 4, 2)
+    assert command_line("v5e:4x8", {"run.mesh.fsdp": 4, "policy.lora.targets": ("out",)}) == (
         "--topology=v5e:4x8 --config.run.mesh.fsdp=4 --config.policy.lora.targets=\"('out',)\""
     )
 
@@ -324,7 +327,7 @@ def test_programs_export_for_tpu():
     """Lowering for TPU needs no libtpu: it finds what Pallas, Mosaic and StableHLO have no form for."""
     config = small(policy__attention="splash")
     program = make_program(config, tuple(jax.devices()[:4]))
-    laid_out = compiling.plan(config, program)
+    laid_out = plan(config, program)
     for name, (function, args) in laid_out.programs.items():
         exported = jax.export.export(function, platforms=["tpu"])(*args)
         assert exported.nr_devices == 4
@@ -337,7 +340,7 @@ def test_programs_export_for_tpu():
 @pytest.mark.parametrize("int8", [False, True])
 def test_v5e_reads_int8_kernels_where_they_lie(int8):
     """No bfloat16 copy of one is made, neither in a step of decoding nor before the loop."""
-    slice_ = compiling.find_topology("v5e:1x1")
+    slice_ = find_topology("v5e:1x1")
     shape = {"num_layers": 1, "embed_dim": 256, "num_heads": 2, "num_kv_heads": 2, "mlp_dim": 640}
     batch = {"domain__prompt_width": 128, "domain__history_width": 96, "domain__max_tokens": 128}
     config = load(
@@ -357,8 +360,8 @@ def test_v5e_reads_int8_kernels_where_they_lie(int8):
         **{f"policy__{name}": size for name, size in shape.items()},
         **batch,
     )
-    config = compiling.settle(config, slice_)
-    laid_out = compiling.plan(config, make_program(config, slice_.devices))
+    config = settle(config, slice_)
+    laid_out = plan(config, make_program(config, slice_.devices))
     function, args = laid_out.programs["rollout"]
     text = function.lower(*args).compile().as_text()
     assert ("s8[256,640]" in text, "bf16[256,640]" in text) == (int8, not int8)
@@ -385,6 +388,7 @@ def test_faults_end_with_status_2():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_a_small_config_compiles_for_v5e(tmp_path):
     fields = {"domain.on_host": True, "run.steps_per_call": 1, "run.mesh.fsdp": 2, "run.mesh.tensor": 2}
@@ -403,7 +407,7 @@ def test_a_small_config_compiles_for_v5e(tmp_path):
 @pytest.mark.slow
 def test_what_does_not_fit_is_said_by_the_compiler_and_mended():
     """A learner with too long a batch: the compiler refuses, and the first change that compiles is named."""
-    slice_ = compiling.find_topology("v5e:2x2")
+    slice_ = find_topology("v5e:2x2")
     config = load(
         "fit",
         "setting=math",
@@ -420,11 +424,11 @@ def test_what_does_not_fit_is_said_by_the_compiler_and_mended():
         run__token_chunk=0,  # logits of 256 rows x 1024 tokens x 32000 on each chip: 31 GiB
     )
     said: list[str] = []
-    failed = compiling.compile_all(config, slice_, first=("learn",), show=said.append)
+    failed = compile_all(config, slice_, first=("learn",), show=said.append)
     assert [program.fits for program in failed.programs] == [False]
     assert failed.programs[0].peak > CHIPS["v5e"].hbm_bytes
     assert "15.75G" in failed.programs[0].message
-    better = compiling.suggest(failed, show=said.append)
+    better = suggest(failed, show=said.append)
     assert better is not None
     assert better[1].fits
     assert better[0] == "--topology=v5e:2x2 --config.run.num_microbatches=32"

@@ -21,8 +21,8 @@ from exit_jax.evaluation.evaluate import summarise
 from exit_jax.evaluation.figures import mean_of
 from exit_jax.evaluation.outcome import Chains, Outcome, Split
 from exit_jax.evaluation.scaffolds import CHAIN, GREEDY, RESTARTS
-from exit_jax.main import check_tasks, run_experiment
 from exit_jax.parallel.mesh import MeshConfig
+from exit_jax.run import check_tasks, run_experiment
 from exit_jax.study import finished, half_width, markdown, over_seeds, study
 from exit_jax.workdir import identity
 from exit_jax.workdir.identity import open_workdir, scientific, to_dict, write_json

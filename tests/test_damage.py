@@ -21,8 +21,9 @@ from exit_jax.policy.decoder import DecoderConfig, LoraConfig
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import export
 from exit_jax.report import runs
-from exit_jax.step import programs
+from exit_jax.step.program import _check_checkpoint
 from exit_jax.training import train
+from exit_jax.training.start import untrained
 
 SETTINGS = {k: v for k, v in TINY_MATH.items() if not k.startswith("policy.")} | WIDTHS
 SETTINGS |= {"eval.splits": ("test",), "eval.from_checkpoint": True}
@@ -76,7 +77,7 @@ def launch(root):
     levels = {name: logging.getLogger(name).level for name in ("absl", "jax")}
 
     def stop(title, call, like, make, total, config, *_):
-        train.untrained(config)  # the weights are read
+        untrained(config)  # the weights are read
         raise Reached
 
     def restore(config, workdir):
@@ -84,7 +85,7 @@ def launch(root):
 
     def launch(mode):
         domains.make.cache_clear()
-        programs._check_checkpoint.cache_clear()
+        _check_checkpoint.cache_clear()
         flags.FLAGS.unparse_flags()
         arguments = ["--config", str(root / "config.py"), "--workdir", str(root / "run"), "--mode", mode]
         try:

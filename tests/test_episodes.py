@@ -39,7 +39,7 @@ _start = jax.jit(
     lambda copy, width, prompt, length: sampler.start(LLAMA, copy, G, width, prompt, length), static_argnums=1
 )
 _generate = jax.jit(
-    lambda copy, reading, *args: sampler.generate(LLAMA, SAMPLING, copy, reading, *args), donate_argnums=1
+    lambda copy, cursor, *args: sampler.generate(LLAMA, SAMPLING, copy, cursor, *args), donate_argnums=1
 )
 _extend = jax.jit(lambda copy, *args: sampler.extend(LLAMA, copy, *args), donate_argnums=1)
 
@@ -238,7 +238,7 @@ def test_an_environment_that_fails_costs_its_rows_alone(params, played, caplog):
 
 
 def restart(params, whole, row, tokens):
-    """Return a reading of one row's prompt and further tokens, in a cache of its own."""
+    """Return a cursor after one row's prompt and further tokens, in a cache of its own."""
     joined = [*whole.prompt[row, : whole.prompt_length[row]].tolist(), *tokens]
     prompt = np.zeros((1, P + 2 * T), np.int32)
     prompt[0, : len(joined)] = joined
@@ -252,13 +252,13 @@ _alone = jax.jit(lambda params, *prompt: sampler.start(LLAMA, params, 1, M, *pro
 def test_k_steps_a_turn_see_the_clean_conversation_and_the_newest_response(params, num_steps):
     """Sample every response again, greedily, behind a prompt that is put together anew for it."""
     greedy = dataclasses.replace(SAMPLING, temperature=0.0)
-    generate = jax.jit(lambda reading, active: sampler.generate(LLAMA, greedy, params, reading, KEY, active))
+    generate = jax.jit(lambda cursor, active: sampler.generate(LLAMA, greedy, params, cursor, KEY, active))
     width = T + S + 2 * M + len(LEAD) + 7
     start = jax.jit(lambda copy, *prompt: sampler.start(LLAMA, copy, 1, width, *prompt))
     programs = TurnPrograms(
         make_programs().part,
         start,
-        jax.jit(lambda copy, reading, *args: sampler.generate(LLAMA, greedy, copy, reading, *args)),
+        jax.jit(lambda copy, cursor, *args: sampler.generate(LLAMA, greedy, copy, cursor, *args)),
         jax.jit(lambda copy, *args: sampler.extend(LLAMA, copy, *args)),
     )
     instances, environment = make_instances(7), toy()  # of which some play four turns
@@ -296,7 +296,7 @@ def test_without_self_iteration_evaluation_plays_as_training_does(params):
     """The same policy, greedily, sees the same tokens in both: as many turns, the same responses, the same ends."""
     greedy = dataclasses.replace(SAMPLING, temperature=0.0)
     start = jax.jit(lambda copy, *prompt: sampler.start(LLAMA, copy, 1, ROOM + 6 + M, *prompt))
-    generate = jax.jit(lambda copy, reading, *args: sampler.generate(LLAMA, greedy, copy, reading, *args))
+    generate = jax.jit(lambda copy, cursor, *args: sampler.generate(LLAMA, greedy, copy, cursor, *args))
     extend = jax.jit(lambda copy, *args: sampler.extend(LLAMA, copy, *args))
     programs = TurnPrograms(make_programs().part, start, generate, extend)
     instances, environment = make_instances(7), toy()

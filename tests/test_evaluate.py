@@ -12,14 +12,14 @@ import tiny_sudoku
 
 from exit_jax import domains
 from exit_jax.config.parse import validate
-from exit_jax.domains.domain import GradingError
+from exit_jax.errors import GradingError
 from exit_jax.evaluation.chains import run_chains
 from exit_jax.evaluation.evaluate import evaluate, summarise
 from exit_jax.evaluation.figures import levels, mean_of
 from exit_jax.evaluation.outcome import Chains, Outcome, Split
 from exit_jax.evaluation.scaffolds import CHAIN, RESTARTS
 from exit_jax.parallel import hosts
-from exit_jax.step import programs
+from exit_jax.step.program import make_program
 from exit_jax.workdir.evaluation import chain_of
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def params(config):
-    return programs.make_program(config).init_params(0)
+    return make_program(config).init_params(0)
 
 
 def make_chains(quality_KR, unchanged_KR, complete_KR, answers=None) -> Outcome:

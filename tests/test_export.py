@@ -10,10 +10,10 @@ from small import tiny_math, tiny_mle, tiny_tools
 
 from exit_jax import domains
 from exit_jax.algorithm.prompts import render_by_mode
-from exit_jax.domains import tokenizer
+from exit_jax.domains.text import chat, tokenizer
 from exit_jax.policy import sampler
-from exit_jax.policy.hf import chat
-from exit_jax.step import programs
+from exit_jax.step.policy import decoder_config, evaluation_sampling
+from exit_jax.step.program import make_program
 from exit_jax.training import export
 from exit_jax.types import BASE
 
@@ -25,8 +25,8 @@ MESSAGES = [
 
 def write(config, folder):
     """Export fresh parameters; return the folder, the policy's shape and the parameters."""
-    params = programs.make_program(config).init_params(0)
-    return export.write_policy(config, params, folder)[0], programs.decoder_config(config), params
+    params = make_program(config).init_params(0)
+    return export.write_policy(config, params, folder)[0], decoder_config(config), params
 
 
 def prompt_of(domain, split="train"):
@@ -40,7 +40,7 @@ def greedy(config, policy, params, prompt, count):
     """Return our own greedy response, as evaluation would sample it."""
     domain = domains.make(config.domain_name, config.domain)
     settings = dataclasses.replace(config.eval, temperature=0.0)
-    sampling = programs.evaluation_sampling(settings, domain, count)
+    sampling = evaluation_sampling(settings, domain, count)
     args = params, prompt[None], np.array([prompt.size]), jax.random.key(0)
     rollouts = jax.jit(lambda *args: sampler.sample(policy, sampling, 1, *args))(*args)
     return np.asarray(rollouts.tokens)[0, 0][np.asarray(rollouts.mask)[0, 0]]

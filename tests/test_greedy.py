@@ -21,7 +21,8 @@ from exit_jax.evaluation.evaluate import evaluate, save_chains, summarise
 from exit_jax.evaluation.figures import mean_of
 from exit_jax.evaluation.outcome import Chains, Outcome, Split
 from exit_jax.evaluation.scaffolds import CHAIN, GREEDY, RESTARTS, better, newest, parents_of_better
-from exit_jax.step import programs
+from exit_jax.step.policy import decoder_config
+from exit_jax.step.program import make_program
 from exit_jax.types import History
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -43,13 +44,13 @@ def config():
 
 @pytest.fixture(scope="module")
 def params(config):
-    return programs.make_program(config).init_params(0)
+    return make_program(config).init_params(0)
 
 
 def search_by_hand(config, params, split):
     """Return the qualities [K + 1, R] and texts [K + 1][R] of one batch of searches, one step of one chain at a time."""
     domain = domains.make(config.domain_name, config.domain)
-    settings, decoder = config.eval, programs.decoder_config(config)
+    settings, decoder = config.eval, decoder_config(config)
     jitted = evaluation.chain_programs(config.domain_name, config.domain, decoder, settings, config.run.mesh)
     tasks = jax.device_get(domain.tasks(split))
     size = len(tasks.task)
@@ -120,7 +121,7 @@ def test_on_the_device_a_search_goes_on_from_the_best_so_far(config, params, pay
 
 def test_on_the_host_too_and_a_search_that_was_cut_off_goes_on(on_host, pay, tmp_path, monkeypatch):
     pay(on_host, lambda tokens, _: tokens)
-    params = programs.make_program(on_host).init_params(0)
+    params = make_program(on_host).init_params(0)
     whole = evaluate(on_host, params, tmp_path / "whole")
     stored = tmp_path / "whole/answers/test-greedy.jsonl"
     rows = [json.loads(line) for line in stored.read_text().splitlines() if '"chain"' in line]
@@ -230,7 +231,7 @@ def test_episodes_of_several_turns_have_no_search(field, value, monkeypatch, con
     domain = domains.make(config.domain_name, config.domain)
     monkeypatch.setattr(domains, "make", lambda *_: dataclasses.replace(domain, environment=object()))
     with pytest.raises(ConfigError, match=rf"eval\.{field} = {re.escape(str(value))}"):
-        programs.make_program(with_eval(config, **({"seed": 1, "greedy": False, "restart_every": 0} | {field: value})))
+        make_program(with_eval(config, **({"seed": 1, "greedy": False, "restart_every": 0} | {field: value})))
 
 
 def test_runs_of_other_seeds_sample_anew(config, params):

@@ -108,9 +108,9 @@ from exit_jax.step import programs
 from exit_jax.training import train
 import dataclasses
 config = smoke(changes={changes!r}, num_iterations=10)
-config = dataclasses.replace(config, run=dataclasses.replace(config.run, mesh=programs.meshes.MeshConfig(2, 2, 2)))
+config = dataclasses.replace(config, run=dataclasses.replace(config.run, mesh=meshes.MeshConfig(2, 2, 2)))
 params = train.restore_params(config, pathlib.Path({str(whole)!r}))
-gathered = jax.jit(lambda x: x, out_shardings=programs.meshes.replicated(programs.make_program(config).mesh))(params)
+gathered = jax.jit(lambda x: x, out_shardings=meshes.replicated(make_program(config).mesh))(params)
 np.savez({str(whole.parent)!r} + f"/params{{jax.process_index()}}.npz", *jax.tree.leaves(jax.device_get(gathered)))
 """
     outcome = run(whole, script=script)

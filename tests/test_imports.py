@@ -9,13 +9,14 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "exit_jax"
 # floors from the top; a module imports from its own room and from floors below: neither upward nor from a neighbour
 FLOORS = (
     ("main",),
+    ("run",),
     ("study", "evaluation", "training", "report", "fit"),
     ("step",),
     ("workdir",),
     ("config",),
     ("domains", "embedding"),
-    ("policy",),
-    ("algorithm", "sandbox", "parallel"),
+    ("policy", "algorithm"),
+    ("sandbox", "parallel"),
     ("types", "settings", "errors"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -11,14 +11,12 @@ import pytest
 from small import LLAMA, TINY_MATH, random_params
 from test_train import smoke
 
-from exit_jax import main
 from exit_jax.config.parse import validate
-from exit_jax.domains import tokenizer
+from exit_jax.domains.text import tokenizer
 from exit_jax.errors import ConfigError
 from exit_jax.policy.hf.export import export
 from exit_jax.policy.shape import no_shape
-from exit_jax.training import train
-from exit_jax.training.export import export_policy
+from exit_jax.training.start import warm_start
 from exit_jax.workdir import inputs
 from exit_jax.workdir.identity import open_workdir
 
@@ -208,9 +206,9 @@ def test_every_command_asks(command, config, tmp_path):
     (workdir / "train.jsonl").write_text('{"step": 1}\n')
     change_weights(tmp_path / "sources/model/model.safetensors")
     run = {
-        "train": lambda: main.run_experiment(config, workdir),
-        "evaluate": lambda: main.evaluate_workdir(config, workdir),
-        "export": lambda: export_policy(config, main.reopen_workdir(config, workdir)),
+        "train": lambda: run.run_experiment(config, workdir),
+        "evaluate": lambda: run.evaluate_workdir(config, workdir),
+        "export": lambda: run.export_workdir(config, workdir),
     }[command]
     with pytest.raises(ConfigError, match="changed since: the weights of"):
         run()
@@ -222,15 +220,15 @@ def test_a_shared_warm_start_knows_what_it_began_from(tmp_path, monkeypatch):
     found = {"the weights of owner/model": "1"}
     monkeypatch.setattr(inputs, "find", lambda config, of_run: dict(found) if not of_run else 1 / 0)
     config = smoke(changes={"warm_start.num_steps": 5}, **shared)
-    train.warm_start(config, tmp_path / "one", None)
-    train.warm_start(config, tmp_path / "two", None)
+    warm_start(config, tmp_path / "one", None)
+    warm_start(config, tmp_path / "two", None)
     found["the weights of owner/model"] = "2"
     with pytest.raises(ConfigError, match=r"the weights of owner/model\. .* choose another run.warm_start_dir"):
-        train.warm_start(config, tmp_path / "three", None)
+        warm_start(config, tmp_path / "three", None)
     next(tmp_path.glob("warm/*/inputs.json")).unlink()
 
     def read_only(*_):
         raise PermissionError
 
     monkeypatch.setattr(inputs, "write_json", read_only)
-    train.warm_start(config, tmp_path / "three", None)
+    warm_start(config, tmp_path / "three", None)

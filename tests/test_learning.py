@@ -11,15 +11,17 @@ import pytest
 import tiny_sudoku
 from test_train import LORA, rows, smoke
 
-from exit_jax import main
+from exit_jax import run
 from exit_jax.algorithm.grpo import moved_share
 from exit_jax.config import learning
 from exit_jax.config.parse import validate
 from exit_jax.errors import ConfigError
 from exit_jax.evaluation import evaluate
-from exit_jax.step import programs
+from exit_jax.step import program
 from exit_jax.step.finite import NonFiniteError, explain, require_finite
-from exit_jax.training import train
+from exit_jax.step.optimizer import make_optimizer
+from exit_jax.training import start, train
+from exit_jax.training.start import frozen_params, initial_params, untrained
 from exit_jax.workdir.metrics import Watch, read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -132,9 +134,9 @@ def test_nothing_is_said_of_our_own_configs(name):
 
 
 def test_a_study_is_warned_once(caplog):
-    main.warn.cache_clear()
+    run.warn.cache_clear()
     for _ in range(2):
-        main.warn("a line")
+        run.warn("a line")
     assert [record.getMessage() for record in caplog.records] == ["a line"]
 
 
@@ -214,11 +216,11 @@ def test_rate_and_movement_are_logged(tmp_path):
 def test_adapters_over_bfloat16_are_trained_in_float32(kind):
     """At 1e-6 every entry with a gradient moves; in bfloat16 almost none would. All moments are float32, too."""
     config = smoke(changes=BF16_LORA | {"optimizer.kind": kind, "optimizer.learning_rate": 1e-6})
-    params = train.initial_params(config)
+    params = initial_params(config)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    frozen = train.frozen_params(config)
+    frozen = frozen_params(config)
     assert frozen["embedding"].dtype == jnp.bfloat16
-    optimizer = programs.make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer)
     state = optimizer.init(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} <= {jnp.dtype("float32"), jnp.dtype("int32")}
     big = jax.tree.map(lambda leaf: leaf + 0.02, params)
@@ -257,10 +259,10 @@ def spoilt(params, value=jnp.nan):
 
 def test_a_policy_that_is_not_finite_is_named_in_training(tmp_path, monkeypatch):
     """In the warm start and without one: not the learning rate is at fault."""
-    loaded = spoilt(train.untrained(smoke()))
-    monkeypatch.setattr(train, "untrained", lambda config: jax.tree.map(jnp.copy, loaded))
-    monkeypatch.setattr(programs, "require_checkpoint_fits", lambda *_: None)  # there is no such checkpoint
-    monkeypatch.setattr(train.inputs, "check", lambda *_, **__: None)
+    loaded = spoilt(untrained(smoke()))
+    monkeypatch.setattr(start, "untrained", lambda config: jax.tree.map(jnp.copy, loaded))
+    monkeypatch.setattr(program, "require_checkpoint_fits", lambda *_: None)  # there is no such checkpoint
+    monkeypatch.setattr(start.inputs, "check", lambda *_, **__: None)
     for changes in ({"warm_start.num_steps": 5}, {"warm_start.num_steps": 0}):
         config = dataclasses.replace(smoke(changes=changes, num_iterations=5), checkpoint="owner/model")
         with pytest.raises(
@@ -274,7 +276,7 @@ def test_a_policy_that_is_not_finite_is_named_in_training(tmp_path, monkeypatch)
 @pytest.mark.parametrize("on_host", [False, True])
 def test_a_policy_that_is_not_finite_has_no_accuracy(on_host, tmp_path):
     config = smoke(changes={"domain.on_host": on_host, "eval.steps": (0, 1)}, num_iterations=5, steps_per_call=1)
-    params = spoilt(train.untrained(config), jnp.inf)
+    params = spoilt(untrained(config), jnp.inf)
     with pytest.raises(
         ConfigError, match=rf"the policy of {tmp_path}.*blocks/mlp/up/kernel hold NaN or infinity; go on"
     ):

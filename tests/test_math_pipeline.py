@@ -10,8 +10,8 @@ import sys
 import pytest
 from small import LLAMA, random_params
 
-from exit_jax.domains import tokenizer
 from exit_jax.domains.math.sources import SOURCES, TEST_SPLITS
+from exit_jax.domains.text import tokenizer
 from exit_jax.policy.hf.export import export
 from exit_jax.workdir.metrics import read_jsonl
 

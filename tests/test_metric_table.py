@@ -10,8 +10,8 @@ import pytest
 from test_train import smoke
 
 from exit_jax import report
-from exit_jax.main import run_experiment
 from exit_jax.report import tables, training
+from exit_jax.run import run_experiment
 from exit_jax.workdir import metric_table
 from exit_jax.workdir.metrics import read_jsonl
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from small import LLAMA, random_params
 
-from exit_jax.domains import tokenizer
 from exit_jax.domains.ml_engineering import fragments, prompts
+from exit_jax.domains.text import tokenizer
 from exit_jax.policy.hf.export import export
 from exit_jax.workdir import metric_table
 from exit_jax.workdir.metrics import read_jsonl

@@ -18,8 +18,9 @@ from exit_jax.domains.math import domain as maths
 from exit_jax.errors import ConfigError
 from exit_jax.policy.hf.config import CheckpointError
 from exit_jax.policy.shape import no_shape
-from exit_jax.step import programs
+from exit_jax.step.program import make_program
 from exit_jax.step.requirements import longest_sequence, require_checkpoint_fits
+from exit_jax.step.tasks import tasks_digest
 
 WIDTHS = {  # the small tokenizers make a token of nearly each letter
     "domain.max_request_tokens": 150,
@@ -67,7 +68,7 @@ def test_a_run_refuses_the_tokenizer_of_another_checkpoint(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"domain.tokenizer = '.*ours' is not the tokenizer of .*theirs: 2 tokens"
     ):
-        programs.make_program(config)
+        make_program(config)
     (tmp_path / "link").symlink_to(theirs)
     require(settings(tmp_path, theirs, tmp_path / "link", **WIDTHS))
     require(settings(tmp_path, write(tmp_path / "copy"), ours, **WIDTHS))
@@ -114,7 +115,7 @@ def test_a_run_stays_within_what_its_checkpoint_knows(tmp_path, family, fields, 
     with pytest.raises(
         ConfigError, match=rf"prompt_width = 800 .* up to {longest} tokens, but .*{field} = {longest - 1}"
     ):
-        programs.make_program(config)
+        make_program(config)
 
 
 @pytest.mark.parametrize(("steps", "longest"), [((0,), 3000 + 700), ((0, 1), 3000 + 700 + 100 + 64 + 900)])
@@ -141,13 +142,13 @@ def test_a_task_without_a_token_is_refused(tmp_path, monkeypatch):
     folder = write(tmp_path / "ours")
     config = settings(tmp_path, "", folder, **WIDTHS)
     domain = domains.make(config.domain_name, config.domain)
-    assert programs.tasks_digest(config, "test")
+    assert tasks_digest(config, "test")
     tasks = domain.tasks("test")
     tasks.lengths[3, 1] = 0
     blank = dataclasses.replace(domain, tasks=lambda split: tasks)
     monkeypatch.setattr(domains, "make", lambda *_: blank)
     with pytest.raises(ConfigError, match="1 of 8 tasks of test have a request of 0 tokens"):
-        programs.tasks_digest(config, "test")
+        tasks_digest(config, "test")
 
 
 def test_what_is_wrong_with_a_tokenizer_is_said_of_the_domain(tmp_path):

@@ -4,11 +4,11 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import runpy
 
 import jax
 import numpy as np
 import pytest
+import tiny_sudoku
 from small import tiny_math
 
 from exit_jax import domains
@@ -19,7 +19,7 @@ from exit_jax.evaluation.figures import best_at, mean_of, pass_at
 from exit_jax.evaluation.outcome import Chains, Outcome, Split
 from exit_jax.evaluation.scaffolds import BEST_OF_N, CHAIN, GREEDY, RESTARTS, SCAFFOLDS, chosen
 from exit_jax.report import plots, runs, tables
-from exit_jax.step import programs
+from exit_jax.step.program import make_program
 from exit_jax.study import summarise as summarise_study
 from exit_jax.types import MODES
 from exit_jax.workdir.evaluation import chain_of, read
@@ -38,7 +38,7 @@ def own(tmp_path):
 
 
 def smoke(**changes):
-    content = runpy.run_path(str(ROOT / "configs/smoke.py"))["get_config"]()
+    content = tiny_sudoku.get_config()
     settings = {"splits": ("validation",), "steps": (0, 1, 2), "restart_every": 0, "num_chains_saved": 4} | changes
     content.update_from_flattened_dict(
         {"run.mesh.data": 1} | {f"eval.{name}": value for name, value in settings.items()}
@@ -73,7 +73,7 @@ def assert_reported(workdir, split):
 
 def test_a_row_from_a_file_runs_on_the_device_and_is_reported(own, tmp_path):
     config = smoke(scaffolds=("best_of_n", own))
-    evaluate(config, programs.make_program(config).init_params(0), tmp_path)
+    evaluate(config, make_program(config).init_params(0), tmp_path)
     assert_reported(tmp_path, "validation")
     found = read(tmp_path / "evaluation.json")["splits"]["validation"]["scaffolds"]
     assert "majority" not in found["best_of_n"], "sudoku tells no answers"
@@ -92,7 +92,7 @@ def test_a_row_from_a_file_runs_on_the_host_beside_the_stored_answers_of_others(
         return dataclasses.replace(grades, quality=quality, children=children)
 
     monkeypatch.setattr(domains, "make", lambda *_: dataclasses.replace(domain, grade=grade))
-    params = programs.make_program(plain).init_params(0)
+    params = make_program(plain).init_params(0)
     before = evaluate(plain, params, tmp_path)
     stored = (tmp_path / "answers/test.jsonl").read_bytes()
     after = evaluate(config, params, tmp_path)

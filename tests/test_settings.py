@@ -10,6 +10,7 @@ import pytest
 from exit_jax import domains, settings
 from exit_jax.config import default, listing, variants
 from exit_jax.config.schema import Config
+from exit_jax.domains import lookup
 from exit_jax.settings import Setting, group, setting
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -100,6 +101,12 @@ def test_a_field_that_the_first_runs_did_not_have_enters_no_hash(name):
 
     walk(cls, "")
     assert old == set(FIRST_FIELDS[name]), "a field that is added is younger=True, and none is taken away"
+
+
+def test_settings_that_are_known_before_their_domain_are_its_own():
+    for name, path in lookup.SETTINGS.items():
+        kind = lookup.annotated_settings(name, lookup.find(name))
+        assert kind is domains.settings_of(name), path
 
 
 def test_the_reference_is_up_to_date():

@@ -14,7 +14,7 @@ from small import LLAMA, random_params
 from test_episodes import LEAD, SAMPLING, B, M, S, T, make_instances, make_programs, run, toy
 
 from exit_jax import domains
-from exit_jax.algorithm.iteration import init_state, iterate
+from exit_jax.algorithm.iteration import init_state, iterate, state_for_next_selection
 from exit_jax.algorithm.selection import select
 from exit_jax.config.parse import validate
 from exit_jax.domains.domain import VALID
@@ -23,8 +23,9 @@ from exit_jax.evaluation.chains import run_chains
 from exit_jax.evaluation.programs import EpisodePrograms
 from exit_jax.evaluation.scaffolds import CHAIN, RESTARTS
 from exit_jax.policy import decoder, sampler
-from exit_jax.step import programs
+from exit_jax.step.device import Constants, DeviceSteps
 from exit_jax.step.episodes import PlayedSteps, TurnPrograms, play_steps
+from exit_jax.step.program import make_program
 from exit_jax.types import MODES
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -82,7 +83,7 @@ def config():
 
 
 def test_responses_batches_kinds_and_seeds_of_an_evaluation(config):
-    params = jax.tree.map(jnp.zeros_like, programs.make_program(config).init_params(0))
+    params = jax.tree.map(jnp.zeros_like, make_program(config).init_params(0))
     chains = lambda scaffold, config=config: run_chains(config, params, "validation", scaffold).chains.tokens
     length_KR = chains(RESTARTS)  # of responses that all begin at the base task
     assert len(np.unique(length_KR)) > 3
@@ -115,24 +116,28 @@ def test_batches_and_steps_of_evaluated_episodes(config, monkeypatch):
 
 def test_iterations(config):
     """Of one program, and of several: each samples with the key of its step."""
-
-    def key_at(step: int):
-        state = types.SimpleNamespace(params=None, key=jax.random.key(0), step=jnp.int32(step))
-        keys = []
-        iterate(lambda state: None, lambda params, instances, key: keys.append(key), lambda *_: None, max_key, state)
-        return tuple(jax.random.key_data(keys[0]).tolist())
-
-    max_key = lambda *_: (None, {})
-    assert len({key_at(step) for step in range(3)}) == 3
-
-    program = programs.make_program(config)
+    program = make_program(config)
     state = program.init(program.init_params(0), 0)
     domain = domains.make(config.domain_name, config.domain)
-    given = programs.Given(domain.tasks("train"), None)
-    instances, key = program.steps.select(given, state, None)
-    second = program.steps.select(given, dataclasses.replace(state, step=jnp.int32(1)), None)
+    constants = Constants(domain.tasks("train"), None)
+
+    def key_at(step: int):
+        keys = []
+        steps = types.SimpleNamespace(
+            select=DeviceSteps(config, domain, program.mesh, constants).select,
+            rollout=lambda params, instances, key: keys.append(key),
+            grade=lambda *_: None,
+            learn=lambda *_: (None, {}),
+        )
+        iterate(steps, dataclasses.replace(state, step=jnp.int32(step)))
+        return tuple(jax.random.key_data(keys[0]).tolist())
+
+    assert len({key_at(step) for step in range(3)}) == 3
+
+    instances, key = program.steps.select(constants, state, None)
+    second = program.steps.select(constants, dataclasses.replace(state, step=jnp.int32(1)), None)
     # beside a batch in flight selection is at the next step, and the next base tasks
-    beside = program.steps.select(given, state, instances)
+    beside = program.steps.select(constants, state, instances)
     assert jax.random.key_data(second[1]).tolist() == jax.random.key_data(beside[1]).tolist()
     assert jax.random.key_data(second[1]).tolist() != jax.random.key_data(key).tolist()
     drawn = np.concatenate([instances.history.task, beside[0].history.task])
@@ -149,7 +154,7 @@ def test_an_entry_in_flight_is_not_fresh(exit_config, make_history):
     state = dataclasses.replace(state, buffer=dataclasses.replace(state.buffer, history=held, score=score))
     templates = dict.fromkeys(MODES, ("request",))
     first = select(config, templates, 3, tasks, state)
-    second = select(config, templates, 3, tasks, programs.ahead(state, first), first)
+    second = select(config, templates, 3, tasks, state_for_next_selection(state, first), first)
     assert first.fresh.all()
     both = set(first.history.id.tolist()) & set(second.history.id.tolist())
     assert both

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small import LLAMA, random_params
 
-from exit_jax.domains import tokenizer
+from exit_jax.domains.text import tokenizer
 from exit_jax.domains.tool_use import bfcl
 from exit_jax.domains.tool_use.episode import system_prompt
 from exit_jax.policy.hf.export import export

@@ -20,15 +20,19 @@ import pytest
 import tiny_sudoku
 
 from exit_jax import domains
-from exit_jax.algorithm.selection import stream
+from exit_jax.algorithm.iteration import iterate, sample
 from exit_jax.config.parse import validate
 from exit_jax.config.schema import Config
-from exit_jax.domains.domain import GradingError
-from exit_jax.errors import ConfigError
+from exit_jax.errors import ConfigError, GradingError
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
-from exit_jax.step import programs
+from exit_jax.policy import decoder
+from exit_jax.step.device import Constants, DeviceSteps
+from exit_jax.step.hosted import HostedSteps, StepPrograms
+from exit_jax.step.policy import decoder_config, make_reshard
+from exit_jax.step.program import make_program
 from exit_jax.training import train
+from exit_jax.training.start import frozen_params, initial_params, untrained, warm_start
 from exit_jax.workdir import identity
 from exit_jax.workdir.checkpoint import Checkpoints
 from exit_jax.workdir.identity import open_workdir
@@ -218,7 +222,7 @@ def test_run_compiles_a_fixed_number_of_programs(tmp_path):
 import sys; sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
 import pathlib
 from test_train import smoke
-from exit_jax.main import run_experiment
+from exit_jax.run import run_experiment
 run_experiment(smoke(num_iterations={iterations}, checkpoint_every=5), pathlib.Path({str(tmp_path / name)!r}))
 """
         subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
@@ -232,27 +236,26 @@ def one_iteration():
     """Return the config, domain and initial state of an iteration, and its parts on one device."""
     config = smoke()
     domain = domains.make(config.domain_name, config.domain)
-    state = programs.make_program(config).init(train.initial_params(config), 0)
-    given = programs.Given(domain.tasks("train"), None)
-    return config, domain, state, given
+    state = make_program(config).init(initial_params(config), 0)
+    constants = Constants(domain.tasks("train"), None)
+    return config, domain, state, constants
 
 
 @pytest.mark.parametrize("meshes", [[(2, 2, 2)], pytest.param([(8, 1, 1), (1, 4, 2)], marks=pytest.mark.slow)], ids=str)
 def test_one_learn_step_agrees_on_all_meshes(meshes):
-    config, domain, state, given = one_iteration()
-    one = programs.make_parts(config, domain, programs.make_program(config).mesh, given)
-    instances = jax.jit(one.select)(state)
-    params = jax.jit(one.reshard)(state.params)
-    rollouts = jax.jit(one.rollout)(params, instances, stream(state.key, "sample", state.step))
+    config, domain, state, constants = one_iteration()
+    one = DeviceSteps(config, domain, make_program(config).mesh, constants)
+    instances, key = jax.jit(one.select)(state)
+    rollouts = jax.jit(one.rollout)(state.params, instances, key)
     grades = jax.jit(domain.grade)(instances, rollouts)
     outcomes = []
     for shape in [(1, 1, 1), *meshes]:
-        run = dataclasses.replace(config.run, mesh=programs.meshes.MeshConfig(*shape))
-        program = programs.make_program(dataclasses.replace(config, run=run))
-        parts = programs.make_parts(config, domain, program.mesh, given)
-        arguments = jax.device_put((instances, rollouts, grades), programs.meshes.replicated(program.mesh))
+        run = dataclasses.replace(config.run, mesh=meshes.MeshConfig(*shape))
+        program = make_program(dataclasses.replace(config, run=run))
+        steps = DeviceSteps(config, domain, program.mesh, constants)
+        arguments = jax.device_put((instances, rollouts, grades), meshes.replicated(program.mesh))
         where = jax.tree.map(lambda leaf: leaf.sharding, program.state)
-        outcome, metrics = jax.jit(parts.learn, out_shardings=(where, None))(jax.device_put(state, where), *arguments)
+        outcome, metrics = jax.jit(steps.learn, out_shardings=(where, None))(jax.device_put(state, where), *arguments)
         assert float(metrics["grad_norm"]) > 0
         kernel = outcome.opt_state[1][0].mu["blocks"]["mlp"]["up"]["kernel"]
         assert kernel.addressable_shards[0].data.size * shape[1] * shape[2] == kernel.size, "moments are split, too"
@@ -293,10 +296,10 @@ def test_buckets_change_nothing_but_widths():
     """
     changes = {"domain.on_host": True, "algorithm.aggregation": "dr_grpo", "algorithm.temperature": 0.7}
     config = smoke(changes=changes, steps_per_call=1)
-    program, domain = programs.make_program(config), domains.make(config.domain_name, config.domain)
-    given, state = programs.Given(domain.tasks("train"), None), program.init(train.initial_params(config), 0)
+    program, domain = make_program(config), domains.make(config.domain_name, config.domain)
+    constants, state = Constants(domain.tasks("train"), None), program.init(initial_params(config), 0)
     copies = [jax.tree.map(jnp.copy, state) for _ in range(2)]  # learning takes them
-    _, rollouts, _ = program.steps.expand(given, state, None)
+    _, rollouts = sample(HostedSteps(config, domain, program.mesh, program.steps, constants), state)
     short = dataclasses.replace(rollouts, mask=rollouts.mask & (jnp.arange(domain.max_tokens) < 3)[None, None])
     outcomes, widths = [], []
 
@@ -304,18 +307,20 @@ def test_buckets_change_nothing_but_widths():
         instances, key = program.steps.select(*args)
         return dataclasses.replace(instances, prompt=jnp.pad(instances.prompt, ((0, 0), (0, 6)))), key
 
-    def learn(given, state, instances, rollouts, grades):
+    def learn(constants, state, instances, rollouts, grades):
         widths.append((instances.prompt.shape[-1], rollouts.tokens.shape[-1]))
-        return program.steps.learn(given, state, instances, rollouts, grades)
+        return program.steps.learn(constants, state, instances, rollouts, grades)
 
-    for own, prompts, responses in zip(copies, ((40,), (32, 34, 40)), ((7,), (3, 5, 7))):
-        steps = dataclasses.replace(program.steps, select=select, rollout=lambda *_: short, learn=learn)
-        steps = dataclasses.replace(steps, prompt_buckets=prompts, response_buckets=responses)
-        outcomes.append(steps.iterate(given, own))
+    patched = dataclasses.replace(program.steps, select=select, sample=lambda *_: short, learn=learn)
+    for own, prompts, responses in zip(copies, ((), (32, 34)), ((), (3, 5))):
+        run = dataclasses.replace(config.run, prompt_buckets=prompts, response_buckets=responses)
+        bucketed = dataclasses.replace(config, run=run)
+        wider = dataclasses.replace(domain, prompt_width=40)
+        outcomes.append(iterate(HostedSteps(bucketed, wider, program.mesh, patched, constants), own))
     assert widths == [(40, 7), (34, 3)]
     (one, metrics), (two, others) = outcomes
-    assert float(metrics["loss"][0]) != 0
-    assert float(metrics["gap/mean"][0]) < 1e-5, "learner and sampler, at a temperature that is not 1"
+    assert float(metrics["loss"]) != 0
+    assert float(metrics["gap/mean"]) < 1e-5, "learner and sampler, at a temperature that is not 1"
     for name in (name for name in metrics if not name.startswith("time/")):
         np.testing.assert_allclose(metrics[name], others[name], rtol=1e-4, atol=1e-6, err_msg=name)
     for a, b in zip(leaves(one), leaves(two), strict=True):
@@ -323,27 +328,31 @@ def test_buckets_change_nothing_but_widths():
 
 
 def test_the_smallest_bucket_that_holds_the_longest_is_taken():
-    steps = programs.make_program(smoke(changes={"domain.on_host": True}, steps_per_call=1)).steps
-    assert steps._fit(jnp.array([3, 8]), (8, 34)) == 8
-    assert steps._fit(jnp.array([3, 9]), (8, 34)) == 34
-    assert steps._fit(jnp.array([3, 99]), (8, 34)) == 34  # truncated prompts
+    config, domain, _, constants = one_iteration()
+    program = make_program(config)
+    steps = HostedSteps(config, domain, program.mesh, program.steps, constants)
+    assert steps.bucket_of(jnp.array([3, 8]), (8,), 34) == 8
+    assert steps.bucket_of(jnp.array([3, 9]), (8,), 34) == 34
+    assert steps.bucket_of(jnp.array([3, 99]), (8,), 34) == 34  # truncated prompts
+    assert steps.bucket_of(jnp.array([3, 9]), (), 34) == 34
 
 
 def test_the_host_is_asked_after_every_iteration():
     with pytest.raises(ConfigError, match=r"steps_per_call = 5: .* set it to 1"):
-        programs.make_program(smoke(changes={"domain.on_host": True}))
+        make_program(smoke(changes={"domain.on_host": True}))
 
 
 def test_a_grading_fault_is_a_value(monkeypatch, caplog):
-    config, domain, state, given = one_iteration()
+    config, domain, state, constants = one_iteration()
     broken = dataclasses.replace(domain, on_host=True, grade=lambda *_: 1 / 0)
-    program = programs.make_program(config)
+    program = make_program(config)
     where = jax.tree.map(lambda leaf: leaf.sharding, program.state)
     before = leaves(state.params)
-    after, metrics = programs.StepPrograms.make(config, broken, program.mesh, where).iterate(given, state)
-    assert metrics["grading_faults"][0] == 1
-    assert metrics["invalid"][0] == 1.0
-    assert metrics["buffer/inserted"][0] <= config.algorithm.num_prompts  # the base tasks themselves, no children
+    programs = StepPrograms.make(config, broken, program.mesh, where)
+    after, metrics = iterate(HostedSteps(config, broken, program.mesh, programs, constants), state)
+    assert metrics["grading_faults"] == 1
+    assert metrics["invalid"] == 1.0
+    assert metrics["buffer/inserted"] <= config.algorithm.num_prompts  # the base tasks themselves, no children
     assert "ZeroDivisionError" in caplog.text
     for a, b in zip(before, leaves(after.params), strict=True):  # equal rewards have no advantage; KL is 0 at first
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-3)
@@ -383,6 +392,7 @@ LORA = {
 }
 
 
+@pytest.mark.slow
 def test_lora_trains_adapters_only_and_keeps_the_base(tmp_path):
     config = smoke(changes=LORA, num_iterations=5)
     state, params = train.train(config, tmp_path)
@@ -391,7 +401,7 @@ def test_lora_trains_adapters_only_and_keeps_the_base(tmp_path):
     assert all("lora_" in name for name in names)
     moments = state.opt_state[1][0].mu
     assert jax.tree.structure(moments) == jax.tree.structure(state.params)
-    start = programs.decoder.join(train.initial_params(config), train.untrained(config))
+    start = decoder.join(initial_params(config), untrained(config))
     kernel = lambda tree: tree["blocks"]["attention"]["query"]
     np.testing.assert_array_equal(kernel(params)["kernel"], kernel(start)["kernel"])
     assert not np.array_equal(kernel(params)["lora_b"], kernel(start)["lora_b"])
@@ -411,11 +421,11 @@ def test_sampling_in_int8_shows_in_the_gap_and_nowhere_else(whole, tmp_path):
 
 def test_the_copy_in_int8_is_split_as_its_kernels_are():
     config = smoke(changes={"policy.num_kv_heads": 2})
-    policy = programs.decoder_config(config)
+    policy = decoder_config(config)
     mesh = meshes.make_mesh(meshes.MeshConfig(2, 2, 2))
-    params = programs.decoder.init(policy, jax.random.key(0))
-    plain, rounded = (jax.jit(programs.make_reshard(policy, mesh, int8))(params) for int8 in (False, True))
-    expected = programs.decoder.unstack(policy, programs.decoder.quantise(params))
+    params = decoder.init(policy, jax.random.key(0))
+    plain, rounded = (jax.jit(make_reshard(policy, mesh, int8))(params) for int8 in (False, True))
+    expected = decoder.unstack(policy, decoder.quantise(params))
     jax.tree.map(np.testing.assert_array_equal, rounded, expected)
     for name, split in (("up", True), ("down", False)):
         kernel, int8 = (copy["blocks"][0]["mlp"][name]["kernel"] for copy in (plain, rounded))
@@ -444,12 +454,11 @@ def test_microbatches_and_chunks_train_as_one_batch(whole, tmp_path):
 
 def test_key_reuse():
     """No PRNG key is consumed twice in an iteration."""
-    config, domain, state, given = one_iteration()
-    parts = programs.make_parts(config, domain, programs.make_program(config).mesh, given)
+    config, domain, state, constants = one_iteration()
+    steps = DeviceSteps(config, domain, make_program(config).mesh, constants)
     with jax.debug_key_reuse(True):
-        instances = jax.jit(parts.select)(state)
-        params = jax.jit(parts.reshard)(state.params)
-        jax.jit(parts.rollout)(params, instances, stream(state.key, "sample", state.step))
+        instances, key = jax.jit(steps.select)(state)
+        jax.jit(steps.rollout)(state.params, instances, key)
 
 
 def quick(**run) -> Config:
@@ -591,19 +600,19 @@ def test_config_json_says_how_a_run_began_and_what_came_later(tmp_path, monkeypa
 @pytest.mark.slow
 def test_runs_of_all_seeds_may_begin_alike(tmp_path):
     changes = {"warm_start.seed": 7, "warm_start.num_steps": 10}
-    one, other = (train.warm_start(smoke(f"seed={seed}", changes), tmp_path, None) for seed in (0, 1))
+    one, other = (warm_start(smoke(f"seed={seed}", changes), tmp_path, None) for seed in (0, 1))
     assert len(list((tmp_path / "warm_start").iterdir())) == 1
-    own = train.warm_start(smoke("seed=7", changes | {"warm_start.seed": -1}), tmp_path, None)
+    own = warm_start(smoke("seed=7", changes | {"warm_start.seed": -1}), tmp_path, None)
     for a, b, c in zip(*map(leaves, (one, other, own))):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a, c)
-    apart = train.warm_start(smoke("seed=1", changes | {"warm_start.seed": -1}), tmp_path, None)
+    apart = warm_start(smoke("seed=1", changes | {"warm_start.seed": -1}), tmp_path, None)
     assert any((a != b).any() for a, b in zip(leaves(one), leaves(apart)))
 
 
 @pytest.mark.parametrize("num_steps", [0, 5])
 def test_they_begin_alike_without_a_warm_start_and_under_adapters(tmp_path, num_steps):
     configs = [smoke(f"seed={s}", LORA | {"warm_start.seed": 7, "warm_start.num_steps": num_steps}) for s in (0, 1)]
-    frozen = [train.frozen_params(config) for config in configs]
+    frozen = [frozen_params(config) for config in configs]
     assert_same(*frozen)
-    assert_same(*(train.warm_start(config, tmp_path, base) for config, base in zip(configs, frozen)))
+    assert_same(*(warm_start(config, tmp_path, base) for config, base in zip(configs, frozen)))

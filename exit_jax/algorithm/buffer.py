@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from exit_jax.types import NO_ID, Array, History, TaskBuffer
+from exit_jax.types import NO_ID, Array, History, TaskBuffer, make_history
 
 
 def create(size: int, history_width: int) -> TaskBuffer:
@@ -21,21 +21,7 @@ def create(size: int, history_width: int) -> TaskBuffer:
 
 def blank_history(size: int, history_width: int) -> History:
     """Return ``size`` histories without content."""
-
-    def blank(value, dtype=jnp.int32):
-        return jnp.full((size,), value, dtype)
-
-    return History(
-        tokens=jnp.zeros((size, history_width), jnp.int32),
-        lengths=jnp.zeros((size, 4), jnp.int32),
-        id=blank(NO_ID),
-        task=blank(-1),
-        turn=blank(0),
-        step=blank(-1),
-        quality=blank(0.0, jnp.float32),
-        born=blank(0),
-        parent=blank(NO_ID),
-    )
+    return make_history(jnp.zeros((size, history_width), jnp.int32), jnp.zeros((size, 4), jnp.int32), task=-1)
 
 
 def filled(buffer: TaskBuffer) -> Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from exit_jax.algorithm.objectives import AGGREGATIONS, KL_ESTIMATORS, OBJECTIVES, Terms
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import Array, Instances, Metrics, Params, Rollouts, pytree
 
@@ -34,22 +35,16 @@ def kl(logp: Array, reference_logp: Array, estimator: str) -> Array:
     With x = log π_ref - log π_θ: k1 = -x, k2 = x²/2, k3 = eˣ - x - 1. x is clamped to ±40, as eˣ overflows beyond.
     """
     x = jnp.clip(reference_logp - logp, -40.0, 40.0)
-    return {"k1": -x, "k2": 0.5 * x**2, "k3": jnp.exp(x) - x - 1.0}[estimator]
+    return KL_ESTIMATORS[estimator](x)
 
 
 def token_weight(mask: Array, counted: Array, how: str, max_tokens: int) -> Array:
     """Return what each token [B, G, T] weighs in the batch's loss; a part of the batch then adds its part of the loss.
 
-    "sequence_mean": mean over rows of each row's token mean (GRPO); "token_mean": mean over all tokens; "dr_grpo": sum over
-    tokens / (rows · max_tokens). A row that is counted but has no token kept adds 0 and still weighs in the first and the last.
+    A row that is counted but has no token kept adds 0, and still weighs where rows are counted: "sequence_mean" and "dr_grpo".
     """
     num_rows = jnp.maximum(counted.sum(), 1)
-    if how == "token_mean":
-        weight = 1.0 / jnp.maximum(mask.sum(), 1)
-    elif how == "dr_grpo":
-        weight = 1.0 / (num_rows * max_tokens)
-    else:
-        weight = 1.0 / (num_rows * jnp.maximum(mask.sum(-1, keepdims=True), 1))
+    weight = AGGREGATIONS[how](mask, num_rows, max_tokens)
     return jnp.where(mask, weight, 0.0)
 
 
@@ -105,8 +100,9 @@ def loss(config: ExItConfig, logp: Array, entropy: Array, batch: Batch) -> tuple
 
     Metrics are means over all sampled tokens, those of dropped groups and masked responses among them.
 
-    -[min(ρA, clip(ρ, 1 - ε_low, 1 + ε_high) A) - β KL(π_θ ‖ π_ref)] - c · entropy, aggregated over the policy's own tokens.
-    ρ = π_θ / π_old a token, or its geometric mean over the response at ratio_level "sequence" (GSPO, arXiv 2507.18071).
+    -[objective - β KL(π_θ ‖ π_ref)] - c · entropy, aggregated over the policy's own tokens. The objective is a row of
+    OBJECTIVES, by default min(ρA, clip(ρ, 1 - ε_low, 1 + ε_high) A). ρ = π_θ / π_old a token, or its geometric mean over the
+    response at ratio_level "sequence" (GSPO, arXiv 2507.18071).
 
     Args:
       logp, entropy: float32 [B, G, T], of the policy that is trained.
@@ -120,19 +116,16 @@ def loss(config: ExItConfig, logp: Array, entropy: Array, batch: Batch) -> tuple
     if config.ratio_level == "sequence":
         log_ratio = log_ratio.sum(-1, keepdims=True) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
         log_ratio = jnp.broadcast_to(log_ratio, mask.shape)
-    ratio = jnp.exp(log_ratio)
-    clipped = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
+    ratio, low, high = jnp.exp(log_ratio), 1.0 - config.clip_low, 1.0 + config.clip_high
     advantage_BG1 = batch.advantage[..., None]
-    objective = jnp.minimum(ratio * advantage_BG1, clipped * advantage_BG1)
+    objective = OBJECTIVES[config.objective](Terms(logp, ratio, advantage_BG1, low, high))
 
     weighted = lambda value: (value * batch.weight).sum()
     token_mean = lambda value: (jnp.where(batch.sampled, value, 0.0) * batch.token_share).sum()
     total = -weighted(objective)
     if config.entropy_coef:  # else its gradient would be computed, and multiplied by zero
         total = total - config.entropy_coef * weighted(entropy)
-    is_clipped = ((ratio < 1.0 - config.clip_low) & (advantage_BG1 < 0)) | (
-        (ratio > 1.0 + config.clip_high) & (advantage_BG1 > 0)
-    )
+    is_clipped = ((ratio < low) & (advantage_BG1 < 0)) | ((ratio > high) & (advantage_BG1 > 0))
     metrics = {
         "entropy": token_mean(sampled_entropy),
         "clip_fraction": token_mean((is_clipped & mask).astype(jnp.float32)),
@@ -149,6 +142,7 @@ def update(
     config: ExItConfig,
     logprobs: Logprobs,
     optimizer: optax.GradientTransformation,
+    *,
     num_microbatches: int,
     max_tokens: int,
     params: Params,
@@ -205,7 +199,7 @@ def update(
 
     (params, opt_state), (metrics, logp) = jax.lax.scan(epoch, (params, opt_state), length=config.num_epochs)
     if not config.recompute_logp:
-        gap = sampler_gap(config, logp[0], rollouts)  # of the first epoch, when nothing has been learnt from the batch
+        gap = sampler_gap(config, logp[0], rollouts)  # the first epoch's, before anything is learnt from the batch
     return params, opt_state, jax.tree.map(jnp.mean, metrics) | gap
 
 

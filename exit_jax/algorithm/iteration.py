@@ -1,7 +1,7 @@
 """One training iteration of Exploratory Iteration (ExIt, Algorithm 1), from parts that come in as arguments."""
 
 import dataclasses
-from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from exit_jax.algorithm import grpo
 from exit_jax.algorithm import starts as starting
 from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.equality import fingerprint, repeats, same_content, same_entry
-from exit_jax.algorithm.learnability import learnability, reward
+from exit_jax.algorithm.learnability import SCORES, Group, reward
 from exit_jax.algorithm.selection import stream
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import (
@@ -26,32 +26,96 @@ from exit_jax.types import (
     Rollouts,
     State,
     TaskBuffer,
+    pytree,
 )
 
-Select = Callable[[State], Instances]
-Rollout = Callable[[Params, Instances, Array], Rollouts]
-Grade = Callable[[Instances, Rollouts], Grades]
-Learn = Callable[[State, Instances, Rollouts, Grades], tuple[State, Metrics]]
+Batch = tuple[Instances, Rollouts]
 
 
-def iterate(select: Select, rollout: Rollout, grade: Grade, learn: Learn, state: State) -> tuple[State, Metrics]:
-    """Run one training iteration: select instances, expand them into rollouts, grade these, learn from them."""
-    instances = select(state)
-    rollouts = rollout(state.params, instances, stream(state.key, "sample", state.step))
-    grades = grade(instances, rollouts)
-    return learn(state, instances, rollouts, grades)
+class Steps(Protocol):
+    """The four steps of an iteration, bound to a policy, a domain and devices."""
+
+    def select(self, state: State, in_flight: Instances | None = None) -> tuple[Instances, Array]:
+        """Return the next batch's instances, and the key that its rollouts are sampled with."""
+        ...
+
+    def rollout(self, params: Params, instances: Instances, key: Array) -> Rollouts:
+        """Expand every instance into a group of rollouts."""
+        ...
+
+    def grade(self, instances: Instances, rollouts: Rollouts) -> Grades:
+        """Grade rollouts by the domain's verifier."""
+        ...
+
+    def learn(self, state: State, instances: Instances, rollouts: Rollouts, grades: Grades) -> tuple[State, Metrics]:
+        """Return the state after the update of policy and buffer."""
+        ...
+
+
+@pytree
+class InFlight:
+    """The state of a run that samples one batch ahead (``rollout_lag``); the batch is part of what a checkpoint holds."""
+
+    state: State
+    instances: Instances
+    rollouts: Rollouts
+
+    @property
+    def step(self) -> Array:
+        """Training iterations done."""
+        return self.state.step
+
+
+Carry = State | InFlight  # what goes from one iteration to the next
+
+
+def iterate(steps: Steps, carry: Carry) -> tuple[Carry, Metrics]:
+    """Run one training iteration: select instances, expand them into rollouts, grade these, learn from them.
+
+    With a lag, the batch that is graded and learnt from was sampled during the iteration before, and the next one is sampled
+    while this one is graded; its log-probs are those that it was sampled with, so the ratio is exact (ExIt App. A).
+    """
+    if isinstance(carry, InFlight):
+        state, instances, rollouts = carry.state, carry.instances, carry.rollouts
+        following = sample(steps, state, in_flight=instances)
+    else:
+        state, following = carry, None
+        instances, rollouts = sample(steps, state)
+    grades = steps.grade(instances, rollouts)
+    state, metrics = steps.learn(state, instances, rollouts, grades)
+    return (InFlight(state, *following) if following else state), metrics
+
+
+def sample(steps: Steps, state: State, in_flight: Instances | None = None) -> Batch:
+    """Select the next batch's instances, beside those in flight, and sample their rollouts."""
+    instances, key = steps.select(state, in_flight)
+    return instances, steps.rollout(state.params, instances, key)
+
+
+def state_of(carry: Carry) -> State:
+    """Return the state without a batch that is in flight."""
+    return carry.state if isinstance(carry, InFlight) else carry
+
+
+def state_for_next_selection(state: State, in_flight: Instances | None) -> State:
+    """Return what selection sees of a state while a batch is in flight: the next step, the next base tasks."""
+    if in_flight is None:
+        return state
+    num_drawn = (~in_flight.from_buffer).sum(dtype=state.cursor.dtype)
+    return dataclasses.replace(state, step=state.step + 1, cursor=state.cursor + num_drawn)
 
 
 def learn(
     config: ExItConfig,
     logprobs: grpo.Logprobs,
     optimizer: optax.GradientTransformation,
-    num_microbatches: int,
-    max_tokens: int,
     state: State,
     instances: Instances,
     rollouts: Rollouts,
     grades: Grades,
+    *,
+    num_microbatches: int,
+    max_tokens: int,
 ) -> tuple[State, Metrics]:
     """Score the instances, update the policy by GRPO and the buffer by Algorithm 1.
 
@@ -59,9 +123,9 @@ def learn(
     """
     before = instances.history.quality
     reward_BG = reward(config.reward, grades.quality, grades.valid, before, instances.mode)
-    score_B = learnability(grades.quality if config.learnability_of == "quality" else reward_BG)
-
     advantage_BG = grpo.advantages(reward_BG, config.advantage_norm, config.advantage_eps)
+    score_B = SCORES[config.learnability_of](Group(grades.quality, reward_BG, advantage_BG))
+
     embedding = rollouts.hidden if config.diversity_embedding == "policy" else grades.embedding
     diversity_BG = diversity(embedding, config.diversity_cap)
     if config.diversity_bonus:
@@ -70,14 +134,14 @@ def learn(
         config,
         logprobs,
         optimizer,
-        num_microbatches,
-        max_tokens,
-        state.params,
-        state.reference,
-        state.opt_state,
-        instances,
-        rollouts,
-        advantage_BG,
+        num_microbatches=num_microbatches,
+        max_tokens=max_tokens,
+        params=state.params,
+        reference=state.reference,
+        opt_state=state.opt_state,
+        instances=instances,
+        rollouts=rollouts,
+        advantage=advantage_BG,
     )
     step = state.step + 1
     reference = grpo.mix_reference(state.reference, params, step, config.reference_every, config.reference_mix)
@@ -93,7 +157,7 @@ def learn(
         step=step,
         cursor=state.cursor + (~instances.from_buffer).sum(dtype=jnp.int32),
         num_distinct=state.num_distinct + (instances.fresh & first_B).sum(dtype=jnp.int32),
-        starts=starting.note(state.starts, instances.history, stream(state.key, "starts", state.step)),
+        starts=starting.add(state.starts, instances.history, stream(state.key, "starts", state.step)),
     )
     metrics |= expansion | batch_metrics(instances, rollouts, grades, reward_BG, score_B, step)
     metrics |= buffer_metrics(buffer, step) | {

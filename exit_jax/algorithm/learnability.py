@@ -1,4 +1,11 @@
-"""Rewards of a response, and the learnability score S that orders the buffer (ExIt §4, §4.1, App. A)."""
+"""Rewards of a response, and the learnability score S that orders the buffer (ExIt §4, §4.1, App. A).
+
+To add a score, write its function here and its row in SCORES, or a reward in REWARDS: the choices of the setting, their check
+and docs/settings.md follow.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -9,6 +16,14 @@ def improvement(quality: Array, before: Array) -> Array:
     """Return the share of the possible gain that was made: max(0, (q - q₀) / (1 - q₀)), and 0 where q₀ = 1 (ExIt App. A)."""
     headroom = 1.0 - before
     return jnp.where(headroom > 0, jnp.maximum(quality - before, 0.0) / jnp.where(headroom > 0, headroom, 1.0), 0.0)
+
+
+# what an improve step is paid, by its quality [B, G], the gain [B, G] by ``improvement`` and the quality before [B, 1]
+REWARDS: dict[str, Callable[[Array, Array, Array], Array]] = {
+    "quality": lambda quality, gain, before: quality,
+    "improvement": lambda quality, gain, before: gain,
+    "improve_or_keep": lambda quality, gain, before: jnp.where(before < 1.0, gain, quality),
+}
 
 
 def reward(kind: str, quality: Array, valid: Array, before: Array, mode: Array) -> Array:
@@ -26,16 +41,37 @@ def reward(kind: str, quality: Array, valid: Array, before: Array, mode: Array) 
     """
     before_B1, improve_B1 = before[:, None], (mode == IMPROVE)[:, None]
     gain = improvement(quality, before_B1)
-    paid = {
-        "quality": quality,
-        "improvement": gain,
-        "improve_or_keep": jnp.where(before_B1 < 1.0, gain, quality),
-    }[kind]
+    paid = REWARDS[kind](quality, gain, before_B1)
     return jnp.where(valid, jnp.where(improve_B1, paid, quality), 0.0)
 
 
-def learnability(outcome: Array) -> Array:
-    """Return S [B], the (population) variance of outcomes [B, G] in [0, 1] within each group: from 0, of equal ones, to 1/4."""
+class Group(NamedTuple):
+    """What a score may be made of: figures of the G rollouts of each of B prompts, float32 [B, G]."""
+
+    quality: Array  # in [0, 1]
+    reward: Array  # in [0, 1], what was paid
+    advantage: Array  # by advantage_norm, before the diversity bonus
+
+
+def variance(outcome: Array) -> Array:
+    """Return the (population) variance of outcomes [B, G] in [0, 1] within each group: from 0, of equal ones, to 1/4."""
     # the mean of equal outcomes may be off by an ulp, which would rank them in the buffer
     equal = outcome.max(axis=1) == outcome.min(axis=1)
     return jnp.where(equal, 0.0, jnp.var(outcome, axis=1))
+
+
+def quality_variance(group: Group) -> Array:
+    """The variance of the quality, as ExIt §4.1 describes it."""
+    return variance(group.quality)
+
+
+def reward_variance(group: Group) -> Array:
+    """The variance of the reward, as ExIt §4.1 writes it; another one only where improvement is paid."""
+    return variance(group.reward)
+
+
+# S, float32 [B]; not negative, and 0 for a group that has nothing to teach
+SCORES: dict[str, Callable[[Group], Array]] = {
+    "quality": quality_variance,
+    "reward": reward_variance,
+}

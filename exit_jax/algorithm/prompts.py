@@ -64,6 +64,13 @@ def piece(history: History, name: str, width: int | None = None) -> tuple[Array,
     return jnp.where(position < length[..., None], tokens, 0), length
 
 
+def piece_rows(history: History, name: str) -> list[np.ndarray]:
+    """Return one piece of each of NumPy's histories [n], without padding."""
+    stop = np.cumsum(history.lengths, axis=-1)[:, PIECES.index(name)]
+    start = stop - history.lengths[:, PIECES.index(name)]
+    return [row[a:b] for row, a, b in zip(np.asarray(history.tokens), start, stop, strict=True)]
+
+
 def render(template: Template, history: History, width: int) -> tuple[Array, Array]:
     """Splice one template for every history: (tokens int32 [..., width], total length int32 [...])."""
     shape = history.step.shape

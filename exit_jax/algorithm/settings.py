@@ -3,7 +3,12 @@
 import dataclasses
 from typing import Any
 
-from exit_jax.settings import setting
+from exit_jax.settings import Table, setting
+
+SCORES, REWARDS = (Table(f"exit_jax.algorithm.learnability:{name}") for name in ("SCORES", "REWARDS"))
+OBJECTIVES, AGGREGATIONS, KL_ESTIMATORS = (
+    Table(f"exit_jax.algorithm.objectives:{name}") for name in ("OBJECTIVES", "AGGREGATIONS", "KL_ESTIMATORS")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +40,9 @@ class ExItConfig:
         "rollouts of a group that enter the buffer; distinct are those that are not there yet (our choice)",
         choices=("all", "distinct", "best", "one"),
     )
-    learnability_of: str = setting(
-        "quality", "the figure whose variance in a group is the score S (our choice)", choices=("quality", "reward")
-    )
+    learnability_of: str = setting("quality", "the score S of a group of rollouts (our choice)", choices=SCORES)
     # reward (ExIt §4, App. A)
-    reward: str = setting(
-        "quality", "what improve steps are paid", choices=("quality", "improvement", "improve_or_keep")
-    )
+    reward: str = setting("quality", "what improve steps are paid", choices=REWARDS)
     diversity_bonus: bool = setting(True, "scale advantages by the distance to the group's mean (ExIt eq. 6)")
     diversity_embedding: str = setting(
         "policy",
@@ -60,21 +61,23 @@ class ExItConfig:
         "groups of equal rewards: kept, they still get KL and entropy (open-instruct drops)",
         choices=("keep", "drop"),
     )
+    objective: str = setting("clip", "what is maximised for each token", choices=OBJECTIVES, younger=True)
     clip_low: float = setting(0.2, "the ratio is clipped below 1 - this", within="[0, inf)")
     clip_high: float = setting(0.2, "the ratio is clipped above 1 + this", within="[0, inf)")
     ratio_level: str = setting("token", "ratio of a token, or of a sequence (GSPO)", choices=("token", "sequence"))
-    aggregation: str = setting(
-        "sequence_mean", "how token losses are averaged", choices=("sequence_mean", "token_mean", "dr_grpo")
-    )
+    aggregation: str = setting("sequence_mean", "how token losses are averaged", choices=AGGREGATIONS)
     mask_overlong: bool = setting(False, "no gradient for responses that ran out of room, or lack a valid ending")
     kl_coef: float = setting(0.001, "weight of the KL term, β; 0 keeps no reference policy", within="[0, inf)")
-    kl_estimator: str = setting("k3", "estimator of the KL term (open-instruct's)", choices=("k1", "k2", "k3"))
+    kl_estimator: str = setting("k3", "estimator of the KL term (open-instruct's)", choices=KL_ESTIMATORS)
     entropy_coef: float = setting(0.0, "weight of the entropy bonus")
     num_epochs: int = setting(1, "updates a batch", within="[1, inf)")
     reference_every: int = setting(100, "iterations between updates of the reference policy, M", within="[1, inf)")
     reference_mix: float = setting(1.0, "share of the policy in an update of the reference, α", within="[0, 1]")
     temperature: float = setting(
-        1.0, "of sampling, and of the log-probs (our choice)", within="(0, inf)", remedy="training must sample"
+        1.0,
+        "temperature of sampling, and of the log-probs (our choice)",
+        within="(0, inf)",
+        remedy="training must sample",
     )
     recompute_logp: bool = setting(False, "take the ratio against the learner's log-probs, not the sampler's")
     rollout_lag: int = setting(

@@ -2,6 +2,7 @@
 
 from exit_jax import settings
 from exit_jax.config.schema import Config
+from exit_jax.domains.traits import Traits
 from exit_jax.policy.shape import PROJECTIONS
 
 
@@ -22,6 +23,7 @@ def contradictions(c: Config, num_devices: int) -> list[str]:
     _check_mesh(c, num_devices, faults)
     _check_run(c, faults)
     _check_evaluation(c, faults)
+    _check_domain(c, faults)
     return faults
 
 
@@ -132,4 +134,43 @@ def _check_run(c: Config, faults: Faults) -> None:
 def _check_evaluation(c: Config, faults: Faults) -> None:
     faults.require(c.eval.steps, "eval.steps = () must list at least one k >= 0")
     for split in c.eval.splits:
-        faults.require(split in c.domain.splits, f"eval.splits: {split!r} is not one of {c.domain.splits}")
+        known = Traits.of(c.domain).splits
+        faults.require(split in known, f"eval.splits: {split!r} is not one of {known}")
+
+
+def _check_domain(c: Config, faults: Faults) -> None:
+    """Find what is asked of a domain that does not do it."""
+    a, r, e, traits = c.algorithm, c.run, c.eval, Traits.of(c.domain)
+    faults.require(
+        not traits.plays_episodes
+        or not (a.rollout_lag or r.sampler_slots or e.restart_every or e.greedy or e.scaffolds),
+        f"algorithm.rollout_lag = {a.rollout_lag}, run.sampler_slots = {r.sampler_slots}, eval.restart_every = "
+        f"{e.restart_every}, eval.greedy = {e.greedy} and eval.scaffolds = {e.scaffolds}: the domain {c.domain_name} plays "
+        "episodes of several turns, which know none of them; set the first three to 0, eval.greedy to False and eval.scaffolds "
+        "to ()",
+    )
+    faults.require(
+        not traits.on_host or r.steps_per_call == 1,
+        f"run.steps_per_call = {r.steps_per_call}: the domain {c.domain_name} is graded on the host, between the programs of "
+        "one iteration; set it to 1",
+    )
+    faults.require(
+        a.diversity_embedding != "solution" or (traits.num_children == 1 and traits.on_host),
+        f'algorithm.diversity_embedding = "solution": a response of the domain {c.domain_name} leaves no single solution on '
+        'the host; take "policy" or "grades"',
+    )
+    faults.require(
+        traits.on_host or not (r.prompt_buckets or r.response_buckets or a.rollout_lag),
+        f"run.prompt_buckets = {r.prompt_buckets}, run.response_buckets = {r.response_buckets} and algorithm.rollout_lag = "
+        f"{a.rollout_lag}: the domain {c.domain_name} is graded on the device, in one program of one width with nothing to "
+        "wait for; leave both empty and the lag 0",
+    )
+    faults.require(traits.has_demonstrations is not False or not c.warm_start.num_steps, no_demonstrations(c))
+
+
+def no_demonstrations(c: Config) -> str:
+    """Return what is wrong with a warm start on nothing."""
+    return (
+        f"warm_start.num_steps = {c.warm_start.num_steps}: the domain {c.domain_name} has no demonstrations to learn from; set "
+        "it to 0"
+    )

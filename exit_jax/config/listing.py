@@ -1,8 +1,9 @@
 """All settings for people: those of one config, for --mode settings, and the reference in docs/settings.md."""
 
 import dataclasses
+import inspect
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from exit_jax import domains, settings
@@ -37,7 +38,7 @@ def rows(content: Mapping[str, Any]) -> Iterator[Row]:
 def _rows(cls: Any, defaults: Mapping[str, Any], values: Mapping[str, Any], path: str) -> Iterator[Row]:
     types = field_types(cls, values)
     for field in dataclasses.fields(cls):
-        kind, name = types[field.name], f"{path}{field.name}"
+        kind, name = types.get(field.name), f"{path}{field.name}"
         if dataclasses.is_dataclass(kind):
             default = defaults.get(field.name)
             below = settings.defaults(kind) | (vars(default) if default is not None else {})
@@ -66,9 +67,19 @@ def meaning(setting: settings.Setting) -> str:
     parts = [
         setting.meaning,
         setting.unit and f"in {setting.unit}",
-        setting.choices and f"one of {list(setting.choices)}",
+        setting.choices and f"one of {_choices(setting.choices)}",
     ]
     return "; ".join(part for part in (*parts, setting.within and f"in {setting.within}") if part)
+
+
+def _choices(choices: Collection[Any]) -> str:
+    """Return the values that a field takes; of a table of functions with the first line of what is said of each."""
+    if not isinstance(choices, Mapping):
+        return str(list(choices))
+    first_line = {name: (inspect.getdoc(function) or "").partition("\n")[0] for name, function in choices.items()}
+    return ", ".join(
+        f"{name!r} ({line.removesuffix('.')})" if line else repr(name) for name, line in first_line.items()
+    )
 
 
 def markdown() -> str:

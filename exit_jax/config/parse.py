@@ -1,5 +1,6 @@
 """From a config file to a checked ``Config``; every fault is found, and all are reported at once."""
 
+import contextlib
 import dataclasses
 import difflib
 import typing
@@ -11,7 +12,7 @@ from exit_jax import domains, settings
 from exit_jax.config import learning
 from exit_jax.config.checks import contradictions
 from exit_jax.config.schema import Config
-from exit_jax.errors import ConfigError
+from exit_jax.errors import ConfigError, DomainError
 from exit_jax.policy.shape import no_shape
 
 
@@ -19,7 +20,7 @@ def default(domain_name: str, **fields: typing.Any) -> ml_collections.ConfigDict
     """Return the full config of a domain at its defaults, locked: a config file states what its experiment decides.
 
     Args:
-      domain_name: a key of domains.NAMES.
+      domain_name: one that ships, domains.NAMES, or your own: module:function, or file.py:function from the working directory.
       fields: values of top-level fields.
     """
     content = settings.tree(Config) | {
@@ -79,11 +80,15 @@ def domain_fields(config: ml_collections.ConfigDict) -> tuple[str, typing.Any]:
     """
     faults: list[str] = []
     name = config.get("domain_name")
-    if name not in domains.NAMES:
-        raise ConfigError(_list_faults([f"config.domain_name = {name!r} is not one of {domains.NAMES}"]))
-    fields = _parse(domains.settings_of(name), config.to_dict().get("domain"), "config.domain", faults)
+    try:
+        kind = domains.settings_of(name)
+    except DomainError as error:
+        raise ConfigError(_list_faults([f"config.{error}"])) from error
+    fields = _parse(kind, config.to_dict().get("domain"), "config.domain", faults)
     if faults or fields is None:
         raise ConfigError(_list_faults(faults or ["config.domain is missing"]))
+    if faults := settings.faults(fields, "domain."):
+        raise ConfigError(_list_faults(faults))
     return name, fields
 
 
@@ -129,8 +134,8 @@ def _parse(cls, values, path: str, faults: list[str], defaults: Mapping[str, typ
         return None
     types, defaults = field_types(cls, values), settings.defaults(cls) if defaults is None else defaults
     names = [field.name for field in dataclasses.fields(cls)]
-    if cls is Config and values.get("domain_name") not in domains.NAMES:
-        faults.append(f"{path}.domain_name = {values.get('domain_name')!r} is not one of {domains.NAMES}")
+    if cls is Config and (fault := _fault_of_domain(values.get("domain_name"))):
+        faults.append(f"{path}.{fault}")
         names.remove("domain")
     for unknown in sorted(set(values) - set(names) - {"domain"}):
         near = difflib.get_close_matches(unknown, names, n=1)
@@ -156,11 +161,22 @@ def _parse(cls, values, path: str, faults: list[str], defaults: Mapping[str, typ
 
 
 def field_types(cls, values: Mapping) -> dict[str, typing.Any]:
-    """Return the types of a group's fields; those of ``domain`` are the named domain's."""
+    """Return the types of a group's fields; that of ``domain`` is the named domain's, and absent if it cannot be had."""
     types = typing.get_type_hints(cls)
-    if cls is Config and values.get("domain_name") in domains.NAMES:
-        types["domain"] = domains.settings_of(values["domain_name"])
+    if cls is Config:
+        del types["domain"]
+        with contextlib.suppress(DomainError):
+            types["domain"] = domains.settings_of(values.get("domain_name"))
     return types
+
+
+def _fault_of_domain(name: typing.Any) -> str:
+    """Return what is wrong with a domain's name, "" if nothing is."""
+    try:
+        domains.settings_of(name)
+    except DomainError as error:
+        return str(error)
+    return ""
 
 
 def _convert(kind, value, path: str, faults: list[str]):

@@ -158,7 +158,9 @@ class Config:
     name: str = setting("run", "what the run's folder is named by")
     variant: str = setting("exit", "what the config file's argument said; names the folder, too")
     seed: int = setting(0, "of parameters, demonstrations, selection and sampling", within="[0, inf)")
-    domain_name: str = setting("", "the domain")
+    domain_name: str = setting(
+        "", "the domain: one that ships, or your own, module:function or file.py:function (docs/extend.md)"
+    )
     domain: typing.Any = setting(None, "its settings, of the type domains.settings_of(domain_name)")
     checkpoint: str = setting(
         "", 'Hugging Face folder or hub id that gives the policy\'s shape and weights; "" for fresh ones'

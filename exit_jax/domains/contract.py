@@ -12,11 +12,39 @@ import jax
 import numpy as np
 
 from exit_jax.domains.domain import Domain, DomainError
+from exit_jax.domains.traits import Traits
 from exit_jax.types import Grades, History, Instances, Rollouts
 
 
 class ContractError(DomainError):
     """A domain that does not do what it promises; its code is to be mended, so a run ends at once."""
+
+
+def require_traits(name: str, config: Any, domain: Any) -> None:
+    """Raise unless what a function made is a domain with the traits that its settings promise.
+
+    Raises:
+      ContractError: naming the traits that differ.
+    """
+    if not isinstance(domain, Domain):
+        raise ContractError(f"{name} returns {type(domain).__name__}; it should return a domains.domain.Domain")
+    made = Traits(
+        splits=domain.splits,
+        on_host=domain.on_host,
+        num_children=domain.num_children,
+        plays_episodes=domain.environment is not None,
+        has_demonstrations=domain.demonstrations is not None,
+    )
+    promised = vars(Traits.of(config))
+    _raise(
+        domain,
+        [
+            f"it has {trait} = {value!r}, but its settings say {promised[trait]!r}: a config is checked by these; give "
+            f"{type(config).__name__} a class attribute or property {trait}"
+            for trait, value in vars(made).items()
+            if promised[trait] not in (None, value)
+        ],
+    )
 
 
 def checked(domain: Domain) -> Domain:

@@ -10,18 +10,9 @@ import numpy as np
 
 from exit_jax import settings
 from exit_jax.algorithm.prompts import Template
-from exit_jax.errors import UserError
+from exit_jax.errors import DomainError as DomainError
 from exit_jax.policy.stops import StopText
 from exit_jax.types import Array, Grades, History, Instances, Rollouts
-
-
-class DomainError(UserError):
-    """Tasks that cannot be had as they were asked for; the message says what to change."""
-
-
-class GradingError(RuntimeError):
-    """Verifiers or environments that fail as a whole, not for an answer; the log says why."""
-
 
 # why an episode is over
 ENDS = ("valid", "invalid", "overlong_response", "overlong_transcript", "out_of_turns", "lost")
@@ -46,71 +37,83 @@ class Environment:
     max_observation: int  # S: tokens of the longest observation
     max_ask: int  # tokens of what asks for a better response, at most
     max_transcript: int  # T: tokens of all responses and observations of an episode
-    lead: Sequence[int]  # the tokens that ask for a response, behind every observation
+    generation_prompt: Sequence[int]  # tokens that ask for a response, after every observation
     # NumPy histories [b], G -> episodes [b · G] as they are before their histories' turns; None where one cannot be had
     begin: Callable[[History, int], list[Any]]
     # (episode, tokens of the response) of many episodes -> the same episodes after it, and what they say
     step: Callable[[Sequence[tuple[Any, np.ndarray]]], Sequence[tuple[Any, Answer]]]
     # (episode, tokens of a response to it) -> the tokens that ask for a better one; for K steps on every turn
     ask_again: Callable[[Any, np.ndarray], Sequence[int]]
-    figures: Callable[[Any], Mapping[str, float]]  # of an episode: "quality" in [0, 1], and what else is reported
+    figures: Callable[[Any], Mapping[str, float]]  # (episode) -> "quality" in [0, 1], and what else is reported
     show: Callable[[Any], str]  # an episode, as text for people
     # True: which responses can be learnt from is told one by one, by ``Rollouts.ended``; False: episodes count as a whole
     by_response: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Domain:
     """A task family, as pure functions and static shapes."""
 
     name: str
-    splits: tuple[str, ...]
-    test_splits: tuple[str, ...]  # whose unweighted mean is reported, too, where several are evaluated
     vocab_size: int
     history_width: int  # W: tokens of a packed history
     prompt_width: int  # P: tokens of the longest prompt
     max_tokens: int  # T: tokens of the longest response, or transcript
     stop_tokens: tuple[int, ...]
-    stop_sequences: tuple[tuple[int, ...], ...]
-    num_children: int  # U: histories that one rollout yields
-    embedding_width: int  # E
     templates: Mapping[str, Template]  # by mode
     tasks: Callable[[str], History]  # split -> base tasks [M]
-    difficulty: Callable[[str], Mapping[str, np.ndarray]]  # split -> int [M] by name, what results are broken down by
-    # split -> what people may want to read of each task, as its gold answer; a "name" gives it figures of its own
-    about: Callable[[str], Sequence[Mapping[str, str]]]
-    grade: Callable[..., Grades]  # (Instances, Rollouts); of episodes, which are the third argument, all in NumPy
-    notes: tuple[str, ...]  # names of Grades.notes
-    on_host: bool  # False: grade is written in jnp and compiled with the rest; True: it is called with NumPy rows
-    complete: Callable[[History], Array] | None  # the policy's own sign that it is done, bool [...]; asks no oracle
-    # (key, step, K, G) -> histories [K], modes [K], tokens [K, G, T], mask [K, G, T] for the supervised warm start
-    demonstrations: Callable[[Array, Array, int, int], tuple[History, Array, Array, Array]]
-    demonstrations_id: str  # names all that demonstrations depend on
+    grade: Callable[
+        ..., Grades
+    ]  # (Instances, Rollouts); episodes, where it plays them, are the third argument, all in NumPy
     describe: Callable[[History], list[str]]  # what each history [K] holds, as text for people
-    answers: Callable[[History], list[str]] | None  # the answer that each gives, "" for none; what a vote counts
-    # responses (tokens, mask [..., T]) -> what an encoder sees of each: its final answer, or the script in it
-    texts: Callable[[Any, Any], list[str]] | None
-    decode: Callable[[Any], str] | None = None  # tokens of a history -> text
-    feedback: Callable[[History], list[str]] | None = None  # what each history [K] says of its solution, as a trace
-    timings: tuple[str, ...] = ()  # those notes that may differ where a response is graded again
-    environment: Environment | None = None  # of tasks of several turns, in training
-    test_environment: Environment | None = None  # and in evaluation
-    tokenizer: Any = None  # one of transformers, for the domains of text
-    # () -> what is read from outside besides tasks and tokenizer: name, as people know it -> file or folder
-    files: Callable[[], Mapping[str, pathlib.Path]] | None = None
+
+    splits: tuple[str, ...] = ("train", "test")
+    test_splits: tuple[str, ...] = ("test",)  # whose unweighted mean is reported, too, where several are evaluated
+    stop_sequences: tuple[tuple[int, ...], ...] = ()
     stop_text: StopText | None = None  # a text that ends a response, as stop tokens do
+    num_children: int = 1  # U: histories that one rollout yields
+    embedding_width: int = 1  # E
+    on_host: bool = (
+        True  # False: grade is written in jnp and compiled with the rest; True: it is called with NumPy rows
+    )
+    notes: tuple[str, ...] = ()  # names of Grades.notes
+    timings: tuple[str, ...] = ()  # those notes that may differ where a response is graded again
+    # split -> int [M] by name, what results are broken down by
+    difficulty: Callable[[str], Mapping[str, np.ndarray]] = lambda split: {}
+    # split -> what people may want to read of each task, as its gold answer; a "name" gives it figures of its own
+    about: Callable[[str], Sequence[Mapping[str, str]]] | None = None
     # split -> bool [M]: tasks of a split to evaluate on that do not fit into a prompt, kept to be counted as wrong
     too_long: Callable[[str], np.ndarray] | None = None
+    complete: Callable[[History], Array] | None = (
+        None  # the policy's own sign that it is done, bool [...]; asks no oracle
+    )
+    # (key, step, K, G) -> histories [K], modes [K], tokens [K, G, T], mask [K, G, T] for the supervised warm start
+    demonstrations: Callable[[Array, Array, int, int], tuple[History, Array, Array, Array]] | None = None
+    demonstrations_id: str = ""  # names all that demonstrations depend on
+    answers: Callable[[History], list[str]] | None = None  # the answer that each gives, "" for none; what a vote counts
+    feedback: Callable[[History], list[str]] | None = None  # what each history [K] says of its solution, as a trace
+    # responses (tokens, mask [..., T]) -> what an encoder sees of each: its final answer, or the script in it
+    texts: Callable[[Any, Any], list[str]] | None = None
+    decode: Callable[[Any], str] | None = None  # tokens of a history -> text
+    environment: Environment | None = None  # tasks of several turns, in training
+    test_environment: Environment | None = None  # and in evaluation
+    tokenizer: Any = None  # one of transformers, for the domains of text
     template_inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what its chat template reads besides
+    # () -> what is read from outside besides tasks and tokenizer: name, as people know it -> file or folder
+    files: Callable[[], Mapping[str, pathlib.Path]] | None = None
     unused_ids: tuple[tuple[int, int], ...] = ()  # ranges [start, stop) of ids below vocab_size that are no token's
     tokens_are: str = ""  # where they are no text, what they are, for people
+
+    def about_tasks(self, split: str) -> Sequence[Mapping[str, str]]:
+        """Return what people may want to read of each task of a split [M], {} each for a domain that says nothing."""
+        return self.about(split) if self.about else [{}] * self.tasks(split).task.shape[0]
 
 
 def settings_id(config: Any, leave_out: Sequence[str] = ()) -> str:
     """Return a text that names a domain's settings, but for those left out and the younger ones at their default."""
     defaults = settings.younger_defaults(config)
-    told = {name: value for name, value in vars(config).items() if name not in leave_out}
-    return repr({name: value for name, value in told.items() if name not in defaults or value != defaults[name]})
+    kept = {name: value for name, value in vars(config).items() if name not in leave_out}
+    return repr({name: value for name, value in kept.items() if name not in defaults or value != defaults[name]})
 
 
 def blank_grades(domain: Domain, instances: Instances, rollouts: Rollouts) -> Grades:

@@ -1,13 +1,13 @@
 """A domain of given widths and nothing else: what a setting costs can be compiled before its data is at hand."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from exit_jax.domains.domain import Domain, DomainError, Environment
 from exit_jax.settings import setting
-from exit_jax.types import NO_ID, History
+from exit_jax.types import History, make_history
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +28,18 @@ class ShapesConfig:
     turn_tokens: int = setting(0, "tokens of a response in an episode", within="[0, inf)")
     observation_tokens: int = setting(0, "tokens of what is said to it", within="[0, inf)")
 
-    def __post_init__(self):
-        wrong = [
+    @property
+    def plays_episodes(self) -> bool:
+        """Whether tasks have several turns."""
+        return self.max_turns > 0
+
+    def faults(self) -> list[str]:
+        """Return a sentence for each contradiction."""
+        return [
             f"domain.{name} = {getattr(self, name)} is below 1, but domain.max_turns is not 0"
             for name in ("turn_tokens", "observation_tokens")
             if self.max_turns and getattr(self, name) < 1
         ]
-        if wrong:
-            raise ValueError("; ".join(wrong))
 
 
 def make_domain(config: ShapesConfig) -> Domain:
@@ -43,19 +47,8 @@ def make_domain(config: ShapesConfig) -> Domain:
 
     def tasks(split: str) -> History:
         del split
-        blank = lambda value, *shape: np.full((config.num_tasks, *shape), value, np.int32)
-        fields: dict = {
-            "tokens": blank(0, config.history_width),
-            "lengths": blank(0, 4),
-            "id": blank(NO_ID),
-            "task": np.arange(config.num_tasks, dtype=np.int32),
-            "turn": blank(0),
-            "step": blank(-1),
-            "quality": blank(0).astype(np.float32),
-            "born": blank(0),
-            "parent": blank(NO_ID),
-        }
-        return History(**fields)
+        tokens: Any = np.zeros((config.num_tasks, config.history_width), np.int32)
+        return make_history(tokens, np.zeros((config.num_tasks, 4), np.int32), np.arange(config.num_tasks))
 
     def absent(*_):
         raise DomainError(
@@ -64,8 +57,19 @@ def make_domain(config: ShapesConfig) -> Domain:
 
     environment = None
     if config.max_turns:
-        widths = config.max_turns, config.turn_tokens, config.observation_tokens, config.prompt_width, config.max_tokens
-        environment = Environment(*widths, (0,) * 4, absent, absent, absent, absent, absent)
+        environment = Environment(
+            max_turns=config.max_turns,
+            max_tokens=config.turn_tokens,
+            max_observation=config.observation_tokens,
+            max_ask=config.prompt_width,
+            max_transcript=config.max_tokens,
+            generation_prompt=(0,) * 4,
+            begin=absent,
+            step=absent,
+            ask_again=absent,
+            figures=absent,
+            show=absent,
+        )
     piece = (0,) * min(64, config.prompt_width)  # a template's static text
     return Domain(
         name="shapes",
@@ -76,7 +80,6 @@ def make_domain(config: ShapesConfig) -> Domain:
         prompt_width=config.prompt_width,
         max_tokens=config.max_tokens,
         stop_tokens=(0,),
-        stop_sequences=(),
         num_children=config.num_children,
         embedding_width=config.embedding_width,
         templates={
@@ -85,17 +88,9 @@ def make_domain(config: ShapesConfig) -> Domain:
             "diverge": (piece, "context", "request", "solution", "feedback"),
         },
         tasks=tasks,
-        difficulty=lambda _: {},
-        about=absent,
         grade=absent,
-        notes=(),
-        on_host=True,
-        complete=absent,
         demonstrations=absent,
-        demonstrations_id="",
         describe=absent,
-        answers=None,
-        texts=None,
         environment=environment,
         test_environment=environment,
     )

@@ -44,9 +44,9 @@ class Worker:
     process: subprocess.Popen
     stdin: IO[bytes]
     stdout: IO[bytes]
-    deadline: float  # of the job in hand, or of its start
+    deadline: float  # end of the time for the job in hand, or for its start
     is_ready: bool = False
-    index: int | None = None  # of the job in hand
+    index: int | None = None  # place of the job in hand
     received: bytearray = dataclasses.field(default_factory=bytearray)
 
 

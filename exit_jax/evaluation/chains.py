@@ -14,7 +14,7 @@ from exit_jax.evaluation.outcome import Chains, Outcome, tell_column
 from exit_jax.evaluation.programs import chain_programs, sampling_key
 from exit_jax.evaluation.scaffolds import CHAIN, Scaffold, chosen
 from exit_jax.step.finite import NonFiniteError
-from exit_jax.step.programs import decoder_config
+from exit_jax.step.policy import decoder_config
 from exit_jax.types import Params
 from exit_jax.workdir.metrics import Progress
 

@@ -18,7 +18,7 @@ from exit_jax.evaluation.stored import open_stored
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.step.episodes import PlayedSteps, play_steps
-from exit_jax.step.programs import decoder_config
+from exit_jax.step.policy import decoder_config
 from exit_jax.types import Params
 from exit_jax.workdir.metrics import Progress
 

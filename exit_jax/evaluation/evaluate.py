@@ -44,7 +44,7 @@ def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> di
             timing[split][scaffold.name] = time.monotonic() - started
             means[split][scaffold.name] = {name: float(outcome.chains.notes[name].mean()) for name in domain.timings}
             outcomes[scaffold] = outcome
-            saved += save_chains(config, split, scaffold, outcome, domain.about(split)) if scaffold.saved else []
+            saved += save_chains(config, split, scaffold, outcome, domain.about_tasks(split)) if scaffold.saved else []
         splits[split] = summarise(describe_split(config, split), outcomes)
     tested = [splits[split] for split in config.eval.splits if split in domain.test_splits]
     if len(tested) > 1:

@@ -16,7 +16,8 @@ import numpy as np
 
 from exit_jax import domains
 from exit_jax.config.schema import Config
-from exit_jax.domains.domain import GradingError, blank_grades
+from exit_jax.domains.domain import blank_grades
+from exit_jax.errors import GradingError
 from exit_jax.evaluation.outcome import Chains, Outcome, read_column
 from exit_jax.evaluation.programs import ChainPrograms, record
 from exit_jax.evaluation.scaffolds import Scaffold
@@ -47,7 +48,7 @@ class HostedChains:
         self.settings, self.scaffold, self.row_of = config.eval, scaffold, row_of
         self.num_responses, self.batch_size = max(config.eval.steps) + 1, config.eval.batch_size
         self.rows = meshes.by_row(meshes.make_mesh(config.run.mesh))
-        self.copy, self.about = programs.reshard(params), self.domain.about(split)
+        self.copy, self.about = programs.reshard(params), self.domain.about_tasks(split)
         tellers = {"text": self.domain.describe, "answer": self.domain.answers, "feedback": self.domain.feedback}
         self.tell = {what: tell for what, tell in tellers.items() if tell}
         # [K + 1][R] by what is told

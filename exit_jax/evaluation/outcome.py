@@ -63,7 +63,7 @@ class Split:
 def describe_split(config: Config, split: str) -> Split:
     """Return what figures ask about the tasks of a split."""
     domain = domains.make(config.domain_name, config.domain)
-    about = domain.about(split)
+    about = domain.about_tasks(split)
     names = [row["name"] for row in about if "name" in row]
     return Split(
         settings=config.eval,

@@ -19,7 +19,8 @@ from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.policy import sampler
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.step.episodes import TurnPrograms
-from exit_jax.step.programs import evaluation_sampling, make_reshard, transcript_room, turn_programs
+from exit_jax.step.policy import evaluation_sampling, make_reshard
+from exit_jax.step.turns import transcript_room, turn_programs
 from exit_jax.types import BASE, IMPROVE, Array, Grades, History, Instances, Params, Rollouts
 
 

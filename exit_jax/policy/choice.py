@@ -114,7 +114,7 @@ def truncate(logits: Array, top_k: int, top_p: float, min_p: float = 0.0) -> Arr
     return logits
 
 
-def pick(logits: Array, tokens: Array) -> Array:
+def gather_logits(logits: Array, tokens: Array) -> Array:
     """Return logits [..., V] at tokens [...]; a masked sum, since a gather would undo a vocabulary split over devices."""
     chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == tokens[..., None]
     return jnp.where(chosen, logits, 0.0).sum(-1)
@@ -122,10 +122,10 @@ def pick(logits: Array, tokens: Array) -> Array:
 
 def log_probability(logits: Array, tokens: Array) -> Array:
     """Return log-probs of tokens [...] under logits [..., V]."""
-    return pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
+    return gather_logits(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
 
 
-def draw(keys: Array, logits: Array) -> Array:
+def gumbel_argmax(keys: Array, logits: Array) -> Array:
     """Sample tokens [B, G] from logits [B, G, V], as ``jax.random.categorical`` does with one key a row, by Gumbel's trick.
 
     The largest is found in plain reductions, as XLA's CPU backend fuses the noise into its argmax and takes thrice as long.
@@ -136,7 +136,7 @@ def draw(keys: Array, logits: Array) -> Array:
     return jnp.where(noisy == noisy.max(-1, keepdims=True), index, logits.shape[-1]).min(-1)
 
 
-def choose(config: SamplingConfig, logits: Array, allowed: Array, keys: Array) -> tuple[Array, Array, Array]:
+def sample_token(config: SamplingConfig, logits: Array, allowed: Array, keys: Array) -> tuple[Array, Array, Array]:
     """Sample tokens [B, G] from logits [B, G, V] with one key a row.
 
     Args:
@@ -150,5 +150,5 @@ def choose(config: SamplingConfig, logits: Array, allowed: Array, keys: Array) -
         return tokens, log_probability(logits, tokens), jnp.zeros(tokens.shape, jnp.float32)
     whole = logits / config.temperature
     kept = truncate(allowed / config.temperature, config.top_k, config.top_p, config.min_p)
-    tokens = draw(keys, kept)
+    tokens = gumbel_argmax(keys, kept)
     return tokens, log_probability(whole, tokens), log_probability(kept, tokens)

@@ -2,7 +2,8 @@
 
 flax.nnx builds the modules, which hold parameters only; everything outside this file sees ``init(config, key)`` and
 ``apply(config, params, tokens, positions, mask, cache)`` over a plain nested dict. Layers are stacked and scanned for the
-learner; the sampler's copy is a tuple of layers, so that a step of decoding reads each weight where it lies and copies none.
+learner; the sampler's parameters are a tuple of layers, so that a step of decoding reads each weight where it lies and
+copies none.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from jax.sharding import PartitionSpec
 from exit_jax.parallel.mesh import BATCH
 from exit_jax.policy import attention
 from exit_jax.policy.cache import Cache, LayerCache, causal_mask, write
-from exit_jax.policy.shape import COMPUTE_FIELDS as COMPUTE_FIELDS  # by this name in config files of before
+from exit_jax.policy.shape import COMPUTE_FIELDS as COMPUTE_FIELDS  # older config files know it by this name
 from exit_jax.policy.shape import PROJECTIONS as PROJECTIONS
 from exit_jax.policy.shape import DecoderConfig, LoraConfig
 from exit_jax.types import Array, Params, pytree
@@ -249,7 +250,7 @@ def apply(
       cache: what the tokens see besides each other; None for nothing.
 
     Returns:
-      Final hidden states [B, G, S, D], and the cache with the S tokens behind what it held.
+      Final hidden states [B, G, S, D], and the cache with the S tokens after what it held.
     """
     ends, blocks = _ends(config, params), params["blocks"]
     unrolled = isinstance(blocks, tuple)

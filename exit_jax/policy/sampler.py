@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from exit_jax.policy import cache as caches
 from exit_jax.policy import decoder
 from exit_jax.policy.cache import Cache
-from exit_jax.policy.choice import SamplingConfig, allow, choose, ends, mark, pick
+from exit_jax.policy.choice import SamplingConfig, allow, ends, gather_logits, mark, sample_token
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.types import Array, Params, Rollouts, pytree
 
@@ -22,7 +22,7 @@ READ_CHUNK = 128  # tokens of each row: of tools on v5e:4x4, 256 take 1.5 GiB a 
 
 
 @pytree
-class Reading:
+class DecodeCursor:
     """Where the rows stand: what has been read, and what predicts the next token."""
 
     cache: Cache
@@ -46,7 +46,7 @@ class DecodeState:
     hidden: Array  # [B, G, D]
     total: Array  # float32 [B, G, D]: sum of the hidden states that tokens were sampled from
     cache: Cache
-    seen: Any  # as in Reading
+    seen: Any  # as in DecodeCursor
 
 
 def prefill(config: DecoderConfig, params: Params, prompt: Array, prompt_length: Array) -> tuple[Array, Cache]:
@@ -67,7 +67,7 @@ def start(
     prompt: Array,
     prompt_length: Array,
     counts_repeats: bool = False,
-) -> Reading:
+) -> DecodeCursor:
     """Read prompts [B, P] once for ``group_size`` rows each, with room for ``width`` own tokens a row.
 
     Args:
@@ -76,7 +76,7 @@ def start(
     last, cache = prefill(config, params, prompt, prompt_length)
     shape = (prompt.shape[0], group_size)
     seen = see_prompts(config, prompt, prompt_length, group_size) if counts_repeats else None
-    return Reading(
+    return DecodeCursor(
         cache=caches.share_prompt(cache, group_size, width),
         hidden=jnp.broadcast_to(last[:, None], (*shape, last.shape[-1])),
         length=jnp.broadcast_to(prompt_length[:, None], shape),
@@ -94,10 +94,10 @@ def see_prompts(config: DecoderConfig, prompt: Array, prompt_length: Array, grou
     return jnp.broadcast_to(seen, (batch, group_size, config.vocab_size))
 
 
-def read(config: DecoderConfig, params: Params, tokens: Array, position: Array, mask: Array, cache: Cache):
-    """Read tokens [B, G, S] behind what a cache holds, READ_CHUNK at a time: hidden states [B, G, S, D], and the cache.
+def prefill_chunked(config: DecoderConfig, params: Params, tokens: Array, position: Array, mask: Array, cache: Cache):
+    """Read tokens [B, G, S] after what a cache holds, READ_CHUNK at a time: hidden states [B, G, S, D], and the cache.
 
-    The scores of all of them, against all that is held, are too much at once: 8 GiB a chip for 1,028 tokens of 16 rows behind
+    The scores of all of them, against all that is held, are too much at once: 8 GiB a chip for 1,028 tokens of 16 rows after
     17,000, with 7 heads.
     """
     parts = []
@@ -110,33 +110,38 @@ def read(config: DecoderConfig, params: Params, tokens: Array, position: Array, 
 
 
 def extend(
-    config: DecoderConfig, params: Params, reading: Reading, tokens: Array, count: Array, active: Array | None = None
-) -> Reading:
-    """Read given tokens int32 [B, G, S] behind what the rows hold, of which the first ``count`` [B, G] are real.
+    config: DecoderConfig,
+    params: Params,
+    cursor: DecodeCursor,
+    tokens: Array,
+    count: Array,
+    active: Array | None = None,
+) -> DecodeCursor:
+    """Read given tokens int32 [B, G, S] after what the rows hold, of which the first ``count`` [B, G] are real.
 
-    A token that was sampled last and not read yet goes first, so S + 1 slots of the cache are used, behind those of the
+    A token that was sampled last and not read yet goes first, so S + 1 slots of the cache are used, after those of the
     longest row: what rows that ended earlier left unused is used first.
 
     Args:
       active: bool [B, G], rows that go on; what the others hold is given up, and its slots with it. None for all.
     """
-    held = reading.cache
+    held = cursor.cache
     if active is not None:
         held = dataclasses.replace(held, mask=held.mask & active[..., None])
     given = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape) < count[..., None]
-    tokens = jnp.concatenate([reading.token[..., None], tokens], axis=-1)
-    mask = jnp.concatenate([reading.unread[..., None], given], axis=-1)
-    position = reading.length[..., None] + jnp.cumsum(mask, axis=-1) - 1
-    hidden, cache = read(config, params, tokens, position, mask, caches.compact(held))
+    tokens = jnp.concatenate([cursor.token[..., None], tokens], axis=-1)
+    mask = jnp.concatenate([cursor.unread[..., None], given], axis=-1)
+    position = cursor.length[..., None] + jnp.cumsum(mask, axis=-1) - 1
+    hidden, cache = prefill_chunked(config, params, tokens, position, mask, caches.compact(held))
     new = jnp.take_along_axis(hidden, count[..., None, None], axis=2)[:, :, 0]
     total = mask.sum(-1)
-    return Reading(
+    return DecodeCursor(
         cache=cache,
-        hidden=jnp.where((total > 0)[..., None], new, reading.hidden),
-        length=reading.length + total,
-        token=jnp.zeros_like(reading.token),
-        unread=jnp.zeros_like(reading.unread),
-        seen=None if reading.seen is None else mark(reading.seen, tokens, mask),
+        hidden=jnp.where((total > 0)[..., None], new, cursor.hidden),
+        length=cursor.length + total,
+        token=jnp.zeros_like(cursor.token),
+        unread=jnp.zeros_like(cursor.unread),
+        seen=None if cursor.seen is None else mark(cursor.seen, tokens, mask),
     )
 
 
@@ -144,11 +149,11 @@ def generate(
     config: DecoderConfig,
     sampling: SamplingConfig,
     params: Params,
-    reading: Reading,
+    cursor: DecodeCursor,
     key: Array,
     active: Array | None = None,
     first_row: Array | int = 0,
-) -> tuple[Reading, Rollouts]:
+) -> tuple[DecodeCursor, Rollouts]:
     """Sample on from what was read, until every row has ended or T tokens are out.
 
     The key of a token is folded from ``key``, its logical row (prompt · G + rollout) and its position, so the outcome
@@ -158,7 +163,7 @@ def generate(
       active: bool [B, G], rows that take part; the others sample nothing. None for all.
       first_row: logical row of the first, where these are a part of a larger batch.
     """
-    batch, group_size = reading.length.shape
+    batch, group_size = cursor.length.shape
     width = sampling.max_tokens
     rows = first_row + jnp.arange(batch * group_size).reshape(batch, group_size)
     row_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (None, 0))(key, rows)
@@ -169,7 +174,7 @@ def generate(
         keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(row_keys, t)
         logits = decoder.logits(config, params, state.hidden)
         allowed = allow(sampling, logits, state.tokens, t, state.seen)
-        token, logp, sampled_logp = choose(sampling, logits, allowed, keys)
+        token, logp, sampled_logp = sample_token(sampling, logits, allowed, keys)
 
         def put(array, value, otherwise):
             return jax.lax.dynamic_update_index_in_dim(array, jnp.where(state.done, otherwise, value), t, axis=2)
@@ -192,7 +197,7 @@ def generate(
         """Read the last token of every row, then sample the next."""
         t = state.position
         last = lambda array: jax.lax.dynamic_slice_in_dim(array, t - 1, 1, axis=2)
-        position = reading.length[..., None] + t - 1
+        position = cursor.length[..., None] + t - 1
         real = last(state.mask)
         hidden, cache = decoder.apply(config, params, last(state.tokens), position, real, state.cache)
         hidden = jnp.where(real, hidden[:, :, 0], state.hidden)  # a row that has ended stays where it was
@@ -206,20 +211,20 @@ def generate(
         sampled_logp=jnp.zeros(shape, jnp.float32),
         mask=jnp.zeros(shape, bool),
         done=jnp.zeros(shape[:2], bool) if active is None else ~active,
-        hidden=reading.hidden,
-        total=jnp.zeros(reading.hidden.shape, jnp.float32),
-        cache=reading.cache,
-        seen=reading.seen,
+        hidden=cursor.hidden,
+        total=jnp.zeros(cursor.hidden.shape, jnp.float32),
+        cache=cursor.cache,
+        seen=cursor.seen,
     )
     end = record(begin)
-    slots = reading.cache.mask.shape[-1]
+    slots = cursor.cache.mask.shape[-1]
     for stage in range(1, config.decode_stages + 1):
         end = while_within(-(-slots * stage // config.decode_stages), width, step, end)
 
     count = end.mask.sum(-1)
     newest = jnp.take_along_axis(end.tokens, jnp.maximum(count - 1, 0)[..., None], axis=2)[..., 0]
     unread = (count == end.position) & (count > 0)  # sampled in the last step, so that no step has read it
-    reading = Reading(end.cache, end.hidden, reading.length + count - unread, newest, unread, end.seen)
+    cursor = DecodeCursor(end.cache, end.hidden, cursor.length + count - unread, newest, unread, end.seen)
     rollouts = Rollouts(
         tokens=end.tokens,
         mask=end.mask,
@@ -228,7 +233,7 @@ def generate(
         finished=end.done,
         hidden=end.total / jnp.maximum(count, 1)[..., None],
     )
-    return reading, rollouts
+    return cursor, rollouts
 
 
 def while_within(
@@ -257,7 +262,7 @@ class SlotState:
     hidden: Array  # [B, g, D]
     cache: Cache  # its own slots of keys are a ring: no response is longer
     rollouts: Rollouts  # [B, G, ...]; ``hidden`` is a sum
-    seen: Any  # bool [B, g, V], as in Reading
+    seen: Any  # bool [B, g, V], as in DecodeCursor
 
 
 def sample_in_slots(
@@ -294,7 +299,7 @@ def sample_in_slots(
         keys = jax.vmap(jax.vmap(jax.random.fold_in))(row_keys[logical], state.position)
         logits = decoder.logits(config, params, state.hidden)
         allowed = allow(sampling, logits, of_slots(state), state.position, state.seen)
-        token, logp, sampled_logp = choose(sampling, logits, allowed, keys)
+        token, logp, sampled_logp = sample_token(sampling, logits, allowed, keys)
         out = state.rollouts
 
         # a response is in one slot at most, so a sum over slots picks its value
@@ -382,8 +387,8 @@ def sample(
     if 0 < num_slots < group_size:
         return sample_in_slots(config, sampling, group_size, num_slots, params, prompt, prompt_length, key)
     room = max(sampling.max_tokens - 1, 1)  # the last token is not read
-    reading = start(config, params, group_size, room, prompt, prompt_length, sampling.counts_repeats)
-    return generate(config, sampling, params, reading, key)[1]
+    cursor = start(config, params, group_size, room, prompt, prompt_length, sampling.counts_repeats)
+    return generate(config, sampling, params, cursor, key)[1]
 
 
 def finite_share(rollouts: Rollouts) -> Array:
@@ -404,7 +409,7 @@ def logprobs(
     """Return log-probs of tokens [B, G, T] and the entropies they were sampled at, nats, float32 [B, G, T].
 
     Token t is predicted from the prompt and the tokens before it: the last prompt token gives the first. The prompt is
-    read once a group. Values behind a response's end mean nothing; mask them.
+    read once a group. Values after a response's end mean nothing; mask them.
 
     Logits of ``token_chunk`` positions of each row exist at once (0: of all), and the backward pass computes them anew.
     """
@@ -422,7 +427,7 @@ def logprobs(
         logits = decoder.logits(config, params, hidden) / temperature
         total = jax.nn.logsumexp(logits, axis=-1)
         probability = jnp.exp(logits - total[..., None])
-        return pick(logits, tokens) - total, total - (probability * logits).sum(-1)
+        return gather_logits(logits, tokens) - total, total - (probability * logits).sum(-1)
 
     if not token_chunk or token_chunk >= width:
         return score(hidden, tokens)

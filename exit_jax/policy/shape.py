@@ -51,11 +51,11 @@ class DecoderConfig:
     qk_norm: bool = setting(False, "whether queries and keys are normalised, head by head")
     dtype: str = setting(
         "bfloat16",
-        "of activations and of the sampler's parameters; norms, softmax and logits are float32",
+        "dtype of activations and of the sampler's parameters; norms, softmax and logits are float32",
         choices=("float32", "bfloat16"),
     )
     param_dtype: str = setting(
-        "float32", "of the learner's parameters; adapters are float32", choices=("float32", "bfloat16")
+        "float32", "dtype of the learner's parameters; adapters are float32", choices=("float32", "bfloat16")
     )
     attention: str = setting("auto", "the kernel of attention; auto takes the fastest that there is", choices=ATTENTION)
     remat: str = setting(

@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -33,23 +33,11 @@ from exit_jax.domains.domain import (
     Environment,
 )
 from exit_jax.parallel import hosts
-from exit_jax.policy.sampler import Reading
 from exit_jax.step.finite import require_finite
+from exit_jax.step.turns import TurnPrograms
 from exit_jax.types import Array, History, Instances, Params, Rollouts
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class TurnPrograms:
-    """The parts of a turn, jitted; the last two may be given a reading to reuse."""
-
-    part: Callable[[Instances, int, int], Instances]  # (instances [B], first, count) -> a lane's instances
-    start: Callable[[Params, Array, Array], Reading]  # (copy, prompt [b, P], its length [b])
-    # (copy, reading, key, active [b, G], first logical row) -> rows with responses of up to M tokens
-    generate: Callable[[Params, Reading, Array, Any, Any], tuple[Reading, Rollouts]]
-    # (copy, reading, tokens [b, G, S], count [b, G], active [b, G]); rows that are not active are forgotten
-    extend: Callable[[Params, Reading, Any, Any, Any], Reading]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,18 +180,18 @@ def _play_lane(
     watch: Watch,
 ) -> Generator[None, None, Played]:
     """Play one lane; it yields whenever its next responses are being sampled, for other lanes to use the host."""
-    reading = programs.start(copy, instances.prompt, instances.prompt_length)
+    cursor = programs.start(copy, instances.prompt, instances.prompt_length)
     own, numbers = hosts.local_rows(instances.history)
     batch = instances.prompt.shape[0]
     episodes, lost, failed = _begin(environment, own, group_size, numbers, batch)
-    transcripts = Transcripts.empty(batch, group_size, environment.max_transcript, reading.hidden.shape[-1])
+    transcripts = Transcripts.empty(batch, group_size, environment.max_transcript, cursor.hidden.shape[-1])
     transcripts.end[lost] = LOST
     turns_left = environment.max_turns - hosts.all_rows(instances.history.turn)[:, None]
     active, turn = ~lost & (turns_left > 0), 0
     transcripts.end[~lost & ~active] = OUT_OF_TURNS
     while active.any():
         turn_key = jax.random.fold_in(key, turn)
-        reading, sampled = programs.generate(copy, reading, turn_key, active, first_prompt * group_size)
+        cursor, sampled = programs.generate(copy, cursor, turn_key, active, first_prompt * group_size)
         watch.given(sampled)
         yield
         sampled = hosts.all_rows(sampled)
@@ -222,7 +210,7 @@ def _play_lane(
         count = np.where(active, count, 0)
         transcripts.add_observations(observed, count)
         if active.any():
-            reading = programs.extend(copy, reading, *narrow(observed, count), active)
+            cursor = programs.extend(copy, cursor, *narrow(observed, count), active)
     rollouts, end, num_turns = transcripts.finish(environment.by_response)
     return Played(rollouts, end, num_turns, episodes, numbers, failed)
 
@@ -263,11 +251,13 @@ def play_steps(
       context: tokens [R, P] and lengths [R] of the conversations up to where a response is asked for.
       history: [R], the same as histories.
     """
-    reading = programs.start(copy, *context)
+    cursor = programs.start(copy, *context)
     own, numbers = hosts.local_rows(history)
     batch = history.turn.shape[0]
     share = lambda tree: hosts.exchange_rows(tree, numbers, batch)
-    lead = np.broadcast_to(np.asarray(environment.lead, np.int32), (batch, 1, len(environment.lead)))
+    lead = np.broadcast_to(
+        np.asarray(environment.generation_prompt, np.int32), (batch, 1, len(environment.generation_prompt))
+    )
     episodes, lost, failed = _begin(environment, own, 1, numbers, batch)
     end = np.where(lost, LOST, -1)
     length, num_tokens = np.zeros_like(end), np.zeros_like(end)
@@ -276,7 +266,7 @@ def play_steps(
         response: Any = None
         for k in range(num_steps + 1):
             asked = share(_ask(environment, episodes, response, active[numbers], numbers))
-            asking = programs.extend(copy, reading, *narrow(*asked), active)
+            asking = programs.extend(copy, cursor, *narrow(*asked), active)
             step_key = jax.random.fold_in(jax.random.fold_in(key, turn), k)
             response = hosts.all_rows(programs.generate(copy, asking, step_key, active, 0)[1])
             require_finite(response.logp, response.mask)
@@ -301,17 +291,17 @@ def play_steps(
         if active.any():
             new = np.concatenate([lead, response.tokens], axis=-1)
             new, count = _join(new, np.where(active, spoken, 0), observed, np.where(active, count, 0))
-            reading = programs.extend(copy, reading, *narrow(new, count), active)
+            cursor = programs.extend(copy, cursor, *narrow(new, count), active)
     return PlayedSteps(end[:, 0], num_tokens[:, 0], episodes, numbers, failed)
 
 
 def _ask(environment: Environment, episodes: list[Any], response, active, numbers) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens [r, 1, S] that ask for a response, or for a better one, and their number, 0 for idle rows."""
-    asked = np.zeros((len(episodes), 1, max(environment.max_ask, len(environment.lead))), np.int32)
+    asked = np.zeros((len(episodes), 1, max(environment.max_ask, len(environment.generation_prompt))), np.int32)
     count = np.zeros((len(episodes), 1), np.int32)
     for row in np.flatnonzero(active[:, 0]):
         if response is None:
-            tokens = environment.lead
+            tokens = environment.generation_prompt
         else:
             number = numbers[row]
             tokens = environment.ask_again(episodes[row], response.tokens[number, 0][response.mask[number, 0]])
@@ -349,7 +339,7 @@ def _answer(
       Observations [b, G, S + the lead], their lengths, ends or -1, whether the responses ended validly; and whether all
       failed.
     """
-    shape, lead = spoke.shape, environment.lead if with_lead else ()
+    shape, lead = spoke.shape, environment.generation_prompt if with_lead else ()
     observed = np.zeros((*shape, environment.max_observation + len(lead)), np.int32)
     count, end, ended = np.zeros(shape, np.int32), np.full(shape, -1, np.int32), np.zeros(shape, bool)
     rows = np.flatnonzero(spoke)

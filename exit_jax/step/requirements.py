@@ -1,5 +1,6 @@
-"""What a run asks of its domain and of its checkpoint: faults that neither shows alone, found before anything is compiled."""
+"""What a run asks of its checkpoint: faults that neither shows alone, found before anything is compiled."""
 
+from exit_jax.config.checks import no_demonstrations
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import Domain
 from exit_jax.errors import ConfigError
@@ -7,35 +8,10 @@ from exit_jax.policy.hf import tokenizer as tokenizers
 from exit_jax.policy.hf.config import read_limits, resolve
 
 
-def require_domain_fits(config: Config, domain: Domain) -> None:
-    """Raise ConfigError if the run asks for what its domain does not do."""
-    settings = config.eval
-    rivals = settings.restart_every or settings.greedy or settings.scaffolds
-    if domain.environment and (config.algorithm.rollout_lag or config.run.sampler_slots or rivals):
-        raise ConfigError(
-            f"algorithm.rollout_lag = {config.algorithm.rollout_lag}, run.sampler_slots = {config.run.sampler_slots}, "
-            f"eval.restart_every = {settings.restart_every}, eval.greedy = {settings.greedy} and eval.scaffolds = "
-            f"{settings.scaffolds}: the domain {config.domain_name} plays episodes of several turns, which know none of them; "
-            "set the first three to 0, eval.greedy to False and eval.scaffolds to ()"
-        )
-    if domain.on_host and config.run.steps_per_call != 1:
-        raise ConfigError(
-            f"run.steps_per_call = {config.run.steps_per_call}: the domain {config.domain_name} is graded on the host, between "
-            "the programs of one iteration; set it to 1"
-        )
-    if config.algorithm.diversity_embedding == "solution" and (domain.num_children > 1 or not domain.on_host):
-        raise ConfigError(
-            f'algorithm.diversity_embedding = "solution": a response of the domain {config.domain_name} leaves no single '
-            'solution on the host; take "policy" or "grades"'
-        )
-    if not domain.on_host and (
-        config.run.prompt_buckets or config.run.response_buckets or config.algorithm.rollout_lag
-    ):
-        raise ConfigError(
-            f"run.prompt_buckets = {config.run.prompt_buckets}, run.response_buckets = {config.run.response_buckets} and "
-            f"algorithm.rollout_lag = {config.algorithm.rollout_lag}: the domain {config.domain_name} is graded on the device, "
-            "in one program of one width with nothing to wait for; leave both empty and the lag 0"
-        )
+def require_demonstrations(config: Config, domain: Domain) -> None:
+    """Raise ConfigError if a warm start has nothing to learn from, which only a domain that is built may know."""
+    if config.warm_start.num_steps and domain.demonstrations is None:
+        raise ConfigError(no_demonstrations(config))
 
 
 def longest_sequence(config: Config, domain: Domain) -> int:

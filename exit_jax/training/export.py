@@ -12,12 +12,13 @@ from typing import Any
 from exit_jax import domains
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import Domain
+from exit_jax.domains.text import chat
 from exit_jax.errors import ConfigError
-from exit_jax.policy.hf import chat, generation
 from exit_jax.policy.hf import config as hf_config
+from exit_jax.policy.hf import generation
 from exit_jax.policy.hf.export import Words, export, export_adapter
 from exit_jax.policy.shape import DecoderConfig
-from exit_jax.step.programs import decoder_config, evaluation_sampling
+from exit_jax.step.policy import decoder_config, evaluation_sampling
 from exit_jax.training.train import restore_params
 
 log = logging.getLogger(__name__)

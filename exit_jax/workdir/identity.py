@@ -12,7 +12,7 @@ import subprocess
 import typing
 from collections.abc import Mapping
 
-from exit_jax import settings
+from exit_jax import domains, settings
 from exit_jax.config.parse import field_types
 from exit_jax.config.schema import OPERATIONAL, Config, RunConfig
 from exit_jax.errors import ConfigError
@@ -83,6 +83,8 @@ def scientific(config: Config | dict) -> dict[str, typing.Any]:
     if not content["warm_start"]["num_steps"]:
         free += tuple(f"warm_start.{name}" for name in ("num_states", "group_size", "optimizer"))
     free = tuple(f"{name}." for name in free)
+    if isinstance(name := content.get("domain_name"), str):
+        content["domain_name"] = domains.identity(name)
     return {key: value for key, value in _flatten(content).items() if not f"{key}.".startswith(free)}
 
 

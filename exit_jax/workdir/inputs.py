@@ -1,4 +1,4 @@
-"""One fingerprint of what a run reads from outside: checkpoints, tokenizers, templates, encoders and data, by their content.
+"""One fingerprint of what a run reads from outside: checkpoints, tokenizers, encoders, data and domains, by their content.
 
 A folder's content may change under its name, and so may the ``main`` of a hub id; a run that goes on would silently be another.
 Small files are read whole. Of large ones, the size, the header and samples of each tensor are: 70B parameters take a second or
@@ -47,6 +47,8 @@ def find(config: Config, of_run: bool = True) -> dict[str, Any]:
     tokenizer = getattr(config.domain, "tokenizer", "")
     folders = {name: resolve(name) for name in (checkpoint, tokenizer, encoder) if name}
     found: dict[str, str] = {}
+    if code := domains.source(config.domain_name):
+        found[f"the code of the domain {domains.identity(config.domain_name)}"] = _hash_file(code)
     if checkpoint:
         base = ", the base of the adapters" if config.policy.lora.rank else ""
         weights = ("*.safetensors", "*.safetensors.index.json")

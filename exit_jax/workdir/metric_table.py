@@ -35,7 +35,7 @@ def _made_by(maker: str, *rows: tuple[str, ...]) -> tuple[Metric, ...]:
 ON_HOST, EPISODES = "the domain is graded on the host", "tasks have several turns"
 RATES = (
     *_made_by(
-        "training.train._rates",
+        "training.loop._rates",
         (
             "time/steps_per_sec",
             "1/s",
@@ -139,13 +139,13 @@ TRAIN = (
         ("buffer/never_drawn", "share", "entries that have not been drawn"),
     ),
     *_made_by(
-        "step.programs.make_parts",
+        "step.device.DeviceSteps.learn",
         ("learning_rate", "", "the optimiser's, mean over the epochs of the iteration"),
         ("finite_logits", "share", "sampled tokens whose logits were finite; training stops below 1"),
         ("task/<level>", "", "mean of a difficulty that the domain gives its tasks", "the domain tells difficulties"),
     ),
     *_made_by(
-        "step.programs.StepPrograms.iterate",
+        "step.hosted.HostedSteps.grade",
         (
             "grading_faults",
             "0 or 1",
@@ -159,7 +159,7 @@ TRAIN = (
     ),
     *RATES,
     *_made_by(
-        "training.train._rates",
+        "training.loop._rates",
         ("time/tokens_per_sec", "tokens/s", "sampled tokens a second, all that an iteration does included"),
         ("time/device_wait_share", "share", "`time/device_wait_secs` over the time of an iteration", ON_HOST),
     ),
@@ -167,7 +167,7 @@ TRAIN = (
 WARM_START = (
     *_made_by("workdir.metrics.MetricsWriter.write", ("step", "steps", "optimiser steps done, this one included")),
     *_made_by(
-        "step.programs.make_warm_step",
+        "step.warm_start.make_warm_step",
         ("warm_start/loss", "nats a token", "mean cross-entropy of the demonstrations' tokens"),
         ("warm_start/learning_rate", "", "the optimiser's"),
         ("warm_start/params_moved", "share", "entries of the parameters that the step changed"),

@@ -260,14 +260,14 @@ def run_update(config, w, advantage_BG, reference_w=None, opt_state=None, tokens
         config,
         toy_logprobs,
         optimizer,
-        1,
-        3,
-        params,
-        reference,
-        opt_state,
-        instances,
-        rollouts,
-        jnp.array([advantage_BG]),
+        num_microbatches=1,
+        max_tokens=3,
+        params=params,
+        reference=reference,
+        opt_state=opt_state,
+        instances=instances,
+        rollouts=rollouts,
+        advantage=jnp.array([advantage_BG]),
     )
     return params["w"], opt_state, metrics
 
@@ -351,7 +351,9 @@ def test_microbatches_have_the_gradient_of_the_batch(exit_config, aggregation, z
         optimizer, params = optax.sgd(1.0), {"w": jnp.arange(4.0)}
         reference = {"w": jnp.ones(4)}
         state = optimizer.init(params)
-        return grpo.update(config, logprobs, optimizer, parts, T, params, reference, state, prompts, rollouts, A)
+        batch = {"instances": prompts, "rollouts": rollouts, "advantage": A}
+        learner = {"params": params, "reference": reference, "opt_state": state}
+        return grpo.update(config, logprobs, optimizer, num_microbatches=parts, max_tokens=T, **learner, **batch)
 
     (params, _, metrics), *others = (run(parts) for parts in (1, 2, 3, 6))
     assert jnp.abs(params["w"] - jnp.arange(4.0)).max() > 0.01

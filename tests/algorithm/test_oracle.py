@@ -11,10 +11,10 @@ import oracle
 import pytest
 from oracle import Held, Instance, Rollout
 
-from exit_jax.algorithm.iteration import init_state, learn
+from exit_jax.algorithm.iteration import init_state, learn, state_for_next_selection
 from exit_jax.algorithm.selection import select, stream
 from exit_jax.config.schema import OptimizerConfig
-from exit_jax.step.programs import ahead, make_optimizer
+from exit_jax.step.optimizer import make_optimizer
 from exit_jax.types import MODES, NO_ID, Grades, History, Rollouts
 
 B, G, U, T, V, P, W, N, M, FEATURES, DIM = 4, 4, 2, 5, 6, 12, 10, 10, 5, 3, 2
@@ -220,7 +220,7 @@ def contents(buffer):
 def compiled_select(config, divergence_prob, tasks, state, in_flight):
     """Compile once for all cases, of whose settings selection reads but one."""
     config = dataclasses.replace(config, divergence_prob=divergence_prob)
-    return select(config, TEMPLATES, P, tasks, ahead(state, in_flight), in_flight)
+    return select(config, TEMPLATES, P, tasks, state_for_next_selection(state, in_flight), in_flight)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,9 @@ def test_iterations_equal_the_oracle(exit_config, number):
     params = {"W": jnp.asarray(policy.W, jnp.float32), "U": jnp.asarray(policy.U, jnp.float32)}
     state = init_state(config, params, optimizer.init(params), key, W)
     tasks = jax.tree.map(jnp.asarray, pack(BASE_TASKS, (M,)))
-    step_of = jax.jit(functools.partial(learn, config, logprobs, optimizer, parts, MAX_TOKENS))
+    step_of = jax.jit(
+        functools.partial(learn, config, logprobs, optimizer, num_microbatches=parts, max_tokens=MAX_TOKENS)
+    )
     same = functools.partial(jax.tree.map, functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-5))
 
     def draw(step, in_flight):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,6 +61,12 @@ def test_piece_undoes_pack(make_history, seed):
             tokens, length = prompts.piece(history, name, width)
             assert tokens.reshape(6, -1).tolist() == [pad(row, width or 12) for row in expected]
             assert length.reshape(6).tolist() == [len(row) for row in expected]
+
+
+def test_piece_rows_are_the_pieces_without_padding(make_history):
+    history = jax.device_get(example(make_history))
+    rows = {name: [row.tolist() for row in prompts.piece_rows(history, name)] for name in PIECES}
+    assert rows == {"context": [[1], []], "request": [[2, 3], [6]], "solution": [[4], [7, 8, 9]], "feedback": [[5], []]}
 
 
 def test_pack_leaves_missing_pieces_empty():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from exit_jax.algorithm.diversity import diversity
-from exit_jax.algorithm.learnability import improvement, learnability, reward
+from exit_jax.algorithm.learnability import SCORES, Group, improvement, reward, variance
 from exit_jax.types import BASE, DIVERGE, IMPROVE
 
 
@@ -45,17 +45,17 @@ def test_what_never_improves_is_drawn_less_by_the_variance_of_the_reward(learnab
     quality_BG = jnp.array([[0.0, 0.9] * 4, [0.9, 0.97] * 4, [0.5, 0.8] * 4])
     before_B, mode_B = jnp.array([0.9, 0.9, 0.0]), jnp.array([IMPROVE, IMPROVE, BASE])
     reward_BG = reward("improvement", quality_BG, quality_BG >= 0, before_B, mode_B)
-    score_B = np.asarray(learnability(quality_BG if learnability_of == "quality" else reward_BG), np.float64)
+    score_B = np.asarray(SCORES[learnability_of](Group(quality_BG, reward_BG, reward_BG)), np.float64)
     np.testing.assert_allclose(np.exp(20 * score_B) / np.exp(20 * score_B).sum(), drawn, atol=5e-4)
 
 
 def test_learnability_is_the_population_variance():
     # One success of four: 1/4 · 3/4 = 3/16 (the sample variance would say 1/4); half of them: 1/4, the most there is.
     outcome_BG = jnp.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5]])
-    np.testing.assert_allclose(learnability(outcome_BG), [3 / 16, 1 / 4, 0.0], atol=1e-7)
+    np.testing.assert_allclose(variance(outcome_BG), [3 / 16, 1 / 4, 0.0], atol=1e-7)
     tenths_BG = jnp.broadcast_to(jnp.arange(11.0)[:, None] / 10, (11, 9))
-    assert (learnability(tenths_BG) == 0).all(), "the mean of equal outcomes is rounded"
-    assert learnability(jnp.asarray(np.random.default_rng(0).random((100, 5)), jnp.float32)).max() <= 0.25
+    assert (variance(tenths_BG) == 0).all(), "the mean of equal outcomes is rounded"
+    assert variance(jnp.asarray(np.random.default_rng(0).random((100, 5)), jnp.float32)).max() <= 0.25
 
 
 def test_diversity_may_exceed_one():

@@ -483,6 +483,7 @@ def scaled(column):
     return (values - values[0]) / (values[-1] - values[0]) if len(set(values)) > 10 else None
 
 
+@pytest.mark.slow
 def test_a_program_sees_no_copy_of_the_data(entered):
     """Units go by scaling, mirrors and inversion by sorting a row: so no file that the sandbox shows may hold the same."""
     columns, scans = [], set()

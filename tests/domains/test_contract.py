@@ -11,9 +11,9 @@ import tiny_sudoku
 
 from exit_jax import domains
 from exit_jax.config import validate
-from exit_jax.domains import contract
+from exit_jax.domains import contract, lookup
 from exit_jax.domains.contract import ContractError, checked
-from exit_jax.step import programs
+from exit_jax.step.program import _make_program
 from exit_jax.training import train
 from exit_jax.types import Instances, Rollouts
 
@@ -29,7 +29,7 @@ def smoke(**changes):
 @pytest.fixture(scope="module")
 def plain():
     config = smoke()
-    return domains._load(domains._MODULES["sudoku"][1])(config.domain)
+    return lookup.find("sudoku")(config.domain)
 
 
 def batch(domain):
@@ -127,10 +127,10 @@ def test_a_run_ends_at_once_where_a_domain_on_the_host_breaks_its_contract(monke
     config = smoke(domain__on_host=True, run__steps_per_call=1, warm_start__num_steps=0)
     right = domains.make(config.domain_name, config.domain)
     wrong = spoilt(right, quality=lambda q: q + 3.0)
-    programs._make_program.cache_clear()
+    _make_program.cache_clear()
     monkeypatch.setattr(domains, "make", lambda *_: wrong)
     try:
         with pytest.raises(ContractError, match=r"Grades.quality holds 3 to 3"):
             train.train(config, tmp_path)
     finally:
-        programs._make_program.cache_clear()
+        _make_program.cache_clear()

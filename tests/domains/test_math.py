@@ -14,12 +14,12 @@ from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.math import domain as maths
 from exit_jax.domains.math.grader import Grader, Verdict
+from exit_jax.domains.text import chat
 from exit_jax.errors import ConfigError
 from exit_jax.evaluation.evaluate import evaluate
 from exit_jax.evaluation.programs import chain_programs
-from exit_jax.main import run_experiment
-from exit_jax.policy.hf import chat
-from exit_jax.step import programs
+from exit_jax.run import run_experiment
+from exit_jax.step.program import make_program
 from exit_jax.training import train
 from exit_jax.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
 from exit_jax.workdir.evaluation import chain_of
@@ -44,7 +44,7 @@ def test_prompts_decode_to_the_chat_template(math):
     mode = np.array([BASE, IMPROVE, DIVERGE])
     tokens, lengths = render_by_mode(math.templates, held, mode, math.config.prompt_width)
     for i, name in enumerate(("base", "improve", "diverge")):
-        problem = math.problems("train")[0][i].problem
+        problem = math.kept("train")[0][i].problem
         content = getattr(math.config, name).format(request=problem, solution="1 + 1 = 2\n\\boxed{2}")
         expected = math.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -67,7 +67,7 @@ def respond(math, texts, finished=True):
 
 
 def test_grades(math):
-    problems, _ = math.problems("test")
+    problems, _ = math.kept("test")
     right = [f"so \\boxed{{{problem.answer}}}" for problem in problems[:2]]
     instances, rollouts = respond(math, [right[0], "\\boxed{123456}", "", f" {right[1]} \n"])
     grades = math.grade(instances, rollouts)
@@ -83,7 +83,7 @@ def test_grades(math):
 
 def test_a_hanging_answer_costs_itself_alone(data_dir, tmp_path):
     math = maths.Math(tiny(tmp_path, domain__timeout_secs=1.0).domain)
-    right = f"\\boxed{{{math.problems('test')[0][0].answer}}}"
+    right = f"\\boxed{{{math.kept('test')[0][0].answer}}}"
     instances, rollouts = respond(math, [right, "\\boxed{9^{9^{9^{9^9}}}}"])
     grades = math.grade(instances, rollouts)
     assert grades.quality.tolist() == [[1.0, 0.0]]
@@ -146,7 +146,7 @@ def test_a_test_problem_that_is_too_long_counts_as_wrong(math, data_dir, tmp_pat
         assert f"problems of {split} are longer than domain.max_request_tokens = {limit} and {fate}" in caplog.text
     yes = Verdict(correct=True, answer="7", graded=True)
     monkeypatch.setattr(Grader, "grade", lambda self, pairs: [yes] * len(pairs))
-    params = programs.make_program(config).init_params(0)
+    params = make_program(config).init_params(0)
     found = evaluate(config, params, None)["splits"]["test"]
     assert (found["num_tasks"], found["num_too_long"]) == (8, num_too_long)
     assert chain_of(found)["accuracy"] == [1 - num_too_long / 8] * 3
@@ -167,11 +167,11 @@ def test_gold_solutions_are_demonstrated_if_they_fit(math, tmp_path):
     texts = ["", "\\boxed{7}", "1 + 2 = 3\n\\boxed{3}", "1 + 2 + 3 = 6\n\\boxed{6}"]
     room = len(math.encode(texts[2])) + 1  # and its end
     gold = maths.Math(dataclasses.replace(math.config, data="competition", tokenizer=str(tmp_path), max_tokens=room))
-    gold.problems = lambda split: (tuple(maths.Problem("1 + 6", "7", text, 1, "") for text in texts), ())
+    gold.kept = lambda split: (tuple(maths.Problem("1 + 6", "7", text, 1, "") for text in texts), ())
     _, _, tokens, mask = gold.demonstrations(jax.random.key(0), 0, 32, 1)
     assert set(gold.texts(tokens, mask)) == set(texts[1:3])
     unfit = maths.Math(dataclasses.replace(gold.config, max_tokens=2))
-    unfit.problems = gold.problems
+    unfit.kept = gold.kept
     with pytest.raises(DomainError, match=r"fits into domain.max_tokens = 2; raise it .* warm_start.num_steps to 0"):
         unfit.demonstrations(jax.random.key(0), 0, 1, 1)
 
@@ -204,7 +204,7 @@ def test_faults_of_the_config_say_what_to_do(data_dir):
         tiny(data_dir, eval__splits=("math500",))
     unprepared = dataclasses.replace(tiny(data_dir).domain, data="competition", tokenizer="any")
     with pytest.raises(DomainError, match="--mode data"):
-        maths.Math(dataclasses.replace(unprepared, data_dir=str(data_dir / "none"))).problems("train")
+        maths.Math(dataclasses.replace(unprepared, data_dir=str(data_dir / "none"))).kept("train")
 
 
 def rows(workdir):
@@ -234,6 +234,7 @@ def ahead(paying, tmp_path_factory):
     return config, workdir, train.train(config, workdir)[0]
 
 
+@pytest.mark.slow
 def test_resume_with_a_batch_in_flight_is_bitwise(ahead, tmp_path):
     config, workdir, state = ahead
     short = dataclasses.replace(config, run=dataclasses.replace(config.run, num_iterations=2))
@@ -261,7 +262,7 @@ def test_one_batch_ahead_draws_the_tasks_that_come_next(ahead, paying, tmp_path)
 
 def test_an_evaluation_that_was_stopped_goes_on_and_can_be_graded_again(data_dir, tmp_path, monkeypatch):
     config = tiny(data_dir)
-    params = programs.make_program(config).init_params(0)
+    params = make_program(config).init_params(0)
     whole = evaluate(config, params, tmp_path / "whole")
     part = tmp_path / "part"
     (part / "answers").mkdir(parents=True)
@@ -287,6 +288,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_can_be_graded_again(data_dir
     )
 
 
+@pytest.mark.slow
 def test_run_experiment_leaves_all_files(data_dir, tmp_path):
     results = run_experiment(tiny(data_dir, algorithm__diversity_embedding="policy"), tmp_path)
     assert set(results["splits"]) == {"test"}

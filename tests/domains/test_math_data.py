@@ -19,8 +19,8 @@ import pyarrow.parquet
 import pytest
 
 from exit_jax.domains.domain import DomainError
-from exit_jax.domains.math import data, sources
-from exit_jax.domains.math.data import Problem
+from exit_jax.domains.math import data, problems, sources, splits
+from exit_jax.domains.math.problems import Problem
 from exit_jax.domains.math.sources import SOURCES, SPLITS, TEST_SPLITS
 
 BY_NAME = {source.name: source for source in SOURCES}
@@ -136,7 +136,7 @@ def offline(monkeypatch, tmp_path):
     ],
 )
 def test_clean(name, row, expected):
-    result = data.clean(row, BY_NAME[name])
+    result = problems.clean(row, BY_NAME[name])
     if isinstance(expected, str) and isinstance(result, Problem):
         assert result.answer == expected
     else:
@@ -155,7 +155,7 @@ def test_clean(name, row, expected):
     ],
 )
 def test_boxed(solution, answer):
-    assert data.boxed(solution) == answer
+    assert problems.boxed(solution) == answer
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_boxed(solution, answer):
     ],
 )
 def test_count_steps(solution, steps):
-    assert data.count_steps(solution) == steps
+    assert problems.count_steps(solution) == steps
 
 
 # The whole
@@ -259,7 +259,7 @@ def test_counts_and_account(defects):
 def test_load_gives_back_what_was_written(defects):
     data_dir, _, _ = defects
     clean = make_rows(12)["math500"]
-    assert data.load(data_dir, "math500") == tuple(data.clean(row, BY_NAME["math500"]) for row in clean)
+    assert data.load(data_dir, "math500") == tuple(problems.clean(row, BY_NAME["math500"]) for row in clean)
     train = data.load(data_dir, "train")
     exotic = next(problem for problem in train if "数学" in problem.problem)
     assert exotic.problem.startswith("¿Qué es ∑ 数学 \U0001d54f? ")
@@ -316,7 +316,7 @@ def overlaps(one, other):
     ],
 )
 def test_a_short_test_problem_is_found_within_others(test, train, why):
-    overlap = data.Overlap()
+    overlap = splits.Overlap()
     overlap.add([Problem(test, "14", "", 0, "")], "math500")
     assert overlap.find(train) == (f"overlap: {why}" if why else "")
 
@@ -333,7 +333,7 @@ def test_overlap_against_brute_force():
         tests = [text(rng.randrange(3, 30)) for _ in range(4)]
         start = tests[0][rng.randrange(8) :]
         trains = [text(20), start, text(3) + start[: rng.randrange(60)] + text(2), tests[1].upper(), text(2)]
-        overlap = data.Overlap()
+        overlap = splits.Overlap()
         overlap.add([Problem(test, "", "", 0, "") for test in tests], "math500")
         for train in trains:
             expected = any(overlaps(train, test) for test in tests)
@@ -348,7 +348,7 @@ def test_result_does_not_depend_on_the_type_of_file(tmp_path):
     rows["numina"].append(make_row("numina", prose(random.Random(3)), question_type=None))
     rows["deepscaler"].append(make_row("deepscaler", "", ""))
     results, listings = [], []
-    for suffix in data.SUFFIXES:
+    for suffix in problems.SUFFIXES:
         data_dir = tmp_path / f"data{suffix}"
         data.prepare(data_dir, write(tmp_path / suffix, rows, suffix), num_train=10, num_validation=5)
         results.append(load_all(data_dir))
@@ -375,7 +375,7 @@ def test_every_candidate_is_as_likely_to_be_drawn():
     times = collections.Counter()
     for seed in range(300):
         ranked = [(hash_rank(seed, problem.problem), 0, problem) for problem in candidates]
-        times.update(p.problem for p in data.draw(ranked, 5, data.Overlap(), data.Ledger(None)))  # pyright: ignore
+        times.update(p.problem for p in splits.draw(ranked, 5, splits.Overlap(), splits.Ledger(None)))  # pyright: ignore
     assert sum(times.values()) == 1500
     assert min(times.values()) > 45  # 75 expected, standard deviation 7.5
     assert max(times.values()) < 105
@@ -444,6 +444,7 @@ def test_hub_files_come_from_its_cache_and_are_checked(offline, tmp_path, monkey
         data.prepare(tmp_path / "data", files, num_train=5)
     open_sums = tuple(dataclasses.replace(item, sha256=("",) * len(item.files)) for item in SOURCES)
     monkeypatch.setattr(data, "SOURCES", open_sums)
+    monkeypatch.setattr(problems, "SOURCES", open_sums)
     account = data.prepare(tmp_path / "data", files, num_train=5)
     assert f"hub {source.repo}@{source.revision[:8]}" in account
     assert len(data.load(tmp_path / "data", "aime_2025")) == 3
@@ -485,7 +486,7 @@ def test_damaged_files_are_named(offline, tmp_path, name, content):
         data.load(tmp_path / "data", "train")
 
 
-@pytest.mark.parametrize("suffix", data.SUFFIXES)
+@pytest.mark.parametrize("suffix", problems.SUFFIXES)
 def test_too_few_problems_and_empty_files(offline, tmp_path, suffix):
     if suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.table({"unrelated": [1, 2]}), tmp_path / "deepscaler.parquet")

@@ -17,11 +17,13 @@ from exit_jax.domains.domain import DomainError
 from exit_jax.domains.ml_engineering import domain as mle
 from exit_jax.domains.ml_engineering import fragments, prompts, tokenizer
 from exit_jax.domains.ml_engineering.competitions import SAMPLE
+from exit_jax.domains.text import chat
 from exit_jax.errors import ConfigError
 from exit_jax.policy import decoder
-from exit_jax.policy.hf import chat
 from exit_jax.sandbox import Result
-from exit_jax.step import programs
+from exit_jax.step.device import Constants
+from exit_jax.step.policy import decoder_config
+from exit_jax.step.program import make_program
 from exit_jax.training import train
 from exit_jax.types import BASE, DIVERGE, IMPROVE, PIECES, Instances, Rollouts
 from exit_jax.workdir.metrics import read_jsonl
@@ -281,8 +283,8 @@ def test_the_diversity_bonus_compares_scripts_and_nothing_else(data_dir, make_hi
     """The oracle reads each solution alone, without padding, prompt or the rest of the response."""
     config = tiny(data_dir)
     assert config.algorithm.diversity_bonus
-    program = programs.make_program(config)
-    params, policy = program.init_params(0), programs.decoder_config(config)
+    program = make_program(config)
+    params, policy = program.init_params(0), decoder_config(config)
     batch, group = config.algorithm.num_prompts, config.algorithm.group_size
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, policy.vocab_size, (batch, group, 1, 25))
@@ -290,7 +292,7 @@ def test_the_diversity_bonus_compares_scripts_and_nothing_else(data_dir, make_hi
     lengths[..., 2] = rng.integers(2, 15, (batch, group, 1))
     lengths[1, 1, 0, 2] = 0
     children = make_history(batch, group, 1, width=25, tokens=tokens, lengths=lengths)
-    given = programs.Given(train.base_tasks(config, "train"), None)
+    given = Constants(train.base_tasks(config, "train"), None)
     found = np.asarray(program.steps.embed_solutions(given, params, children, 16))
     assert found.shape == (batch, group, policy.embed_dim)
     assert not found[1, 1].any(), "no script"
@@ -300,7 +302,7 @@ def test_the_diversity_bonus_compares_scripts_and_nothing_else(data_dir, make_hi
         hidden, _ = decoder.apply(policy, params, alone, np.arange(count)[None, None], np.ones_like(alone, bool))
         np.testing.assert_allclose(found[b, g], np.asarray(hidden[0, 0]).mean(0), rtol=1e-4, atol=1e-5)
     with pytest.raises(ConfigError, match='"solution": a response of the domain tool_use leaves no single solution'):
-        programs.make_program(tiny_tools(data_dir, algorithm__diversity_embedding="solution"))
+        make_program(tiny_tools(data_dir, algorithm__diversity_embedding="solution"))
 
 
 @pytest.mark.parametrize("name", ["mle_r1_qwen7b", "mle_tiny"])

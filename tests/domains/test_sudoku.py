@@ -50,9 +50,8 @@ def parse(text):
 
 
 def one_history(given, grid, step, c=None):
-    fields = {name: jnp.zeros(1, jnp.int32) for name in ("id", "task", "turn", "born", "parent")}
     given, grid = jnp.array([parse(given)]), jnp.array([parse(grid)])
-    return sudoku.make_history(c or settings(), given, grid, step=jnp.array([step]), quality=jnp.zeros(1), **fields)
+    return sudoku.pack_grids(c or settings(), given, grid, jnp.array([step]), task=0)
 
 
 # The rules, again
@@ -225,8 +224,10 @@ def random_histories(c, rng, count):
                 grid[cell] = rng.choice(sorted(legal)) if rng.random() < slip else solution[cell]
     step_B = jnp.where(jnp.arange(count) < count // 3, -1, jnp.arange(count))
     stored_B = jnp.where(step_B < 0, 0.0, 0.123)  # told from any quality computed
-    fields = {name: jnp.arange(count) + 10 * i for i, name in enumerate(("id", "task", "turn", "born", "parent"))}
-    history = sudoku.make_history(c, jnp.array(given_BC), jnp.array(grid_BC), step=step_B, quality=stored_B, **fields)
+    fields = {name: jnp.arange(count) + 10 * i for i, name in enumerate(("task", "turn"))}
+    history = sudoku.pack_grids(c, jnp.array(given_BC), jnp.array(grid_BC), step_B, quality=stored_B, **fields)
+    fields = {name: jnp.arange(count) + 10 * i for i, name in enumerate(("id", "born", "parent"), 2)}
+    history = dataclasses.replace(history, **fields)
     return given_BC.tolist(), grid_BC.tolist(), history
 
 

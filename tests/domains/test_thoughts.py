@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from small import tiny_math, tiny_mle, tiny_tools
 
-from exit_jax.domains import tokenizer as tokenizers
 from exit_jax.domains.math import domain as maths
 from exit_jax.domains.math.grader import Grader
 from exit_jax.domains.ml_engineering import domain as mle
+from exit_jax.domains.text import tokenizer as tokenizers
 from exit_jax.domains.tool_use import domain as tools
 from exit_jax.domains.tool_use.parser import render_call
 from exit_jax.sandbox import Result
@@ -78,7 +78,7 @@ def make_math(make_folder, tmp_path_factory):
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_math_grades_the_final_answer(make_math, marks, prompt):
     math = make_math(marks, prompt)
-    right = math.problems("test")[0][0].answer
+    right = math.kept("test")[0][0].answer
     begin = "" if prompt == "thinks" else "<think>"
     texts = [
         f"{begin}It is \\boxed{{{right}}}.</think> No: \\boxed{{999999}}.",

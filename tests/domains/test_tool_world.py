@@ -10,12 +10,13 @@ import sys
 import numpy as np
 import pytest
 
-from exit_jax.domains import tokenizer as tokenizers
-from exit_jax.domains.tool_use import tiny_expert, tiny_goals, tiny_tasks
+from exit_jax.domains.text import tokenizer as tokenizers
 from exit_jax.domains.tool_use.episode import Call, Episode, ReplayMismatch, describe
 from exit_jax.domains.tool_use.parser import MARKERS, render_call
-from exit_jax.domains.tool_use.tiny import FUNCTIONS, INVALID, WORDS, TinyWorld, observe, system_prompt
-from exit_jax.domains.tool_use.tiny_tasks import MAX_TURNS, tasks
+from exit_jax.domains.tool_use.tiny import expert, goals
+from exit_jax.domains.tool_use.tiny import tasks as tiny_tasks
+from exit_jax.domains.tool_use.tiny.tasks import MAX_TURNS, tasks
+from exit_jax.domains.tool_use.tiny.world import FUNCTIONS, INVALID, WORDS, TinyWorld, observe, system_prompt
 
 DONE, GIVE_UP = "<finished>", "<error>"
 SPLITS = ("train", "validation", "test")
@@ -122,9 +123,9 @@ def mutate(responses, task, rng) -> list[str]:
         elif how == 2:
             responses[at - 1], responses[at] = responses[at], responses[at - 1]
         elif how == 3:
-            responses[at] = tiny_expert.spoil(responses[at], task, rng)
+            responses[at] = expert.spoil(responses[at], task, rng)
         else:
-            call = tiny_expert.draw_call(task, {}, rng)
+            call = expert.draw_call(task, {}, rng)
             responses.insert(at, render_call(call.name, call.arguments))
     return responses
 
@@ -133,7 +134,7 @@ def test_verdicts_on_mutated_trajectories():
     world, rng = make_world(count=300), np.random.default_rng(0)
     counts = collections.Counter()
     for task in world.tasks.values():
-        for responses in (script(task.truth), tiny_expert.demonstrate(task, 0.2, rng)):
+        for responses in (script(task.truth), expert.demonstrate(task, 0.2, rng)):
             (episode,) = play(world, [(task.id, mutate(responses, task, rng))], max_turns=100)
             verdicts = [verdict.success for verdict in episode.verdicts]
             assert verdicts == judge(task, episode)
@@ -164,7 +165,7 @@ def test_tasks_are_what_they_should_be():
     assert found[:50] == tasks("train", 50, 0)
     assert found[0] not in tasks("train", 50, 1)
     kinds = collections.Counter(goal.kind for task in found for goal in task.goals)
-    assert kinds.keys() == tiny_goals.KINDS.keys()
+    assert kinds.keys() == goals.KINDS.keys()
     assert max(kinds.values()) < 0.2 * kinds.total()
     assert {len(task.requests) for task in found} == {2, 3, 4}
     assert {len(calls) for task in found for calls in task.truth} == {1, 2, 3}
@@ -173,10 +174,11 @@ def test_tasks_are_what_they_should_be():
         for call in (call for calls in task.truth for call in calls):
             parameters = task.functions[call.name]["parameters"]
             assert list(call.arguments) == parameters["required"] == list(parameters["properties"])
-    several_ways = [len(tiny_goals.ways(goal)) > 1 for task in found for goal in task.goals]
+    several_ways = [len(goals.ways(goal)) > 1 for task in found for goal in task.goals]
     assert np.mean(several_ways) > 0.2
 
 
+@pytest.mark.slow
 def test_splits_are_disjoint_whatever_the_seeds():
     content = {}
     for split in SPLITS:
@@ -194,7 +196,7 @@ def test_later_requests_depend_on_those_before():
     """On state or talk: the share of later requests whose calls would be others as first requests; and what a slip costs."""
     world = make_world(count=300)
     later = [
-        tiny_goals.resolve(goal, dict(task.initial_config), ()) != calls
+        goals.resolve(goal, dict(task.initial_config), ()) != calls
         for task in world.tasks.values()
         for goal, calls in list(zip(task.goals, task.truth))[1:]
     ]
@@ -206,13 +208,14 @@ def test_later_requests_depend_on_those_before():
     assert np.mean(fulfilled) < 0.25  # what they ask for may be done with what is there, too
 
 
+@pytest.mark.slow
 def test_the_same_in_every_process():
     program = (
         "import hashlib, json, numpy as np\n"
-        "from exit_jax.domains.tool_use import tiny, tiny_expert, tiny_tasks\n"
+        "from exit_jax.domains.tool_use.tiny import expert, tasks as tiny_tasks, world\n"
         "tasks, rng = tiny_tasks.tasks('test', 20, 7), np.random.default_rng(1)\n"
-        "shown = [[t.id, t.requests, t.initial_config, tiny.system_prompt(t)] for t in tasks]\n"
-        "said = [tiny_expert.demonstrate(t, 0.3, rng) for t in tasks], tiny_expert.texts(tasks, 0.1, 0)\n"
+        "shown = [[t.id, t.requests, t.initial_config, world.system_prompt(t)] for t in tasks]\n"
+        "said = [expert.demonstrate(t, 0.3, rng) for t in tasks], expert.texts(tasks, 0.1, 0)\n"
         "print(hashlib.sha256(json.dumps([shown, said]).encode()).hexdigest())\n"
     )
     outputs = set()
@@ -252,8 +255,8 @@ def test_an_episode_turn_by_turn():
     with pytest.raises(ValueError, match="1 episodes have ended already"):
         world.step(episode, DONE, max_turns=60)
     with pytest.raises(ValueError, match="has ended: error"):
-        tiny_expert.correct(episode, task)
-    assert not {"error", "invalid"} & set(tiny_expert.demonstrate(task, 0.0, rng))
+        expert.correct(episode, task)
+    assert not {"error", "invalid"} & set(expert.demonstrate(task, 0.0, rng))
     world.close()
 
 
@@ -271,7 +274,7 @@ def test_limits(max_turns, num_requests, how):
 
 def test_replay_gives_the_same():
     world, rng = make_world(), np.random.default_rng(0)
-    scripts = [(task.id, tiny_expert.demonstrate(task, 0.3, rng)) for task in world.tasks.values()]
+    scripts = [(task.id, expert.demonstrate(task, 0.3, rng)) for task in world.tasks.values()]
     episodes = play(world, scripts)
     cuts = [int(rng.integers(len(episode.turns))) for episode in episodes]
     befores = [episode.before(cut) for episode, cut in zip(episodes, cuts)]
@@ -370,13 +373,13 @@ def test_the_expert_fulfils_all_requests_if_it_never_slips():
     for split in SPLITS:
         world = make_world(split, 100, 4)
         for task in world.tasks.values():
-            responses = tiny_expert.demonstrate(task, 0.0, rng)
+            responses = expert.demonstrate(task, 0.0, rng)
             (episode,) = play(world, [(task.id, responses)])
             assert (episode.how, episode.num_fulfilled) == ("finished", len(task.requests))
             assert len(responses) <= tiny_tasks.MAX_NEEDED
             for response in responses:
-                found[tiny_expert.style_of(response)].add(response)
-    assert found.keys() == set(tiny_expert.STYLES)
+                found[expert.style_of(response)].add(response)
+    assert found.keys() == set(expert.STYLES)
 
 
 def test_the_expert_plays_on_from_a_first_response():
@@ -384,13 +387,13 @@ def test_the_expert_plays_on_from_a_first_response():
     for task in list(world.tasks.values())[:50]:
         (played,) = play(world, [(task.id, script(task.truth))])
         start = played.before(int(rng.integers(len(played.turns))))
-        first = str(rng.choice(tiny_expert.correct(start, task)))
-        responses = tiny_expert.demonstrate(task, 0.0, rng, start=start, first=first)
+        first = str(rng.choice(expert.correct(start, task)))
+        responses = expert.demonstrate(task, 0.0, rng, start=start, first=first)
         episode = start
         for response in responses:
             episode = world.step(episode, response, MAX_TURNS).episode
         assert responses[0] == first
-        assert {tiny_expert.style_of(response) for response in responses} == {tiny_expert.style_of(first)}
+        assert {expert.style_of(response) for response in responses} == {expert.style_of(first)}
         assert (episode.how, episode.num_fulfilled) == ("finished", len(task.requests))
 
 
@@ -398,7 +401,7 @@ def test_slips_leave_room_to_learn():
     world, shares = make_world(count=200), []
     for noise in (0.1, 0.2, 0.3, 0.4):
         rng = np.random.default_rng(0)
-        scripts = [(task.id, tiny_expert.demonstrate(task, noise, rng)) for task in world.tasks.values()]
+        scripts = [(task.id, expert.demonstrate(task, noise, rng)) for task in world.tasks.values()]
         assert max(len(responses) for _, responses in scripts) <= MAX_TURNS
         num_requests = sum(len(task.requests) for task in world.tasks.values())
         shares.append(sum(episode.num_fulfilled for episode in play(world, scripts)) / num_requests)
@@ -410,14 +413,14 @@ def test_slips_leave_room_to_learn():
 def test_the_expert_mends_whatever_happened_before():
     world, rng, num_mended = make_world(), np.random.default_rng(0), 0
     for task in world.tasks.values():
-        responses = tiny_expert.demonstrate(task, 0.5, rng)
+        responses = expert.demonstrate(task, 0.5, rng)
         episode, _ = world.reset(task.id)
         for response in responses[: rng.integers(1, len(responses) + 1)]:
             following = world.step(episode, response, 1000).episode
             episode = episode if following.ended else following
         first = episode.request
         while not episode.ended:
-            right = tiny_expert.correct(episode, task)
+            right = expert.correct(episode, task)
             episode = world.step(episode, right[rng.integers(len(right))], 1000).episode
         assert all(verdict.success for verdict in episode.verdicts[first:])
         num_mended += not all(verdict.success for verdict in episode.verdicts[:first])
@@ -428,20 +431,20 @@ def test_what_improves_and_what_diverges():
     world, rng = make_world(), np.random.default_rng(0)
     counts = collections.Counter()
     for task in world.tasks.values():
-        (episode,) = play(world, [(task.id, tiny_expert.demonstrate(task, 0.2, rng))])
+        (episode,) = play(world, [(task.id, expert.demonstrate(task, 0.2, rng))])
         past = episode.before(int(rng.integers(len(episode.turns))))
-        right = tiny_expert.correct(past, task)
-        wrong = tiny_expert.spoil(right[0], task, rng)
-        assert tiny_expert.improve(past, right[0], task, 0.0, rng) == right[0]
+        right = expert.correct(past, task)
+        wrong = expert.spoil(right[0], task, rng)
+        assert expert.improve(past, right[0], task, 0.0, rng) == right[0]
         for held in (right[0], wrong):
-            assert tiny_expert.improve(past, held, task, 0.0, rng) in right
-            other = tiny_expert.diverge(past, held, task, 0.0, rng)
+            assert expert.improve(past, held, task, 0.0, rng) in right
+            other = expert.diverge(past, held, task, 0.0, rng)
             assert other in right
-            assert tiny_expert.style_of(other) != tiny_expert.style_of(held)
+            assert expert.style_of(other) != expert.style_of(held)
         counts["same call"] += other.endswith(right[0])
-        counts["several"] += len(right) > len(tiny_expert.STYLES)
+        counts["several"] += len(right) > len(expert.STYLES)
         counts["wrong"] += wrong not in right
-        assert tiny_expert.improve(past, wrong, task, 1.0, rng) == wrong or wrong in right
+        assert expert.improve(past, wrong, task, 1.0, rng) == wrong or wrong in right
     assert counts["several"] > 0.1 * len(world.tasks)
     assert counts["wrong"] > 0.95 * len(world.tasks)
 
@@ -451,7 +454,7 @@ def test_what_improves_and_what_diverges():
 
 def test_texts_are_short_in_tokens(tmp_path):
     rng, sample = np.random.default_rng(1), tasks("validation", 150, 5)
-    texts = tiny_expert.texts(tasks("train", 200, 0), 0.3, 0)
+    texts = expert.texts(tasks("train", 200, 0), 0.3, 0)
     tokenizer = tokenizers.train(texts, VOCAB_SIZE, tmp_path)
     tokens = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
     for kind, words in WORDS.items():
@@ -463,7 +466,7 @@ def test_texts_are_short_in_tokens(tmp_path):
     for task in sample:
         lengths["system"].append(len(tokens(system_prompt(task))))
         lengths["request"] += [len(tokens(text)) for text in task.requests]
-        responses = tiny_expert.demonstrate(task, 0.3, rng)
+        responses = expert.demonstrate(task, 0.3, rng)
         (episode,) = play(world, [(task.id, responses)])
         lengths["response"] += [len(tokens(text)) for text in responses]
         lengths["observation"] += [len(tokens(turn.observation)) for turn in episode.turns if turn.kind == "call"]

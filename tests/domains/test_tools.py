@@ -12,11 +12,12 @@ from small import tiny_tools
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.domains.domain import ENDS, DomainError
 from exit_jax.domains.tool_use import domain as tools
-from exit_jax.domains.tool_use import tiny_expert
 from exit_jax.domains.tool_use.episode import Episode, Turn, Verdict
+from exit_jax.domains.tool_use.tiny import expert as tiny_expert
+from exit_jax.domains.tool_use.tiny.world import system_prompt
 from exit_jax.errors import ConfigError
-from exit_jax.main import run_experiment
-from exit_jax.step import programs
+from exit_jax.run import run_experiment
+from exit_jax.step.program import make_program
 from exit_jax.training import train
 from exit_jax.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
 from exit_jax.workdir.metrics import read_jsonl
@@ -44,7 +45,7 @@ def played(world, history, responses, begun=None):
     tokens = np.zeros((1, group, environment.max_transcript), np.int32)
     mask, finished = np.zeros(tokens.shape, bool), np.zeros((1, group), bool)
     for g, texts in enumerate(responses):
-        row, own = world._transcript(episodes[g], texts)
+        row, own = tools.Demonstrations(world).transcript(episodes[g], texts)
         tokens[0, g, : len(row)], mask[0, g, : len(own)] = row, own
         for text in texts:
             spoken = np.array([*world.encode(text), world.stop_tokens[0]])
@@ -64,7 +65,7 @@ def expert(world, seed=0, noise=0.0, task=0):
 def conversation(world, task, episode, texts):
     """Return the messages of an episode as a chat."""
     requests = iter(task.requests)
-    system = tools.tiny.system_prompt(task)
+    system = system_prompt(task)
     messages = [{"role": "system", "content": system}, {"role": "user", "content": next(requests)}]
     for text, turn in zip(texts, episode.turns):
         role = "user" if turn.kind == "finished" else world.config.observation_role
@@ -194,11 +195,11 @@ def test_figures_and_limits(world):
 
 
 def test_demonstrations_are_episodes(world):
-    history, mode, tokens, mask = world.demonstrations(jax.random.key(0), 3, 12, 2)
+    history, mode, tokens, mask = tools.Demonstrations(world)(jax.random.key(0), 3, 12, 2)
     assert set(mode.tolist()) == {BASE, IMPROVE, DIVERGE}
     assert (history.step == np.where(mode == BASE, -1, 0)).all()
     assert ((history.turn == 0) | (mode != BASE)).all()
-    again = world.demonstrations(jax.random.key(0), 3, 12, 2)
+    again = tools.Demonstrations(world)(jax.random.key(0), 3, 12, 2)
     for one, other in zip(jax.tree.leaves((history, mode, tokens, mask)), jax.tree.leaves(again)):
         np.testing.assert_array_equal(one, other)
     assert not mask[..., -1].all()
@@ -209,7 +210,7 @@ def test_demonstrations_are_episodes(world):
 
 
 def test_faults_are_told(data_dir):
-    with pytest.raises(ValueError, match=r"world = 'moon'.*num_requests = -1.*transcript_tokens = 8"):
+    with pytest.raises(ValueError, match=r"(?s)world = 'moon'.*num_requests = -1.*transcript_tokens = 8"):
         tiny_tools(
             data_dir,
             domain__world="moon",
@@ -218,7 +219,7 @@ def test_faults_are_told(data_dir):
             domain__max_tokens=9,
         )
     with pytest.raises(ConfigError, match="rollout_lag = 1"):
-        programs.make_program(tiny_tools(data_dir, algorithm__rollout_lag=1))
+        make_program(tiny_tools(data_dir, algorithm__rollout_lag=1))
     with pytest.raises(DomainError, match="prompt_width = 100 is too narrow"):
         tools.Tools(tiny_tools(data_dir, domain__prompt_width=100).domain).templates  # noqa: B018
     with pytest.raises(DomainError, match=r"no task of the split train fits into domain.max_context_tokens = 4"):
@@ -230,6 +231,7 @@ def test_faults_are_told(data_dir):
     assert dataclasses.replace(bfcl, train_split="tuning").splits == ("train", "validation", "test")
 
 
+@pytest.mark.slow
 def test_training_resumes_exactly_and_evaluates(data_dir, tmp_path):
     """Two iterations, a restart and two more equal four; an evaluation that was cut off goes on to the same end."""
     config = tiny_tools(data_dir)
@@ -271,7 +273,7 @@ def test_an_iterate_that_is_not_executed_leaves_no_trace(world):
     assert task.requests[0] in text
     assert "hm" in text
     assert len(asked) <= environment.max_ask
-    assert list(asked[-len(environment.lead) :]) == list(environment.lead)
+    assert list(asked[-len(environment.generation_prompt) :]) == list(environment.generation_prompt)
     assert isinstance(episode, Episode)
     assert list(itertools.chain(episode.turns)) == []
 

@@ -13,11 +13,13 @@ from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm.iteration import make_children
 from exit_jax.domains.domain import ENDS
 from exit_jax.domains.tool_use import domain as tools
-from exit_jax.domains.tool_use import tiny_expert
 from exit_jax.domains.tool_use.parser import has_ending
+from exit_jax.domains.tool_use.tiny import expert as tiny_expert
+from exit_jax.domains.tool_use.tiny.world import system_prompt
 from exit_jax.evaluation.evaluate import evaluate
 from exit_jax.policy.stops import StopText
-from exit_jax.step import programs
+from exit_jax.step.policy import sampling_config
+from exit_jax.step.program import make_program
 from exit_jax.types import BASE, IMPROVE, Instances, Rollouts
 
 HOUSE = 1  # a training task with rooms
@@ -51,7 +53,7 @@ def play(world, history, texts, max_turns=12):
         end = answer.end
         if end is not None or turn == max_turns:
             break
-        said = [*answer.observation, *environment.lead]
+        said = [*answer.observation, *environment.generation_prompt]
         tokens, mask, ended = tokens + said, mask + [False] * len(said), ended + [False] * len(said)
 
     def row(values, dtype):
@@ -70,7 +72,7 @@ def chat_of(world, task, episode, texts):
     """Return the messages of an episode."""
     requests = iter(task.requests)
     messages = [
-        {"role": "system", "content": tools.tiny.system_prompt(task)},
+        {"role": "system", "content": system_prompt(task)},
         {"role": "user", "content": next(requests)},
     ]
     for text, turn in zip(texts, episode.turns):
@@ -171,6 +173,7 @@ def test_endings(text, expected):
     assert has_ending(text) == expected
 
 
+@pytest.mark.slow
 def test_sampling_stops_where_the_domain_says(data_dir, monkeypatch):
     """In evaluated episodes as in training; a letter stands for the end of a call, which an untrained policy never makes."""
     letter = lambda self: StopText.of("e", self.tokenizer.convert_ids_to_tokens(list(range(self.vocab_size))))
@@ -184,8 +187,8 @@ def test_sampling_stops_where_the_domain_says(data_dir, monkeypatch):
     monkeypatch.setattr(tools.Tools, "step", listen)
     config = tiny_tools(data_dir, domain__stop_at_call=True, domain__call_secs=4.5, eval__steps=(0, 1))
     domain = domains.make(config.domain_name, config.domain)
-    assert programs.sampling_config(config, domain).stop_text is domain.stop_text
-    evaluate(config, programs.make_program(config).init_params(0), None)
+    assert sampling_config(config, domain).stop_text is domain.stop_text
+    evaluate(config, make_program(config).init_params(0), None)
     token = domain.stop_text.table[0] > 0
     assert [token[response].tolist().index(True) for response in said if token[response].any()] == [
         len(response) - 1 for response in said if token[response].any()
@@ -195,7 +198,7 @@ def test_sampling_stops_where_the_domain_says(data_dir, monkeypatch):
 
 
 def test_demonstrations_end_as_samples_do(world):
-    _, _, tokens, mask = world.demonstrations(jax.random.key(0), 3, 12, 2)
+    _, _, tokens, mask = tools.Demonstrations(world)(jax.random.key(0), 3, 12, 2)
     before = np.pad(mask, ((0, 0), (0, 0), (1, 0)))[..., :-1]
     num_calls, num_stops = 0, 0
     for row, own, start in zip(tokens.reshape(24, -1), mask.reshape(24, -1), (mask & ~before).reshape(24, -1)):
@@ -233,7 +236,7 @@ def test_a_test_task_that_is_too_long_counts_as_failed(data_dir, monkeypatch, ca
     assert domain.tasks("train").task.size == domain.too_long("train").size < 24
     assert f"{num_too_long} of 8 tasks of test count as failed" in caplog.text
     assert "tasks of train are left out" in caplog.text
-    found = evaluate(config, programs.make_program(config).init_params(0), None)["splits"]["test"]
+    found = evaluate(config, make_program(config).init_params(0), None)["splits"]["test"]
     assert (found["num_tasks"], found["num_too_long"]) == (8, num_too_long)
     assert found["scaffolds"]["chain"]["accuracy"] == [1 - num_too_long / 8]
 

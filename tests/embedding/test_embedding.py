@@ -20,9 +20,9 @@ from exit_jax.embedding.config import read, read_recipe
 from exit_jax.embedding.embed import EncoderConfig, make_embed, width
 from exit_jax.embedding.load import load
 from exit_jax.errors import ConfigError
-from exit_jax.main import run_experiment
 from exit_jax.parallel.mesh import MeshConfig, make_mesh
 from exit_jax.policy.hf.config import CheckpointError
+from exit_jax.run import run_experiment
 from exit_jax.workdir.metrics import Timing, read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def checkpoints(tmp_path_factory):
     return folders
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("roberta", "modernbert"))])
 def checkpoint(request, checkpoints):
     return checkpoints[request.param]
 

@@ -4,7 +4,7 @@ import checkpoints
 import numpy as np
 import pytest
 
-from exit_jax.policy.hf import chat, turns
+from exit_jax.domains.text import chat, turns
 from exit_jax.policy.hf import tokenizer as hf_tokenizer
 from exit_jax.policy.stops import StopText
 

@@ -88,7 +88,9 @@ def convert(c, theirs):
     return params
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module", params=["Qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Llama", "Qwen2"))]
+)
 def family(request, require_parity):
     """Return their model, our config and our parameters, which are the model's."""
     c = policy(**FAMILIES[request.param])

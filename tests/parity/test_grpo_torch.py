@@ -36,7 +36,7 @@ SHAPE = {
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=["Qwen2", pytest.param("Llama", marks=pytest.mark.slow)])
 def checkpoints(request, require_parity, tmp_path_factory):
     """Return two of their models, the policy and the reference, and the folders that they wrote."""
     torch, transformers = require_parity("torch", "transformers")

@@ -48,7 +48,13 @@ TOKENS_BS = np.random.default_rng(0).integers(48, size=(2, 40))
 STARTS = (0, 3000)  # of positions
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+FAST = ("llama3-tied", "qwen3")  # between them scaled positions, tied embeddings, norms and a head_dim of their own
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
 def checkpoint(request, require_parity, tmp_path_factory):
     """Return (their float32 model, the folder that they wrote, in several files), with random norms and biases too."""
     torch, transformers = require_parity("torch", "transformers")
@@ -165,7 +171,7 @@ def test_export_without_a_source(checkpoint, require_parity, tmp_path):
         )
 
 
-@pytest.mark.parametrize("targets", [("query", "value"), PROJECTIONS])
+@pytest.mark.parametrize("targets", [pytest.param(("query", "value"), marks=pytest.mark.slow), PROJECTIONS])
 def test_adapters_in_peft(checkpoint, require_parity, tmp_path, targets):
     torch, transformers, peft = require_parity("torch", "transformers", "peft")
     _, folder = checkpoint

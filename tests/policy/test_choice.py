@@ -121,10 +121,10 @@ def test_the_penalty_in_slots_and_across_turns():
 
     @jax.jit
     def converse(key):
-        reading = sampler.start(POLICY, PARAMS, 1, 24, PROMPT_BP, LENGTH_B, GREEDY.counts_repeats)
-        reading, first = sampler.generate(POLICY, GREEDY, PARAMS, reading, key)
-        reading = sampler.extend(POLICY, PARAMS, reading, observed, count)
-        return first, sampler.generate(POLICY, GREEDY, PARAMS, reading, key)[1]
+        cursor = sampler.start(POLICY, PARAMS, 1, 24, PROMPT_BP, LENGTH_B, GREEDY.counts_repeats)
+        cursor, first = sampler.generate(POLICY, GREEDY, PARAMS, cursor, key)
+        cursor = sampler.extend(POLICY, PARAMS, cursor, observed, count)
+        return first, sampler.generate(POLICY, GREEDY, PARAMS, cursor, key)[1]
 
     first, second = map(found, converse(jax.random.key(0)))
     for b in range(4):

@@ -10,9 +10,9 @@ import pytest
 from checkpoints import FAMILIES, SPLIT
 from tokenizers import AddedToken, Tokenizer, models
 
-from exit_jax.policy.hf import chat, turns
+from exit_jax.domains.text import chat, turns
+from exit_jax.domains.text.chat import ChatError
 from exit_jax.policy.hf import tokenizer as hf_tokenizer
-from exit_jax.policy.hf.chat import ChatError
 from exit_jax.policy.hf.config import CheckpointError, read_eos
 
 TEXTS = [  # other than the loader's own probe

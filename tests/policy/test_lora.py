@@ -14,7 +14,7 @@ from exit_jax.policy import costs, decoder, sampler
 from exit_jax.policy.choice import SamplingConfig
 from exit_jax.policy.hf.export import export
 from exit_jax.policy.shape import PROJECTIONS, LoraConfig
-from exit_jax.step.programs import make_reshard
+from exit_jax.step.policy import make_reshard
 
 # wide enough for a product to sum over many weights, as of a real model
 WIDE = dataclasses.replace(LLAMA, vocab_size=64, embed_dim=128, head_dim=32, mlp_dim=256, dtype="bfloat16")

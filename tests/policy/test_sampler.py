@@ -105,7 +105,7 @@ def test_logp_is_that_of_the_truncated_distribution():
     logits_BGV = jnp.float32(np.random.default_rng(3).normal(0, 2, (8, 4, 11)))
     top_3 = dataclasses.replace(PLAIN, top_k=3)
     keys = jax.random.split(jax.random.key(0), (8, 4))
-    token_BG, whole_BG, logp_BG = choice.choose(top_3, logits_BGV, logits_BGV, keys)
+    token_BG, whole_BG, logp_BG = choice.sample_token(top_3, logits_BGV, logits_BGV, keys)
     kept_BGV = logits_BGV >= jnp.sort(logits_BGV)[..., -3:-2]
     weight_BGV = np.where(kept_BGV, np.exp(logits_BGV / top_3.temperature), 0.0)
     weight_BG = np.take_along_axis(weight_BGV, np.asarray(token_BG)[..., None], axis=-1)[..., 0]
@@ -205,7 +205,7 @@ def test_no_key_is_used_twice():
             jax.jit(lambda key: jax.random.uniform(key) + jax.random.uniform(key))(jax.random.key(0))
 
 
-def start_reading(width=16):
+def start_cursor(width=16):
     start = jax.jit(sampler.start, static_argnums=(0, 2, 3))
     return start(POLICY, params(), 2, width, PROMPT_BP, LENGTH_B)
 
@@ -218,10 +218,10 @@ COUNT = np.random.default_rng(6).integers(0, 5, size=(8, 2))
 
 def test_extend_then_sample_is_one_prefill():
     """Given tokens, ragged, read in two goes behind the prompt equal a longer prompt, also for rows that are given none."""
-    reading = _extend(POLICY, params(), start_reading(), OBSERVED[..., :2], np.minimum(COUNT, 2))
-    reading = _extend(POLICY, params(), reading, OBSERVED[..., 2:], np.maximum(COUNT - 2, 0))
-    np.testing.assert_array_equal(reading.length, LENGTH_B[:, None] + COUNT)
-    _, rollouts = _generate(POLICY, PLAIN, params(), reading, jax.random.key(0))
+    cursor = _extend(POLICY, params(), start_cursor(), OBSERVED[..., :2], np.minimum(COUNT, 2))
+    cursor = _extend(POLICY, params(), cursor, OBSERVED[..., 2:], np.maximum(COUNT - 2, 0))
+    np.testing.assert_array_equal(cursor.length, LENGTH_B[:, None] + COUNT)
+    _, rollouts = _generate(POLICY, PLAIN, params(), cursor, jax.random.key(0))
 
     rows = list(np.ndindex(8, 2))
     prompts = np.zeros((16, 9), int)
@@ -235,31 +235,31 @@ def test_extend_then_sample_is_one_prefill():
 
 
 def test_what_is_read_in_chunks_is_read_all_the_same(monkeypatch):
-    whole = sampler.extend(POLICY, params(), start_reading(), OBSERVED, COUNT)
+    whole = sampler.extend(POLICY, params(), start_cursor(), OBSERVED, COUNT)
     monkeypatch.setattr(sampler, "READ_CHUNK", 2)
-    parts = sampler.extend(POLICY, params(), start_reading(), OBSERVED, COUNT)
+    parts = sampler.extend(POLICY, params(), start_cursor(), OBSERVED, COUNT)
     np.testing.assert_allclose(parts.hidden, whole.hidden, atol=1e-5)
     np.testing.assert_array_equal(parts.cache.mask, whole.cache.mask)
 
 
 def test_slots_that_rows_leave_unused_are_used_again():
     """Rows read 4 tokens in turns: a call begins behind the longest row, not behind all calls before."""
-    reading = start_reading()
+    cursor = start_cursor()
     for turn in range(4):
         count = np.where((np.arange(8)[:, None] + turn) % 2 == 0, 4, 0) * np.ones((1, 2), int)
-        reading = _extend(POLICY, params(), reading, OBSERVED, count)
-    held = reading.cache.mask.sum(-1)
+        cursor = _extend(POLICY, params(), cursor, OBSERVED, count)
+    held = cursor.cache.mask.sum(-1)
     assert held.max() == 8
-    assert int(reading.cache.used) == 8 + 5, "the longest row and the last call, where four calls took 20"
+    assert int(cursor.cache.used) == 8 + 5, "the longest row and the last call, where four calls took 20"
 
 
 def test_turns_over_one_cache_equal_one_pass_of_the_learner():
     """Sample, observe, sample on: the transcript's log-probs in one pass of the learner are the sampler's."""
-    reading, first = _generate(POLICY, PLAIN, params(), start_reading(), jax.random.key(0))
+    cursor, first = _generate(POLICY, PLAIN, params(), start_cursor(), jax.random.key(0))
     active = np.arange(8)[:, None] != np.array([[3, 5]])  # two rows sit the second turn out
     count = np.where(active, COUNT, 0)
-    reading = _extend(POLICY, params(), reading, OBSERVED, count)
-    reading, second = _generate(POLICY, PLAIN, params(), reading, jax.random.key(1), active)
+    cursor = _extend(POLICY, params(), cursor, OBSERVED, count)
+    cursor, second = _generate(POLICY, PLAIN, params(), cursor, jax.random.key(1), active)
     assert not second.mask[~active].any()
     assert first.finished.any()
     assert not first.finished.all()
@@ -273,7 +273,7 @@ def test_turns_over_one_cache_equal_one_pass_of_the_learner():
         for start, length, logp in ((0, n, first.logp), (n + c, m, second.logp)):
             of_model[b, g, start : start + length] = True
             sampled[b, g, start : start + length] = logp[b, g, :length]
-        assert reading.length[b, g] + reading.unread[b, g] == LENGTH_B[b] + len(parts)
+        assert cursor.length[b, g] + cursor.unread[b, g] == LENGTH_B[b] + len(parts)
     logp, _ = logprobs(transcript)
     np.testing.assert_allclose(np.where(of_model, logp, 0.0), sampled, atol=1e-5)
 
@@ -346,7 +346,7 @@ def test_draw_is_categorical():
     keys = jax.random.split(jax.random.key(4), (16, 8))
     logits = jax.random.normal(jax.random.key(5), (16, 8, 500)).at[..., :100].set(-jnp.inf)
     expected = jax.vmap(jax.vmap(jax.random.categorical))(keys, logits)
-    np.testing.assert_array_equal(choice.draw(keys, logits), expected)
+    np.testing.assert_array_equal(choice.gumbel_argmax(keys, logits), expected)
     assert len(np.unique(expected)) > 50
 
 
@@ -370,10 +370,10 @@ def test_stages_change_nothing(decode_stages):
     """Two turns over one cache of 16 slots, of which the second begins in a later stage than the first."""
 
     def converse(config):
-        reading, first = _generate(config, PLAIN, params(), start_reading(), jax.random.key(0))
-        reading = _extend(config, params(), reading, OBSERVED, COUNT)
-        reading, second = _generate(config, PLAIN, params(), reading, jax.random.key(1))
-        return reading.cache, first, second
+        cursor, first = _generate(config, PLAIN, params(), start_cursor(), jax.random.key(0))
+        cursor = _extend(config, params(), cursor, OBSERVED, COUNT)
+        cursor, second = _generate(config, PLAIN, params(), cursor, jax.random.key(1))
+        return cursor.cache, first, second
 
     expected, found = converse(POLICY), converse(dataclasses.replace(POLICY, decode_stages=decode_stages))
     assert int(expected[0].used) > 8
@@ -388,12 +388,12 @@ def test_stages_change_nothing(decode_stages):
 def test_a_stage_reads_its_slots_and_no_more(decode_stages, width):
     """What lies behind a stage's slots spoils nothing; what lies within does, so it is read."""
     config = dataclasses.replace(POLICY, decode_stages=decode_stages)
-    reading = start_reading()
+    cursor = start_cursor()
 
     def spoilt_from(slot):
-        held = reading.cache.layers
+        held = cursor.cache.layers
         layers = dataclasses.replace(held, value=held.value.at[..., slot:, :].set(jnp.nan))
-        spoilt = dataclasses.replace(reading, cache=dataclasses.replace(reading.cache, layers=layers))
+        spoilt = dataclasses.replace(cursor, cache=dataclasses.replace(cursor.cache, layers=layers))
         return _generate(config, PLAIN, params(), spoilt, jax.random.key(0))[1].logp
 
     assert np.isfinite(spoilt_from(width)).all()

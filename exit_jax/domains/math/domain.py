@@ -1,11 +1,9 @@
 """Competition math (ExIt §5): problems in text, responses of a chat model, math-verify for a grader, on the host.
 
-A history's request is the problem, its solution the final answer of a response: all of it but for thoughts. Tasks of all
-splits have numbers of their own, so that a history tells its gold answer: split · 2^20 + row.
+A history's request is the problem, its solution the final answer of a response: all of it but for thoughts.
 """
 
 import functools
-import logging
 import os
 import pathlib
 from collections.abc import Sequence
@@ -13,27 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from exit_jax.domains import tokenizer
 from exit_jax.domains.domain import Domain, DomainError, settings_id
 from exit_jax.domains.math import arithmetic, data
-from exit_jax.domains.math.data import Problem
 from exit_jax.domains.math.grader import Grader
+from exit_jax.domains.math.problems import Problem
 from exit_jax.domains.math.settings import NOT_TAUGHT, MathConfig
 from exit_jax.domains.math.sources import TEST_SPLITS
-from exit_jax.domains.text import SPAN, SingleTurnDomain, Tokens
-from exit_jax.policy.hf import chat
-from exit_jax.types import BASE, DIVERGE, IMPROVE, Grades, History, Instances, Rollouts
+from exit_jax.domains.text import tokenizer
+from exit_jax.domains.text.pieces import Tokens
+from exit_jax.domains.text.scored import Score, ScoredDomain
+from exit_jax.types import BASE, DIVERGE, IMPROVE, History
 
-log = logging.getLogger(__name__)
 
-
-class Math(SingleTurnDomain):
+class Math(ScoredDomain):
     """The problems of a config, their tokens and their grader; each is made when first asked for."""
 
-    def __init__(self, config: MathConfig):
-        self.config = config
-        self.found = functools.cache(self._find)
-        self.problems = functools.cache(self._read)
+    config: MathConfig
+    noun = "problem"
+    notes = ("ungraded", "no_answer")
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -58,124 +53,52 @@ class Math(SingleTurnDomain):
         workers = self.config.num_workers or os.cpu_count() or 1
         return Grader(workers, self.config.timeout_secs, self.data_dir / "ungraded.jsonl")
 
-    @property
-    def rooms(self) -> dict[str, int]:
-        """The tokens that each piece may have."""
-        return {"request": self.config.max_request_tokens, "solution": self.config.max_solution_tokens}
-
-    def _find(self, split: str) -> tuple[Sequence[Problem], Sequence[Tokens], np.ndarray]:
-        """Return all problems of a split, their tokens, and which of them are too long, bool [M]; says so in the log.
-
-        Raises:
-          DomainError: if all of them are.
-        """
+    def rows(self, split: str) -> Sequence[Problem]:
+        """Return all problems of a split."""
         c = self.config
-        if c.data == "arithmetic":
-            count = {"train": c.num_train, "validation": c.num_validation, "test": c.num_test}[split]
-            made = arithmetic.exercises(split, count, c.data_seed, c.split_by)
-            solutions = [arithmetic.write(e.plans[0], arithmetic.execute(e.plans[0])) for e in made]
-            found: Sequence[Problem] = [
-                Problem(e.problem, e.answer, text, len(e.plans[0].operations), c.data)
-                for e, text in zip(made, solutions, strict=True)
-            ]
-        else:
-            found = data.load(self.data_dir, split)
-        tokens = [chat.encode_piece(self.tokenizer, problem.problem.strip()) for problem in found]
-        too_long: Any = np.array([len(ids) > c.max_request_tokens for ids in tokens])
-        if too_long.all():
-            raise DomainError(
-                f"no problem of the split {split} fits into domain.max_request_tokens = {c.max_request_tokens}; raise it"
-            )
-        if too_long.any():
-            log.warning(
-                "%d of %d problems of %s are longer than domain.max_request_tokens = %d and %s",
-                *(too_long.sum(), too_long.size, split, c.max_request_tokens),
-                "are left out" if split == "train" else "count as wrong",
-            )
-        return found, tokens, too_long
+        if c.data != "arithmetic":
+            return data.load(self.data_dir, split)
+        count = {"train": c.num_train, "validation": c.num_validation, "test": c.num_test}[split]
+        made = arithmetic.exercises(split, count, c.data_seed, c.split_by)
+        solutions = [arithmetic.write(e.plans[0], arithmetic.execute(e.plans[0])) for e in made]
+        return [
+            Problem(e.problem, e.answer, text, len(e.plans[0].operations), c.data)
+            for e, text in zip(made, solutions, strict=True)
+        ]
 
-    def _read(self, split: str) -> tuple[tuple[Problem, ...], tuple[Tokens, ...]]:
-        """Return the problems of a split and their tokens.
+    def prompt(self, row: Problem) -> str:
+        """Return the text of a problem."""
+        return row.problem
 
-        Those to train on that are too long are left out and listed; those to evaluate on lose their middle, and count as wrong.
-        """
-        found, tokens, too_long = self.found(split)
-        room = self.config.max_request_tokens
-        if split != "train":
-            return tuple(found), tuple(chat.shorten(self.tokenizer, ids, room, "middle")[0] for ids in tokens)
-        reason = f"longer than {room} tokens"
+    def left_out(self, rows: Sequence[Problem], too_long: np.ndarray) -> None:
+        """List the problems that are not trained on."""
+        reason = f"longer than {self.config.max_request_tokens} tokens"
         data.append_skipped(
             self.data_dir,
             [
                 {"source": problem.source, "index": i, "reason": reason, "start": problem.problem}
-                for i, (problem, left_out) in enumerate(zip(found, too_long))
-                if left_out
+                for i, (problem, is_out) in enumerate(zip(rows, too_long, strict=True))
+                if is_out
             ],
         )
-        keep = lambda items: tuple(item for item, left_out in zip(items, too_long) if not left_out)
-        return keep(found), keep(tokens)
 
-    def too_long(self, split: str) -> np.ndarray:
-        """Return which problems of a split are too long, bool [M]; of those to train on none is left."""
-        found = self.found(split)[2]
-        return found[~found] if split == "train" else found
-
-    def problem_of(self, task: int) -> Problem:
-        """Return the problem of a task's number."""
-        return self.problems(self.config.splits[task // SPAN])[0][task % SPAN]
-
-    def tasks(self, split: str) -> History:
-        """Return the base tasks of a split, in NumPy."""
-        requests = self.problems(split)[1]
-        first = SPAN * self.config.splits.index(split)
-        return self.pack([((), request, (), ()) for request in requests], task=first + np.arange(len(requests)))
-
-    def grade(self, instances: Instances, rollouts: Rollouts) -> Grades:
-        """Grade responses by math-verify: quality is 1 or 0, whatever the mode (ExIt App. A). All in NumPy."""
-        history, (batch, group) = instances.history, rollouts.finished.shape
-        responses = [rollouts.tokens[b, g][rollouts.mask[b, g]] for b in range(batch) for g in range(group)]
-        gold = [self.problem_of(int(number)).answer for number in np.repeat(history.task, group)]
-        verdicts = self.grader.grade(list(zip(map(self.answer, responses), gold, strict=True)))
-        room, truncate = self.config.max_solution_tokens, self.config.truncate
-        shown = [self.shown(response, room, truncate) for response in responses]
-        start, length = history.lengths[:, 0], history.lengths[:, 1]
-        requests = [history.tokens[b, start[b] : start[b] + length[b]] for b in range(batch) for _ in range(group)]
-
-        def per_rollout(values, kind: Any = np.float32) -> Any:
-            return np.array(list(values), kind).reshape(batch, group)
-
-        unseen = [
-            self.too_long(self.config.splits[n // SPAN])[n % SPAN] for n in np.repeat(history.task, group).tolist()
+    def score(self, rows: Sequence[Problem], responses: Sequence[Tokens]) -> list[Score]:
+        """Grade responses by math-verify: quality is 1 or 0."""
+        pairs = [(self.answer(response), problem.answer) for problem, response in zip(rows, responses, strict=True)]
+        return [
+            Score(
+                quality=float(verdict.correct),
+                graded=verdict.graded,
+                notes={"ungraded": float(not verdict.graded), "no_answer": float(not verdict.answer)},
+            )
+            for verdict in self.grader.grade(pairs)
         ]
-        quality = per_rollout(verdict.correct and not cut for verdict, cut in zip(verdicts, unseen, strict=True))
-        graded = per_rollout((verdict.graded for verdict in verdicts), bool)
-        pieces = [((), request, solution, ()) for request, (solution, _) in zip(requests, shown, strict=True)]
-        children = self.children(history, pieces, quality)
-        insertable = graded & (children.lengths[:, :, 0, 2] > 0)
-        notes = {
-            "ungraded": 1.0 - graded,
-            "no_answer": per_rollout(not verdict.answer for verdict in verdicts),
-            "truncated": per_rollout(cut for _, cut in shown),
-        }
-        return Grades(
-            quality=quality,
-            valid=graded,
-            embedding=quality[..., None] * 0.0,
-            children=children,
-            insertable=insertable[..., None],
-            notes={name: value.astype(np.float32) for name, value in notes.items()},
-        )
-
-    def solutions(self, history: History) -> list[str]:
-        """Return what histories [n] hold, as text."""
-        start = history.lengths[:, :2].sum(-1)
-        ends = start + history.lengths[:, 2]
-        return [self.decode(row[a:b]) for row, a, b in zip(np.asarray(history.tokens), start, ends)]
 
     def answers(self, history: History) -> list[str]:
         """Return the answer of what histories [n] hold, in a form in which equal answers are mostly equal texts."""
-        gold = [self.problem_of(int(task)).answer for task in history.task]
-        return [verdict.answer for verdict in self.grader.grade(list(zip(self.solutions(history), gold, strict=True)))]
+        gold = [self.row_of(int(task)).answer for task in history.task]
+        solutions = self.texts_of(history, "solution")
+        return [verdict.answer for verdict in self.grader.grade(list(zip(solutions, gold, strict=True)))]
 
     def demonstration(self, number: int, group_size: int) -> tuple[list[Tokens], int, list[str]]:
         """Return the pieces, mode and responses of one demonstration.
@@ -191,7 +114,7 @@ class Math(SingleTurnDomain):
     @functools.cached_property
     def _taught(self) -> list[arithmetic.Exercise]:
         """The exercises that fit, as tasks do."""
-        c, fit = self.config, {problem.problem for problem in self.problems("train")[0]}
+        c, fit = self.config, {problem.problem for problem in self.kept("train")[0]}
         taught = arithmetic.exercises("train", c.num_train, c.data_seed, c.split_by)
         return [exercise for exercise in taught if exercise.problem in fit]
 
@@ -217,7 +140,7 @@ class Math(SingleTurnDomain):
     def _solved(self) -> list[Problem]:
         """The problems whose gold solution fits into a response, with its end; half of one would teach to leave out the box."""
         room = self.config.max_tokens
-        written = [p for p in self.problems("train")[0] if p.solution.strip()]
+        written = [p for p in self.kept("train")[0] if p.solution.strip()]
         solved = [p for p in written if len(self.demonstrate(p.solution.strip())) <= room]
         if not solved:
             raise DomainError(
@@ -246,29 +169,12 @@ def make_domain(config: MathConfig) -> Domain:
     """
     math = Math(config)
     return Domain(
+        **math.fields(),
         name=config.data,
-        splits=config.splits,
         test_splits=TEST_SPLITS if config.data == "competition" else ("test",),
-        **math.token_fields,
-        history_width=sum(math.rooms.values()),
-        prompt_width=config.prompt_width,
-        max_tokens=config.max_tokens,
-        stop_sequences=(),
-        num_children=1,
-        embedding_width=1,
-        templates=math.templates,
-        tasks=math.tasks,
-        difficulty=lambda split: {"gold_steps": np.array([p.num_steps for p in math.problems(split)[0]])},
-        about=lambda split: [{"request": p.problem, "gold": p.answer} for p in math.problems(split)[0]],
-        grade=math.grade,
-        notes=("ungraded", "no_answer", "truncated"),
-        on_host=True,
-        complete=None,
+        difficulty=lambda split: {"gold_steps": np.array([p.num_steps for p in math.kept(split)[0]])},
+        about=lambda split: [{"request": p.problem, "gold": p.answer} for p in math.kept(split)[0]],
         demonstrations=math.demonstrations,
         demonstrations_id=settings_id(config, NOT_TAUGHT),
-        describe=math.solutions,
         answers=math.answers,
-        texts=math.texts,
-        decode=math.decode,
-        too_long=math.too_long,
     )

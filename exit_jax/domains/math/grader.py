@@ -1,7 +1,7 @@
 """Grade answers with math-verify in worker processes: hard limits of time and memory a pair, verdicts cached.
 
 math-verify evaluates what a model wrote with sympy, which may take for ever or all memory (9^9^9^9), so it never runs
-in the trainer's own process, and the limit is a kill. It is one of processor time, with one by the clock far behind it:
+in the trainer's own process, and the limit is a kill. It is one of processor time, with one by the clock that is far longer:
 on a starved machine a limit by the clock alone hits plain answers, too, and others in the next run. A pair whose worker
 hangs, dies or runs out of memory is *ungraded*: it earns nothing, is counted, and is logged, so that a resumed run repeats
 the verdict instead of the accident.
@@ -20,15 +20,15 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 
+from exit_jax.domains.text.thoughts import final_answer
 from exit_jax.domains.workers import Job, Pool
-from exit_jax.policy.hf.thoughts import final_answer
 
 log = logging.getLogger(__name__)
 WORKER = pathlib.Path(__file__).with_name("grading")  # a folder that Python runs, and puts on the path of what it runs
-# of an answer or a gold answer; also keeps a request (12 bytes a character at most) within a pipe's 64 KiB
+# length of an answer or a gold answer; also keeps a request (12 bytes a character at most) within a pipe's 64 KiB
 MAX_CHARS = 2000
 SCAN_CHARS = 100_000  # the end of a response, where boxes are looked for: 40 ms at worst
-EDGE_CHARS = 200  # of each end of an ungraded response, for its log
+EDGE_CHARS = 200  # length of each end of an ungraded response, for its log
 CACHE_SIZE = 1 << 16
 MEMORY_BYTES = 2 << 30  # a worker's address space
 WALL_FACTOR = 4.0  # seconds by the clock for each of processor time
@@ -50,7 +50,7 @@ VERB = re.compile(r"\b(?:is|are|equals|get|gives|have|find|obtain)\s+(?=[^.]*\d|
 FORMULA = re.compile(r"\$\$?(.+?)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 FORMULAS = re.compile(rf"(?:{FORMULA.pattern})(?:\s*(?:,|;|,?\s*(?:and|or)\b)\s*(?:{FORMULA.pattern}))*", re.DOTALL)
 SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
-MAX_WHOLE_CHARS, MAX_WHOLE_WORDS = 60, 2  # of a response that is nothing but its answer
+MAX_WHOLE_CHARS, MAX_WHOLE_WORDS = 60, 2  # limits of a response that is nothing but its answer
 WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 
 
@@ -60,9 +60,7 @@ class Verdict:
 
     correct: bool
     graded: bool  # False: the worker hung, died or ran out of memory
-    answer: (
-        str  # the answer that the response gives; "" if none. Equal answers have equal texts as far as that is cheap
-    )
+    answer: str  # what the response gives, "" for nothing; equal answers have equal texts as far as that is cheap
 
 
 WRONG = Verdict(correct=False, graded=True, answer="")
@@ -90,7 +88,7 @@ def extract_answer(response: str) -> str:
         "<think>Is it \\boxed{3}?</think> It is \\boxed{4}."  ->  "4"
     """
     text = final_answer(response)[-SCAN_CHARS:]
-    stack, boxes = [], []  # of (start, start of the content) or None; and of (start, start and end of the content)
+    stack, boxes = [], []  # items: (start, start of the content) or None; and (start, start and end of the content)
     for token in BRACES.finditer(text):
         if token["bare"]:
             boxes.append((token.start(), *token.span("bare")))

@@ -1,24 +1,3 @@
-"""What the policy is asked for: the user's messages in our own words (ExIt App. B)."""
+"""The system message of competition math: what answers look like (ExIt App. B, in our own words)."""
 
 SYSTEM = "Reason step by step and put the final answer into \\boxed{{}}."
-IMPROVE = """Write an improved response to the request.
-
-# Request
-{request}
-
-# Current response
-{solution}
-
-# Improved response"""
-DIVERGE = """Write another response to the request, with an approach that differs significantly.
-
-# Request
-{request}
-
-# Current response
-{solution}
-
-# Format
-- Current approach: one line
-- Different approach: one line
-- Response: complete in itself"""

@@ -27,7 +27,7 @@ class Source:
     repo: str  # dataset on the hub
     revision: str  # commit
     files: tuple[str, ...]  # paths in the repository
-    sha256: tuple[str, ...]  # of each file; "" where unknown: the sum found is recorded, and checked the next time
+    sha256: tuple[str, ...]  # sum of each file; "" where unknown: the sum found is recorded, and checked the next time
     license: str  # as the hub's page declares it
     count: int  # rows of all files that ``keep`` lets through; 0 where unknown
     problem: str = "problem"

@@ -27,7 +27,7 @@ DIRECTIONS = ("higher", "lower")
 SAMPLE = "sample_submission.csv"
 MAX_CELL = 64  # characters of a predicted number
 ROOM_PER_CELL = 32  # bytes, on average; Python writes a float in 24 characters at most
-MAX_ROWS = 1 << 20  # of a sample submission; the largest of the paper's has 153,164
+MAX_ROWS = 1 << 20  # rows of a sample submission; the largest of the paper's has 153,164
 MAX_COLUMNS = 1024
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "name": str,
@@ -47,9 +47,9 @@ class Competition:
     """A competition that is ready to be entered."""
 
     name: str
-    split: str  # of SPLITS
+    split: str  # one of SPLITS
     description: str
-    metric: str  # of METRICS; in words where there is a grader
+    metric: str  # one of METRICS; in words where there is a grader
     worst: float  # the score that counts 0 when normalised; on which side it lies tells which way is better
     best: float  # the score that counts 1
     id_column: str

@@ -29,9 +29,9 @@ from exit_jax.domains.ml_engineering.competitions import Competition
 from exit_jax.domains.ml_engineering.previews import preview
 from exit_jax.domains.ml_engineering.responses import error_tail, extract_code
 from exit_jax.domains.ml_engineering.settings import NOT_TAUGHT, SPLITS, MleConfig
-from exit_jax.domains.text import SPAN, SingleTurnDomain, Tokens
-from exit_jax.domains.tokenizer import load as load_tokenizer
-from exit_jax.policy.hf import chat
+from exit_jax.domains.text import chat
+from exit_jax.domains.text.pieces import SPAN, SingleTurnDomain, Tokens
+from exit_jax.domains.text.tokenizer import load as load_tokenizer
 from exit_jax.sandbox import Job, Limits, Result, Sandbox, SandboxError
 from exit_jax.types import (
     BASE,
@@ -47,7 +47,7 @@ from exit_jax.types import (
 log = logging.getLogger(__name__)
 
 DEMONSTRATION_SEED = 5
-CHARS_PER_TOKEN = 16  # of a trace, at most: what is encoded to see whether it fits
+CHARS_PER_TOKEN = 16  # ratio in a trace, at most: what is encoded to see whether it fits
 TIMINGS = ("cached", "run_secs")
 NOTES = ("crashed", "timeout", "no_code", "invalid_submission", "faults", "truncated", "trace_cut", *TIMINGS)
 
@@ -113,7 +113,7 @@ class MlEngineering(SingleTurnDomain):
             raise DomainError(f"domain.isolation: {error}") from error
 
     @property
-    def rooms(self) -> dict[str, int]:
+    def max_piece_tokens(self) -> dict[str, int]:
         """The tokens that each piece may have."""
         c = self.config
         widths = (c.max_goal_tokens, c.max_request_tokens, c.max_solution_tokens, c.max_feedback_tokens)
@@ -268,7 +268,7 @@ class MlEngineering(SingleTurnDomain):
         return self._verdicts[key]
 
     def _failure(self, competition: Competition, result: Result) -> tuple[str, bool]:
-        """Return the feedback for a run that did not end well, and whether its trace had to be cut to fit behind the reason."""
+        """Return the feedback for a run that did not end well, and whether its trace had to be cut to fit after the reason."""
         c = self.config
         if c.brief:
             return fragments.TIMEOUT if result.status == "timeout" else fragments.error(result.stderr), False
@@ -288,13 +288,6 @@ class MlEngineering(SingleTurnDomain):
     def cut_feedback(self, text: str) -> Tokens:
         """Return the tokens of a feedback; it begins with what matters."""
         return self.encode(text)[: self.config.max_feedback_tokens]
-
-    def texts_of(self, history: History, piece: str) -> list[str]:
-        """Return a piece of histories [n] as text."""
-        index = PIECES.index(piece)
-        starts = history.lengths[:, :index].sum(-1)
-        ends = starts + history.lengths[:, index]
-        return [self.decode(row[a:b]) for row, a, b in zip(np.asarray(history.tokens), starts, ends)]
 
     def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
         """Return the scripts in responses tokens [..., T], "" for none: what an encoder sees of them (ExIt eq. 6)."""
@@ -320,8 +313,6 @@ class MlEngineering(SingleTurnDomain):
 
         Half are first scripts, the others improve on, debug or diverge from a faulty one.
         """
-        if not self.config.brief:
-            raise DomainError("scripts are demonstrated in fragments alone; set warm_start.num_steps to 0")
         noise, rng = self.config.demo_noise, np.random.default_rng([DEMONSTRATION_SEED, number])
         metric = str(rng.choice(list(fragments.WANTED)))
         request = self.encode(fragments.brief(metric, *map(str, rng.choice(fragments.AMOUNTS, 2))))
@@ -365,28 +356,20 @@ def make_domain(config: MleConfig) -> Domain:
     return Domain(
         name="ml_engineering",
         splits=SPLITS,
-        test_splits=("test",),
         **mle.token_fields,
-        history_width=sum(mle.rooms.values()),
-        prompt_width=config.prompt_width,
+        history_width=sum(mle.max_piece_tokens.values()),
+        prompt_width=mle.prompt_width,
         max_tokens=config.max_tokens,
-        stop_sequences=(),
-        num_children=1,
-        embedding_width=1,
         templates=mle.templates,
         tasks=mle.tasks,
-        difficulty=lambda split: {},
         about=mle.about,
         grade=mle.grade,
         notes=NOTES,
         timings=TIMINGS,
-        on_host=True,
-        complete=None,
-        demonstrations=mle.demonstrations,
+        demonstrations=mle.demonstrations if config.has_demonstrations else None,
         demonstrations_id=settings_id(config, NOT_TAUGHT) + (tokenizer.identity() if config.brief else ""),
         describe=mle.describe,
         feedback=mle.feedback,
-        answers=None,
         texts=mle.texts,
         files=mle.files,
         decode=mle.decode,

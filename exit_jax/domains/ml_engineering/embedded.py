@@ -31,7 +31,7 @@ from exit_jax.domains.ml_engineering.metrics import METRICS
 
 # below a folder of packages; the tests have iris
 COPIES = ("sklearn/datasets/data", "sklearn/datasets/tests", "scipy/io/arff/tests", "scipy/spatial/tests")
-SEED = "exit_jax 2"  # of orders, ids and units, besides the data; with another one every sum below changes
+SEED = "exit_jax 2"  # seed of orders, ids and units, besides the data; with another one every sum below changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Task:
     num_train: int
     num_test: int
     sample: str  # what the sample submission predicts throughout; of several columns, for each
-    sha256: str  # of the folder
+    sha256: str  # sum of the folder
     data: Callable[[], Data]
-    text: str  # of the description
+    text: str  # the description
 
 
 def _tumours() -> Data:

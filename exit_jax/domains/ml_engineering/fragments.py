@@ -96,7 +96,7 @@ SLOTS: Mapping[str, Mapping[str, str]] = {
     },
     "out": {
         "last": "out = P[:, -1:]\n",
-        "first": "out = P[:, :1]\n",  # of classes 0 and 1 the wrong one
+        "first": "out = P[:, :1]\n",  # the wrong one of classes 0 and 1
         "labels": "out = [[names[i]] for i in P.argmax(1)]\n",
         "indices": "out = P.argmax(1)[:, None]\n",
         "sharp": PROBABILITIES.format(low="1e-9"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 Values = Any  # float64 [n, c] of numbers, or str [n] of labels
-LARGEST = 1e30  # of a predicted number: its square and sums of it stay finite
+LARGEST = 1e30  # size of a predicted number: its square and sums of it stay finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ METRICS = {
     "macro_f1": Metric(True, "label", macro_f1),
 }
 
-# of a competition that someone else's code scores
+# metric of a competition that someone else's code scores
 ANY_NUMBER = Metric(True, "number", lambda truth, prediction: math.nan)
 
 

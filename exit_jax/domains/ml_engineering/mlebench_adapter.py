@@ -21,7 +21,7 @@ from typing import Any
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.ml_engineering.competitions import Competition, faults_of_public
 
-COMMIT = "783b15af77404fbaffe7255b0c4a934b46153389"  # of 26 Feb 2026, which this was run against
+COMMIT = "783b15af77404fbaffe7255b0c4a934b46153389"  # commit of 26 Feb 2026, which this was run against
 REPOSITORY = "https://github.com/openai/mle-bench"
 COMPACT = "description_obfuscated.md"  # 0.9 to 4.4 kB of the paper's six, where description.md has 3 to 12
 INSTALL = (

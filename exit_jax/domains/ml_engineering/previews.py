@@ -11,7 +11,7 @@ from exit_jax.domains.ml_engineering.competitions import Competition
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".txt")
 MAX_LISTED = 5  # files of a subfolder, of which there may be thousands
-MAX_LINES = 4  # of a file: a header and three rows
+MAX_LINES = 4  # lines of a file: a header and three rows
 MAX_LINE = 160  # characters
 HEAD_BYTES = 16_384
 GAP = "..."

@@ -6,7 +6,7 @@ Not here: running scripts (exit_jax/sandbox) and grading what they wrote (submis
 import re
 from collections.abc import Mapping
 
-from exit_jax.policy.hf.thoughts import final_answer
+from exit_jax.domains.text.thoughts import final_answer
 
 MAX_STDERR = 1 << 16  # characters looked at, from the end
 CUT = "[...]\n"
@@ -37,7 +37,7 @@ def extract_code(response: str) -> str | None:
     'x = 1\\n'
     """
     lines = final_answer(response).replace("\r\n", "\n").split("\n")
-    found: dict[str, tuple[int, int, int]] = {}  # "python" or "bare" -> first line, line behind the last, indent
+    found: dict[str, tuple[int, int, int]] = {}  # "python" or "bare" -> first line, line after the last, indent
     opened: tuple[int, int, str, str] | None = None  # first line, indent, fence, kind
     kinds = set()
     for number, line in enumerate(lines):

@@ -81,11 +81,17 @@ class MleConfig:
         """The splits that there are."""
         return SPLITS
 
+    @property
+    def has_demonstrations(self) -> bool:
+        """Whether there is a teacher to learn from, which writes fragments alone."""
+        return self.brief
+
     def names(self, split: str) -> tuple[str, ...]:
         """Return the competitions of a split."""
         return getattr(self, split) or SOURCES[self.source][split]
 
-    def __post_init__(self):
+    def faults(self) -> list[str]:
+        """Return a sentence for each contradiction."""
         wrong = self._faults_of_competitions() if self.source in SOURCES else []
         if self.truncate == "none" and self.max_solution_tokens < self.max_tokens:
             wrong.append(
@@ -99,8 +105,7 @@ class MleConfig:
             )
         if self.brief and self.source != "embedded":
             wrong.append(f'domain.brief is for domain.source = "embedded", not {self.source!r}; unset it')
-        if wrong:
-            raise ValueError("; ".join(wrong))
+        return wrong
 
     def _faults_of_competitions(self) -> list[str]:
         known = {name for names in SOURCES[self.source].values() for name in names}

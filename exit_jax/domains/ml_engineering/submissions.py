@@ -19,7 +19,7 @@ from exit_jax.domains.ml_engineering.tables import Table, TableError, shown
 
 FILE = "submission.csv"
 MAX_FEEDBACK = 400  # characters
-SUM_TOLERANCE = 1e-3  # of a row of probabilities
+SUM_TOLERANCE = 1e-3  # error of a row of probabilities
 _WHOLE = re.compile(r"(-?\d+)(?:\.0)?", re.ASCII)  # a label
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,4})?", re.ASCII)
 
@@ -74,8 +74,8 @@ def check(competition: Competition, submission: bytes | None) -> Any:
     columns = [[cells[row] for row in order] for cells in map(table.column, competition.target_columns)]
     if competition.scoring.predicts == "label":
         return np.array(_labels(competition, columns[0]))
-    named = zip(competition.target_columns, columns)
-    values: Any = np.stack([_numbers(competition, name, cells) for name, cells in named], 1)
+    columns_by_name = zip(competition.target_columns, columns)
+    values: Any = np.stack([_numbers(competition, name, cells) for name, cells in columns_by_name], 1)
     if competition.scoring.predicts == "probability" and values.shape[1] > 1:
         totals = values.sum(1)
         wrong = np.abs(totals - 1.0) > SUM_TOLERANCE

@@ -12,7 +12,7 @@ import dataclasses
 import io
 from collections.abc import Iterator
 
-SHOWN_CHARS = 40  # of a value in a message
+SHOWN_CHARS = 40  # length of a value in a message
 MAX_ROW_BYTES = 1 << 18  # no more than as many cells, whatever the number of bytes
 
 

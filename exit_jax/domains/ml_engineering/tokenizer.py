@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from exit_jax.domains.ml_engineering import fragments
-from exit_jax.domains.tokenizer import CHAT_TEMPLATE, END, ROLES
+from exit_jax.domains.text.tokenizer import CHAT_TEMPLATE, END, ROLES
 
 
 def make() -> Any:

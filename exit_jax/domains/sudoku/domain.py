@@ -7,6 +7,7 @@ blanks cannot be solved by one response.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from exit_jax.algorithm.prompts import pack, piece
 from exit_jax.domains.domain import Domain
 from exit_jax.domains.sudoku import puzzles
 from exit_jax.domains.sudoku.settings import SudokuConfig
-from exit_jax.types import BASE, DIVERGE, IMPROVE, NO_ID, Array, Grades, History, Instances, Rollouts
+from exit_jax.types import BASE, DIVERGE, IMPROVE, Array, Grades, History, Instances, Rollouts, make_history
 
 OPEN, STUCK, CLASH, DONE = range(4)  # what the feedback token says of a grid; all can be read off the grid itself
 
@@ -108,7 +109,7 @@ def apply_script(
 ) -> tuple[Array, Array]:
     """Apply edit scripts tokens [..., T] to grids [..., C].
 
-    A script is up to ``max_edits`` pairs (cell, digit), then the end token; what stands behind it is ignored. Edits apply in
+    A script is up to ``max_edits`` pairs (cell, digit), then the end token; what stands after it is ignored. Edits apply in
     order, so the last one of a cell counts. Any other sequence, and any edit of a given cell, is invalid and changes nothing.
 
     Returns:
@@ -138,11 +139,11 @@ def unpack(vocabulary: Vocabulary, history: History) -> tuple[Array, Array]:
     return given, jnp.where(content > v.digits, content - v.digits, content)
 
 
-def make_history(config: SudokuConfig, given: Array, grid: Array, **fields: Array) -> History:
+def pack_grids(config: SudokuConfig, given: Array, grid: Array, step: Array, **fields: Any) -> History:
     """Pack clues and grids [..., C] as histories; those at step -1 hold a request only."""
     v = Vocabulary(config.box)
     shape = given.shape[:-1]
-    held = fields["step"] >= 0
+    held = step >= 0
     state = feedback(config.box, grid) if config.feedback else jnp.zeros(shape, jnp.int32)
     tokens, lengths = pack(
         {
@@ -152,7 +153,7 @@ def make_history(config: SudokuConfig, given: Array, grid: Array, **fields: Arra
         },
         width=4 * v.cells + 1,
     )
-    return History(tokens=tokens, lengths=lengths, **fields)
+    return make_history(tokens, lengths, step=step, **fields)
 
 
 def grade(config: SudokuConfig, instances: Instances, rollouts: Rollouts) -> Grades:
@@ -170,17 +171,14 @@ def grade(config: SudokuConfig, instances: Instances, rollouts: Rollouts) -> Gra
     result = quality(config.box, given, edited)
     # an invalid script leaves the stored quality as it is, too: 0 for a base task, not the clue grid's own
     result = jnp.where(valid, result, parent.quality[:, None])
-    children = make_history(
+    children = pack_grids(
         config,
         given[:, :, None],
         edited[:, :, None],
-        id=jnp.full((*group, 1), NO_ID),
+        spread(parent.step + 1),
         task=spread(parent.task),
         turn=spread(parent.turn),
-        step=spread(parent.step + 1),
         quality=result[..., None],
-        born=jnp.zeros((*group, 1), jnp.int32),
-        parent=jnp.full((*group, 1), NO_ID),
     )
     embedding = jax.nn.one_hot(edited - 1, v.digits).reshape(*group, -1)
     return Grades(
@@ -214,10 +212,8 @@ def demonstrate(config: SudokuConfig, solved: Array, clued: Array, key: Array, c
     grid = jnp.where(given > 0, given, jnp.where(fill, jnp.where(slipped, slips, solution), 0))
     started = fill.any(-1)
     mode = jnp.where(jax.random.bernoulli(next(keys), shape=(count,)), IMPROVE, DIVERGE)
-    zeros = jnp.zeros(count, jnp.int32)
     step = jnp.where(started, 0, -1)
-    fields = {"id": zeros, "task": zeros, "turn": zeros, "step": step, "born": zeros, "parent": zeros}
-    history = make_history(config, given, grid, quality=quality(config.box, given, grid), **fields)
+    history = pack_grids(config, given, grid, step, task=0, quality=quality(config.box, given, grid))
 
     cell_key, digit_key, noise_key = next(keys), next(keys), next(keys)
     shape = (count, group_size, v.cells)
@@ -268,9 +264,7 @@ def make_domain(config: SudokuConfig) -> Domain:
     @jax.jit
     def make_tasks(given: Array) -> History:
         row = jnp.arange(given.shape[0])
-        none, zero = jnp.full_like(row, NO_ID), jnp.zeros_like(row)
-        fields = {"id": none, "task": row, "turn": zero, "step": zero - 1, "born": zero, "parent": none}
-        return make_history(config, given, given, quality=jnp.zeros(row.shape), **fields)
+        return pack_grids(config, given, given, jnp.full_like(row, -1), task=row)
 
     @functools.lru_cache
     def tasks(split: str) -> History:
@@ -292,14 +286,11 @@ def make_domain(config: SudokuConfig) -> Domain:
     return Domain(
         name=f"sudoku{v.digits}",
         splits=SudokuConfig.splits,
-        test_splits=("test",),
         vocab_size=v.size,
         history_width=4 * v.cells + 1,
         prompt_width=2 * v.cells + 2,
         max_tokens=2 * config.max_edits + 1,
         stop_tokens=(v.end,),
-        stop_sequences=(),
-        num_children=1,
         embedding_width=v.cells * v.digits,
         templates={
             "base": (modes[0], "request"),
@@ -308,15 +299,11 @@ def make_domain(config: SudokuConfig) -> Domain:
         },
         tasks=tasks,
         difficulty=lambda split: {"clues": (generate(split)[0] > 0).sum(-1)},
-        about=lambda split: [{}] * len(generate(split)[0]),
         grade=jax.jit(functools.partial(grade, config)) if config.on_host else functools.partial(grade, config),
-        notes=(),
         on_host=config.on_host,
         complete=complete,
         demonstrations=demonstrations,
         demonstrations_id=repr(demo),
         describe=functools.partial(describe, v),
-        answers=None,
-        texts=None,
         tokens_are=v.describe(),
     )

@@ -60,7 +60,7 @@ class Turn:
     observation: str  # what the model is shown next: a call's result, the next request, or what was wrong
     name: str = ""
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    verdict: Verdict | None = None  # of a finished turn
+    verdict: Verdict | None = None  # that of a finished turn
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,16 +11,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exit_jax.policy.hf.thoughts import final_answer
+from exit_jax.domains.text.thoughts import final_answer
 
 MAX_CALL_CHARS = 20_000  # from a call's start tag to the end of the response
 MAX_STARTS = 8  # start tags in a response, mentions included; with the line above it bounds the time of a parse
-MAX_DEPTH = 16  # of nested arguments
-MAX_NAME_CHARS = 40  # of what a message quotes
+MAX_DEPTH = 16  # depth of nested arguments
+MAX_NAME_CHARS = 40  # length of what a message quotes
 
 FENCE_START = re.compile(r"\s*(?:```(?:json)?\s*)?", re.IGNORECASE)
 FENCE_END = re.compile(r"\s*(?:```\s*)?")
-# a string, which may lack its end, or a comma with nothing but a closing bracket behind it
+# a string, which may lack its end, or a comma with nothing but a closing bracket after it
 STRING_OR_COMMA = re.compile(r'("(?:[^"\\]|\\.)*+(?:"|\\?$))|,(?=\s*+[}\]])', re.DOTALL)
 
 
@@ -44,7 +44,7 @@ class Action:
     kind: str  # call | finished | error | invalid
     name: str = ""
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    message: str = ""  # of an invalid response, for the model
+    message: str = ""  # fault of an invalid response, for the model
 
 
 def parse(response: str, functions: Mapping[str, Mapping[str, Any]], markers: Markers = MARKERS) -> Action:
@@ -99,7 +99,7 @@ def invalid(message: str) -> Action:
 
 
 def find_calls(text: str, markers: Markers) -> tuple[list[Any], str, str]:
-    """Return the decoded bodies of all complete calls, the text behind the last, and what is wrong with the last other start.
+    """Return the decoded bodies of all complete calls, the text after the last, and what is wrong with the last other start.
 
     A start tag that no JSON value and end tag follow may be a mention, or a call gone wrong.
     """

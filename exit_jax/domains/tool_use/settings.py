@@ -1,6 +1,7 @@
 """Settings of multi-turn tool use."""
 
 import dataclasses
+from typing import ClassVar
 
 from exit_jax.domains.tool_use.prompts import DIVERGE, IMPROVE
 from exit_jax.settings import setting
@@ -75,6 +76,18 @@ class ToolsConfig:
         younger=True,
     )
 
+    plays_episodes: ClassVar = True
+
+    @property
+    def num_children(self) -> int:
+        """Histories that one rollout yields: one of each turn."""
+        return self.max_turns
+
+    @property
+    def has_demonstrations(self) -> bool:
+        """Whether there is an expert to learn from, which BFCL has not."""
+        return self.world == "tiny"
+
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that there are; BFCL's "validation" is a part of "train", unless "tuning" is trained on."""
@@ -82,7 +95,8 @@ class ToolsConfig:
             return ("train", "test")
         return ("train", "validation", "test")
 
-    def __post_init__(self):
+    def faults(self) -> list[str]:
+        """Return a sentence for each contradiction."""
         wrong = []
         for name in ("max_transcript_tokens", "test_max_transcript_tokens"):
             if getattr(self, name) < self.max_tokens:
@@ -94,5 +108,4 @@ class ToolsConfig:
             wrong.append(f'domain.train_split = {self.train_split!r} is neither "train" nor, for "bfcl", "tuning"')
         if not self.tokenizer and self.world != "tiny":
             wrong.append('domain.tokenizer = "" is for domain.world = "tiny"; name a checkpoint')
-        if wrong:
-            raise ValueError("; ".join(wrong))
+        return wrong

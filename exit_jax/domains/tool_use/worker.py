@@ -48,7 +48,7 @@ Mismatch = collections.namedtuple("Mismatch", ["index", "replayed"])
 COUNTER = itertools.count()
 
 
-MAX_SHOWN_CHARS = 2000  # of an attribute
+MAX_SHOWN_CHARS = 2000  # length of an attribute
 
 
 class Backends:
@@ -105,7 +105,7 @@ class Backends:
         if not isinstance(call, ast.Call):
             raise ValueError("not a call")
         arguments = [ast.literal_eval(argument) for argument in call.args]
-        named = {keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in call.keywords}
+        keywords = {keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in call.keywords}
         if isinstance(call.func, ast.Name):
             raise NameError(f"name {call.func.id!r} is not defined")
         if not isinstance(call.func, ast.Attribute) or not isinstance(call.func.value, ast.Name):
@@ -113,7 +113,7 @@ class Backends:
         instance, method = vars(self.utils)[call.func.value.id], call.func.attr
         if method not in self.methods.get(type(instance), ()):
             raise ValueError(f"no method {method!r}")
-        return getattr(instance, method)(*arguments, **named)
+        return getattr(instance, method)(*arguments, **keywords)
 
 
 def start_state(backends: Backends, task: dict) -> dict:
@@ -370,7 +370,7 @@ def main(call_secs: float, memory_bytes: int):
         resource.setrlimit(limit, (value, value))
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)  # to end the process, whatever it is in the middle of
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of a cluster that ends a job: the trainer decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # signal of a cluster that ends a job: the trainer decides
     try:
         backends, cache = Backends(call_secs), Cache()
         backends.load(APIS)

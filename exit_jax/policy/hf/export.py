@@ -30,7 +30,11 @@ log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _COPIED = ("LICENSE*", "NOTICE*")
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of generation_config.json, which config.json repeats
+_TOKEN_IDS = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)  # fields of generation_config.json that config.json repeats
 _MAX_POSITIONS = 131072  # no part of DecoderConfig; transformers only warns beyond it
 
 
@@ -47,7 +51,7 @@ class _Tensor(NamedTuple):
 class Words:
     """What the tokens of a policy are and how they are sampled, to go with its weights."""
 
-    tokenizer: Any  # of transformers; None where tokens are no text
+    tokenizer: Any  # a tokenizer of transformers; None where tokens are no text
     generation: Mapping[str, Any]  # content of generation_config.json
     readme: str
 
@@ -306,7 +310,7 @@ def _appears_whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty; remove it or name another folder")
     temporary = folder.absolute().with_name(f".{folder.absolute().name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     temporary.mkdir(parents=True)
     try:
         yield temporary

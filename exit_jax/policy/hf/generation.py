@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 FILE = "generation_config.json"
 TOP_K = 50  # what transformers takes where it samples and the file gives none; 0 in the file keeps all tokens
-_CUTS = ("temperature", "top_k", "top_p", "min_p")  # of sampling; theirs and ours
-_RULES = {  # of sampling and of greedy decoding; theirs: ours
+_CUTS = ("temperature", "top_k", "top_p", "min_p")  # fields of sampling, theirs and ours alike
+_RULES = {  # fields of sampling and of greedy decoding, theirs: ours
     "repetition_penalty": "repetition_penalty",
     "min_new_tokens": "min_tokens",
     "suppress_tokens": "suppress_tokens",

@@ -177,7 +177,7 @@ def _read_shard(stored: dict[str, Stored], path: Path, spans: Spans, dtype: Any)
 
 
 def _read_tensor(file: pathlib.Path, name: str, spans: Spans, out: np.ndarray) -> None:
-    """Read a tensor's part within ``spans`` into ``out``. The file is opened anew, so that no mapped pages stay behind."""
+    """Read a tensor's part within ``spans`` into ``out``. The file is opened anew, so that no mapped pages are left."""
     (start, stop), *rest = spans
     columns = [slice(*span) for span in rest]
     with safe_open(file, "np") as content:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from flax.traverse_util import flatten_dict
 
-Path = tuple[str, ...]  # of a leaf in the tree of parameters
+Path = tuple[str, ...]  # path of a leaf in the tree of parameters
 
 _MODULES = {
     "embedding": "model.embed_tokens",

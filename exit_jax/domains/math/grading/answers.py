@@ -16,7 +16,6 @@ from readings import (
     Group,
     Inequality,
     Literal,
-    Matrix,
     Numeral,
     Region,
     Residue,
@@ -24,6 +23,9 @@ from readings import (
     Words,
     first,
     formula_of,
+    matrix_of,
+    matrix_readings,
+    spread,
 )
 from syntax import NUMBER, exact, has_letters, inside, is_name, parse_formula, plain_words, split, without_text
 
@@ -371,32 +373,7 @@ def compound(text: str) -> Value | None:
     return Value(sum(number * unit.factor for number, unit in parts if unit) / whole.factor, unit=whole)
 
 
-def spread(item: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    r"""Return the items that one stands for: two of 1 \pm 2."""
-    if item and isinstance(item[0], Group) and item[0].kind == "list":
-        return list(item[0].items)
-    return [item]
-
-
 def rounds(value: Any, last: tuple[Any, ...]) -> bool:
     """Return whether a decimal number is a constant rounded to its places."""
     shown = first(last, Value)
     return shown is not None and isinstance(shown.value, Fraction) and is_rounded(shown.value, shown.places or 0, value)
-
-
-def matrix_readings(table: tuple[tuple[tuple[Any, ...], ...], ...]) -> tuple[Any, ...]:
-    """Return the readings of a matrix: itself, and a row or a column."""
-    if not table or not all(map(all, table)):
-        return ()
-    if all(len(row) == 1 for row in table):
-        return Matrix(table), Group("column", tuple(row[0] for row in table))
-    return (Matrix(table), Group("row", table[0])) if len(table) == 1 else (Matrix(table),)
-
-
-def matrix_of(value: Any) -> tuple[Any, ...]:
-    """Return the readings of a formula that comes to a matrix."""
-    try:
-        table = value.doit().as_explicit().tolist()
-    except (AttributeError, TypeError, ValueError):
-        return ()
-    return matrix_readings(tuple(tuple((Value(cell),) for cell in row) for row in table))

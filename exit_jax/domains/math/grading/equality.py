@@ -156,7 +156,7 @@ def difference(equation: Equation) -> Any:
     left, right = map(sympify, equation.sides)
     try:
         return without_functions(left - right)
-    except TypeError:  # of sets and matrices
+    except TypeError:  # raised by sets and matrices
         return None
 
 

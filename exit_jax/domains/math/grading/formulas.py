@@ -14,7 +14,7 @@ from math_verify.grader import unwrap_fcs
 from sympy.core.function import AppliedUndef
 
 DIGITS = 50
-MAX_DIGITS = 4000  # of integers that are compared digit by digit
+MAX_DIGITS = 4000  # digits of integers that are compared digit by digit
 PLACES = 6  # decimals from which a rounded number passes for the exact one
 MAX_NAMES = 40  # variables of a formula
 # values of variables; no simple relation holds between them

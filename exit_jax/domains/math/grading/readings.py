@@ -104,3 +104,28 @@ def first(readings: tuple[Any, ...], kind: type) -> Any:
 def formula_of(readings: tuple[Any, ...]) -> Any:
     """Return the number or formula of the first reading that is one and has no unit, None if there is none."""
     return next((r.value for r in readings if isinstance(r, Value) and not r.unit and not r.percent), None)
+
+
+def spread(item: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    r"""Return the items that one stands for: two of 1 \pm 2."""
+    if item and isinstance(item[0], Group) and item[0].kind == "list":
+        return list(item[0].items)
+    return [item]
+
+
+def matrix_readings(table: tuple[tuple[tuple[Any, ...], ...], ...]) -> tuple[Any, ...]:
+    """Return the readings of a matrix: itself, and a row or a column."""
+    if not table or not all(map(all, table)):
+        return ()
+    if all(len(row) == 1 for row in table):
+        return Matrix(table), Group("column", tuple(row[0] for row in table))
+    return (Matrix(table), Group("row", table[0])) if len(table) == 1 else (Matrix(table),)
+
+
+def matrix_of(value: Any) -> tuple[Any, ...]:
+    """Return the readings of a formula that comes to a matrix."""
+    try:
+        table = value.doit().as_explicit().tolist()
+    except (AttributeError, TypeError, ValueError):
+        return ()
+    return matrix_readings(tuple(tuple((Value(cell),) for cell in row) for row in table))

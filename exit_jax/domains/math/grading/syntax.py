@@ -11,7 +11,7 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from readings import Value
 
 NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)"
-MAX_POWER = 300  # of ten in a number that is kept as a fraction
+MAX_POWER = 300  # power of ten in a number that is kept as a fraction
 MAX_FORMULA_CHARS = 1000
 BRACKET = re.compile(r"\\(?:[{}]|langle|rangle|begin|end)|[(\[{}\])]")
 # what the left side of an equation may be that only names its right side: x, f(x), AB, |AB|, a_{10}, \angle ABC, m+n

@@ -62,9 +62,8 @@ def main(pair_secs: float, wall_secs: float, memory_bytes: int):
         resource.setrlimit(limit, (value, value))
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)  # to end the process, whatever it is in the middle of
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # of a cluster that ends a job: the trainer decides, and has pairs in hand
+    # a cluster that ends a job sends it: the trainer decides, and has pairs in hand
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.disable(logging.WARNING)  # math-verify warns that it keeps no time itself
     reply(ready=True)
     for line in sys.stdin.buffer:

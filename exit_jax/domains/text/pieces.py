@@ -8,17 +8,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from exit_jax.algorithm.prompts import Template
+from exit_jax.algorithm.prompts import Template, piece_rows
 from exit_jax.domains.domain import DomainError
+from exit_jax.domains.text import chat, turns
+from exit_jax.domains.text.thoughts import END, START
 from exit_jax.errors import UserError
-from exit_jax.policy.hf import chat, turns
 from exit_jax.policy.hf.config import read_eos, resolve
-from exit_jax.policy.hf.thoughts import END, START
-from exit_jax.types import BASE, MODES, NO_ID, PIECES, Array, History
+from exit_jax.types import BASE, MODES, PIECES, Array, History, make_history
 
 Tokens = Any  # a sequence or a NumPy array of ids
 SPAN = 1 << 20  # tasks of a split: their numbers are split · SPAN + row
 DEMONSTRATIONS = 1 << 20  # different ones, before they repeat
+
+
+def pack(
+    rows: Sequence[Sequence[Tokens]], width: int, task: Any, turn: Any = 0, step: Any = -1, quality: Any = 0.0
+) -> History:
+    """Return histories [n] outside the buffer, of each row's pieces in the order of PIECES; fields [n], or one for all."""
+    tokens: Any = np.zeros((len(rows), width), np.int32)
+    lengths: Any = np.zeros((len(rows), len(PIECES)), np.int32)
+    for i, pieces in enumerate(rows):
+        joined = list(itertools.chain(*pieces))
+        tokens[i, : len(joined)], lengths[i] = joined, [len(piece) for piece in pieces]
+    return make_history(tokens, lengths, task, turn, step, quality)
 
 
 class TextDomain:
@@ -29,7 +41,7 @@ class TextDomain:
 
     # with ``tokenizer``, a folder or hub id, or "" for one of the domain's own, and ``template_inputs``
     config: Any
-    tokenizer: Any  # of transformers
+    tokenizer: Any  # one of transformers
     kept_control: tuple[str, ...] = ()  # control tokens that pieces may hold all the same
 
     @functools.cached_property
@@ -111,65 +123,71 @@ class TextDomain:
 
 
 class SingleTurnDomain(TextDomain):
-    """A domain whose responses are graded one by one; pieces of its histories have ``rooms``."""
+    """A domain whose responses are graded one by one."""
 
-    rooms: Any  # piece -> tokens that it may have
+    max_piece_tokens: Any  # piece -> tokens that it may have, of those pieces that there are
     demonstration: Any  # (number, group_size) -> (pieces, mode, responses), tokens and texts
 
+    def message(self, mode: str) -> str:
+        """Return the user's message in a mode, with the names of pieces as fields."""
+        return getattr(self.config, mode)
+
     @functools.cached_property
+    def _cut(self) -> Mapping[str, Template]:
+        """The prompts of all modes, the config's texts after its ``system``, cut into token pieces."""
+        c, found = self.config, {}
+        for mode in MODES:
+            messages = [{"role": "system", "content": c.system}] if c.system else []
+            messages.append({"role": "user", "content": self.message(mode)})
+            try:
+                found[mode] = chat.cut(self.tokenizer, messages, self.inputs, pieces=tuple(self.max_piece_tokens))
+            except UserError as error:
+                raise DomainError(f"domain.{mode}: {error}") from error
+        return found
+
+    @functools.cached_property
+    def _widths(self) -> Mapping[str, int]:
+        """The tokens that the prompt of each mode takes with the longest pieces."""
+        width = lambda item: self.max_piece_tokens[item] if isinstance(item, str) else len(item)
+        return {mode: sum(map(width, template)) for mode, template in self._cut.items()}
+
+    @functools.cached_property
+    def prompt_width(self) -> int:
+        """Tokens of the longest prompt: what the config says, or else what the prompts take."""
+        return self.config.prompt_width or max(self._widths.values())
+
+    @property
     def templates(self) -> Mapping[str, Template]:
-        """The prompts of all modes, texts of the config behind its ``system``, cut into token pieces.
+        """The prompts by mode.
 
         Raises:
           DomainError: if they cannot be cut, or do not fit into ``prompt_width`` with the longest pieces.
         """
-        c, rooms = self.config, self.rooms
-        templates, faults = {}, []
-        for mode in MODES:
-            messages = [{"role": "system", "content": c.system}] if c.system else []
-            messages.append({"role": "user", "content": getattr(c, mode)})
-            try:
-                cut = chat.cut(self.tokenizer, messages, self.inputs, pieces=tuple(rooms))
-            except UserError as error:
-                raise DomainError(f"domain.{mode}: {error}") from error
-            width = sum(rooms[item] if isinstance(item, str) else len(item) for item in cut)
-            if width > c.prompt_width:
-                faults.append(f"{mode} takes up to {width} tokens")
-            templates[mode] = cut
+        faults = [
+            f"{mode} takes up to {width} tokens" for mode, width in self._widths.items() if width > self.prompt_width
+        ]
         if faults:
             raise DomainError(
-                f"domain.prompt_width = {c.prompt_width} is too narrow: {', '.join(faults)}, with pieces of up to {rooms} "
-                "tokens; raise it or lower those"
+                f"domain.prompt_width = {self.prompt_width} is too narrow: {', '.join(faults)}, with pieces of up to "
+                f"{self.max_piece_tokens} tokens; raise it or lower those"
             )
-        return templates
+        return self._cut
 
     def pack(
         self, rows: Sequence[Sequence[Tokens]], task: Any, turn: Any = 0, step: Any = -1, quality: Any = 0.0
     ) -> History:
-        """Return histories [n] outside the buffer, of each row's pieces in the order of PIECES; fields [n], or one for all."""
-        tokens: Any = np.zeros((len(rows), sum(self.rooms.values())), np.int32)
-        lengths: Any = np.zeros((len(rows), len(PIECES)), np.int32)
-        for i, pieces in enumerate(rows):
-            joined = list(itertools.chain(*pieces))
-            tokens[i, : len(joined)], lengths[i] = joined, [len(piece) for piece in pieces]
-        each: Any = lambda value, dtype=np.int32: np.full(len(rows), value, dtype)
-        return History(
-            tokens=tokens,
-            lengths=lengths,
-            id=each(NO_ID),
-            task=each(task),
-            turn=each(turn),
-            step=each(step),
-            quality=each(quality, np.float32),
-            born=each(0),
-            parent=each(NO_ID),
-        )
+        """Return histories [n] as ``pack`` does, of the domain's width."""
+        return pack(rows, sum(self.max_piece_tokens.values()), task, turn, step, quality)
 
     def children(self, history: History, rows: Sequence[Sequence[Tokens]], quality: np.ndarray) -> History:
         """Return the histories [B, G, 1] that responses to ``history`` [B] make, of the pieces in ``rows``, B · G of them."""
         each = lambda leaf: np.repeat(leaf, quality.shape[1])
         packed = self.pack(rows, each(history.task), each(history.turn), each(history.step) + 1, quality.reshape(-1))
         return jax.tree.map(lambda leaf: leaf.reshape(*quality.shape, 1, *leaf.shape[1:]), packed)
+
+    def texts_of(self, history: History, piece: str) -> list[str]:
+        """Return a piece of histories [n] as text."""
+        return [self.decode(tokens) for tokens in piece_rows(history, piece)]
 
     @functools.cached_property
     def demonstration_rows(self):

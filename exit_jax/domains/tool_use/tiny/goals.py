@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exit_jax.domains.tool_use.episode import Call
-from exit_jax.domains.tool_use.tiny import FUNCTIONS, WORDS, Goal, State
+from exit_jax.domains.tool_use.tiny.world import FUNCTIONS, WORDS, Goal, State
 
 Slots = Mapping[str, Any]
 Calls = tuple[Call, ...]

@@ -16,7 +16,9 @@ import numpy as np
 
 from exit_jax.domains.tool_use.episode import Call, Episode, Task
 from exit_jax.domains.tool_use.parser import MARKERS, Markers, parse, render_call
-from exit_jax.domains.tool_use.tiny import (
+from exit_jax.domains.tool_use.tiny.goals import Calls, resolve, ways
+from exit_jax.domains.tool_use.tiny.tasks import MAX_TURNS, pick
+from exit_jax.domains.tool_use.tiny.world import (
     FUNCTIONS,
     MAX_COUNT,
     WORDS,
@@ -29,10 +31,8 @@ from exit_jax.domains.tool_use.tiny import (
     run_all,
     system_prompt,
 )
-from exit_jax.domains.tool_use.tiny_goals import Calls, resolve, ways
-from exit_jax.domains.tool_use.tiny_tasks import MAX_TURNS, pick
 
-STYLES = ("plain", "purpose", "words")  # of what is said before a call or marker
+STYLES = ("plain", "purpose", "words")  # kinds of what stands before a call or marker
 NOTICE_PROB = 0.5  # a turn, that the expert notices what went wrong before
 # how often a slip is of which kind; a response that cannot slip so (a marker has no argument) slips in another way
 SLIPS = {"argument": 0.55, "function": 0.15, "early": 0.2, "give up": 0.05, "garbled": 0.05}

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from exit_jax.algorithm import prompts
-from exit_jax.policy.hf import chat, turns
+from exit_jax.domains.text import chat, turns
 from exit_jax.types import PIECES
 
 # Llama 3 splits text so; its "\n\n" is then one token whatever follows, as for Qwen

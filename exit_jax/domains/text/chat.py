@@ -28,11 +28,11 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from exit_jax.algorithm.prompts import Template
+from exit_jax.domains.text.thoughts import END, START, final_answer, is_thinking
 from exit_jax.errors import UserError
-from exit_jax.policy.hf.thoughts import END, START, final_answer, is_thinking
 from exit_jax.types import PIECES
 
-Tokenizer = Any  # of transformers, whose import costs a second and is not needed here
+Tokenizer = Any  # one of transformers, whose import costs a second and is not needed here
 Message = Mapping[str, Any]
 NO_INPUTS: Mapping[str, Any] = {}
 
@@ -41,7 +41,7 @@ STAND_IN = "\ue000{}\ue001"
 NO_DATE = "\ue002"
 # transformers hands no functions to a template, so its own strftime_now is hidden by a macro of that name.
 STOPPED_CLOCK = "{% macro strftime_now(format) %}{{ frozen_date }}{% endmacro %}\n"
-GAP = "\n[...]\n"  # in the place of a middle that was cut out
+GAP = "\n[...]\n"  # stands for a middle that was cut out
 PLAIN = "a"
 PECULIAR = """a "b" 'c' \\d <e> & {f} {{ g }} {% h %}\ni"""  # escaping, as of JSON or HTML, shows in it
 
@@ -95,19 +95,21 @@ def parse_inputs(items: Sequence[str]) -> dict[str, Any]:
 def opens_thought(tokenizer: Tokenizer, inputs: Mapping[str, Any] = NO_INPUTS) -> bool:
     """Return whether the prompt for a response ends within a thought, as R1's, which ends with "<think>\n"."""
     asked = [{"role": "user", "content": PLAIN}]
-    told, prompt = (_apply(tokenizer, asked, add_generation_prompt, inputs) for add_generation_prompt in (False, True))
-    return is_thinking(prompt.removeprefix(told))
+    asked_text, prompt = (
+        _apply(tokenizer, asked, add_generation_prompt, inputs) for add_generation_prompt in (False, True)
+    )
+    return is_thinking(prompt.removeprefix(asked_text))
 
 
 def with_inputs(tokenizer: Tokenizer, inputs: Mapping[str, Any]) -> str:
     """Return the chat template with ``inputs`` as its defaults and the clock stopped, so that it renders what ``cut`` cuts."""
     source = tokenizer.get_chat_template(tools=inputs.get("tools"))
-    named = dict(inputs)
+    defaults = dict(inputs)
     if "strftime_now" in source:
         source = STOPPED_CLOCK + source
-        named["frozen_date"] = inputs.get("date_string", NO_DATE)
+        defaults["frozen_date"] = inputs.get("date_string", NO_DATE)
     unless = lambda name, value: f"{{%- if {name} is not defined %}}{{%- set {name} = {value!r} %}}{{%- endif %}}"
-    return "".join(unless(name, value) for name, value in named.items()) + source
+    return "".join(unless(name, value) for name, value in defaults.items()) + source
 
 
 def answer(tokenizer: Tokenizer, ids: Any, control: Collection[int], thinking: bool = False) -> str:
@@ -210,8 +212,8 @@ def _cut_text(
     def render(contents: Sequence[str], **more) -> str:
         left = iter(contents)
         filled = ["".join(text + (next(left) if name else "") for text, name in part) for part in parts]
-        told = [{**message, "content": content} for message, content in zip(messages, filled)]
-        return _apply(tokenizer, told, add_generation_prompt, {**inputs, **more})
+        rendered = [{**message, "content": content} for message, content in zip(messages, filled)]
+        return _apply(tokenizer, rendered, add_generation_prompt, {**inputs, **more})
 
     stand_ins = [STAND_IN.format(index) for index in range(len(fields))]
     text = render(stand_ins)
@@ -242,7 +244,7 @@ def _join(texts: Sequence[str], contents: Sequence[str]) -> str:
 
 
 def _parse(message: Message, index: int, pieces: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Return a message's content as (text, name of the piece behind it, None at the end)."""
+    """Return a message's content as (text, name of the piece after it, None at the end)."""
     content, where = message.get("content"), f"message {index} ({message.get('role')})"
     if not isinstance(content, str) or not isinstance(message.get("role"), str):
         raise ChatError(f"{where}: role and content must be text, got {dict(message)!r}")

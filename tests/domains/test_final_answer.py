@@ -2,7 +2,7 @@
 
 import pytest
 
-from exit_jax.policy.hf.thoughts import final_answer, is_thinking
+from exit_jax.domains.text.thoughts import final_answer, is_thinking
 
 
 @pytest.mark.parametrize(

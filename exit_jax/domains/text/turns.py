@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exit_jax.algorithm.prompts import Template
-from exit_jax.policy.hf.chat import CANNOT, NO_INPUTS, PLAIN, ChatError, Message, Tokenizer, control_tokens, cut
+from exit_jax.domains.text.chat import CANNOT, NO_INPUTS, PLAIN, ChatError, Message, Tokenizer, control_tokens, cut
 from exit_jax.types import PIECES
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Tasks in the tiny world: two to four requests, most of which depend on what is found there or on those before.
 
-The ground truth of a request are the calls that change the state as it asks, or the look that it asks for (tiny_goals.py).
+The ground truth of a request are the calls that change the state as it asks, or the look that it asks for (goals.py).
 """
 
 import functools
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from exit_jax.domains.tool_use.episode import Task
-from exit_jax.domains.tool_use.tiny import (
+from exit_jax.domains.tool_use.tiny.goals import KINDS, SAME, Calls, others, resolve, ways
+from exit_jax.domains.tool_use.tiny.world import (
     MAX_COUNT,
     WORDS,
     Goal,
@@ -25,12 +26,11 @@ from exit_jax.domains.tool_use.tiny import (
     execute,
     run_all,
 )
-from exit_jax.domains.tool_use.tiny_goals import KINDS, SAME, Calls, others, resolve, ways
 
 API_SETS = (("Store", "Bank"), ("Store", "House"), ("Bank", "House"))
 MAX_TURNS = 12  # responses that an episode may take
-MAX_NEEDED = 10  # of these, if nothing goes wrong
-MAX_CALLS = 3  # of a request, besides those to find out
+MAX_NEEDED = 10  # responses needed, if nothing goes wrong
+MAX_CALLS = 3  # calls for a request, besides those to find out
 FOCUS_PROB = 0.7  # that a goal is about something that an earlier one was about
 FOLLOW_UP_PROB = (
     0.06  # a try, that a request refers to the one before by "that" or "the same"; this is possible more often

@@ -2,7 +2,7 @@
 
 It has episodes, turns and verdicts as BFCL has them (episode.py), the same parser, and the paper's rule of success (ExIt §5):
 after a finished request the state equals what the ground truth leads to, and its true calls are among the calls made so far.
-What is asked for is in tiny_goals.py, tasks are in tiny_tasks.py, an expert that errs in tiny_expert.py.
+What is asked for is in goals.py, tasks are in tasks.py, an expert that errs in expert.py.
 
 A state is JSON: API -> thing -> attribute -> value, such as {"Store": {"red": {"apples": 3, ...}, ...}}; what a call returns is
 a short JSON object, {"error": "..."} if it was refused, and then the state is as it was.
@@ -41,7 +41,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "light": ("on", "off"),
     "door": ("open", "shut"),
 }
-MAX_COUNT = 9  # of an item in all boxes together, and of coins: counts have one digit
+MAX_COUNT = 9  # count of an item in all boxes together, and of coins: counts have one digit
 INVALID = (
     '{"error": "invalid"}'  # after a response that is no call and no marker; the parser would say more, in many tokens
 )
@@ -56,7 +56,7 @@ ABOUT = {
 class Goal:
     """What a request is after."""
 
-    kind: str  # of tiny_goals.KINDS
+    kind: str  # one of goals.KINDS
     slots: Mapping[str, Any]
 
 

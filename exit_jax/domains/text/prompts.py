@@ -1,0 +1,37 @@
+"""What a policy is asked for unless a config says otherwise: the user's messages in our own words (ExIt App. B)."""
+
+IMPROVE = """Write an improved response to the request.
+
+# Request
+{request}
+
+# Current response
+{solution}
+
+# Improved response"""
+DIVERGE = """Write another response to the request, with an approach that differs significantly.
+
+# Request
+{request}
+
+# Current response
+{solution}
+
+# Format
+- Current approach: one line
+- Different approach: one line
+- Response: complete in itself"""
+
+# the default improve message of a domain whose scores say something
+IMPROVE_BY_FEEDBACK = """Write an improved response to the request.
+
+# Request
+{request}
+
+# Current response
+{solution}
+
+# Feedback
+{feedback}
+
+# Improved response"""

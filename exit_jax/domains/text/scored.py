@@ -1,0 +1,295 @@
+"""A domain of text from tasks and a score: prompts go out, final answers are scored on the host.
+
+``text_domain`` makes one of two functions (docs/extend.md has an example); ``ScoredDomain`` is what a domain inherits that
+does more, as competition math. A history's request is the prompt, its solution the final answer of a response: all of it
+but for thoughts. Tasks of all splits have numbers of their own, so that a history tells its task: split · SPAN + row.
+"""
+
+import dataclasses
+import functools
+import logging
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from exit_jax.algorithm.prompts import piece_rows
+from exit_jax.domains.contract import ContractError
+from exit_jax.domains.domain import Domain, DomainError, settings_id
+from exit_jax.domains.text import chat, tokenizer
+from exit_jax.domains.text.pieces import SPAN, SingleTurnDomain, Tokens
+from exit_jax.domains.text.prompts import DIVERGE, IMPROVE, IMPROVE_BY_FEEDBACK
+from exit_jax.domains.traits import Traits
+from exit_jax.settings import setting
+from exit_jax.types import BASE, PIECES, Grades, History, Instances, Rollouts
+
+log = logging.getLogger(__name__)
+
+TRUNCATE = ("front", "middle")
+Task = Mapping[str, Any]  # "prompt", a text, and whatever else its score needs
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """What every domain of ``text_domain`` can be told; a domain's own settings inherit it."""
+
+    tokenizer: str = setting("", 'folder or hub id; "" for one of bytes')
+    template_inputs: tuple[str, ...] = setting((), 'what else the chat template reads, as "date_string=26 Jul 2024"')
+    system: str = setting("", 'message before each prompt; "" for none')
+    # the user's message in each mode; {request}, {solution} and {feedback} stand for pieces, literal braces are doubled
+    base: str = setting("{request}", "the user's message for a first response")
+    improve: str = setting(
+        "", 'the user\'s message for an improved one; "" for the default, with feedback if there is any'
+    )
+    diverge: str = setting(DIVERGE, "the user's message for one with another approach")
+    max_request_tokens: int = setting(
+        512, "tokens of a task; longer ones are not trained on, and count as wrong in other splits", within="[1, inf)"
+    )
+    max_tokens: int = setting(512, "tokens of a response", within="[1, inf)")
+    max_solution_tokens: int = setting(
+        0, "tokens of the previous response in a prompt; 0 for max_tokens", within="[0, inf)"
+    )
+    max_feedback_tokens: int = setting(0, "tokens of its feedback in a prompt; 0 shows none", within="[0, inf)")
+    truncate: str = setting("middle", "where a longer previous response is cut", choices=TRUNCATE)
+    prompt_width: int = setting(0, "tokens of the longest prompt; 0 for what the prompts take", within="[0, inf)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What is said of one response."""
+
+    quality: float  # in [0, 1]
+    feedback: str = ""  # for the next prompt
+    graded: bool = True  # False: it could not be scored, earns nothing and enters no buffer
+    notes: Mapping[str, float] = dataclasses.field(default_factory=dict)  # by the domain's ``notes``
+
+
+class ScoredDomain(SingleTurnDomain):
+    """The tasks of a config, their tokens and their scores; each is made when first asked for."""
+
+    noun = "task"
+    notes: tuple[str, ...] = ()  # names of what scores report
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.found = functools.cache(self._find)
+        self.kept = functools.cache(self._keep)
+
+    def rows(self, split: str) -> Sequence[Any]:
+        """Return all tasks of a split, in whatever form."""
+        raise NotImplementedError
+
+    def prompt(self, row: Any) -> str:
+        """Return the text of a task."""
+        raise NotImplementedError
+
+    def score(self, rows: Sequence[Any], responses: Sequence[Tokens]) -> list[Score]:
+        """Score responses, each to its row."""
+        raise NotImplementedError
+
+    def left_out(self, rows: Sequence[Any], too_long: np.ndarray) -> None:
+        """Note which tasks are not trained on since they are too long, bool [M]."""
+
+    @property
+    def max_piece_tokens(self) -> dict[str, int]:
+        """The tokens that each piece may have."""
+        c = self.config
+        sizes = {"request": c.max_request_tokens, "solution": c.max_solution_tokens or c.max_tokens}
+        feedback = getattr(c, "max_feedback_tokens", 0)
+        return sizes | ({"feedback": feedback} if feedback else {})
+
+    def _find(self, split: str) -> tuple[Sequence[Any], Sequence[Tokens], np.ndarray]:
+        """Return all tasks of a split, their tokens, and which of them are too long, bool [M]; says so in the log.
+
+        Raises:
+          DomainError: if all of them are, or there is none.
+        """
+        found, room = self.rows(split), self.config.max_request_tokens
+        if not len(found):
+            raise DomainError(
+                f"the split {split} has no {self.noun}; leave it out of the domain's splits, or give it some"
+            )
+        tokens = [self.encode(self.prompt(row).strip()) for row in found]
+        too_long: Any = np.array([len(ids) > room for ids in tokens])
+        if too_long.all():
+            raise DomainError(
+                f"no {self.noun} of the split {split} fits into domain.max_request_tokens = {room}; raise it"
+            )
+        if too_long.any():
+            log.warning(
+                "%d of %d %ss of %s are longer than domain.max_request_tokens = %d and %s",
+                *(too_long.sum(), too_long.size, self.noun, split, room),
+                "are left out" if split == "train" else "count as wrong",
+            )
+        return found, tokens, too_long
+
+    def _keep(self, split: str) -> tuple[tuple[Any, ...], tuple[Tokens, ...]]:
+        """Return the tasks of a split and their tokens.
+
+        Those to train on that are too long are left out; those to evaluate on lose their middle, and count as wrong.
+        """
+        found, tokens, too_long = self.found(split)
+        if split != "train":
+            room = self.config.max_request_tokens
+            return tuple(found), tuple(chat.shorten(self.tokenizer, ids, room, "middle")[0] for ids in tokens)
+        self.left_out(found, too_long)
+        keep = lambda items: tuple(item for item, is_out in zip(items, too_long, strict=True) if not is_out)
+        return keep(found), keep(tokens)
+
+    def too_long(self, split: str) -> np.ndarray:
+        """Return which tasks of a split are too long, bool [M]; of those to train on none is left."""
+        found = self.found(split)[2]
+        return found[~found] if split == "train" else found
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that there are."""
+        return Traits.of(self.config).splits
+
+    def row_of(self, task: int) -> Any:
+        """Return the task of a number."""
+        return self.kept(self.splits[task // SPAN])[0][task % SPAN]
+
+    def tasks(self, split: str) -> History:
+        """Return the base tasks of a split, in NumPy."""
+        requests = self.kept(split)[1]
+        first = SPAN * self.splits.index(split)
+        return self.pack([((), request, (), ()) for request in requests], task=first + np.arange(len(requests)))
+
+    def grade(self, instances: Instances, rollouts: Rollouts) -> Grades:
+        """Score responses, whatever the mode (ExIt App. A). All in NumPy."""
+        history, (batch, group) = instances.history, rollouts.finished.shape
+        responses = [rollouts.tokens[b, g][rollouts.mask[b, g]] for b in range(batch) for g in range(group)]
+        tasks = np.repeat(history.task, group).tolist()
+        scores = self.score([self.row_of(task) for task in tasks], responses)
+        sizes = self.max_piece_tokens
+        shown = [self.shown(response, sizes["solution"], self.config.truncate) for response in responses]
+        requests = [request for request in piece_rows(history, "request") for _ in range(group)]
+        feedback = [self.encode(score.feedback)[: sizes.get("feedback", 0)] for score in scores]
+
+        def per_rollout(values, kind: Any = np.float32) -> Any:
+            return np.array(list(values), kind).reshape(batch, group)
+
+        unseen = [self.too_long(self.splits[task // SPAN])[task % SPAN] for task in tasks]
+        quality = per_rollout(0.0 if cut else score.quality for score, cut in zip(scores, unseen, strict=True))
+        graded = per_rollout((score.graded for score in scores), bool)
+        pieces = [((), r, solution, f) for r, (solution, _), f in zip(requests, shown, feedback, strict=True)]
+        children = self.children(history, pieces, quality)
+        insertable = graded & (children.lengths[:, :, 0, PIECES.index("solution")] > 0)
+        notes = {name: per_rollout(score.notes[name] for score in scores) for name in self.notes}
+        return Grades(
+            quality=quality,
+            valid=graded,
+            embedding=quality[..., None] * 0.0,
+            children=children,
+            insertable=insertable[..., None],
+            notes=notes | {"truncated": per_rollout(cut for _, cut in shown)},
+        )
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of Domain that follow from the above."""
+        return self.token_fields | {
+            "splits": self.splits,
+            "history_width": sum(self.max_piece_tokens.values()),
+            "prompt_width": self.prompt_width,
+            "max_tokens": self.config.max_tokens,
+            "templates": self.templates,
+            "tasks": self.tasks,
+            "too_long": self.too_long,
+            "grade": self.grade,
+            "notes": (*self.notes, "truncated"),
+            "describe": lambda history: self.texts_of(history, "solution"),
+            "texts": self.texts,
+            "decode": self.decode,
+        }
+
+
+class TaskDomain(ScoredDomain):
+    """The domain of two functions."""
+
+    config: TextConfig
+
+    def __init__(self, config: TextConfig, rows: Callable, score: Callable, gold: Callable[[Task], str] | None):
+        super().__init__(config)
+        self._rows, self._score, self._gold = rows, score, gold
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers."""
+        return tokenizer.load(self.config.tokenizer) if self.config.tokenizer else tokenizer.of_bytes()
+
+    def message(self, mode: str) -> str:
+        """Return the user's message in a mode."""
+        default = IMPROVE_BY_FEEDBACK if self.config.max_feedback_tokens else IMPROVE
+        return getattr(self.config, mode) or {"improve": default}[mode]
+
+    def rows(self, split: str) -> Sequence[Task]:
+        """Return all tasks of a split."""
+        found = list(self._rows(split))
+        for place, row in enumerate(found):
+            if not (isinstance(row, Mapping) and isinstance(row.get("prompt"), str)):
+                raise DomainError(
+                    f'task {place} of {split} is {row!r:.60}; it should be a mapping with a text as "prompt"'
+                )
+        return found
+
+    def prompt(self, row: Task) -> str:
+        """Return the text of a task."""
+        return row["prompt"]
+
+    def score(self, rows: Sequence[Task], responses: Sequence[Tokens]) -> list[Score]:
+        """Score responses, each to its row, one by one."""
+        return [
+            self._score_one(row, self.answer(response).strip()) for row, response in zip(rows, responses, strict=True)
+        ]
+
+    def _score_one(self, row: Task, answer: str) -> Score:
+        given = self._score(row, answer)
+        quality, feedback = given if isinstance(given, tuple) and len(given) == 2 else (given, "")
+        if isinstance(quality, numbers.Real) and 0.0 <= quality <= 1.0 and isinstance(feedback, str):
+            return Score(float(quality), feedback)
+        raise ContractError(
+            f"the score of the task {row['prompt']!r:.60} is {given!r:.60} for the answer {answer!r:.60}; it should be a "
+            "number in [0, 1], or a tuple of it and a text, the feedback"
+        )
+
+    def about(self, split: str) -> list[dict[str, str]]:
+        """Return all columns of each task as text."""
+        columns = [{name: str(value) for name, value in row.items() if name != "prompt"} for row in self.kept(split)[0]]
+        return [{"request": row["prompt"]} | more for row, more in zip(self.kept(split)[0], columns, strict=True)]
+
+    def demonstration(self, number: int, group_size: int) -> tuple[list[Tokens], int, list[str]]:
+        """Return the pieces, mode and responses of one demonstration."""
+        rows, requests = self.kept("train")
+        place = number % len(rows)
+        return [(), requests[place], (), ()], BASE, [self._gold(rows[place])] * group_size  # type: ignore[misc]
+
+
+def text_domain(
+    config: TextConfig,
+    tasks: Callable[[str], Sequence[Task]],
+    score: Callable[[Task, str], float | tuple[float, str]],
+    gold: Callable[[Task], str] | None = None,
+    name: str = "text",
+) -> Domain:
+    """Return the domain of prompts and a score, graded on the host.
+
+    Args:
+      config: the domain's settings; a class attribute ``splits`` names others than "train" and "test".
+      tasks: split -> its tasks, mappings with "prompt", a text, and whatever else ``score`` needs; always the same ones.
+      score: (task, final answer) -> quality in [0, 1], or (quality, feedback); the same for the same answer.
+      gold: task -> a response to learn from in a warm start; without it there is none.
+
+    Raises:
+      DomainError: if the tokenizer cannot be had, or the prompts do not fit.
+    """
+    domain = TaskDomain(config, tasks, score, gold)
+    return Domain(
+        **domain.fields(),
+        name=name,
+        about=domain.about,
+        feedback=(lambda history: domain.texts_of(history, "feedback")) if config.max_feedback_tokens else None,
+        demonstrations=domain.demonstrations if gold else None,
+        demonstrations_id=settings_id(config) if gold else "",
+    )

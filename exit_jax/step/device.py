@@ -1,0 +1,93 @@
+"""The steps of an iteration on the devices: pure functions of arrays, to be traced in one program or in several."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from exit_jax.algorithm import iteration
+from exit_jax.algorithm.iteration import state_for_next_selection
+from exit_jax.algorithm.selection import select, stream
+from exit_jax.config.schema import Config
+from exit_jax.domains.domain import Domain
+from exit_jax.parallel import mesh as meshes
+from exit_jax.policy import decoder, sampler
+from exit_jax.step.optimizer import make_optimizer, make_schedule
+from exit_jax.step.policy import decoder_config, make_reshard, sampling_config
+from exit_jax.types import Array, Grades, History, Instances, Metrics, Params, Rollouts, State, pytree
+
+
+@pytree
+class Constants:
+    """What a run is given and does not change; arguments of its programs."""
+
+    tasks: History  # [M]: the training split's base tasks
+    frozen: Params | None  # parameters that are not trained; None without LoRA
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceSteps:
+    """The ``Steps`` of a config, bound to its policy, domain and mesh."""
+
+    config: Config
+    domain: Domain
+    mesh: jax.sharding.Mesh
+    constants: Constants
+
+    def select(self, state: State, in_flight: Instances | None = None) -> tuple[Instances, Array]:
+        """Return the next batch's instances, and the key that its rollouts are sampled with."""
+        state, domain = state_for_next_selection(state, in_flight), self.domain
+        prompts = domain.templates, domain.prompt_width
+        instances = select(self.config.algorithm, *prompts, self.constants.tasks, state, in_flight)
+        return instances, stream(state.key, "sample", state.step)
+
+    def reshard(self, params: Params) -> Params:
+        """Return the sampler's form of the policy."""
+        policy = decoder_config(self.config)
+        return make_reshard(policy, self.mesh, self.config.sampling.int8)(decoder.join(params, self.constants.frozen))
+
+    def sample(self, sampler_params: Params, instances: Instances, key: Array) -> Rollouts:
+        """Expand every instance into a group of rollouts, from the sampler's form of the policy."""
+        config, policy = self.config, decoder_config(self.config)
+        group_size, slots = config.algorithm.group_size, config.run.sampler_slots
+        prompt, length = meshes.shard_batch(self.mesh, (instances.prompt, instances.prompt_length))
+        with meshes.use(self.mesh):
+            sampling = sampling_config(config, self.domain, self.domain.max_tokens)
+            rollouts = sampler.sample(policy, sampling, group_size, sampler_params, prompt, length, key, slots)
+            return meshes.shard_batch(self.mesh, rollouts)
+
+    def rollout(self, params: Params, instances: Instances, key: Array) -> Rollouts:
+        """Expand every instance into a group of rollouts."""
+        return self.sample(self.reshard(params), instances, key)
+
+    def grade(self, instances: Instances, rollouts: Rollouts) -> Grades:
+        """Grade rollouts by the domain's verifier, which is written in jnp."""
+        return self.domain.grade(instances, rollouts)
+
+    def logprobs(self, trained: Params, prompt: Array, prompt_length: Array, tokens: Array):
+        """Return the learner's log-probs of responses and the entropy, as ``sampler.logprobs`` does."""
+        config, policy = self.config, decoder_config(self.config)
+        params = decoder.cast(decoder.join(trained, self.constants.frozen), policy.dtype)
+        arrays = meshes.shard_batch(self.mesh, (prompt, prompt_length, tokens))
+        with meshes.use(self.mesh):
+            return sampler.logprobs(policy, config.algorithm.temperature, config.run.token_chunk, params, *arrays)
+
+    def learn(self, state: State, instances: Instances, rollouts: Rollouts, grades: Grades) -> tuple[State, Metrics]:
+        """Update policy and buffer, and say what can be said of the batch."""
+        config, num_epochs = self.config, self.config.algorithm.num_epochs
+        first_step = state.step * num_epochs
+        learn = functools.partial(
+            iteration.learn,
+            config.algorithm,
+            self.logprobs,
+            make_optimizer(config.optimizer),
+            num_microbatches=config.run.num_microbatches,
+            max_tokens=self.domain.max_tokens,
+        )
+        state, metrics = learn(state, instances, rollouts, grades)
+        rates = jax.vmap(make_schedule(config.optimizer))(first_step + jnp.arange(num_epochs))
+        metrics |= {"learning_rate": jnp.mean(rates), "finite_logits": sampler.finite_share(rollouts)}
+        for name, level in self.domain.difficulty("train").items():
+            metrics[f"task/{name}"] = jnp.asarray(level)[instances.history.task].mean()
+        return state, metrics

@@ -1,0 +1,174 @@
+"""The programs of a run: the steps of an iteration bound to policy, domain and mesh, then jitted with explicit shardings."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from exit_jax import domains
+from exit_jax.algorithm.iteration import Carry, InFlight, init_state, iterate, sample
+from exit_jax.config.schema import Config, StudyConfig
+from exit_jax.domains.contract import with_values_checked
+from exit_jax.parallel import mesh as meshes
+from exit_jax.policy import decoder
+from exit_jax.step.device import Constants, DeviceSteps
+from exit_jax.step.hosted import HostedSteps, StepPrograms
+from exit_jax.step.optimizer import make_optimizer
+from exit_jax.step.policy import decoder_config, split_params
+from exit_jax.step.requirements import require_checkpoint_fits, require_demonstrations
+from exit_jax.step.warm_start import WarmState, make_warm
+from exit_jax.types import Array, Metrics, Params, State
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a run executes on the devices; one XLA program a field, or several for a domain that is graded on the host."""
+
+    mesh: jax.sharding.Mesh
+    params: Params  # shapes, dtypes and shardings of all parameters
+    state: State  # the same of the state that is trained
+    carry: Carry  # the same of what goes from one iteration to the next, and into checkpoints
+    warm_state: WarmState
+    init_params: Callable[[int], Params]  # from a seed
+    init_warm: Callable[[Params, int], WarmState]
+    warm: Callable[[Params | None, WarmState], tuple[WarmState, Metrics]]
+    init: Callable[[Params, int], State]
+    begin: Callable[[Constants, State], Carry]
+    train: Callable[[Constants, Carry], tuple[Carry, Metrics]]  # metrics have a leading axis of steps
+    steps: StepPrograms  # the same iteration in parts, which are traced and compiled only where they are called
+
+
+def compile_key(config: Config) -> Config:
+    """Return the config without what changes no compiled program; within a process, runs share the programs of equal ones."""
+    run = dataclasses.replace(
+        config.run,
+        num_iterations=0,
+        checkpoint_every=1,
+        keep_checkpoints=1,
+        warm_start_dir="",
+        export_dtype="",
+        profile=False,
+    )
+    return dataclasses.replace(config, name="", variant="", seed=0, checkpoint="", run=run, study=StudyConfig((), ()))
+
+
+def make_program(config: Config, devices: Sequence[Any] | None = None) -> Program:
+    """Jit the programs of a run, for the first devices, or for ``devices`` of a topology that is only compiled for.
+
+    Raises:
+      UserError: if config, domain and checkpoint do not fit each other.
+    """
+    _check_checkpoint(config)
+    return _make_program(compile_key(config), devices and tuple(devices))
+
+
+@functools.lru_cache
+def _check_checkpoint(config: Config) -> None:
+    require_checkpoint_fits(config, domains.make(config.domain_name, config.domain))
+
+
+@functools.lru_cache
+def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
+    mesh = meshes.make_mesh(config.run.mesh, devices)
+    domain = domains.make(config.domain_name, config.domain)
+    require_demonstrations(config, domain)
+    if config.run.check_grades and not domain.on_host:
+        domain = with_values_checked(domain)
+    policy = decoder_config(config)
+    optimizer, warm_optimizer = make_optimizer(config.optimizer), make_optimizer(config.warm_start.optimizer)
+
+    def init_params(seed):
+        return decoder.init(policy, key_of(seed, "params"))
+
+    def init_warm(params, seed):
+        return WarmState(params, warm_optimizer.init(params), key_of(seed, "demonstrations"), jnp.int32(0))
+
+    def init(params, seed):
+        return init_state(config.algorithm, params, optimizer.init(params), key_of(seed, "train"), domain.history_width)
+
+    params = jax.eval_shape(init_params, 0)
+    trained, _ = split_params(config, params)
+    place = functools.partial(_place, mesh)
+    params_like = place(params, params)
+    state_like = place(jax.eval_shape(init, trained, 0), trained, optimizer)
+    warm_like = place(jax.eval_shape(init_warm, trained, 0), trained, warm_optimizer)
+    state_shardings, warm_shardings = _shardings(state_like), _shardings(warm_like)
+    programs = StepPrograms.make(config, domain, mesh, state_shardings)
+
+    def hosted(constants: Constants) -> HostedSteps:
+        return HostedSteps(config, domain, mesh, programs, constants)
+
+    def begin(constants: Constants, state: State) -> Carry:
+        return InFlight(state, *sample(hosted(constants), state)) if config.algorithm.rollout_lag else state
+
+    def train_hosted(constants: Constants, carry: Carry) -> tuple[Carry, Metrics]:
+        carry, metrics = iterate(hosted(constants), carry)
+        return carry, jax.tree.map(lambda value: value[None], metrics)
+
+    @functools.partial(jax.jit, donate_argnums=1, out_shardings=(state_shardings, meshes.replicated(mesh)))
+    def train_on_devices(constants: Constants, state: State) -> tuple[State, Metrics]:
+        step = functools.partial(iterate, DeviceSteps(config, domain, mesh, constants))
+        return jax.lax.scan(lambda state, _: step(state), state, length=config.run.steps_per_call)
+
+    carry_like: Carry = state_like
+    if config.algorithm.rollout_lag:
+        constants = Constants(domain.tasks("train"), split_params(config, params_like)[1])
+        batch = programs.shapes(constants, state_like)[2:]
+        carry_like = InFlight(state_like, *_with_sharding(batch, meshes.by_row(mesh)))
+    return Program(
+        mesh=mesh,
+        params=params_like,
+        state=state_like,
+        carry=carry_like,
+        warm_state=warm_like,
+        init_params=jax.jit(init_params, out_shardings=_shardings(params_like)),
+        init_warm=jax.jit(init_warm, out_shardings=warm_shardings),
+        warm=make_warm(config, domain, mesh, warm_optimizer, warm_shardings),
+        init=jax.jit(init, out_shardings=state_shardings),
+        begin=begin,
+        train=train_hosted if domain.on_host else train_on_devices,
+        steps=programs,
+    )
+
+
+def key_of(seed, use: str) -> Array:
+    """Return the key that parameters, demonstrations or RL draw from; independent of the others'."""
+    return jax.random.fold_in(jax.random.key(seed), ("params", "demonstrations", "train").index(use))
+
+
+def _shardings(like):
+    return jax.tree.map(lambda leaf: leaf.sharding, like)
+
+
+def _with_sharding(like, sharding: jax.sharding.Sharding):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
+
+
+def _place(mesh: jax.sharding.Mesh, tree, params: Params, optimizer: optax.GradientTransformation | None = None):
+    """Add shardings to shapes: parameters, and what has one value for each, by the learner's rules; copies of the rest."""
+    by_rule = meshes.shardings(mesh, decoder.logical_axes(params), params, meshes.LEARNER)
+    same = meshes.replicated(mesh)
+    put = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    if optimizer is None:
+        return jax.tree.map(put, tree, by_rule)
+
+    def like_param(leaf, param, sharding):  # factored moments have shapes of their own
+        return put(leaf, sharding if leaf.shape == param.shape else same)
+
+    placed = jax.tree.map(lambda leaf: put(leaf, same), dataclasses.replace(tree, params=None, opt_state=None))
+    opt_state = optax.tree.map_params(
+        optimizer,
+        like_param,
+        tree.opt_state,
+        params,
+        by_rule,
+        transform_non_params=lambda leaf: put(leaf, same),
+    )
+    placed = dataclasses.replace(placed, params=jax.tree.map(put, tree.params, by_rule), opt_state=opt_state)
+    if getattr(tree, "reference", None) is not None:
+        placed = dataclasses.replace(placed, reference=placed.params)
+    return placed
