@@ -58,14 +58,16 @@ def carry_out() -> int:
 
             runs = [pathlib.Path(run) for run in _RUNS.value]
             print(f"report: {report(find_workdir(), runs)}")
-        case "study":
-            from exit_jax import run, study
-
-            run.run_study(study.Experiment(file, arguments, overrides), run.start(content, overrides), find_workdir())
         case mode:
-            from exit_jax import run
+            from exit_jax.config.start import start
 
-            run.MODES[mode](run.start(content, overrides, trains=mode == "train"), find_workdir())
+            config = start(content, overrides, trains=mode in ("train", "study"))
+            from exit_jax import run, study  # a fault of the config is told without them
+
+            if mode == "study":
+                run.run_study(study.Experiment(file, arguments, overrides), config, find_workdir())
+            else:
+                run.MODES[mode](config, find_workdir())
     return 0
 
 

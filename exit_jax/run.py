@@ -3,19 +3,14 @@
 import functools
 import logging
 import pathlib
-from collections.abc import Collection, Mapping
-
-import jax
-from ml_collections import ConfigDict
+from collections.abc import Collection, Sequence
 
 from exit_jax.config import learning
-from exit_jax.config.parse import validate
 from exit_jax.config.schema import Config
 from exit_jax.errors import ConfigError
 from exit_jax.evaluation import scaffolds
 from exit_jax.evaluation.evaluate import evaluate
 from exit_jax.parallel import hosts
-from exit_jax.report import report
 from exit_jax.step.tasks import tasks_digest
 from exit_jax.study import BASE, Experiment, study
 from exit_jax.training.export import export_policy
@@ -25,22 +20,6 @@ from exit_jax.workdir import inputs
 from exit_jax.workdir.evaluation import chain_of
 from exit_jax.workdir.identity import holds_run, open_workdir, read_object, write_json
 from exit_jax.workdir.metrics import Timing, trained_iterations
-
-
-def start(content: ConfigDict, overrides: Mapping[str, object], trains: bool = True) -> Config:
-    """Join the other processes, if there are any, and return the config that a command line asks for.
-
-    Raises:
-      ConfigError: listing its faults.
-    """
-    hosts.skip_absent_tpu()
-    try:
-        hosts.initialize()
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"cannot join the other processes: {error}") from error
-    if "variant" in overrides:
-        raise ConfigError("--config.variant changes the name alone; say --config <file>:variant=<variant>")
-    return validate(content, jax.device_count(), trains=trains)
 
 
 def run_experiment(config: Config, workdir: pathlib.Path) -> dict:
@@ -119,7 +98,7 @@ def train_and_report(config: Config, workdir: pathlib.Path) -> None:
     results = run_experiment(config, workdir)
     if hosts.is_lead():
         show(results)
-        print(f"report: {report(workdir, [workdir])}")
+        print_report(workdir, [workdir])
 
 
 def evaluate_and_show(config: Config, workdir: pathlib.Path) -> None:
@@ -139,7 +118,7 @@ def run_study(experiment: Experiment, config: Config, workdir: pathlib.Path) -> 
     study(experiment.config, variants, seeds, workdir, run_experiment)
     print((workdir / "study.md").read_text())
     runs = [workdir / variant / f"seed{seed}" for variant in (BASE, *variants) for seed in seeds]
-    print(f"report: {report(workdir, runs)}")
+    print_report(workdir, runs)
 
 
 def show(results: dict) -> None:
@@ -147,6 +126,13 @@ def show(results: dict) -> None:
     for split, figures in results["splits"].items():
         row = "  ".join(f"k={k} {accuracy:.3f}" for k, accuracy in zip(figures["k"], chain_of(figures)["accuracy"]))
         print(f"{split} accuracy: {row}")
+
+
+def print_report(workdir: pathlib.Path, runs: Sequence[pathlib.Path]) -> None:
+    """Write the report of runs into ``workdir``, and print where it is."""
+    from exit_jax.report import report  # with matplotlib, which takes a second
+
+    print(f"report: {report(workdir, runs)}")
 
 
 MODES = {"train": train_and_report, "evaluate": evaluate_and_show, "export": export_and_show}
