@@ -20,7 +20,7 @@ from exit_jax.evaluation.outcome import Chains, Outcome, Split
 from exit_jax.evaluation.scaffolds import BEST_OF_N, CHAIN, GREEDY, RESTARTS, SCAFFOLDS, chosen
 from exit_jax.report import plots, runs, tables
 from exit_jax.step.program import make_program
-from exit_jax.study import summarise as summarise_study
+from exit_jax.study import over_seeds
 from exit_jax.types import MODES
 from exit_jax.workdir.evaluation import chain_of, read
 from exit_jax.workdir.identity import to_dict
@@ -108,7 +108,7 @@ def test_a_row_from_a_file_runs_on_the_host_beside_the_stored_answers_of_others(
     first = [json.loads(line) for line in (tmp_path / "answers/test-best_of_n.jsonl").read_text().splitlines()]
     assert {row["mode"] for row in first if "mode" in row} == {"base"}
     assert len(after["splits"]["test"]["scaffolds"]["best_of_n"]["majority"]) == 3
-    row = summarise_study({"exit": {0: after}})["test"]["variants"]["exit"]
+    row = over_seeds({"exit": {0: after}})["test"]["variants"]["exit"]
     assert row["retry_on_failure"]["mean"] == after["splits"]["test"]["scaffolds"]["retry_on_failure"]["accuracy"]
     assert row["best_of_n_quality"]["mean"] == after["splits"]["test"]["scaffolds"]["best_of_n"]["best_quality"]
 

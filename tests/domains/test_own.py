@@ -18,7 +18,7 @@ from exit_jax.domains.contract import ContractError
 from exit_jax.domains.domain import Domain, DomainError
 from exit_jax.domains.text.scored import TextConfig, text_domain
 from exit_jax.errors import ConfigError
-from exit_jax.main import evaluate_workdir, run_experiment
+from exit_jax.run import evaluate_workdir, run_experiment
 from exit_jax.step.program import make_program
 from exit_jax.types import Instances, Rollouts
 from exit_jax.workdir.identity import scientific
