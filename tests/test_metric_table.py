@@ -24,9 +24,9 @@ ELSEWHERE = ("grade/<note>", "children_repeated", "turns", "end/<reason>")
 def workdir(tmp_path_factory):
     """Return the workdir of a run that is graded on the host, with its evaluation."""
     path = tmp_path_factory.mktemp("run")
-    changes = {"domain.on_host": True, "warm_start.num_steps": 5, "eval.splits": ("test",)}
+    changes = {"domain.on_host": True, "run.steps_per_call": 1, "warm_start.num_steps": 5, "eval.splits": ("test",)}
     changes |= {"eval.scaffolds": ("best_of_n",)}
-    run_experiment(smoke(changes=changes, num_iterations=10, steps_per_call=1), path)
+    run_experiment(smoke(changes=changes, num_iterations=10), path)
     return path
 
 
