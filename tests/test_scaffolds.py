@@ -121,10 +121,12 @@ def test_a_row_from_a_file_runs_on_the_host_beside_the_stored_answers_of_others(
         (("best_of_n", "best_of_n"), "2 scaffolds have name = 'best_of_n'; give each its own"),
         (("absent.py:ROW",), "absent.py.* name a file or an installed module"),
         (("{own}", "{folder}/retry.py:SECOND"), "2 scaffolds have stream = 17; give each its own"),
+        (("{folder}/broken.py:ROW",), r"broken.py raises ZeroDivisionError \(division by zero\); mend it"),
         (("{folder}/retry.py:OTHER",), "has no Scaffold named OTHER; its rows: RETRY, SECOND"),
     ],
 )
 def test_a_scaffold_that_is_not_there_or_twice_is_told(own, tmp_path, names, words):
+    (tmp_path / "broken.py").write_text("ROW = 1 / 0\n")
     names = tuple(name.format(own=own, folder=tmp_path) for name in names)
     with pytest.raises(ConfigError, match=words):
         chosen(smoke(scaffolds=names).eval)

@@ -260,6 +260,11 @@ def find(name: str) -> Scaffold:
         held = runpy.run_path(source) if source.endswith(".py") else vars(importlib.import_module(source))
     except (ImportError, OSError) as error:
         raise ConfigError(f"eval.scaffolds: {name!r}: {error}; name a file or an installed module") from error
+    except (Exception, SystemExit) as error:  # a file of one's own may raise anything
+        said = " ".join(str(error).split())
+        raise ConfigError(
+            f"eval.scaffolds: {name!r}: {source} raises {type(error).__name__} ({said}); mend it"
+        ) from error
     if not isinstance(held.get(row), Scaffold):
         rows = ", ".join(key for key, value in held.items() if isinstance(value, Scaffold)) or "none"
         raise ConfigError(f"eval.scaffolds: {name!r}: {source} has no Scaffold named {row}; its rows: {rows}")
