@@ -20,8 +20,9 @@ from exit_jax.domains.text.scored import TextConfig, text_domain
 from exit_jax.errors import ConfigError
 from exit_jax.run import evaluate_workdir, run_experiment
 from exit_jax.step.program import make_program
+from exit_jax.training.train import train
 from exit_jax.types import Instances, Rollouts
-from exit_jax.workdir.identity import scientific
+from exit_jax.workdir.identity import open_workdir, scientific
 from exit_jax.workdir.metrics import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -48,6 +49,7 @@ SMALL = {
     "eval.batch_size": 8,
     "run.num_iterations": 2,
     "run.checkpoint_every": 1,
+    "run.mesh.data": 1,
 }
 
 
@@ -85,7 +87,7 @@ def test_the_example_trains_evaluates_and_resumes_exactly(folder):
     results = run_experiment(words_config(), folder / "whole")
     assert 0.0 <= results["test"]["accuracy"][0] <= 1.0
     assert evaluate_workdir(words_config(), folder / "whole") == results
-    run_experiment(words_config(run__num_iterations=1), folder / "halves")
+    train(words_config(run__num_iterations=1), open_workdir(folder / "halves", words_config()))
     assert run_experiment(words_config(), folder / "halves") == results
     assert rows(folder / "halves/train.jsonl") == rows(folder / "whole/train.jsonl")
     assert json.loads((folder / "whole/config.json").read_text())["config"]["domain_name"] == "words.py:make_domain"
