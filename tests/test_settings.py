@@ -57,6 +57,19 @@ def test_items_of_tuples_are_checked_one_by_one():
     )
 
 
+def test_a_table_of_functions_is_its_names_with_what_they_say():
+    def first(x):
+        """The first.
+
+        More of it.
+        """
+
+    about = Setting("which", choices={"first": first, "second": lambda x: x})
+    assert about.fault("x", "second") == ""
+    assert about.fault("x", "third") == "x = 'third' is not one of ('first', 'second')"
+    assert listing.meaning(about) == "which; one of 'first' (The first), 'second'"
+
+
 def test_faults_of_a_tree_come_with_their_dotted_names():
     wrong = Outer(count=0, inner=Inner(rate=1.0, kinds=("z",)))
     assert settings.faults(wrong) == [

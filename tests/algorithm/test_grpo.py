@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from exit_jax.algorithm import grpo
+from exit_jax.algorithm.objectives import OBJECTIVES
 from exit_jax.types import Instances, Rollouts
 
 B, G, T = 3, 4, 5
@@ -160,9 +161,11 @@ def test_kl_estimators_by_hand_and_without_overflow():
 @pytest.mark.parametrize("ratio_level", ["token", "sequence"])
 @pytest.mark.parametrize("kl_estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize("padding", [np.nan, np.inf, 1e4])
-def test_the_content_of_padding_is_irrelevant(exit_config, ratio_level, kl_estimator, padding):
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_content_of_padding_is_irrelevant(exit_config, objective, ratio_level, kl_estimator, padding):
     logp, entropy, reference, old, reward, mask, finished = random_batch()
-    config = exit_config(ratio_level=ratio_level, kl_estimator=kl_estimator, kl_coef=0.3, entropy_coef=0.1)
+    terms = {"objective": objective, "ratio_level": ratio_level, "kl_estimator": kl_estimator}
+    config = exit_config(**terms, kl_coef=0.3, entropy_coef=0.1)
     A = oracle_advantages(reward, "group", 1e-6)
     clean, soiled = (
         value_and_grad(config, *(np.where(mask, x, fill) for x in (logp, entropy, reference, old)), A, mask, finished)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from exit_jax.algorithm.diversity import diversity
+from exit_jax.algorithm.grpo import advantages
 from exit_jax.algorithm.learnability import SCORES, Group, improvement, reward, variance
 from exit_jax.types import BASE, DIVERGE, IMPROVE
 
@@ -56,6 +57,18 @@ def test_learnability_is_the_population_variance():
     tenths_BG = jnp.broadcast_to(jnp.arange(11.0)[:, None] / 10, (11, 9))
     assert (variance(tenths_BG) == 0).all(), "the mean of equal outcomes is rounded"
     assert variance(jnp.asarray(np.random.default_rng(0).random((100, 5)), jnp.float32)).max() <= 0.25
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_any_score_is_blind_to_order_and_zero_for_equal_responses(name):
+    reward_BG = jnp.asarray(np.random.default_rng(0).choice([0.0, 0.25, 1.0], (20, 6)), jnp.float32)
+    score = lambda reward_BG: SCORES[name](Group(reward_BG, reward_BG, advantages(reward_BG, "group", 1e-6)))
+    score_B = np.asarray(score(reward_BG))
+    assert score_B.shape == (20,)
+    assert np.isfinite(score_B).all()
+    assert (score_B >= 0).all()
+    np.testing.assert_allclose(score(reward_BG[:, ::-1]), score_B, rtol=1e-5)
+    assert not score(jnp.full((3, 6), 0.97)).any()
 
 
 def test_diversity_may_exceed_one():

@@ -1,0 +1,22 @@
+"""constraints.txt has a version that setup.py takes of everything that setup.py asks for."""
+
+import runpy
+
+import setuptools
+from mutations import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+def test_each_requirement_has_a_version_that_it_takes(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(setuptools, "setup", asked.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    extras = (asked["extras_require"][name] for name in ("test", "parity", "lint", "tpu", "mle"))
+    requirements = [Requirement(text) for group in (asked["install_requires"], *extras) for text in group]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    versions = {canonicalize_name(name): version for name, version in pinned.items()}
+    assert len(versions) == len(pinned) > 100
+    for requirement in requirements:
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
