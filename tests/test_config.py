@@ -329,7 +329,7 @@ def test_training_on_sets_the_evaluation_of_the_policy_so_far_aside(tmp_path, mo
         (tmp_path / "checkpoints/20").mkdir()
         raise KilledError
 
-    monkeypatch.setattr("exit_jax.training.train.train", train)
+    monkeypatch.setattr("exit_jax.run.train", train)
     with pytest.raises(KilledError):
         run_experiment(config, tmp_path)
     assert finished(config, tmp_path) is None

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -227,11 +228,12 @@ def test_saved_searches_tell_where_each_response_started(config):
 
 
 @pytest.mark.parametrize(("field", "value"), [("greedy", True), ("restart_every", 1), ("scaffolds", ("best_of_n",))])
-def test_episodes_of_several_turns_have_no_search(field, value, monkeypatch, config):
-    domain = domains.make(config.domain_name, config.domain)
-    monkeypatch.setattr(domains, "make", lambda *_: dataclasses.replace(domain, environment=object()))
+def test_episodes_of_several_turns_have_no_search(field, value):
+    content = runpy.run_path(str(ROOT / "configs/tools_tiny.py"))["get_config"]()
+    assert validate(content, 1).eval.restart_every == 0
+    content.eval[field] = value
     with pytest.raises(ConfigError, match=rf"eval\.{field} = {re.escape(str(value))}"):
-        make_program(with_eval(config, **({"seed": 1, "greedy": False, "restart_every": 0} | {field: value})))
+        validate(content, 1)
 
 
 def test_runs_of_other_seeds_sample_anew(config, params):
