@@ -14,7 +14,7 @@ from absl import flags
 from small import ROOT, TINY_MATH
 from test_requirements import WIDTHS
 
-from exit_jax import domains
+from exit_jax import domains, run
 from exit_jax import main as command_line
 from exit_jax.policy import decoder
 from exit_jax.policy.decoder import DecoderConfig, LoraConfig
@@ -22,7 +22,7 @@ from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import export
 from exit_jax.report import runs
 from exit_jax.step.program import _check_checkpoint
-from exit_jax.training import train
+from exit_jax.training import start, train
 from exit_jax.training.start import untrained
 
 SETTINGS = {k: v for k, v in TINY_MATH.items() if not k.startswith("policy.")} | WIDTHS
@@ -95,8 +95,9 @@ def launch(root):
             return "reached"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "run_loop", stop)
-        patch.setattr(train, "restore_params", restore)
+        for module in (start, train):
+            patch.setattr(module, "run_loop", stop)
+        patch.setattr(run, "restore_params", restore)
         yield launch
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)

@@ -1,10 +1,11 @@
-"""A workdir that an older revision wrote: it goes on, is evaluated, reported on and exported, also by a schema with a further field.
+"""A workdir of an older revision goes on, is evaluated, reported on and exported, also under a schema with a further field.
 
 ``old_workdir.tar.gz`` holds a run of 4 iterations (revision 5c99823, before settings had defaults), and as ``expected.jsonl``
 what that revision logged of the 4 that follow.
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -84,8 +85,11 @@ def test_goes_on_under_a_schema_with_a_further_field(workdir, tmp_path):
     (workdir / "config.py").write_text(CONFIG)
 
     def main(*flags):
-        command = [sys.executable, "-m", "exit_jax.main", "--config", str(workdir / "config.py"), "--workdir", str(workdir)]
-        return subprocess.run([*command, *flags], cwd=tmp_path / "code", capture_output=True, text=True)
+        command = [sys.executable, "-m", "exit_jax.main", f"--config={workdir / 'config.py'}", f"--workdir={workdir}"]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "code")}
+        return subprocess.run(
+            [*command, *flags], cwd=tmp_path / "code", env=environment, capture_output=True, text=True
+        )
 
     settled = main("--mode", "settings")
     assert "algorithm.novelty" in settled.stdout, settled.stderr
@@ -93,7 +97,8 @@ def test_goes_on_under_a_schema_with_a_further_field(workdir, tmp_path):
     assert exported.returncode == 0, exported.stderr
     content = json.loads((workdir / "config.json").read_text())["config"]
     content["algorithm"]["novelty"] = 0.5
-    (workdir / "config.py").write_text(CONFIG.replace('["config"]', '["config"] | {"algorithm": ' + repr(content["algorithm"]) + "}"))
+    (workdir / "config.py").write_text(CONFIG.replace("config.json", "other.json"))
+    (workdir / "other.json").write_text(json.dumps({"config": content}))
     refused = main("--mode", "export")
     assert refused.returncode == 2
     assert "algorithm.novelty" in refused.stderr

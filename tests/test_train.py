@@ -23,7 +23,7 @@ from exit_jax import domains
 from exit_jax.algorithm.iteration import iterate, sample
 from exit_jax.config.parse import validate
 from exit_jax.config.schema import Config
-from exit_jax.errors import ConfigError, GradingError
+from exit_jax.errors import ConfigError, GradingError, Interrupted
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder
@@ -36,7 +36,7 @@ from exit_jax.training.start import frozen_params, initial_params, untrained, wa
 from exit_jax.workdir import identity
 from exit_jax.workdir.checkpoint import Checkpoints
 from exit_jax.workdir.identity import open_workdir
-from exit_jax.workdir.metrics import Timing, read_jsonl
+from exit_jax.workdir.metrics import MetricsWriter, Timing, read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -88,8 +88,8 @@ def test_resume_is_bitwise(whole, tmp_path):
     assert rows(tmp_path) == rows(workdir)
 
 
-def test_a_signal_saves_and_stops_behind_the_call_in_hand(whole, tmp_path, monkeypatch):
-    write = train.MetricsWriter.write
+def test_a_signal_saves_and_stops_after_the_call_in_hand(whole, tmp_path, monkeypatch):
+    write = MetricsWriter.write
 
     def told(self, step, metrics, extra):
         if "reward" in metrics:
@@ -97,8 +97,8 @@ def test_a_signal_saves_and_stops_behind_the_call_in_hand(whole, tmp_path, monke
             os.kill(os.getpid(), signal.SIGTERM)
         return write(self, step, metrics, extra)
 
-    monkeypatch.setattr(train.MetricsWriter, "write", told)
-    with pytest.raises(train.Interrupted, match="stopped at train step 5"):
+    monkeypatch.setattr(MetricsWriter, "write", told)
+    with pytest.raises(Interrupted, match="stopped at train step 5"):
         train.train(smoke(), tmp_path)
     assert_same(whole[0], train.train(smoke(), tmp_path)[0])
     assert rows(tmp_path) == rows(whole[1])
@@ -479,7 +479,7 @@ def raise_in(monkeypatch, name: str, number: int, times: int = 1) -> None:
 
 def test_a_signal_during_the_last_save_stops_the_run(tmp_path, monkeypatch):
     raise_in(monkeypatch, "save", signal.SIGTERM)
-    with pytest.raises(train.Interrupted, match="stopped at train step 5"):
+    with pytest.raises(Interrupted, match="stopped at train step 5"):
         train.train(quick(), tmp_path)
     monkeypatch.undo()
     assert int(train.train(quick(), tmp_path)[0].step) == 5
