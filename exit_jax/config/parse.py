@@ -80,7 +80,7 @@ def domain_fields(config: ml_collections.ConfigDict) -> tuple[str, typing.Any]:
       ConfigError: as ``validate``, for this group alone.
     """
     faults: list[str] = []
-    name = config.get("domain_name")
+    name: typing.Any = config.get("domain_name")
     try:
         kind = domains.settings_of(name)
     except DomainError as error:
@@ -167,7 +167,7 @@ def field_types(cls, values: Mapping) -> dict[str, typing.Any]:
     if cls is Config:
         del types["domain"]
         with contextlib.suppress(DomainError):
-            types["domain"] = domains.settings_of(values.get("domain_name"))
+            types["domain"] = domains.settings_of(values.get("domain_name", ""))
     return types
 
 
