@@ -155,7 +155,7 @@ def _parse(cls, values, path: str, faults: list[str], defaults: Mapping[str, typ
     if len(faults) > before:
         return None
     try:
-        return cls(**(defaults | fields))
+        return cls(**{**defaults, **fields})
     except (TypeError, ValueError) as error:
         faults.append(str(error))
         return None
