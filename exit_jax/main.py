@@ -302,7 +302,7 @@ def parse_flags(args: list[str]) -> list[str]:
         return FLAGS(args)
     except flags.Error as error:  # of a config file that raises, its whole traceback
         said = str(error).strip().splitlines()[-1]
-        print(f"error: {re.sub(r'^[A-Za-z]+Error: ', '', said)}", file=sys.stderr)
+        print(f"error: {re.sub(r'^[A-Za-z_.]+Error: ', '', said)}", file=sys.stderr)
         sys.exit(2)
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         lines = str(error).strip("\"'").replace("\\n", "\n").replace("\\'", "'")
