@@ -85,7 +85,7 @@ def parse_flags(args: list[str]) -> list[str]:
     try:
         return FLAGS(args)
     except flags.Error as error:  # of a config file that raises, its whole traceback
-        said = re.sub(r"^[A-Za-z]+Error: ", "", str(error).strip().splitlines()[-1])
+        said = re.sub(r"^[A-Za-z_.]+Error: ", "", str(error).strip().splitlines()[-1])
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         said = "--config: " + str(error).strip("\"'").replace("\\n", "\n").replace("\\'", "'")
     print(f"error: {said}", file=sys.stderr)

@@ -64,7 +64,8 @@ def make_history(tokens: Any, lengths: Any, task: Any, turn: Any = 0, step: Any 
       lengths: int32 [..., 4].
       task, turn, step, quality: [...], or one for all.
     """
-    full = np.full if isinstance(lengths, np.ndarray) else jnp.full
+    is_numpy = isinstance(lengths, np.ndarray)
+    full: Any = np.full if is_numpy else jnp.full
 
     def each(value: Any, dtype: Any = np.int32) -> Any:
         return full(lengths.shape[:-1], value, dtype)

@@ -47,8 +47,8 @@ def smoke(arg: str = "", changes=None, **run) -> Config:
     content.update_from_flattened_dict(changes or {})
     content.algorithm.reference_every = 3
     content.run.mesh.data = 1
-    config = validate(content, jax.device_count())
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, **run))
+    content.run.update(run)
+    return validate(content, jax.device_count())
 
 
 def leaves(state) -> list[np.ndarray]:

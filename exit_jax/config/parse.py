@@ -79,7 +79,7 @@ def domain_fields(config: ml_collections.ConfigDict) -> tuple[str, typing.Any]:
       ConfigError: as ``validate``, for this group alone.
     """
     faults: list[str] = []
-    name = config.get("domain_name")
+    name: typing.Any = config.get("domain_name")
     try:
         kind = domains.settings_of(name)
     except DomainError as error:
@@ -154,7 +154,7 @@ def _parse(cls, values, path: str, faults: list[str], defaults: Mapping[str, typ
     if len(faults) > before:
         return None
     try:
-        return cls(**(defaults | fields))
+        return cls(**{**defaults, **fields})
     except (TypeError, ValueError) as error:
         faults.append(str(error))
         return None
@@ -166,7 +166,7 @@ def field_types(cls, values: Mapping) -> dict[str, typing.Any]:
     if cls is Config:
         del types["domain"]
         with contextlib.suppress(DomainError):
-            types["domain"] = domains.settings_of(values.get("domain_name"))
+            types["domain"] = domains.settings_of(values.get("domain_name", ""))
     return types
 
 

@@ -15,6 +15,7 @@ from exit_jax.domains.domain import DomainError
 from exit_jax.domains.math import domain as maths
 from exit_jax.domains.math.grader import Grader, Verdict
 from exit_jax.domains.text import chat
+from exit_jax.domains.text.pieces import SPAN
 from exit_jax.errors import ConfigError
 from exit_jax.evaluation.evaluate import evaluate
 from exit_jax.evaluation.programs import chain_programs
@@ -75,9 +76,11 @@ def test_grades(math):
     np.testing.assert_array_equal(grades.insertable[..., 0], [[1, 1], [0, 1]])  # an empty response is no history
     np.testing.assert_array_equal(grades.notes["no_answer"], [[0, 0], [1, 0]])
     children = jax.tree.map(lambda leaf: leaf[:, :, 0].reshape(4, *leaf.shape[3:]), grades.children)
-    assert math.solutions(children) == [right[0], "\\boxed{123456}", "", right[1]], "white space at the ends goes"
+    assert math.texts_of(children, "solution") == [right[0], "\\boxed{123456}", "", right[1]], (
+        "white space at the ends goes"
+    )
     np.testing.assert_array_equal(children.step, 0)
-    np.testing.assert_array_equal(children.task // maths.SPAN, 2)
+    np.testing.assert_array_equal(children.task // SPAN, 2)
     assert math.answers(children)[1] == "123456"
 
 

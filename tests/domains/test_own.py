@@ -7,8 +7,10 @@ import pathlib
 import re
 import runpy
 import sys
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -101,21 +103,24 @@ def test_a_score_is_what_a_policy_is_paid(folder):
     config = words_config()
     domain = domains.make(config.domain_name, config.domain)
     tasks = jax.tree.map(lambda leaf: leaf[:2], domain.tasks("test"))
-    asked = [domain.about("test")[i]["request"] for i in range(2)]
-    words = [re.fullmatch(r"Reverse (\w+)\.", text)[1] for text in asked]
+    asked = [row["request"] for row in domain.about_tasks("test")[:2]]
+    words = [text.removeprefix("Reverse ").removesuffix(".") for text in asked]
     said = [words[0][::-1], words[0], words[1][::-1][:2] + "zz", ""]
-    tokens, mask = np.zeros((2, 2, 8), np.int32), np.zeros((2, 2, 8), bool)
+    tokens: Any = np.zeros((2, 2, 8), np.int32)
+    mask: Any = np.zeros(tokens.shape, bool)
     for i, text in enumerate(said):
         ids = [*domain.tokenizer.encode(text), *domain.stop_tokens]
         tokens[i // 2, i % 2, : len(ids)], mask[i // 2, i % 2, : len(ids)] = ids, True
-    zeros, no, blank = np.zeros(2, np.int32), np.zeros(2, bool), np.zeros(tokens.shape, np.float32)
+    zeros: Any = np.zeros(2, np.int32)
+    no, done, blank = zeros > 0, zeros[:, None] == [[0, 0]], 0.0 * tokens
     instances = Instances(tasks, zeros, no, no, zeros, zeros)
-    grades = domain.grade(instances, Rollouts(tokens, mask, blank, blank, np.ones((2, 2), bool), blank))
+    grades = domain.grade(instances, Rollouts(tokens, mask, blank, blank, done, blank))
     hits = sum(a == b for a, b in zip(words[0], words[0][::-1]))
     np.testing.assert_allclose(grades.quality, [[1.0, hits / 4], [0.5, 0.0]])
     assert grades.insertable[..., 0].tolist() == [[True, True], [True, False]]  # an empty answer holds nothing
     children = jax.tree.map(lambda leaf: leaf.reshape(4, *leaf.shape[3:]), grades.children)
     assert domain.describe(children) == said
+    assert domain.feedback
     assert domain.feedback(children) == ["4 right", f"{hits} right", "2 right", "0 right"]
 
 
@@ -220,10 +225,11 @@ def test_a_warm_start_without_demonstrations_is_refused(monkeypatch):
 @pytest.mark.parametrize("given", [1.5, -0.1, float("nan"), "good", None, (0.5, 3)])
 def test_a_score_that_is_none_is_told_with_task_and_answer(given):
     domain = plain(Plain(), score=lambda task, answer: given)
-    tasks, zeros, no = domain.tasks("train"), np.zeros(1, np.int32), np.zeros(1, bool)
-    tokens = np.full((1, 1, 4), domain.stop_tokens[0], np.int32)
-    blank = np.zeros(tokens.shape, np.float32)
-    rollouts = Rollouts(tokens, tokens > 0, blank, blank, np.ones((1, 1), bool), blank)
+    tasks, tokens = domain.tasks("train"), np.full((1, 1, 4), domain.stop_tokens[0], np.int32)
+    zeros: Any = np.zeros(1, np.int32)
+    no, mask, blank = zeros > 0, tokens > 0, 0.0 * tokens
+    rollouts: Any = Rollouts(*map(jnp.asarray, (tokens, mask, blank, blank, mask[..., 0], blank)))
+    rollouts = jax.device_get(rollouts)
     with pytest.raises(ContractError, match=r"the score of the task 'Hello' is .* for the answer ''; it should be"):
         domain.grade(Instances(tasks, zeros, no, no, zeros, zeros), rollouts)
 

@@ -96,7 +96,7 @@ def test_math_grades_the_final_answer(make_math, marks, prompt):
     assert not grades.notes["truncated"].any(), "thoughts take no room"
     children = jax.tree.map(lambda leaf: leaf[0, :, 0], grades.children)
     final = ["No: \\boxed{999999}.", f"No: \\boxed{{{right}}}.", "", "", f"\\boxed{{{right}}}" * int(plain)]
-    assert math.solutions(children) == final
+    assert math.texts_of(children, "solution") == final
     known = math.grader.grade([(final[1], right)])[0].answer  # as votes count it
     assert math.answers(children) == ["999999", known, "", "", known * int(plain)]
     assert [text.strip() for text in math.texts(rollouts.tokens, rollouts.mask)] == final

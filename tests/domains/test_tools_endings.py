@@ -205,7 +205,7 @@ def test_demonstrations_end_as_samples_do(world):
         for first in np.flatnonzero(start):
             response = list(itertools.takewhile(lambda pair: pair[1], zip(row[first:].tolist(), own[first:])))
             response = [token for token, _ in response]
-            end = world._end(response)
+            end = world.end_of(response)
             if end is None:
                 assert len(response) == world.config.max_tokens or first + len(response) == own.size, "cut off"
                 continue

@@ -247,7 +247,7 @@ class TaskDomain(ScoredDomain):
     def _score_one(self, row: Task, answer: str) -> Score:
         given = self._score(row, answer)
         quality, feedback = given if isinstance(given, tuple) and len(given) == 2 else (given, "")
-        if isinstance(quality, numbers.Real) and 0.0 <= quality <= 1.0 and isinstance(feedback, str):
+        if isinstance(quality, numbers.Real) and 0.0 <= float(quality) <= 1.0 and isinstance(feedback, str):
             return Score(float(quality), feedback)
         raise ContractError(
             f"the score of the task {row['prompt']!r:.60} is {given!r:.60} for the answer {answer!r:.60}; it should be a "
