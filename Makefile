@@ -22,6 +22,7 @@ lint:
 
 docs:
 	$(PYTHON) -m exit_jax.config.listing > docs/settings.md
+	$(PYTHON) -m exit_jax.workdir.metric_table > docs/metrics.md
 
 smoke:
 	$(PYTHON) -m exit_jax.main --config configs/smoke.py --workdir "$$(mktemp -d)/smoke"

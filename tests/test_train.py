@@ -106,8 +106,10 @@ def test_a_signal_saves_and_stops_after_the_call_in_hand(whole, tmp_path, monkey
 
 def test_calls_that_overshoot_the_end_are_refused(tmp_path):
     train.train(smoke(num_iterations=10), tmp_path)[0]
+    config = smoke(num_iterations=30)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, steps_per_call=15, checkpoint_every=15))
     with pytest.raises(ConfigError, match="divisor of 20"):
-        train.train(smoke(num_iterations=30, steps_per_call=15, checkpoint_every=15), tmp_path)[0]
+        train.train(config, tmp_path)
 
 
 def test_other_seed_differs(whole, tmp_path):
@@ -241,15 +243,15 @@ def one_iteration():
     return config, domain, state, constants
 
 
-@pytest.mark.parametrize("meshes", [[(2, 2, 2)], pytest.param([(8, 1, 1), (1, 4, 2)], marks=pytest.mark.slow)], ids=str)
-def test_one_learn_step_agrees_on_all_meshes(meshes):
+@pytest.mark.parametrize("shapes", [[(2, 2, 2)], pytest.param([(8, 1, 1), (1, 4, 2)], marks=pytest.mark.slow)], ids=str)
+def test_one_learn_step_agrees_on_all_meshes(shapes):
     config, domain, state, constants = one_iteration()
     one = DeviceSteps(config, domain, make_program(config).mesh, constants)
     instances, key = jax.jit(one.select)(state)
     rollouts = jax.jit(one.rollout)(state.params, instances, key)
     grades = jax.jit(domain.grade)(instances, rollouts)
     outcomes = []
-    for shape in [(1, 1, 1), *meshes]:
+    for shape in [(1, 1, 1), *shapes]:
         run = dataclasses.replace(config.run, mesh=meshes.MeshConfig(*shape))
         program = make_program(dataclasses.replace(config, run=run))
         steps = DeviceSteps(config, domain, program.mesh, constants)
