@@ -53,7 +53,7 @@ def carry_out() -> int:
             from exit_jax.fit.report import compile_for
 
             return compile_for(content, _TOPOLOGY.value, _WORKDIR.value)
-        case "report":  # of folders alone, on any machine: neither the run's mesh nor its checkpoint is needed
+        case "report":  # reads folders alone, on any machine: neither the run's mesh nor its checkpoint is needed
             from exit_jax.report import report
 
             runs = [pathlib.Path(run) for run in _RUNS.value]
@@ -84,7 +84,7 @@ def parse_flags(args: list[str]) -> list[str]:
     """Parse the command line; a config file or an override that it cannot take is one line and exit status 2."""
     try:
         return FLAGS(args)
-    except flags.Error as error:  # of a config file that raises, its whole traceback
+    except flags.Error as error:  # a config file that raises comes with its whole traceback
         said = re.sub(r"^[A-Za-z_.]+Error: ", "", str(error).strip().splitlines()[-1])
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         said = "--config: " + str(error).strip("\"'").replace("\\n", "\n").replace("\\'", "'")

@@ -14,7 +14,7 @@ from exit_jax.policy.hf.config import CheckpointError, list_faults, read_json
 _BERT_LIKE = ("bert", "roberta", "xlm-roberta")
 _SUPPORTED = (
     "model_type bert (MiniLM, BGE and E5 among them), roberta, xlm-roberta and modernbert; sentence-transformers with mean "
-    "or cls pooling, and normalisation at most behind it"
+    "or cls pooling, and normalisation at most after it"
 )
 _SIZES = {  # ours: theirs
     "vocab_size": "vocab_size",
@@ -74,7 +74,7 @@ _IRRELEVANT = {
 }
 # ModernBERT's checkpoints carry these two of BERT, which their model does not read.
 _IRRELEVANT_MODERNBERT = {"layer_norm_eps", "position_embedding_type", "pad_token_id"}
-_KINDS = {"sliding_attention": True, "full_attention": False}  # of layers: whether attention is local
+_KINDS = {"sliding_attention": True, "full_attention": False}  # kind of layer -> whether its attention is local
 
 
 def read(folder: str | pathlib.Path) -> Encoder:
@@ -196,7 +196,7 @@ class Recipe(NamedTuple):
 
     pooling: str  # "mean" or "cls"
     normalize: bool  # vectors are scaled to length 1
-    lower_case: bool  # of texts, before they are tokenised
+    lower_case: bool  # texts are lowered before they are tokenised
 
 
 def read_recipe(folder: str | pathlib.Path, pooling: str) -> Recipe:

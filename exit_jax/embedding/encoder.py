@@ -35,16 +35,16 @@ class Encoder:
     num_heads: int
     mlp_dim: int
     max_tokens: int  # positions that it has, or was trained on
-    activation: str  # of ACTIVATIONS
+    activation: str  # one of ACTIVATIONS
     norm_eps: float
     # BERT and RoBERTa
     num_positions: int = 0  # rows of the table
-    num_types: int = 0  # of segments, of which a text is the first
+    num_types: int = 0  # segments, of which a text is the first
     pad_id: int = -1  # RoBERTa's positions begin at pad_id + 1 and leave out tokens of this id; -1 for BERT
     # ModernBERT
-    is_local: tuple[bool, ...] = ()  # of each layer: attention reaches ``window`` tokens to either side
+    is_local: tuple[bool, ...] = ()  # by layer: attention reaches ``window`` tokens to either side
     window: int = 0
-    rope_theta: tuple[float, float] = (0.0, 0.0)  # of global and of local layers
+    rope_theta: tuple[float, float] = (0.0, 0.0)  # global and local layers
     norm_bias: bool = True
     attention_bias: bool = True
     mlp_bias: bool = True

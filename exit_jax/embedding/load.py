@@ -17,7 +17,7 @@ from exit_jax.policy.hf.names import by_layer
 from exit_jax.types import Params
 
 _DTYPES = ("F32", "BF16", "F16")
-_PREFIX = re.compile(r"^(bert|roberta|model)\.")  # of an encoder that was saved with a head
+_PREFIX = re.compile(r"^(bert|roberta|model)\.")  # prefix of an encoder that was saved with a head
 # Tensors that need not be read: heads of other tasks, and tables of 0, 1, 2, .. that old versions wrote.
 _HARMLESS = re.compile(r"(pooler|cls|lm_head|head|decoder|classifier)\.|embeddings\.(position|token_type)_ids$")
 

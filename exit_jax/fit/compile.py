@@ -22,7 +22,7 @@ class Compiled:
     """What the compiler said of one program; bytes are those of one chip."""
 
     name: str
-    parts: Mapping[str, int]  # of what is in memory before the program begins, and of the cache
+    parts: Mapping[str, int]  # bytes by name: what is in memory before the program begins, and the cache
     peak: float
     fits: bool
     message: str  # the compiler's own words where it does not fit

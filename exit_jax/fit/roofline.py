@@ -20,7 +20,7 @@ class Chip:
 
     flops_per_sec: float  # bfloat16
     hbm_bytes_per_sec: float
-    ici_bytes_per_sec: float  # of all links together, one direction
+    ici_bytes_per_sec: float  # all links together, one direction
     hbm_bytes: float
 
 
@@ -39,10 +39,10 @@ class Sizes:
     params: int  # the learner's, trained or frozen
     trained: int
     optimizer: int
-    copy: int  # of the sampler
+    copy: int  # the sampler's parameters
     gathered: int  # the learner's parameters once they are gathered over fsdp and cast to compute
     gathered_trained: int  # the trained part of these
-    unread: int  # of the copy, in a step of decoding: an embedding table that is not the head, too
+    unread: int  # part of the copy that a step of decoding does not read: an embedding table that is not the head, too
     prompt_cache: int
     own_cache: int
 
@@ -52,7 +52,7 @@ class Phase:
     """What one phase of an iteration needs, and how long that takes at least."""
 
     name: str
-    model_flops: float  # of all chips
+    model_flops: float  # all chips together
     flops: float  # with what the backward pass computes anew
     hbm_bytes: float  # a chip
     ici_bytes: float  # a chip, received
@@ -100,7 +100,7 @@ def phases(config: Config, prompt_width: int, max_tokens: int, sizes: Sizes, chi
     prompt_tokens = a.num_prompts * prompt_width / mesh.num_batch_shards  # a chip
     own_tokens = rows * max_tokens / mesh.num_batch_shards
 
-    def activations(tokens):  # summed over tensor behind attention and MLP of each layer
+    def activations(tokens):  # summed over tensor after attention and MLP of each layer
         return 2 * p.num_layers * all_reduce(tokens * p.embed_dim * item, mesh.tensor)
 
     gathered = all_gather(sizes.gathered, mesh.fsdp)

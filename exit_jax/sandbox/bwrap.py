@@ -44,7 +44,7 @@ class Jail:
     level: str  # one of LEVELS
     way: str = ""  # "root", "user", or "" without bubblewrap
     bwrap: str = ""  # the program
-    filter: bytes = b""  # of system calls
+    filter: bytes = b""  # seccomp filter
     has_size: bool = False  # bubblewrap can limit a folder in memory, else the supervisor has to notice
     hidden: tuple[str, ...] = ()  # folders that appear empty, without links on their ways
 
@@ -103,7 +103,7 @@ def mounts() -> list[str]:
     parents = {str(parent) for path in (*binds, *links) for parent in pathlib.Path(path).parents} - {"/", BOX}
     line = [
         word for path in sorted(parents) for word in ("--dir", path)
-    ]  # of themselves they might be open to root alone
+    ]  # by their own modes they might be open to root alone
     line += [word for path in binds for word in ("--ro-bind", path, path)]
     return line + [word for link, target in links.items() for word in ("--symlink", target, link)]
 

@@ -31,8 +31,8 @@ class Limits:
     num_processes: int = 64  # threads count
     num_files: int = 256  # open ones, of each process
     output_bytes: int = 1 << 16  # kept of stdout, and as much of stderr: their ends
-    file_bytes: int = 64 << 20  # of each collected file
-    threads: int = 1  # of numerical libraries, and the cores that a run counts for in the pool
+    file_bytes: int = 64 << 20  # limit for each collected file
+    threads: int = 1  # threads of numerical libraries, and the cores that a run counts for in the pool
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():

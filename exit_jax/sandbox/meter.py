@@ -17,14 +17,14 @@ import time
 TICKS = os.sysconf("SC_CLK_TCK")
 # the sample counts where it is clearly above the sum: chance cannot end a program that keeps to its limit
 SAMPLED_SHARE, SAMPLED_SLACK_SECS = 0.9, 1.0
-OBJECT_BYTES = 256  # of the kernel's, for a mapping or a watch of epoll; 200 to 250 were measured
+OBJECT_BYTES = 256  # kernel memory for a mapping or a watch of epoll; 200 to 250 were measured
 DESCRIPTOR_BYTES = 8 << 10  # two pages of a pipe, which is what each may have beyond the 64 MiB of a user's pipes
 UNIX_SOCKETS, FILE_LOCKS = "/proc/net/unix", "/proc/locks"
 MAX_LOCKS = 4096  # a file's locks are kernel memory that no other limit holds
 FIRST_OBJECTS = 4096  # counted in a process at first; if there are more it is taken to have 16 times as many
 MORE = 16
-UNSEEN_OBJECTS = 1 << 20  # of a process that cannot be looked into, which is one that wants it so
-COUNT_SECS = 0.05  # of a process's time in the kernel, in which it makes 50,000 mappings; then they are counted again
+UNSEEN_OBJECTS = 1 << 20  # taken for a process that cannot be looked into, which is one that wants it so
+COUNT_SECS = 0.05  # time of a process in the kernel, in which it makes 50,000 mappings; then they are counted again
 BUDGET_SECS = 0.002  # for counting, at a look; who is left is first at the next
 WATCHERS = ("anon_inode:[eventpoll]", "anon_inode:inotify")
 
@@ -34,7 +34,7 @@ class Process:
 
     def __init__(self, start: str, objects: int):
         self.start = start  # the time, which with the number makes it unique
-        self.secs = 0.0  # of processor time
+        self.secs = 0.0  # processor time
         self.objects = objects  # mappings and watches
         self.count_at = 0.0  # seconds of its time in the kernel at which they are counted again
         self.waits_since = 0.0  # a time by the clock, 0 while it is not due

@@ -27,7 +27,7 @@ class Task:
     """A run that is due."""
 
     job: Job
-    key: str  # of its result in a cache
+    key: str  # names its result in a cache
     future: concurrent.futures.Future = dataclasses.field(default_factory=concurrent.futures.Future)
 
 
@@ -37,7 +37,7 @@ class Turns:
     def __init__(self):
         self._queues: collections.OrderedDict[int, collections.deque[Task]] = collections.OrderedDict()
         self._condition = threading.Condition()
-        self._lifelines: weakref.WeakSet[BinaryIO] = weakref.WeakSet()  # of the runs under way
+        self._lifelines: weakref.WeakSet[BinaryIO] = weakref.WeakSet()  # one for each run under way
         self.is_closed = False
 
     def put(self, tasks: Sequence[tuple[int, Task]]):
@@ -206,7 +206,7 @@ def work(turns: Turns, jail: Jail, limits: Limits, cache: Cache | None):
             continue
         try:
             task.future.set_result(run_task(task, turns, jail, limits, cache))
-        except Exception as error:  # of the host's, a full memory for one: a value for the training run
+        except Exception as error:  # a fault of the host, a full memory for one: a value for the training run
             log.exception("sandbox: a run failed")
             task.future.set_result(launch.fault(f"{type(error).__name__}: {error}"))
 

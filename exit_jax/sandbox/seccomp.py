@@ -50,7 +50,7 @@ DENIED = {
     "setxattr": (188, 5),  # access lists of 64 KiB a file, outside of the folder's size
     "lsetxattr": (189, 6),
     "fsetxattr": (190, 7),
-    "sync": (162, 81),  # of the whole machine's disks
+    "sync": (162, 81),  # flushes the disks of the whole machine
     "syncfs": (306, 267),
     "ustat": (136, None),
     "sysfs": (139, None),

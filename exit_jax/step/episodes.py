@@ -47,7 +47,7 @@ class Played:
     rollouts: Rollouts  # tokens [B, G, T]; finished where the episode came to a valid end
     end: np.ndarray  # int32 [B, G], of ENDS
     num_turns: np.ndarray  # int32 [B, G]: responses sampled
-    episodes: list[Any]  # of the rows that this process owns, row by row; None for one that is lost
+    episodes: list[Any]  # episodes of the rows that this process owns, row by row; None for one that is lost
     rows: np.ndarray  # numbers of the prompts that this process owns
     failed: bool  # whether the environment failed as a whole on this host
     idle_secs: float = 0.0  # for which the devices had nothing to do, since all lanes waited for their environments
@@ -60,7 +60,7 @@ class Transcripts:
     arrays: dict[str, np.ndarray]  # tokens, mask, ended, logp, sampled_logp [b, G, T]; hidden [b, G, D], a sum
     length: np.ndarray  # int32 [b, G]
     num_turns: np.ndarray
-    end: np.ndarray  # of ENDS, -1 while the episode goes on
+    end: np.ndarray  # one of ENDS, -1 while the episode goes on
 
     @classmethod
     def empty(cls, batch: int, group: int, width: int, hidden: int) -> "Transcripts":
@@ -310,7 +310,7 @@ def _ask(environment: Environment, episodes: list[Any], response, active, number
 
 
 def _join(first: np.ndarray, first_count: np.ndarray, second: np.ndarray, second_count: np.ndarray):
-    """Return rows [b, G, S] of which each holds the start of one row behind the start of another, and their lengths."""
+    """Return rows [b, G, S] of which each holds the start of one row and after it that of another, and their lengths."""
     joined = np.zeros((*first_count.shape, first.shape[-1] + second.shape[-1]), np.int32)
     for b, g in np.ndindex(first_count.shape):
         tokens = [*first[b, g, : first_count[b, g]], *second[b, g, : second_count[b, g]]]

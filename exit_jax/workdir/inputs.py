@@ -21,15 +21,19 @@ from exit_jax.policy.hf.config import resolve
 from exit_jax.workdir.identity import digest, write_json
 
 FILE = "inputs.json"
-COMMITS = "commits"  # of hub ids, to be named in the remedy; they are not compared, since a README may move them
+COMMITS = (
+    "commits"  # commits of hub ids, to be named in the remedy; they are not compared, since a README may move them
+)
 WHOLE = 1 << 26  # bytes of a file that is read whole
 BLOCK, NUM_BLOCKS = 1 << 14, 4  # bytes of a sample, and samples of a tensor, or of a file that has none
-MAX_FILES = 1000  # of a folder of data, evenly chosen, whose content is looked at; of all of them, name and size are
+MAX_FILES = (
+    1000  # files of a folder of data, evenly chosen, whose content is looked at; of all of them, name and size are
+)
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.*", "merges.txt")
 TOKENIZER += ("added_tokens.json", "special_tokens_map.json")
 TEMPLATE = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*")
 ENCODER = ("*.safetensors", "*.json", "*.txt", "*.model", "*/config.json")
-PROVENANCE = ("_name_or_path", "_from_model_config", "transformers_version")  # of JSON, which changes nothing
+PROVENANCE = ("_name_or_path", "_from_model_config", "transformers_version")  # keys of JSON that change nothing
 
 
 def find(config: Config, of_run: bool = True) -> dict[str, Any]:
