@@ -24,6 +24,7 @@ from exit_jax.run import evaluate_workdir, run_experiment
 from exit_jax.step.program import make_program
 from exit_jax.training.train import train
 from exit_jax.types import Instances, Rollouts
+from exit_jax.workdir.evaluation import chain_of
 from exit_jax.workdir.identity import open_workdir, scientific
 from exit_jax.workdir.metrics import read_jsonl
 
@@ -87,7 +88,7 @@ def test_the_example_of_the_documentation_is_short():
 
 def test_the_example_trains_evaluates_and_resumes_exactly(folder):
     results = run_experiment(words_config(), folder / "whole")
-    assert 0.0 <= results["test"]["accuracy"][0] <= 1.0
+    assert 0.0 <= chain_of(results["splits"]["test"])["accuracy"][0] <= 1.0
     assert evaluate_workdir(words_config(), folder / "whole") == results
     train(words_config(run__num_iterations=1), open_workdir(folder / "halves", words_config()))
     assert run_experiment(words_config(), folder / "halves") == results
