@@ -205,13 +205,13 @@ def test_every_command_asks(command, config, tmp_path):
     inputs.check(config, workdir, False, "--workdir")
     (workdir / "train.jsonl").write_text('{"step": 1}\n')
     change_weights(tmp_path / "sources/model/model.safetensors")
-    run = {
+    ask = {
         "train": lambda: run.run_experiment(config, workdir),
         "evaluate": lambda: run.evaluate_workdir(config, workdir),
         "export": lambda: run.export_workdir(config, workdir),
     }[command]
     with pytest.raises(ConfigError, match="changed since: the weights of"):
-        run()
+        ask()
 
 
 def test_a_shared_warm_start_knows_what_it_began_from(tmp_path, monkeypatch):

@@ -260,7 +260,8 @@ def spoilt(params, value=jnp.nan):
 def test_a_policy_that_is_not_finite_is_named_in_training(tmp_path, monkeypatch):
     """In the warm start and without one: not the learning rate is at fault."""
     loaded = spoilt(untrained(smoke()))
-    monkeypatch.setattr(start, "untrained", lambda config: jax.tree.map(jnp.copy, loaded))
+    for module in (start, train):
+        monkeypatch.setattr(module, "untrained", lambda config: jax.tree.map(jnp.copy, loaded))
     monkeypatch.setattr(program, "require_checkpoint_fits", lambda *_: None)  # there is no such checkpoint
     monkeypatch.setattr(start.inputs, "check", lambda *_, **__: None)
     for changes in ({"warm_start.num_steps": 5}, {"warm_start.num_steps": 0}):
