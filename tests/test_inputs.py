@@ -11,6 +11,7 @@ import pytest
 from small import LLAMA, TINY_MATH, random_params
 from test_train import smoke
 
+from exit_jax import run
 from exit_jax.config.parse import validate
 from exit_jax.domains.text import tokenizer
 from exit_jax.errors import ConfigError
