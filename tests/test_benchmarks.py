@@ -21,23 +21,16 @@ def run(script: str, *command: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("| ").split("|")] for row in table.splitlines() if row.startswith("|")]
 
 
+ROWS = {"prefill": 3, "bound": 3, "stages": 4, "int8": 2, "lora": 4, "update": 2, "skew": 7, "load": 1, "turns": 2}
+FAST = ("prefill", "load")
+
+
 @pytest.mark.parametrize(
-    ("command", "num_rows"),
-    [
-        ("prefill", 3),
-        ("bound", 3),
-        ("stages", 4),
-        ("int8", 2),
-        ("lora", 4),
-        ("update", 2),
-        ("skew", 7),
-        ("load", 1),
-        ("turns", 2),
-    ],
+    "command", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
 )
-def test_benchmarks_of_the_sampler(command, num_rows):
+def test_benchmarks_of_the_sampler(command):
     rows = run("policy.py", command, "--small")
-    assert len(rows) == num_rows
+    assert len(rows) == ROWS[command]
     assert all(any(character.isdigit() for character in row[-1]) for row in rows)
 
 

@@ -67,6 +67,7 @@ def test_an_addition_costs_what_the_table_says(row):
     assert test in {target(block) for block in SECTIONS[title.capitalize()] if block.language == "python"}
 
 
+@pytest.mark.slow
 def test_what_is_added_works(tmp_path):
     copy_code(tmp_path)
     runnable = [block for found in SECTIONS.values() for block in found if block.language != "sh"]

@@ -88,6 +88,7 @@ def test_every_panel_and_every_row_of_a_table_is_of_a_metric_that_runs_write(wor
             assert isinstance(scaffolds[scaffold][figure], list), path
 
 
+@pytest.mark.slow
 def test_the_report_of_a_real_run_is_whole(workdir):
     text = report.report(workdir, []).read_text()
     assert "missing" not in text

@@ -4,11 +4,13 @@ import os
 import pathlib
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 NOTEBOOK = pathlib.Path(__file__).parents[1] / "notebooks/quickstart.ipynb"
 
 
+@pytest.mark.slow
 def test_quickstart(tmp_path, monkeypatch):
     for name, value in {"WARM_STEPS": "60", "ITERATIONS": "20", "WORKDIR": str(tmp_path), "XLA_FLAGS": ""}.items():
         monkeypatch.setitem(os.environ, name, value)

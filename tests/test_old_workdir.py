@@ -74,6 +74,7 @@ def test_is_evaluated_and_reported_on(workdir):
         np.testing.assert_allclose(again["accuracy"], chain["accuracy"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_goes_on_under_a_schema_with_a_further_field(workdir, tmp_path):
     """The field is in no hash while it has its default; with another value, it is another experiment."""
     copy_code(tmp_path / "code")

@@ -313,6 +313,7 @@ def test_text_stays_inside_its_box():
     assert math.isclose(boxes[0].width, boxes[1].width)
 
 
+@pytest.mark.slow
 def test_a_run_of_many_splits_shows_their_mean_and_no_sign_that_its_domain_lacks(tmp_path):
     path = write_run(tmp_path / "exit-0")
     text = report.report(path, [path]).read_text()
@@ -492,6 +493,7 @@ def test_scores_of_one_run_by_k_and_by_task(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_scores_of_variants_share_tables_and_panels(tmp_path):
     runs = [write_mle_run(tmp_path / f"{v}-{s}", v, s, num_rows=10) for v in ("grpo", "exit") for s in range(2)]
     text = report.report(tmp_path / "all", runs).read_text()

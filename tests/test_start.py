@@ -58,6 +58,7 @@ def test_faults_of_a_config_are_told_before_what_computes_is_imported():
     assert not {name for name in modules if name.startswith(("exit_jax.domains.math", "exit_jax.policy.decoder"))}
 
 
+@pytest.mark.slow
 def test_training_imports_neither_plots_nor_torch():
     """They take seconds, and are imported where they are used."""
     code = "import json, sys, exit_jax.run; "

@@ -86,6 +86,7 @@ def test_the_example_of_the_documentation_is_short():
     assert len(WORDS.strip().splitlines()) <= 40
 
 
+@pytest.mark.slow
 def test_the_example_trains_evaluates_and_resumes_exactly(folder):
     results = run_experiment(words_config(), folder / "whole")
     assert 0.0 <= chain_of(results["splits"]["test"])["accuracy"][0] <= 1.0
