@@ -94,7 +94,7 @@ def checkpoints(tmp_path_factory):
     return folders
 
 
-@pytest.fixture(params=["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("roberta", "modernbert"))])
+@pytest.fixture(params=[name if name == "bert" else pytest.param(name, marks=pytest.mark.slow) for name in MODELS])
 def checkpoint(request, checkpoints):
     return checkpoints[request.param]
 

@@ -89,7 +89,8 @@ def convert(c, theirs):
 
 
 @pytest.fixture(
-    scope="module", params=["Qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Llama", "Qwen2"))]
+    scope="module",
+    params=[name if name == "Qwen3" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
 )
 def family(request, require_parity):
     """Return their model, our config and our parameters, which are the model's."""

@@ -36,7 +36,10 @@ SHAPE = {
 }
 
 
-@pytest.fixture(scope="module", params=["Qwen2", pytest.param("Llama", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=[name if name == "Qwen2" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
 def checkpoints(request, require_parity, tmp_path_factory):
     """Return two of their models, the policy and the reference, and the folders that they wrote."""
     torch, transformers = require_parity("torch", "transformers")
