@@ -1,7 +1,7 @@
 """One training iteration of Exploratory Iteration (ExIt, Algorithm 1), from parts that come in as arguments."""
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -33,21 +33,25 @@ Batch = tuple[Instances, Rollouts]
 
 
 class Steps(Protocol):
-    """The four steps of an iteration, bound to a policy, a domain and devices."""
+    """The four steps of an iteration, bound to a policy, a domain and devices.
+
+    What ``rollout`` returns is ``Rollouts``, and what ``grade`` returns is ``Grades``, or either with what a host keeps beside
+    it: the iteration only hands it on to the next step.
+    """
 
     def select(self, state: State, in_flight: Instances | None = None) -> tuple[Instances, Array]:
         """Return the next batch's instances, and the key that its rollouts are sampled with."""
         ...
 
-    def rollout(self, params: Params, instances: Instances, key: Array) -> Rollouts:
+    def rollout(self, params: Params, instances: Instances, key: Array) -> Any:
         """Expand every instance into a group of rollouts."""
         ...
 
-    def grade(self, instances: Instances, rollouts: Rollouts) -> Grades:
+    def grade(self, instances: Instances, rollouts: Any) -> Any:
         """Grade rollouts by the domain's verifier."""
         ...
 
-    def learn(self, state: State, instances: Instances, rollouts: Rollouts, grades: Grades) -> tuple[State, Metrics]:
+    def learn(self, state: State, instances: Instances, rollouts: Any, grades: Any) -> tuple[State, Metrics]:
         """Return the state after the update of policy and buffer."""
         ...
 

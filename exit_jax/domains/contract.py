@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from exit_jax.domains.domain import Domain, DomainError
 from exit_jax.domains.traits import Traits
@@ -54,7 +55,7 @@ def checked(domain: Domain) -> Domain:
     def checked_grade(instances: Instances, rollouts: Rollouts, *episodes: Any) -> Grades:
         grades = grade(instances, rollouts, *episodes)
         _raise(domain, faults_of_shapes(domain, rollouts.finished.shape, grades))
-        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(grades)):
+        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(grades)):
             _raise(domain, faults_of_values(domain, jax.device_get(grades)))
         return grades
 
@@ -80,7 +81,7 @@ def _raise(domain: Domain, faults: list[str]) -> None:
         )
 
 
-def faults_of_shapes(domain: Domain, group: tuple[int, int], grades: Grades) -> list[str]:
+def faults_of_shapes(domain: Domain, group: tuple[int, ...], grades: Grades) -> list[str]:
     """Return a sentence for each array of ``grades`` of another shape or dtype than is due.
 
     Args:

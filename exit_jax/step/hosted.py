@@ -115,15 +115,15 @@ class HostedSteps:
         return Graded(grades, metrics | {"grading_faults": hosts.agree(failed)})
 
     def learn(
-        self, state: State, instances: Instances, rollouts: Rollouts | Played, graded: Graded
+        self, state: State, instances: Instances, rollouts: Rollouts | Played, grades: Graded
     ) -> tuple[State, Metrics]:
         """Update policy and buffer."""
-        if isinstance(rollouts, Played):
-            rollouts = jax.device_put(rollouts.rollouts, meshes.by_row(self.mesh))
-        grades = self.with_embedding(state.params, rollouts, graded.grades)
-        batch = self.cut_prompts(instances), self.cut_responses(rollouts), grades
+        played = isinstance(rollouts, Played)
+        sampled: Rollouts = jax.device_put(rollouts.rollouts, meshes.by_row(self.mesh)) if played else rollouts
+        embedded = self.with_embedding(state.params, sampled, grades.grades)
+        batch = self.cut_prompts(instances), self.cut_responses(sampled), embedded
         state, metrics = self.programs.learn(self.constants, state, *batch)
-        return state, metrics | {name: jnp.float32(value) for name, value in graded.metrics.items()}
+        return state, metrics | {name: jnp.float32(value) for name, value in grades.metrics.items()}
 
     def with_embedding(self, params: Params, rollouts: Rollouts, grades: Grades) -> Grades:
         """Put the embedding that the diversity bonus asks for into the grades: an encoder's, or the policy's of solutions."""

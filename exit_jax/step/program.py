@@ -110,9 +110,9 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
         return carry, jax.tree.map(lambda value: value[None], metrics)
 
     @functools.partial(jax.jit, donate_argnums=1, out_shardings=(state_shardings, meshes.replicated(mesh)))
-    def train_on_devices(constants: Constants, state: State) -> tuple[State, Metrics]:
+    def train_on_devices(constants: Constants, carry: Carry) -> tuple[Carry, Metrics]:
         step = functools.partial(iterate, DeviceSteps(config, domain, mesh, constants))
-        return jax.lax.scan(lambda state, _: step(state), state, length=config.run.steps_per_call)
+        return jax.lax.scan(lambda carry, _: step(carry), carry, length=config.run.steps_per_call)
 
     carry_like: Carry = state_like
     if config.algorithm.rollout_lag:

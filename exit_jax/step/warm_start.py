@@ -66,6 +66,7 @@ def make_warm(
     jit = functools.partial(jax.jit, donate_argnums=1, out_shardings=(shardings, meshes.replicated(mesh)))
 
     def demonstrate(state: WarmState):
+        assert domain.demonstrations is not None  # `require_demonstrations` has seen to it
         return domain.demonstrations(state.key, state.step, settings.num_states, settings.group_size)
 
     @jit
