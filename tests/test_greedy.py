@@ -16,13 +16,12 @@ from small import tiny_math
 from exit_jax import domains
 from exit_jax.config.parse import validate
 from exit_jax.errors import ConfigError
-from exit_jax.evaluation import programs as evaluation
+from exit_jax.evaluation import programs
 from exit_jax.evaluation.chains import run_chains
 from exit_jax.evaluation.evaluate import evaluate, save_chains, summarise
 from exit_jax.evaluation.figures import mean_of
 from exit_jax.evaluation.outcome import Chains, Outcome, Split
 from exit_jax.evaluation.scaffolds import CHAIN, GREEDY, RESTARTS, better, newest, parents_of_better
-from exit_jax.step.policy import decoder_config
 from exit_jax.step.program import make_program
 from exit_jax.types import History
 
@@ -51,18 +50,17 @@ def params(config):
 def search_by_hand(config, params, split):
     """Return the qualities [K + 1, R] and texts [K + 1][R] of one batch of searches, one step of one chain at a time."""
     domain = domains.make(config.domain_name, config.domain)
-    settings, decoder = config.eval, decoder_config(config)
-    jitted = evaluation.chain_programs(config.domain_name, config.domain, decoder, settings, config.run.mesh)
+    settings, setup = config.eval, programs.setup_of(config)
     tasks = jax.device_get(domain.tasks(split))
     size = len(tasks.task)
     assert size == settings.batch_size
-    key = jax.random.fold_in(jax.random.fold_in(evaluation.sampling_key(config), 2), 0)
-    copy = jitted.reshard(params)
+    key = jax.random.fold_in(jax.random.fold_in(programs.sampling_key(config), 2), 0)
+    copy = programs.reshard(setup)(params)
     row = lambda tree, *at: jax.tree.map(lambda leaf: leaf[at], tree)
     held, qualities, texts = [row(tasks, i) for i in range(size)], [], []
     for k in range(max(settings.steps) + 1):
         together = jax.tree.map(lambda *leaves: np.stack(leaves), *held)
-        instances, rollouts = jax.device_get(jitted.respond(copy, together, key, jnp.int32(k)))
+        instances, rollouts = jax.device_get(programs.respond(setup)(copy, together, key, jnp.int32(k)))
         children = jax.device_get(domain.grade(instances, rollouts).children)
         new = [row(children, i, 0, 0) for i in range(size)]
         qualities.append([float(one.quality) for one in new])
@@ -86,6 +84,10 @@ def pay(monkeypatch):
     ``mark`` (tokens of a history, quality) -> tokens of the history after the response.
     """
 
+    def forget():
+        programs.respond.cache_clear()
+        programs.whole_chain.cache_clear()
+
     def change(config, mark):
         plain = domains.make(config.domain_name, config.domain)
 
@@ -99,10 +101,10 @@ def pay(monkeypatch):
         told = lambda history: [f"score {quality}" for quality in np.asarray(history.quality)]
         domain = dataclasses.replace(plain, grade=grade, feedback=told)
         monkeypatch.setattr(domains, "make", lambda *_: domain)
-        evaluation.chain_programs.cache_clear()
+        forget()
 
     yield change
-    evaluation.chain_programs.cache_clear()
+    forget()
 
 
 def test_on_the_device_a_search_goes_on_from_the_best_so_far(config, params, pay):
@@ -146,7 +148,7 @@ def test_on_the_host_too_and_a_search_that_was_cut_off_goes_on(on_host, pay, tmp
     def refuse(*_):
         raise AssertionError("sampled although everything is stored")
 
-    evaluation.chain_programs.cache_clear()  # a program that is compiled already would not ask for it
+    programs.respond.cache_clear()  # a program that is compiled already would not ask for it
     monkeypatch.setattr("exit_jax.policy.sampler.sample", refuse)
     assert evaluate(on_host, params, part.parent) == whole
     chains = [json.loads(line) for line in (tmp_path / "whole/chains.jsonl").read_text().splitlines()]

@@ -20,7 +20,6 @@ from exit_jax.config.parse import validate
 from exit_jax.domains.domain import VALID
 from exit_jax.evaluation import episodes as evaluated
 from exit_jax.evaluation.chains import run_chains
-from exit_jax.evaluation.programs import EpisodePrograms
 from exit_jax.evaluation.scaffolds import CHAIN, RESTARTS
 from exit_jax.policy import decoder, sampler
 from exit_jax.step.device import Constants, DeviceSteps
@@ -107,8 +106,8 @@ def test_batches_and_steps_of_evaluated_episodes(config, monkeypatch):
     environment = types.SimpleNamespace(figures=lambda episode: {"quality": 0.0}, show=str)
     with_environment = dataclasses.replace(domain, test_environment=environment)
     monkeypatch.setattr(domains, "make", lambda *_: with_environment)
-    parts = EpisodePrograms(lambda params: params, lambda history: None, None)
-    monkeypatch.setattr(evaluated, "episode_programs", lambda *_: parts)
+    for name in ("reshard", "conversations", "turns"):
+        monkeypatch.setattr(evaluated, name, lambda _: lambda given: None)
     monkeypatch.setattr(evaluated, "play_steps", played)
     evaluated.run_episodes(config, {}, "validation", None)
     assert len(set(keys)) == len(keys) == 2 * len(config.eval.steps)

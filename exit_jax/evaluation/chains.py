@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax import domains
 from exit_jax.config.schema import Config
 from exit_jax.evaluation.hosted import HostedChains
 from exit_jax.evaluation.outcome import Chains, Outcome, tell_column
-from exit_jax.evaluation.programs import chain_programs, sampling_key
+from exit_jax.evaluation.programs import sampling_key, setup_of, whole_chain
 from exit_jax.evaluation.scaffolds import CHAIN, Scaffold, chosen
 from exit_jax.step.finite import NonFiniteError
-from exit_jax.step.policy import decoder_config
 from exit_jax.types import Params
 from exit_jax.workdir.metrics import Progress
 
@@ -30,8 +28,8 @@ def run_chains(
       scaffold: one that ``config.eval`` asks for.
       workdir: where a domain that is graded on the host stores its responses; None for nowhere.
     """
-    settings, domain = config.eval, domains.make(config.domain_name, config.domain)
-    programs = chain_programs(config.domain_name, config.domain, decoder_config(config), settings, config.run.mesh)
+    setup = setup_of(config)
+    settings, domain = setup.settings, setup.domain
     num_responses, place = max(settings.steps) + 1, jnp.int32(chosen(settings).index(scaffold))
     root = jax.random.fold_in(sampling_key(config), scaffold.stream)
     tasks = jax.device_get(domain.tasks(split))
@@ -40,7 +38,7 @@ def run_chains(
     progress = Progress(f"evaluate {stored_name(split, scaffold)}", 0, len(starts) * num_responses)
     host = None
     if domain.on_host:
-        host = HostedChains(config, params, programs, split, stored_name(split, scaffold), scaffold, row_of, workdir)
+        host = HostedChains(config, params, split, stored_name(split, scaffold), scaffold, row_of, workdir)
     batches = []
     for index, start in enumerate(starts):
         # the last batch repeats rows
@@ -49,7 +47,7 @@ def run_chains(
         if host:
             batches.append(host.run(batch, key, index, progress))
         else:
-            chains, finite_share = jax.device_get(programs.whole(params, batch, key, place))
+            chains, finite_share = jax.device_get(whole_chain(setup)(params, batch, key, place))
             if (finite_share < 1.0).any():
                 raise NonFiniteError
             batches.append(chains)

@@ -8,17 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from exit_jax import domains
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import ENDS, Environment
 from exit_jax.evaluation.hosted import require_graded
 from exit_jax.evaluation.outcome import Chains, Outcome, read_column
-from exit_jax.evaluation.programs import episode_programs, sampling_key
+from exit_jax.evaluation.programs import conversations, reshard, sampling_key, setup_of, turns
 from exit_jax.evaluation.stored import open_stored
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.step.episodes import PlayedSteps, play_steps
-from exit_jax.step.policy import decoder_config
 from exit_jax.types import Params
 from exit_jax.workdir.metrics import Progress
 
@@ -29,12 +27,12 @@ def run_episodes(config: Config, params: Params, split: str, workdir: pathlib.Pa
     Of the k between them, a row of the outcome repeats the one before. Rows stream to ``answers/<split>.jsonl``, a batch at
     one k after the other; an evaluation that was stopped goes on after the last.
     """
-    settings, domain = config.eval, domains.make(config.domain_name, config.domain)
+    setup = setup_of(config)
+    settings, domain = setup.settings, setup.domain
     environment, steps = domain.test_environment, sorted(set(settings.steps))
     assert environment is not None
-    programs = episode_programs(config.domain_name, config.domain, decoder_config(config), settings, config.run.mesh)
-    tasks, copy = jax.device_get(domain.tasks(split)), programs.reshard(params)
-    by_row = meshes.by_row(meshes.make_mesh(config.run.mesh))
+    tasks, copy, read = jax.device_get(domain.tasks(split)), reshard(setup)(params), conversations(setup)
+    by_row = meshes.by_row(setup.mesh)
     row_of = np.tile(np.arange(tasks.task.shape[0]), settings.samples_per_task)
     starts = range(0, row_of.size, settings.batch_size)
     stored = open_stored(config, params, workdir, split, split, steps=steps) if workdir else None
@@ -47,7 +45,7 @@ def run_episodes(config: Config, params: Params, split: str, workdir: pathlib.Pa
             some = np.resize(row_of[start : start + settings.batch_size], settings.batch_size)
             history = jax.device_put(jax.tree.map(lambda leaf, some=some: leaf[some], tasks), by_row)
             key = jax.random.fold_in(jax.random.fold_in(sampling_key(config), start), k)
-            episodes = play_steps(programs.turns, environment, copy, programs.context(history), history, key, k)
+            episodes = play_steps(turns(setup), environment, copy, read(history), history, key, k)
             require_graded(episodes.failed)
             rows = _rows(environment, episodes, range(start, min(start + settings.batch_size, row_of.size)), k)
             if stored:

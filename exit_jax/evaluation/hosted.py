@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax import domains
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import blank_grades
 from exit_jax.errors import GradingError
 from exit_jax.evaluation.outcome import Chains, Outcome, read_column
-from exit_jax.evaluation.programs import ChainPrograms, record
+from exit_jax.evaluation.programs import record, reshard, respond, setup_of
 from exit_jax.evaluation.scaffolds import Scaffold
 from exit_jax.evaluation.stored import open_stored
 from exit_jax.parallel import hosts
@@ -36,7 +35,6 @@ class HostedChains:
         self,
         config: Config,
         params: Params,
-        programs: ChainPrograms,
         split: str,
         name: str,
         scaffold: Scaffold,
@@ -44,11 +42,12 @@ class HostedChains:
         workdir: pathlib.Path | None,
     ):
         """Open the file of responses, unless ``workdir`` is None; ``row_of`` [R] is the task of each chain."""
-        self.domain, self.programs = domains.make(config.domain_name, config.domain), programs
+        setup = setup_of(config)
+        self.domain, self.respond = setup.domain, respond(setup)
         self.settings, self.scaffold, self.row_of = config.eval, scaffold, row_of
         self.num_responses, self.batch_size = max(config.eval.steps) + 1, config.eval.batch_size
-        self.rows = meshes.by_row(meshes.make_mesh(config.run.mesh))
-        self.copy, self.about = programs.reshard(params), self.domain.about_tasks(split)
+        self.rows = meshes.by_row(setup.mesh)
+        self.copy, self.about = reshard(setup)(params), self.domain.about_tasks(split)
         tellers = {"text": self.domain.describe, "answer": self.domain.answers, "feedback": self.domain.feedback}
         self.tell = {what: tell for what, tell in tellers.items() if tell}
         # [K + 1][R] by what is told
@@ -66,7 +65,7 @@ class HostedChains:
             begun = jax.tree.map(np.asarray, self.scaffold.start(self.settings, tasks, held, k))
             kept = self.stored.get(number) if self.stored else None
             if kept is None:
-                instances, rollouts = self.programs.respond(self.copy, begun, key, jnp.int32(k))
+                instances, rollouts = self.respond(self.copy, begun, key, jnp.int32(k))
                 require_finite(*hosts.all_rows((rollouts.logp, rollouts.mask)))
             else:
                 instances, rollouts = self._replay(begun, kept)

@@ -1,9 +1,8 @@
 """The jitted programs of an evaluation: the steps of chains, and the turns of evaluated episodes."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,30 +18,34 @@ from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.policy import sampler
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.step.episodes import TurnPrograms
-from exit_jax.step.policy import evaluation_sampling, make_reshard
+from exit_jax.step.policy import decoder_config, evaluation_sampling, make_reshard
 from exit_jax.step.turns import transcript_room, turn_programs
 from exit_jax.types import BASE, IMPROVE, Array, Grades, History, Instances, Params, Rollouts
 
 
-@dataclasses.dataclass(frozen=True)
-class ChainPrograms:
-    """What a chain's step consists of, jitted; ``whole`` runs all steps where the domain is graded on the device."""
+class Setup(NamedTuple):
+    """What the programs of an evaluation depend on; evaluations of an equal one share them within a process."""
 
-    reshard: Callable[[Params], Params]
-    respond: Callable[[Params, History, Array, Array], tuple[Instances, Rollouts]]  # (sampler's copy, held, key, k)
-    # (params, base tasks [R], key, place of the scaffold among those chosen) -> chains, finite_share at each k
-    whole: Callable[[Params, History, Array, Array], tuple[Chains, Array]]
+    domain_name: str
+    fields: Any  # of the domain
+    policy: DecoderConfig
+    settings: EvalConfig
+    mesh_config: MeshConfig
+
+    @property
+    def domain(self) -> Domain:
+        """The domain, made once."""
+        return domains.make(self.domain_name, self.fields)
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The mesh of devices."""
+        return meshes.make_mesh(self.mesh_config)
 
 
-@dataclasses.dataclass(frozen=True)
-class EpisodePrograms:
-    """What evaluated episodes consist of, jitted."""
-
-    reshard: Callable[[Params], Params]
-    context: Callable[
-        [History], tuple[Array, Array]
-    ]  # histories [R] -> the conversations so far [R, P] and their lengths
-    turns: TurnPrograms
+def setup_of(config: Config) -> Setup:
+    """Return what of a config its evaluation depends on."""
+    return Setup(config.domain_name, config.domain, decoder_config(config), config.eval, config.run.mesh)
 
 
 def sampling_key(config: Config) -> Array:
@@ -68,59 +71,72 @@ def record(domain: Domain, instances: Instances, rollouts: Rollouts, grades: Gra
 
 
 @functools.lru_cache
-def chain_programs(
-    domain_name: str, fields: Any, policy: DecoderConfig, settings: EvalConfig, mesh_config: MeshConfig
-) -> ChainPrograms:
-    """Jit the steps of a chain; the same for all splits, batches and scaffolds."""
-    domain, mesh = domains.make(domain_name, fields), meshes.make_mesh(mesh_config)
-    reshard, sampling = make_reshard(policy, mesh), evaluation_sampling(settings, domain, domain.max_tokens)
-    scaffolds = chosen(settings)
-    starts = [functools.partial(scaffold.start, settings) for scaffold in scaffolds]
-    keeps = [scaffold.keep for scaffold in scaffolds]
+def reshard(setup: Setup) -> Callable[[Params], Params]:
+    """Jit what makes the sampler's copy of the parameters."""
+    return jax.jit(make_reshard(setup.policy, setup.mesh))
 
-    def respond(copy: Params, history: History, key: Array, k: Array):
+
+@functools.lru_cache
+def respond(setup: Setup) -> Callable[[Params, History, Array, Array], tuple[Instances, Rollouts]]:
+    """Jit (sampler's copy, histories [R], key, k) -> instances and one response to each; the same for all scaffolds."""
+    return jax.jit(_make_respond(setup), out_shardings=meshes.by_row(setup.mesh))
+
+
+def _make_respond(setup: Setup) -> Callable[[Params, History, Array, Array], tuple[Instances, Rollouts]]:
+    domain, sampling = setup.domain, evaluation_sampling(setup.settings, setup.domain, setup.domain.max_tokens)
+
+    def respond_to(copy: Params, history: History, key: Array, k: Array) -> tuple[Instances, Rollouts]:
         mode = jnp.where(history.step < 0, BASE, IMPROVE)
         prompt, length = render_by_mode(domain.templates, history, mode, domain.prompt_width)
-        with meshes.use(mesh):
-            rollouts = sampler.sample(policy, sampling, 1, copy, prompt, length, jax.random.fold_in(key, k))
+        with meshes.use(setup.mesh):
+            rollouts = sampler.sample(setup.policy, sampling, 1, copy, prompt, length, jax.random.fold_in(key, k))
         blank = jnp.zeros_like(mode, bool)
         return Instances(history, mode, blank, blank, prompt, length), rollouts
 
-    def whole(params, tasks, key, place):
-        tasks, copy = meshes.shard_batch(mesh, tasks), reshard(params)
+    return respond_to
+
+
+@functools.lru_cache
+def whole_chain(setup: Setup) -> Callable[[Params, History, Array, Array], tuple[Chains, Array]]:
+    """Jit all steps of chains whose domain is graded on the device.
+
+    It maps parameters, base tasks [R], a key and the place of a scaffold among those chosen to the chains [K + 1, R], and the
+    share of logits that were finite at each k.
+    """
+    domain, mesh, settings = setup.domain, setup.mesh, setup.settings
+    make_copy, respond_to, scaffolds = make_reshard(setup.policy, mesh), _make_respond(setup), chosen(settings)
+    starts = [functools.partial(scaffold.start, settings) for scaffold in scaffolds]
+    keeps = [scaffold.keep for scaffold in scaffolds]
+
+    def whole(params: Params, tasks: History, key: Array, place: Array) -> tuple[Chains, Array]:
+        tasks, copy = meshes.shard_batch(mesh, tasks), make_copy(params)
 
         def step(held, k):
             begun = jax.lax.switch(place, starts, tasks, held, k)
-            instances, rollouts = respond(copy, begun, key, k)
+            instances, rollouts = respond_to(copy, begun, key, k)
             child, chains = record(domain, instances, rollouts, domain.grade(instances, rollouts))
             return jax.lax.switch(place, keeps, begun, child), (chains, sampler.finite_share(rollouts))
 
         return jax.lax.scan(step, tasks, jnp.arange(max(settings.steps) + 1))[1]
 
-    same, by_row = meshes.replicated(mesh), meshes.by_row(mesh)
-    return ChainPrograms(
-        reshard=jax.jit(reshard),
-        respond=jax.jit(respond, out_shardings=by_row),
-        whole=jax.jit(whole, out_shardings=same),
-    )
+    return jax.jit(whole, out_shardings=meshes.replicated(mesh))
 
 
 @functools.lru_cache
-def episode_programs(
-    domain_name: str, fields: Any, policy: DecoderConfig, settings: EvalConfig, mesh_config: MeshConfig
-) -> EpisodePrograms:
-    """Jit the parts of evaluated episodes: the sampler's copy, the conversations so far, and a turn."""
-    domain, mesh = domains.make(domain_name, fields), meshes.make_mesh(mesh_config)
-    environment = domain.test_environment
-    assert environment is not None
-    sampling = evaluation_sampling(settings, domain, environment.max_tokens)
-    room = transcript_room(environment) + environment.max_ask + environment.max_tokens
+def conversations(setup: Setup) -> Callable[[History], tuple[Array, Array]]:
+    """Jit histories [R] of episodes -> the conversations so far int32 [R, P], and their lengths."""
 
     def context(history: History) -> tuple[Array, Array]:
-        return render(("context",), history, domain.prompt_width)
+        return render(("context",), history, setup.domain.prompt_width)
 
-    return EpisodePrograms(
-        reshard=jax.jit(make_reshard(policy, mesh)),
-        context=jax.jit(context, out_shardings=meshes.by_row(mesh)),
-        turns=turn_programs(policy, sampling, mesh, 1, room, may_reuse=False),
-    )
+    return jax.jit(context, out_shardings=meshes.by_row(setup.mesh))
+
+
+@functools.lru_cache
+def turns(setup: Setup) -> TurnPrograms:
+    """Jit the turns of evaluated episodes."""
+    environment = setup.domain.test_environment
+    assert environment is not None
+    sampling = evaluation_sampling(setup.settings, setup.domain, environment.max_tokens)
+    room = transcript_room(environment) + environment.max_ask + environment.max_tokens
+    return turn_programs(setup.policy, sampling, setup.mesh, 1, room, may_reuse=False)

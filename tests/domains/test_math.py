@@ -17,8 +17,8 @@ from exit_jax.domains.math.grader import Grader, Verdict
 from exit_jax.domains.text import chat
 from exit_jax.domains.text.pieces import SPAN
 from exit_jax.errors import ConfigError
+from exit_jax.evaluation import programs
 from exit_jax.evaluation.evaluate import evaluate
-from exit_jax.evaluation.programs import chain_programs
 from exit_jax.run import run_experiment
 from exit_jax.step.program import make_program
 from exit_jax.training import train
@@ -279,7 +279,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_can_be_graded_again(data_dir
     def refuse(*_):
         raise AssertionError("sampled although everything is stored")
 
-    chain_programs.cache_clear()  # a program that is compiled already would not ask for it
+    programs.respond.cache_clear()  # a program that is compiled already would not ask for it
     monkeypatch.setattr("exit_jax.policy.sampler.sample", refuse)
     assert evaluate(config, params, part) == whole
     monkeypatch.undo()
