@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 from exit_jax.parallel import mesh as meshes
-from exit_jax.policy import decoder, sampler
+from exit_jax.policy import decode, decoder, prefill, sampler
 from exit_jax.policy.choice import SamplingConfig
 from exit_jax.policy.shape import PROJECTIONS, DecoderConfig, LoraConfig
 from exit_jax.step.policy import make_reshard
@@ -87,12 +87,12 @@ def make_prompts(config: DecoderConfig, num_prompts: int, width: int) -> tuple[j
 
 def make_start(config: DecoderConfig, group_size: int, width: int):
     """Return the jitted reading of prompts: (params, prompt, length) -> DecodeCursor."""
-    return jax.jit(functools.partial(sampler.start, config, group_size=group_size, width=width))
+    return jax.jit(functools.partial(prefill.start, config, group_size=group_size, width=width))
 
 
 def make_generate(config: DecoderConfig, sampling: SamplingConfig):
     """Return jitted decoding: (params, cursor, key) -> (cursor, rollouts); the cursor is donated, as in training."""
-    return jax.jit(functools.partial(sampler.generate, config, sampling), donate_argnums=1)
+    return jax.jit(functools.partial(decode.generate, config, sampling), donate_argnums=1)
 
 
 def timed(call: Callable, *args, **kwargs) -> tuple[Any, float]:
@@ -157,7 +157,7 @@ def measure_flops(dtype: str, size: int, repeats: int = 10) -> float:
     return 2.0 * size**3 / min(timed(product, x, x)[1] for _ in range(repeats))
 
 
-def prefill(a: argparse.Namespace) -> None:
+def prompts_once(a: argparse.Namespace) -> None:
     """Read a group's prompt once, against once a rollout."""
     config = make_config(a.shape, a.dtype)
     params = sampler_params(config)
@@ -506,8 +506,8 @@ def turns(a: argparse.Namespace) -> None:
     params, num_turns, step = sampler_params(config), a.num_turns, a.max_tokens
     prompt, length = make_prompts(config, a.num_prompts, a.prompt_width)
     start = make_start(config, a.group_size, (num_turns - 1) * (step + 1))
-    extend = jax.jit(functools.partial(sampler.extend, config), donate_argnums=1)
-    read = jax.jit(functools.partial(sampler.start, config, group_size=1, width=1))
+    extend = jax.jit(functools.partial(prefill.extend, config), donate_argnums=1)
+    read = jax.jit(functools.partial(prefill.start, config, group_size=1, width=1))
     shape = (a.num_prompts, a.group_size, step)
     seen, count = jnp.ones(shape, jnp.int32), jnp.full(shape[:2], step)
     rows = a.num_prompts * a.group_size
@@ -539,7 +539,7 @@ def turns(a: argparse.Namespace) -> None:
 
 
 COMMANDS = {
-    "prefill": prefill,
+    "prefill": prompts_once,
     "bound": bound,
     "stages": stages,
     "int8": int8,

@@ -368,7 +368,7 @@ MUTATIONS = [
         ),
     ),
     *mutations(
-        "policy/sampler.py",
+        "policy/decode.py",
         ("one key for all positions", "(0, None))(row_keys, t)", "(0, None))(row_keys, 0 * t)", SAMPLER),
         (
             "rows share a key",
@@ -376,6 +376,9 @@ MUTATIONS = [
             "rows = first_row + 0 * jnp.arange(batch * group_size)",
             f"{STREAMS}::test_turns_and_rows_of_an_episode",
         ),
+    ),
+    *mutations(
+        "policy/sampler.py",
         (
             "the learner ignores the temperature",
             "decoder.logits(config, params, hidden) / temperature",

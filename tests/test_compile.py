@@ -28,7 +28,7 @@ from exit_jax.fit.roofline import CHIPS, GIB
 from exit_jax.fit.search import LORA, candidates, command_line, override, suggest
 from exit_jax.fit.topology import Topology, find_topology, settle
 from exit_jax.parallel.mesh import MeshConfig
-from exit_jax.policy import costs, decoder, sampler
+from exit_jax.policy import costs, decoder, prefill, sampler
 from exit_jax.policy.decoder import LoraConfig
 from exit_jax.step.program import make_program
 
@@ -107,7 +107,7 @@ def test_flops_of_reading_and_of_one_decoded_token_are_xlas():
     config, B, G, P = WIDE, 2, 4, 16
     params = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
     prompt, length = jnp.zeros((B, P), jnp.int32), jnp.full(B, P)
-    read = counted_by_xla(lambda params: sampler.prefill(config, params, prompt, length)[0], params)
+    read = counted_by_xla(lambda params: prefill.read_prompts(config, params, prompt, length)[0], params)
     assert costs.prefill_flops(config, B, P) == pytest.approx(read, rel=0.06)
 
     def step(params, cursor):
@@ -121,7 +121,7 @@ def test_flops_of_reading_and_of_one_decoded_token_are_xlas():
         )
         return decoder.logits(config, params, hidden)
 
-    cursor = jax.eval_shape(lambda params: sampler.start(config, params, G, 1, prompt, length), params)
+    cursor = jax.eval_shape(lambda params: prefill.start(config, params, G, 1, prompt, length), params)
     once = counted_by_xla(step, params, cursor)
     more = costs.decode_flops(config, B * G, P, 2) - costs.decode_flops(config, B * G, P, 1)  # one read, one sampled
     assert more == pytest.approx(once, rel=0.06)

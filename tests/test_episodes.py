@@ -9,7 +9,7 @@ import pytest
 from small import LLAMA, random_params
 
 from exit_jax.domains.domain import ENDS, INVALID, VALID, Answer, Environment
-from exit_jax.policy import decoder, sampler
+from exit_jax.policy import decode, decoder, prefill, sampler
 from exit_jax.policy.choice import SamplingConfig
 from exit_jax.step.episodes import Played, TurnPrograms, play, play_steps
 from exit_jax.types import History, Instances
@@ -36,12 +36,10 @@ def make_programs(width=ROOM):
 
 
 _start = jax.jit(
-    lambda copy, width, prompt, length: sampler.start(LLAMA, copy, G, width, prompt, length), static_argnums=1
+    lambda copy, width, prompt, length: prefill.start(LLAMA, copy, G, width, prompt, length), static_argnums=1
 )
-_generate = jax.jit(
-    lambda copy, cursor, *args: sampler.generate(LLAMA, SAMPLING, copy, cursor, *args), donate_argnums=1
-)
-_extend = jax.jit(lambda copy, *args: sampler.extend(LLAMA, copy, *args), donate_argnums=1)
+_generate = jax.jit(lambda copy, cursor, *args: decode.generate(LLAMA, SAMPLING, copy, cursor, *args), donate_argnums=1)
+_extend = jax.jit(lambda copy, *args: prefill.extend(LLAMA, copy, *args), donate_argnums=1)
 
 
 def make_instances(seed=0) -> Instances:
@@ -245,21 +243,21 @@ def restart(params, whole, row, tokens):
     return _alone(params, prompt, np.array([len(joined)]))
 
 
-_alone = jax.jit(lambda params, *prompt: sampler.start(LLAMA, params, 1, M, *prompt))
+_alone = jax.jit(lambda params, *prompt: prefill.start(LLAMA, params, 1, M, *prompt))
 
 
 @pytest.mark.parametrize("num_steps", [0, 2])
 def test_k_steps_a_turn_see_the_clean_conversation_and_the_newest_response(params, num_steps):
     """Sample every response again, greedily, behind a prompt that is put together anew for it."""
     greedy = dataclasses.replace(SAMPLING, temperature=0.0)
-    generate = jax.jit(lambda cursor, active: sampler.generate(LLAMA, greedy, params, cursor, KEY, active))
+    generate = jax.jit(lambda cursor, active: decode.generate(LLAMA, greedy, params, cursor, KEY, active))
     width = T + S + 2 * M + len(LEAD) + 7
-    start = jax.jit(lambda copy, *prompt: sampler.start(LLAMA, copy, 1, width, *prompt))
+    start = jax.jit(lambda copy, *prompt: prefill.start(LLAMA, copy, 1, width, *prompt))
     programs = TurnPrograms(
         make_programs().part,
         start,
-        jax.jit(lambda copy, cursor, *args: sampler.generate(LLAMA, greedy, copy, cursor, *args)),
-        jax.jit(lambda copy, *args: sampler.extend(LLAMA, copy, *args)),
+        jax.jit(lambda copy, cursor, *args: decode.generate(LLAMA, greedy, copy, cursor, *args)),
+        jax.jit(lambda copy, *args: prefill.extend(LLAMA, copy, *args)),
     )
     instances, environment = make_instances(7), toy()  # of which some play four turns
     context = instances.prompt, instances.prompt_length
@@ -295,9 +293,9 @@ def test_k_steps_a_turn_see_the_clean_conversation_and_the_newest_response(param
 def test_without_self_iteration_evaluation_plays_as_training_does(params):
     """The same policy, greedily, sees the same tokens in both: as many turns, the same responses, the same ends."""
     greedy = dataclasses.replace(SAMPLING, temperature=0.0)
-    start = jax.jit(lambda copy, *prompt: sampler.start(LLAMA, copy, 1, ROOM + 6 + M, *prompt))
-    generate = jax.jit(lambda copy, cursor, *args: sampler.generate(LLAMA, greedy, copy, cursor, *args))
-    extend = jax.jit(lambda copy, *args: sampler.extend(LLAMA, copy, *args))
+    start = jax.jit(lambda copy, *prompt: prefill.start(LLAMA, copy, 1, ROOM + 6 + M, *prompt))
+    generate = jax.jit(lambda copy, cursor, *args: decode.generate(LLAMA, greedy, copy, cursor, *args))
+    extend = jax.jit(lambda copy, *args: prefill.extend(LLAMA, copy, *args))
     programs = TurnPrograms(make_programs().part, start, generate, extend)
     instances, environment = make_instances(7), toy()
     evaluated = play_steps(

@@ -21,7 +21,7 @@ from exit_jax.domains.domain import VALID
 from exit_jax.evaluation import episodes as evaluated
 from exit_jax.evaluation.chains import run_chains
 from exit_jax.evaluation.scaffolds import CHAIN, RESTARTS
-from exit_jax.policy import decoder, sampler
+from exit_jax.policy import decode, decoder, prefill
 from exit_jax.step.device import Constants, DeviceSteps
 from exit_jax.step.episodes import PlayedSteps, TurnPrograms, play_steps
 from exit_jax.step.program import make_program
@@ -58,9 +58,9 @@ def test_self_iterations_of_a_turn(blind):
     width = T + S + 2 * M + len(LEAD) + 7
     programs = TurnPrograms(
         make_programs().part,
-        jax.jit(lambda copy, *prompt: sampler.start(LLAMA, copy, 1, width, *prompt)),
-        jax.jit(lambda copy, *args: sampler.generate(LLAMA, SAMPLING, copy, *args)),
-        jax.jit(lambda copy, *args: sampler.extend(LLAMA, copy, *args)),
+        jax.jit(lambda copy, *prompt: prefill.start(LLAMA, copy, 1, width, *prompt)),
+        jax.jit(lambda copy, *args: decode.generate(LLAMA, SAMPLING, copy, *args)),
+        jax.jit(lambda copy, *args: prefill.extend(LLAMA, copy, *args)),
     )
     instances = make_instances()
     context = instances.prompt, instances.prompt_length

@@ -18,7 +18,7 @@ from exit_jax.config.schema import Config
 from exit_jax.domains.domain import blank_grades
 from exit_jax.fit import roofline
 from exit_jax.parallel import mesh as meshes
-from exit_jax.policy import decoder, sampler
+from exit_jax.policy import decoder, prefill
 from exit_jax.step.device import Constants
 from exit_jax.step.policy import split_params
 from exit_jax.step.program import Program
@@ -61,7 +61,7 @@ def cache_bytes(config: Config, copy) -> tuple[int, int]:
     def start(params):
         prompt = jnp.zeros((a.num_prompts, domain.prompt_width), jnp.int32)
         rows = config.run.sampler_slots or a.group_size
-        return sampler.start(policy, params, rows, room, prompt, jnp.ones(a.num_prompts, jnp.int32))
+        return prefill.start(policy, params, rows, room, prompt, jnp.ones(a.num_prompts, jnp.int32))
 
     cursor = jax.eval_shape(start, copy)
     layers, split = cursor.cache.layers, mesh.num_batch_shards * mesh.tensor

@@ -9,9 +9,9 @@ import jax
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import Domain, Environment
 from exit_jax.parallel import mesh as meshes
-from exit_jax.policy import sampler
+from exit_jax.policy import decode, prefill
 from exit_jax.policy.choice import SamplingConfig
-from exit_jax.policy.sampler import DecodeCursor
+from exit_jax.policy.prefill import DecodeCursor
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.step.policy import decoder_config, sampling_config
 from exit_jax.types import Array, Instances, Params, Rollouts
@@ -49,16 +49,16 @@ def turn_programs(
 
     def start(sampler_params, prompt, length):
         with meshes.use(mesh):
-            cursor = sampler.start(policy, sampler_params, group_size, room, prompt, length, sampling.counts_repeats)
+            cursor = prefill.start(policy, sampler_params, group_size, room, prompt, length, sampling.counts_repeats)
             return shard_cursor(mesh, cursor)
 
     def extend(sampler_params, *args):
         with meshes.use(mesh):
-            return shard_cursor(mesh, sampler.extend(policy, sampler_params, *args))
+            return shard_cursor(mesh, prefill.extend(policy, sampler_params, *args))
 
     def generate(sampler_params, *args):
         with meshes.use(mesh):
-            cursor, rollouts = sampler.generate(policy, sampling, sampler_params, *args)
+            cursor, rollouts = decode.generate(policy, sampling, sampler_params, *args)
             return shard_cursor(mesh, cursor), meshes.shard_batch(mesh, rollouts)
 
     part = lambda tree, first, count: jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, count), tree)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small import LLAMA
 
-from exit_jax.policy import decoder, sampler
+from exit_jax.policy import decoder, prefill, sampler
 from exit_jax.policy.choice import SamplingConfig
 
 pytestmark = pytest.mark.parity
@@ -103,7 +103,7 @@ def test_logits_are_theirs(family, require_parity):
     (torch,) = require_parity("torch")
     model, c, params = family
     theirs_BPV = model(torch.tensor(PROMPT_BP)).logits.numpy()
-    read = jax.jit(lambda *args: decoder.logits(c, params, sampler.prefill(c, params, *args)[0]))
+    read = jax.jit(lambda *args: decoder.logits(c, params, prefill.read_prompts(c, params, *args)[0]))
     for length in range(1, 8):
         ours_BV = read(PROMPT_BP, np.full(3, length))
         np.testing.assert_allclose(ours_BV, theirs_BPV[:, length - 1], rtol=0, atol=1e-4)

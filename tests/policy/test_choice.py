@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small import LLAMA, random_params
 
-from exit_jax.policy import choice, decoder, sampler
+from exit_jax.policy import choice, decode, decoder, prefill, sampler
 from exit_jax.policy.choice import SamplingConfig
 from exit_jax.policy.stops import StopText
 
@@ -121,10 +121,10 @@ def test_the_penalty_in_slots_and_across_turns():
 
     @jax.jit
     def converse(key):
-        cursor = sampler.start(POLICY, PARAMS, 1, 24, PROMPT_BP, LENGTH_B, GREEDY.counts_repeats)
-        cursor, first = sampler.generate(POLICY, GREEDY, PARAMS, cursor, key)
-        cursor = sampler.extend(POLICY, PARAMS, cursor, observed, count)
-        return first, sampler.generate(POLICY, GREEDY, PARAMS, cursor, key)[1]
+        cursor = prefill.start(POLICY, PARAMS, 1, 24, PROMPT_BP, LENGTH_B, GREEDY.counts_repeats)
+        cursor, first = decode.generate(POLICY, GREEDY, PARAMS, cursor, key)
+        cursor = prefill.extend(POLICY, PARAMS, cursor, observed, count)
+        return first, decode.generate(POLICY, GREEDY, PARAMS, cursor, key)[1]
 
     first, second = map(found, converse(jax.random.key(0)))
     for b in range(4):

@@ -11,7 +11,7 @@ from small import LLAMA, random_params, read
 
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import cache as caches
-from exit_jax.policy import decoder, sampler
+from exit_jax.policy import decoder, prefill, sampler
 from exit_jax.policy.shape import PROJECTIONS
 
 QWEN2 = dataclasses.replace(LLAMA, qkv_bias=True, num_kv_heads=1, tie_embeddings=False)
@@ -83,7 +83,7 @@ def test_content_of_the_padding_is_irrelevant():
 def test_shared_prompt_equals_plain_sequences(config):
     @jax.jit
     def read_shared(params, prompt_BP, length_B, tokens_BGT):
-        last_BD, prompt = sampler.prefill(config, params, prompt_BP, length_B)
+        last_BD, prompt = prefill.read_prompts(config, params, prompt_BP, length_B)
         position_BGT = length_B[:, None, None] + jnp.broadcast_to(jnp.arange(6), tokens_BGT.shape)
         cache = caches.share_prompt(prompt, group_size=2, width=6)
         hidden_BGTD, _ = decoder.apply(config, params, tokens_BGT, position_BGT, jnp.ones((3, 2, 6), bool), cache)

@@ -10,7 +10,7 @@ import pytest
 from small import LLAMA, random_params
 
 from exit_jax.parallel import mesh as meshes
-from exit_jax.policy import choice, decoder, sampler
+from exit_jax.policy import choice, decode, decoder, prefill, sampler
 from exit_jax.policy.choice import SamplingConfig
 
 POLICY = dataclasses.replace(LLAMA, vocab_size=11, tie_embeddings=False)
@@ -206,12 +206,12 @@ def test_no_key_is_used_twice():
 
 
 def start_cursor(width=16):
-    start = jax.jit(sampler.start, static_argnums=(0, 2, 3))
+    start = jax.jit(prefill.start, static_argnums=(0, 2, 3))
     return start(POLICY, params(), 2, width, PROMPT_BP, LENGTH_B)
 
 
-_extend = jax.jit(sampler.extend, static_argnums=0)
-_generate = jax.jit(sampler.generate, static_argnums=(0, 1))
+_extend = jax.jit(prefill.extend, static_argnums=0)
+_generate = jax.jit(decode.generate, static_argnums=(0, 1))
 OBSERVED = np.random.default_rng(5).integers(11, size=(8, 2, 4))
 COUNT = np.random.default_rng(6).integers(0, 5, size=(8, 2))
 
@@ -235,9 +235,9 @@ def test_extend_then_sample_is_one_prefill():
 
 
 def test_what_is_read_in_chunks_is_read_all_the_same(monkeypatch):
-    whole = sampler.extend(POLICY, params(), start_cursor(), OBSERVED, COUNT)
-    monkeypatch.setattr(sampler, "READ_CHUNK", 2)
-    parts = sampler.extend(POLICY, params(), start_cursor(), OBSERVED, COUNT)
+    whole = prefill.extend(POLICY, params(), start_cursor(), OBSERVED, COUNT)
+    monkeypatch.setattr(prefill, "READ_CHUNK", 2)
+    parts = prefill.extend(POLICY, params(), start_cursor(), OBSERVED, COUNT)
     np.testing.assert_allclose(parts.hidden, whole.hidden, atol=1e-5)
     np.testing.assert_array_equal(parts.cache.mask, whole.cache.mask)
 
