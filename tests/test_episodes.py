@@ -78,7 +78,20 @@ def toy(max_turns=TURNS, max_transcript=T, log=None, lost=(), by_response=False)
         return (9, *response[:3], *LEAD)
 
     figures = lambda episode: {"quality": float(len(episode or ()))}
-    return Environment(max_turns, M, S, 6, max_transcript, LEAD, begin, step, ask_again, figures, str, by_response)
+    return Environment(
+        max_turns=max_turns,
+        max_tokens=M,
+        max_observation=S,
+        max_ask=6,
+        max_transcript=max_transcript,
+        generation_prompt=LEAD,
+        begin=begin,
+        step=step,
+        ask_again=ask_again,
+        figures=figures,
+        show=str,
+        by_response=by_response,
+    )
 
 
 def run(params, environment=None, num_lanes=2, seed=0, turn=0) -> Played:

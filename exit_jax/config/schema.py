@@ -41,7 +41,7 @@ class WarmStartConfig:
 
     seed: int = setting(
         -1,
-        "of parameters, LoRA's frozen ones too, and of demonstrations, if all seeds are to begin alike; -1: the run's",
+        "seed of parameters (LoRA's frozen ones too) and demonstrations, if all runs are to begin alike; -1: the run's seed",
     )
     num_steps: int = setting(0, "updates; 0 for no warm start", within="[0, inf)")
     num_states: int = setting(128, "prompts a batch", within="[1, inf)")
@@ -86,7 +86,7 @@ class EvalConfig:
     )
     greedy: bool = setting(False, "a greedy search, too: each step goes on from the best solution so far")
     num_chains_saved: int = setting(200, "chains a split that are kept for people to read", within="[0, inf)")
-    seed: int = setting(0, "of the sampling of evaluations")
+    seed: int = setting(0, "seed that evaluations sample with")
     repetition_penalty: float = setting(
         1.0,
         "divides the logits of tokens that prompt or response hold, as in transformers",
@@ -132,7 +132,7 @@ class RunConfig:
     keep_checkpoints: int = setting(2, "checkpoints kept", within="[1, inf)")
     warm_start_dir: str = setting("", 'folder of finished warm starts; "" for one in the workdir')
     export_dtype: str = setting(
-        "bfloat16", "of the tensors that --mode export writes", choices=("float32", "bfloat16", "float16")
+        "bfloat16", "dtype of the tensors that --mode export writes", choices=("float32", "bfloat16", "float16")
     )
     profile: bool = setting(False, "write a JAX trace of one call of steps_per_call iterations")
     allow_idle_updates: bool = setting(
@@ -157,7 +157,7 @@ class Config:
 
     name: str = setting("run", "what the run's folder is named by")
     variant: str = setting("exit", "what the config file's argument said; names the folder, too")
-    seed: int = setting(0, "of parameters, demonstrations, selection and sampling", within="[0, inf)")
+    seed: int = setting(0, "seed of parameters, demonstrations, selection and sampling", within="[0, inf)")
     domain_name: str = setting(
         "", "the domain: one that ships, or your own, module:function or file.py:function (docs/extend.md)"
     )

@@ -28,7 +28,7 @@ class Answer:
     ended: bool = True  # whether the response has one of the endings that the environment knows
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Environment:
     """Episodes of several turns, as pure data: an episode is whatever ``begin`` and ``step`` make of it."""
 

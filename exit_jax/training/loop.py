@@ -25,11 +25,12 @@ MAX_FAULTS = 3  # iterations in a row in which grading failed
 def run_loop(
     title: str,
     call,
+    config: Config,
+    *,
     like,
     make: Callable[[], Any],
     total: int,
-    config: Config,
-    folder: pathlib.Path,
+    checkpoint_dir: pathlib.Path,
     metrics_dir: pathlib.Path,
     describe,
 ):
@@ -38,7 +39,7 @@ def run_loop(
     Args:
       call: state -> (state, metrics [steps]); its argument is donated.
       like: shapes and shardings of the state; it is restored into them, or made by ``make`` where nothing is saved.
-      folder: of the checkpoints. A run that is restored from there continues exactly.
+      checkpoint_dir: a run that is restored from there continues exactly.
       metrics_dir: where ``<title>.jsonl`` and the TensorBoard events go.
       describe: the last row of metrics -> a short note for the progress line.
 
@@ -49,7 +50,7 @@ def run_loop(
       ConfigError: if training diverges, what is saved is beyond ``total``, or calls of ``run.steps_per_call`` do not end there.
       GradingError: if grading failed as a whole MAX_FAULTS times in a row.
     """
-    with contextlib.closing(Checkpoints(folder, config.run.keep_checkpoints)) as checkpoints:
+    with contextlib.closing(Checkpoints(checkpoint_dir, config.run.keep_checkpoints)) as checkpoints:
         state = checkpoints.restore_latest(like)
         state = make() if state is None else state
         step, stop = int(state.step), 0
@@ -57,8 +58,8 @@ def run_loop(
             return state
         if step > total:
             raise ConfigError(
-                f"{folder} holds step {step}, beyond the {total} that are asked for; set run.num_iterations to {step} or more, "
-                "or choose another --workdir"
+                f"{checkpoint_dir} holds step {step}, beyond the {total} that are asked for; set run.num_iterations to {step} or "
+                "more, or choose another --workdir"
             )
         if (total - step) % config.run.steps_per_call:
             raise ConfigError(

@@ -77,12 +77,12 @@ def warm_start(config: Config, workdir: pathlib.Path, frozen: Params | None) -> 
         state = run_loop(
             "warm_start",
             functools.partial(program.warm, frozen),
-            program.warm_state,
-            lambda: program.init_warm(initial_params(config), seed),
-            config.warm_start.num_steps,
             config,
-            folder / "checkpoints",
-            folder,
-            lambda row: f"loss {row['warm_start/loss']:.3f}",
+            like=program.warm_state,
+            make=lambda: program.init_warm(initial_params(config), seed),
+            total=config.warm_start.num_steps,
+            checkpoint_dir=folder / "checkpoints",
+            metrics_dir=folder,
+            describe=lambda row: f"loss {row['warm_start/loss']:.3f}",
         )
     return state.params

@@ -49,13 +49,13 @@ def train(config: Config, workdir: pathlib.Path) -> tuple[State, Params]:
         carry = run_loop(
             "train",
             functools.partial(program.train, constants),
-            program.carry,
-            lambda: program.begin(constants, program.init(warm_start(config, workdir, frozen), config.seed)),
-            config.run.num_iterations,
             config,
-            workdir / "checkpoints",
-            workdir,
-            lambda row: f"quality {row['quality']:.3f}  depth {row['start_depth']:.1f}",
+            like=program.carry,
+            make=lambda: program.begin(constants, program.init(warm_start(config, workdir, frozen), config.seed)),
+            total=config.run.num_iterations,
+            checkpoint_dir=workdir / "checkpoints",
+            metrics_dir=workdir,
+            describe=lambda row: f"quality {row['quality']:.3f}  depth {row['start_depth']:.1f}",
         )
     state = state_of(carry)
     return state, decoder.join(state.params, frozen)

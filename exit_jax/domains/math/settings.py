@@ -20,7 +20,7 @@ class MathConfig:
     data: str = setting("competition", "problems prepared by --mode data, or exercises made on the spot", choices=DATA)
     data_dir: str = setting("data/math", "folder of prepared problems, trained tokenizers and what could not be graded")
     files_dir: str = setting("", 'your own <source>.jsonl or .parquet for --mode data; "" for the hub\'s')
-    data_seed: int = setting(0, "of the training problems' choice, or of the exercises")
+    data_seed: int = setting(0, "seed that the training problems are chosen with, or the exercises are made with")
     num_train: int = setting(1280, "training problems (ExIt Table 4)", within="[1, inf)")
     num_validation: int = setting(100, "validation problems", within="[1, inf)")
     num_test: int = setting(100, "test exercises of arithmetic; the competitions' are what they are", within="[1, inf)")

@@ -17,7 +17,7 @@ class SudokuConfig:
     eval_clues: tuple[int, int] = setting((4, 7), "fewest and most clues of validation and test tasks")
     num_eval: int = setting(512, "tasks of each held-out split", within="[1, inf)")
     max_edits: int = setting(3, "pairs (cell, digit) a response", within="[1, inf)")
-    data_seed: int = setting(0, "of the puzzles")
+    data_seed: int = setting(0, "seed that the puzzles are made with")
     feedback: bool = setting(True, 'whether the feedback token tells of the grid; if not it is always "open"')
     on_host: bool = setting(False, "grade between compiled programs, as other domains must; slower")
     demo_clues: tuple[int, int] = setting((4, 7), "fewest and most clues of the puzzles that the warm start is shown")

@@ -18,7 +18,7 @@ class ToolsConfig:
 
     world: str = setting("bfcl", "BFCL v3 multi-turn-base, or boxes, coins, doors and lights (tiny)", choices=WORLDS)
     data_dir: str = setting("data/bfcl", "folder of trained tokenizers and the log of what crashed")
-    data_seed: int = setting(0, "of the tiny world")
+    data_seed: int = setting(0, "seed that the tiny world is made with")
     train_split: str = setting("train", 'split that is trained on: BFCL\'s "tuning" is "train" without "validation"')
     num_train: int = setting(
         100, "training tasks of the tiny world; BFCL has 100, 25 of which are its validation split"
@@ -42,7 +42,7 @@ class ToolsConfig:
     )
     max_request_tokens: int = setting(256, "tokens of a request", within="[1, inf)")
     max_solution_tokens: int = setting(
-        512, "of a response in a prompt; a longer one loses its middle", within="[1, inf)"
+        512, "tokens of a response in a prompt; a longer one loses its middle", within="[1, inf)"
     )
     max_tokens: int = setting(512, "tokens of a response", within="[1, inf)")
     max_observation_tokens: int = setting(
@@ -58,7 +58,7 @@ class ToolsConfig:
     test_num_requests: int = setting(0, "requests of a task that are made in evaluation; 0 for all", within="[0, inf)")
     quality: str = setting(
         "first_request",
-        "of an episode: success on the first request, or the share that was fulfilled",
+        "what an episode earns: success on the first request, or the share that was fulfilled",
         choices=QUALITIES,
     )
     num_workers: int = setting(0, "processes that play BFCL's episodes; 0 for one a core", within="[0, inf)")
