@@ -4,6 +4,7 @@ import gc
 import importlib
 import os
 import shutil
+import sys
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -69,6 +70,17 @@ def pytest_collection_modifyitems(items):
     """Begin with the files that take longest; the order within a file stays."""
     place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """Return ``tmp_path`` for modules of a user's own: what is imported from there is forgotten afterwards."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module", autouse=True)

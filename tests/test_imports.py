@@ -17,6 +17,7 @@ FLOORS = (
     ("domains", "embedding"),
     ("policy", "algorithm"),
     ("sandbox", "parallel"),
+    ("plugins",),
     ("types", "settings", "errors"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -13,7 +13,7 @@ from small import tiny_math
 
 from exit_jax import domains
 from exit_jax.config.parse import validate
-from exit_jax.errors import ConfigError
+from exit_jax.errors import ConfigError, UserError
 from exit_jax.evaluation.evaluate import evaluate, summarise
 from exit_jax.evaluation.figures import best_at, mean_of, pass_at
 from exit_jax.evaluation.outcome import Chains, Outcome, Split
@@ -29,12 +29,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
-def own(tmp_path):
+def own(own_folder):
     """Return the name of a row in a file outside the package, which is the example of docs/evaluation.md."""
     example = (ROOT / "docs/evaluation.md").read_text().partition("```python\n")[2].partition("```")[0]
     example += '\n\nimport dataclasses\n\nSECOND = dataclasses.replace(RETRY, name="second")\n'
-    (tmp_path / "retry.py").write_text(example)
-    return f"{tmp_path}/retry.py:RETRY"
+    (own_folder / "retry.py").write_text(example)
+    return f"{own_folder}/retry.py:RETRY"
 
 
 def smoke(**changes):
@@ -119,16 +119,16 @@ def test_a_row_from_a_file_runs_on_the_host_beside_the_stored_answers_of_others(
         (("best_of_m",), "'best_of_m' is none of best_of_n.* did you mean best_of_n"),
         (("greedy",), "'greedy' is none .* eval.restart_every and eval.greedy ask for"),
         (("best_of_n", "best_of_n"), "2 scaffolds have name = 'best_of_n'; give each its own"),
-        (("absent.py:ROW",), "absent.py.* name a file or an installed module"),
+        (("absent.py:ROW",), "there is no file .*absent.py; a path is relative"),
         (("{own}", "{folder}/retry.py:SECOND"), "2 scaffolds have stream = 17; give each its own"),
-        (("{folder}/broken.py:ROW",), r"broken.py raises ZeroDivisionError \(division by zero\); mend it"),
+        (("{folder}/broken.py:ROW",), r"broken.py, line 1, raises ZeroDivisionError \(division by zero\); mend it"),
         (("{folder}/retry.py:OTHER",), "has no Scaffold named OTHER; its rows: RETRY, SECOND"),
     ],
 )
 def test_a_scaffold_that_is_not_there_or_twice_is_told(own, tmp_path, names, words):
     (tmp_path / "broken.py").write_text("ROW = 1 / 0\n")
     names = tuple(name.format(own=own, folder=tmp_path) for name in names)
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(UserError, match=words):
         chosen(smoke(scaffolds=names).eval)
 
 

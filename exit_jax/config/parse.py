@@ -12,7 +12,7 @@ from exit_jax import domains, settings
 from exit_jax.config import learning
 from exit_jax.config.checks import contradictions
 from exit_jax.config.schema import Config
-from exit_jax.errors import ConfigError, DomainError
+from exit_jax.errors import ConfigError, UserError
 from exit_jax.policy.shape import no_shape
 
 
@@ -82,7 +82,7 @@ def domain_fields(config: ml_collections.ConfigDict) -> tuple[str, typing.Any]:
     name: typing.Any = config.get("domain_name")
     try:
         kind = domains.settings_of(name)
-    except DomainError as error:
+    except UserError as error:
         raise ConfigError(_list_faults([f"config.{error}"])) from error
     fields = _parse(kind, config.to_dict().get("domain"), "config.domain", faults)
     if faults or fields is None:
@@ -165,7 +165,7 @@ def field_types(cls, values: Mapping) -> dict[str, typing.Any]:
     types = typing.get_type_hints(cls)
     if cls is Config:
         del types["domain"]
-        with contextlib.suppress(DomainError):
+        with contextlib.suppress(UserError):
             types["domain"] = domains.settings_of(values.get("domain_name", ""))
     return types
 
@@ -174,7 +174,7 @@ def _fault_of_domain(name: typing.Any) -> str:
     """Return what is wrong with a domain's name, "" if nothing is."""
     try:
         domains.settings_of(name)
-    except DomainError as error:
+    except UserError as error:
         return str(error)
     return ""
 

@@ -7,16 +7,14 @@ names, and returns a ``Domain``. Its module is imported when a config names it.
 
 import dataclasses
 import importlib
-import importlib.util
 import inspect
 import pathlib
-import sys
-import traceback
 import types
 import typing
 from collections.abc import Callable
 from typing import Any
 
+from exit_jax import plugins
 from exit_jax.errors import DomainError
 
 SHIPPED = {
@@ -40,7 +38,8 @@ def find(name: str) -> Callable[[Any], Any]:
     """Return the function that makes the domain ``name``.
 
     Raises:
-      DomainError: if there is none, or its module cannot be imported.
+      DomainError: if there is none.
+      PluginError: if its module cannot be imported.
     """
     module, attribute = _module(name), SHIPPED.get(name, name).rpartition(":")[2]
     function = getattr(module, attribute, None)
@@ -58,7 +57,7 @@ def settings_of(name: str) -> type:
     """Return the type of ``config.domain``'s fields where ``config.domain_name`` is ``name``.
 
     Raises:
-      DomainError: as ``find`` and ``annotated_settings``.
+      UserError: as ``find`` and ``annotated_settings``.
     """
     if name in SETTINGS:
         module, _, attribute = SETTINGS[name].partition(":")
@@ -112,41 +111,4 @@ def _module(name: Any) -> types.ModuleType:
         raise DomainError(
             f"domain_name = {name!r} is not one of {NAMES}, nor a domain of your own, module:function or file.py:function"
         )
-    try:
-        return _import_file(pathlib.Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except DomainError as error:
-        raise DomainError(f"domain_name = {name!r}: {error}") from error
-    except ModuleNotFoundError as error:
-        if error.name and f"{where}.".startswith(f"{error.name}."):
-            remedy = "install it, run from the folder that has it, or name its file as file.py:function"
-            raise DomainError(f"domain_name = {name!r}: there is no module {error.name!r}; {remedy}") from error
-        raise _raised(name, error) from error
-    except (Exception, SystemExit) as error:  # a user's module may raise anything
-        raise _raised(name, error) from error
-
-
-def _import_file(path: pathlib.Path) -> types.ModuleType:
-    """Import a file as the module of its name; its folder ends up on ``sys.path``, which processes that are spawned inherit."""
-    path = path.expanduser().absolute()
-    if not path.is_file():
-        raise DomainError(f"there is no file {path}; a path is relative to the working directory")
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # at the end, where it hides nothing
-    importlib.invalidate_caches()
-    found = importlib.util.find_spec(path.stem) if "." not in path.stem else None
-    if found is None or not found.origin or pathlib.Path(found.origin).resolve() != path.resolve():
-        other = found.origin if found else "none"
-        raise DomainError(
-            f"{path} cannot be imported as {path.stem!r}, which is another module ({other}); rename the file"
-        )
-    return importlib.import_module(path.stem)
-
-
-def _raised(name: str, error: BaseException) -> DomainError:
-    """Return the fault of a module that raises when it is imported: in one line, with the place."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    at = (isinstance(error, SyntaxError) and (error.filename, error.lineno)) or (frames[-1].filename, frames[-1].lineno)
-    said = " ".join(str(error).split())
-    return DomainError(
-        f"domain_name = {name!r}: {at[0]}, line {at[1]}, raises {type(error).__name__} ({said}); mend it"
-    )
+    return plugins.load("domain_name", SHIPPED.get(name, name))[0]

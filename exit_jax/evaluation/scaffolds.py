@@ -7,8 +7,6 @@ file of yours, which ``eval.scaffolds`` names as ``file.py:ROW`` or ``module:ROW
 import dataclasses
 import difflib
 import functools
-import importlib
-import runpy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from exit_jax import plugins
 from exit_jax.config.schema import EvalConfig
 from exit_jax.errors import ConfigError
 from exit_jax.evaluation import figures
@@ -220,7 +219,7 @@ def chosen(settings: EvalConfig) -> tuple[Scaffold, ...]:
     """Return the scaffolds that an evaluation runs: the plain chain first, then its rivals.
 
     Raises:
-      ConfigError: if ``eval.scaffolds`` names one that there is not, or two that would share a name or their keys.
+      UserError: if ``eval.scaffolds`` names one that there is not, or two that would share a name or their keys.
     """
     rivals = [RESTARTS] * (settings.restart_every > 0) + [GREEDY] * settings.greedy
     rows = [CHAIN, *rivals, *map(find, settings.scaffolds)]
@@ -240,12 +239,12 @@ def find(name: str) -> Scaffold:
 
     Raises:
       ConfigError: if there is none.
+      PluginError: if its module cannot be imported.
     """
     further = [known for known in SCAFFOLDS if known not in ("chain", "restarts", "greedy")]
     if name in further:
         return SCAFFOLDS[name]
-    source, colon, row = name.rpartition(":")
-    if not colon:
+    if ":" not in name:
         near = difflib.get_close_matches(name, further, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         if name in SCAFFOLDS:
@@ -256,16 +255,9 @@ def find(name: str) -> Scaffold:
             f"eval.scaffolds: {name!r} is none of {', '.join(further)}, nor a row of your own, named file.py:ROW or "
             f"module:ROW{hint}"
         )
-    try:
-        held = runpy.run_path(source) if source.endswith(".py") else vars(importlib.import_module(source))
-    except (ImportError, OSError) as error:
-        raise ConfigError(f"eval.scaffolds: {name!r}: {error}; name a file or an installed module") from error
-    except (Exception, SystemExit) as error:  # a file of one's own may raise anything
-        said = " ".join(str(error).split())
-        raise ConfigError(
-            f"eval.scaffolds: {name!r}: {source} raises {type(error).__name__} ({said}); mend it"
-        ) from error
+    module, row = plugins.load("eval.scaffolds", name)
+    held = vars(module)
     if not isinstance(held.get(row), Scaffold):
         rows = ", ".join(key for key, value in held.items() if isinstance(value, Scaffold)) or "none"
-        raise ConfigError(f"eval.scaffolds: {name!r}: {source} has no Scaffold named {row}; its rows: {rows}")
+        raise ConfigError(f"eval.scaffolds = {name!r}: {module.__file__} has no Scaffold named {row}; its rows: {rows}")
     return held[row]

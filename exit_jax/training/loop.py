@@ -58,8 +58,8 @@ def run_loop(
             return state
         if step > total:
             raise ConfigError(
-                f"{checkpoint_dir} holds step {step}, beyond the {total} that are asked for; set run.num_iterations to {step} or "
-                "more, or choose another --workdir"
+                f"{checkpoint_dir} holds step {step}, beyond the {total} that are asked for; set run.num_iterations to {step} "
+                "or more, or choose another --workdir"
             )
         if (total - step) % config.run.steps_per_call:
             raise ConfigError(

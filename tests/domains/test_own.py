@@ -57,18 +57,13 @@ SMALL = {
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """Return a working directory outside the package with the files of the documentation; modules from there are forgotten."""
-    (tmp_path / "words.py").write_text(WORDS)
-    (tmp_path / "words_config.py").write_text(WORDS_CONFIG)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
+def folder(own_folder, monkeypatch):
+    """Return a working directory outside the package with the files of the documentation."""
+    (own_folder / "words.py").write_text(WORDS)
+    (own_folder / "words_config.py").write_text(WORDS_CONFIG)
+    monkeypatch.chdir(own_folder)
     domains.make.cache_clear()
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
+    return own_folder
 
 
 def words_config(**changes):
