@@ -12,7 +12,7 @@ from exit_jax.config.schema import OPERATIONAL, Config
 
 INTRODUCTION = """# Settings
 
-Every field of a config, from the schema in `exit_jax/config/schema.py` and the `settings.py` of each room; a test keeps this
+Every field of a config, from `exit_jax/config/schema.py` and the dataclasses that it and the domains name; a test keeps this
 page true (`python -m exit_jax.config.listing > docs/settings.md` writes it). `--mode settings` prints the values of one config
 beside the defaults. On the command line a field is `--config.<name>=<value>`, of a tuple `--config.eval.steps="(0, 4)"`.
 

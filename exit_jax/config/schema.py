@@ -82,7 +82,9 @@ class EvalConfig:
         0.0, "least share of the likeliest token's probability", within="[0, 1]", remedy="0.0 keeps all tokens"
     )
     restart_every: int = setting(
-        0, "responses a chain of the rival that starts over; 1 for independent ones, 0 for no rival", within="[0, inf)"
+        0,
+        "responses after which a chain of `restarts` starts over; 1 for independent ones, 0 to leave it out",
+        within="[0, inf)",
     )
     greedy: bool = setting(False, "a greedy search, too: each step goes on from the best solution so far")
     num_chains_saved: int = setting(200, "chains a split that are kept for people to read", within="[0, inf)")

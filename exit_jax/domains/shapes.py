@@ -17,9 +17,9 @@ class ShapesConfig:
     splits: ClassVar = ("train", "validation", "test")
     vocab_size: int = setting(0, "tokens", within="[1, inf)")
     num_tasks: int = setting(1, "base tasks of the training split, M", within="[1, inf)")
-    history_width: int = setting(0, "tokens of a packed history, W", within="[1, inf)")
-    prompt_width: int = setting(0, "tokens of the longest prompt, P", within="[1, inf)")
-    max_tokens: int = setting(0, "tokens of the longest response, T", within="[1, inf)")
+    history_width: int = setting(0, "tokens of a packed history, W; must be given", within="[1, inf)")
+    prompt_width: int = setting(0, "tokens of the longest prompt, P; must be given", within="[1, inf)")
+    max_tokens: int = setting(0, "tokens of the longest response, T; must be given", within="[1, inf)")
     num_children: int = setting(1, "histories that one rollout yields, U", within="[1, inf)")
     embedding_width: int = setting(768, "width of a response's embedding, E", within="[1, inf)")
     max_turns: int = setting(

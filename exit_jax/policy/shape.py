@@ -18,7 +18,7 @@ class LoraConfig:
     """Low-rank adapters beside frozen kernels (LoRA, arXiv 2106.09685): W + A B · alpha / rank."""
 
     rank: int = setting(0, "columns of the adapters; 0 trains all parameters", within="[0, inf)")
-    alpha: float = setting(16.0, "scale of the adapters' product, before it is divided by the rank (TRL's default)")
+    alpha: float = setting(16.0, "scale of the adapters' product, before it is divided by the rank (our choice)")
     targets: tuple[str, ...] = setting((), "the kernels that have adapters", choices=PROJECTIONS)
 
     @property

@@ -11,8 +11,9 @@ from exit_jax.workdir.markdown import table
 
 INTRODUCTION = """# Metrics
 
-Every figure that a run writes, from the table in `exit_jax/workdir/metric_table.py`; tests hold that table to what runs write
-and to what the report draws, and this page to the table (`python -m exit_jax.workdir.metric_table > docs/metrics.md` does it).
+Every figure of train.jsonl, warm_start.jsonl and evaluation.json, from the table in `exit_jax/workdir/metric_table.py`. Tests
+hold that table to what runs write and to what the report draws, and this page to the table
+(`python -m exit_jax.workdir.metric_table > docs/metrics.md` writes it). *Made by* names module and function below `exit_jax`.
 Angle brackets stand for a name that the mode, the domain or its grading gives. A mean over nothing is null.
 """
 
@@ -39,7 +40,7 @@ RATES = (
         (
             "time/steps_per_sec",
             "1/s",
-            "iterations a second, of the program call (`run.steps_per_call`) that made the row",
+            "iterations or optimiser steps a second, of the program call (`run.steps_per_call`) that made the row",
         ),
         ("time/secs_per_step", "s", "its inverse"),
     ),
@@ -54,9 +55,14 @@ TRAIN = (
         ("quality", "0 to 1", "mean quality of the responses, whatever is paid for it"),
         ("quality/<mode>", "0 to 1", "the same, of instances of one mode: base, improve or diverge"),
         ("exact", "share", "responses of quality 1"),
-        ("invalid", "share", "responses that the domain cannot read"),
-        ("unfinished", "share", "responses that were cut off at the token limit"),
-        ("response_length", "tokens", "mean number of tokens that were sampled for a response"),
+        (
+            "invalid",
+            "share",
+            "responses that could not be used, and are paid 0: unreadable (sudoku), not graded (text, math), hit by a fault "
+            "of the sandbox (ML engineering), lost (episodes)",
+        ),
+        ("unfinished", "share", "responses that the token limit cut off; of episodes, those without a valid end"),
+        ("response_length", "tokens", "mean number of tokens sampled for a response; of episodes, for all of them"),
         ("learnability", "0 to 1/4", "mean learnability S: the variance of outcomes within a group (ExIt §4.1)"),
         ("learnability/<mode>", "0 to 1/4", "the same, of instances of one mode"),
         ("zero_variance_groups", "share", "groups whose responses were all paid alike, from which nothing is learnt"),
@@ -195,7 +201,7 @@ EVALUATION = (
             "share",
             "right where stopped at the first iterate that the policy's own sign calls done; no oracle",
         ),
-        ("invalid", "share", "k-th responses that the domain cannot read"),
+        ("invalid", "share", "k-th responses that could not be used; of episodes, those without a valid end"),
         ("by_difficulty", "", "accuracy and number of tasks by each difficulty that the domain tells, and level of it"),
         ("by_task", "0 to 1", "mean quality of each task that the domain names"),
         ("figures", "", "means of what episodes came to, as the share of requests that were fulfilled"),
