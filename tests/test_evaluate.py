@@ -14,10 +14,11 @@ from exit_jax import domains
 from exit_jax.config.parse import validate
 from exit_jax.errors import GradingError
 from exit_jax.evaluation.chains import run_chains
+from exit_jax.evaluation.episodes import _outcome as episodes_outcome
 from exit_jax.evaluation.evaluate import evaluate, summarise
 from exit_jax.evaluation.figures import levels, mean_of
 from exit_jax.evaluation.outcome import Chains, Outcome, Split
-from exit_jax.evaluation.scaffolds import CHAIN, RESTARTS
+from exit_jax.evaluation.scaffolds import CHAIN, RESTARTS, report_chain
 from exit_jax.parallel import hosts
 from exit_jax.step.program import make_program
 from exit_jax.workdir.evaluation import chain_of
@@ -53,6 +54,23 @@ def make_chains(quality_KR, unchanged_KR, complete_KR, answers=None) -> Outcome:
 def split_of(config, difficulty=None, **settings) -> Split:
     domain = domains.make(config.domain_name, config.domain)
     return Split(dataclasses.replace(config.eval, **settings), domain, difficulty or {})
+
+
+def test_of_episodes_only_the_evaluated_k_count(config):
+    """Rows between the k of ``eval.steps`` repeat the one before: they are no responses that left an answer as it was."""
+    rng = np.random.default_rng(0)
+    played = {
+        k: [
+            {"text": str(rng.integers(2)), "tokens": 10 + k, "end": "valid", "figures": {"quality": float(q)}}
+            for q in rng.choice([0.0, 0.5, 1.0], 8)
+        ]
+        for k in (0, 3, 7)
+    }
+    sparse, dense = episodes_outcome(played), episodes_outcome(dict(enumerate(played.values())))
+    assert len(sparse.chains.quality) == 8
+    at = lambda outcome, steps: report_chain(split_of(config, steps=steps, samples_per_task=2), outcome)
+    assert at(sparse, (0, 3, 7)) == at(dense, (0, 1, 2))
+    assert at(dense, (0, 1, 2))["improved"][-1] not in (0.0, None)
 
 
 def test_summary_of_a_hand_made_case(config):

@@ -199,7 +199,7 @@ def expand(
     buffer = buffers.rescore(buffer, slot_B, found_B & ~lost_B, score_B)
     buffer = buffers.drop(buffer, slot_B, found_B & lost_B)
 
-    enters_B = first_B & ~found_B & buffers.is_base_task(history)
+    enters_B = first_B & ~found_B & ~lost_B & buffers.is_base_task(history)
     buffer, new_id_B = buffers.assign_ids(buffer, enters_B)
     entered_B = jnp.where(found_B, buffer.history.id[slot_B], new_id_B[jnp.argmax(same_BB, axis=1)])
     parent_id_B = jnp.where(buffers.is_base_task(history), entered_B, history.id)  # also of one that has left since

@@ -86,6 +86,7 @@ def _outcome(played: Mapping[int, list[dict]]) -> Outcome:
         mode=np.repeat(np.minimum(at, 1)[:, None], quality.shape[1], axis=1),
         notes={},
         history=None,
+        sampled=np.isin(np.arange(len(at)), steps),
     )
     names = played[steps[0]][0]["figures"]
     figures = {name: table(lambda row, name=name: row["figures"][name]) for name in names if name != "quality"}

@@ -46,14 +46,19 @@ def qualities(split: Split, name: str, quality: np.ndarray) -> dict[str, Series]
     return {name: mean, f"{name}_se": error, f"{name}_delta": gain}
 
 
-def gains(split: Split, held: np.ndarray, quality: np.ndarray) -> dict[str, Series]:
+def sampled_rows(chains: Chains) -> np.ndarray:
+    """Return which rows after the first hold responses of their own, bool [K, 1]."""
+    return np.ones((len(chains.quality) - 1, 1), bool) if chains.sampled is None else chains.sampled[1:, None]
+
+
+def gains(split: Split, chains: Chains, held: np.ndarray) -> dict[str, Series]:
     """Return the shares of steps up to k whose response is better or worse than what they started from, and the net.
 
     Args:
       held: quality of what chains held after each response [K + 1, R].
-      quality: of the responses [K + 1, R].
     """
-    ordinal = np.arange(1, len(quality))[:, None]
+    quality = np.asarray(chains.quality)
+    ordinal = np.maximum(np.cumsum(sampled_rows(chains), axis=0), 1)
     change = quality[1:] - held[:-1]
     events = {"improved": change > 0, "worsened": change < 0, "net_gains": np.sign(change)}
     figures = {}
@@ -89,6 +94,7 @@ def unchanged(split: Split, chains: Chains, right: np.ndarray) -> dict[str, Seri
     """Return the shares of responses up to k that left a right or a wrong answer as it was; null where there was none."""
 
     def share(among: np.ndarray) -> Series:
+        among = among & sampled_rows(chains)
         hits, total = np.cumsum((chains.unchanged[1:] & among).sum(1)), np.cumsum(among.sum(1))
         return [float(hits[k - 1] / total[k - 1]) if k and total[k - 1] else None for k in split.settings.steps]
 

@@ -112,7 +112,7 @@ def report_chain(split: Split, outcome: Outcome) -> dict[str, Any]:
         "stopped": figures.stopped(split, chains),
         **figures.corrections(split, right),
         **figures.unchanged(split, chains, right),
-        **figures.gains(split, quality, quality),
+        **figures.gains(split, chains, quality),
         "invalid": figures.at_steps(split, 1.0 - chains.valid.mean(1)),
         **figures.spent(split, chains),
         "by_difficulty": figures.by_difficulty(split, right),
@@ -146,7 +146,7 @@ def report_greedy(split: Split, outcome: Outcome) -> dict[str, Any]:
     return {
         **figures.with_error(split, "accuracy", best >= 1.0),
         **figures.qualities(split, "quality", best),
-        **figures.gains(split, best, quality),
+        **figures.gains(split, outcome.chains, best),
         **figures.spent(split, outcome.chains),
         "by_task": figures.by_task(split, quality=best),
     }

@@ -56,6 +56,7 @@ def start(
     Args:
       counts_repeats: whether to keep which tokens a row holds, as a repetition penalty needs to know.
     """
+    prompt_length = jnp.minimum(prompt_length, prompt.shape[1])  # what did not fit is not read
     last, cache = read_prompts(config, params, prompt, prompt_length)
     shape = (prompt.shape[0], group_size)
     seen = see_prompts(config, prompt, prompt_length, group_size) if counts_repeats else None

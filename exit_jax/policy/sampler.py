@@ -54,6 +54,7 @@ def logprobs(
     Logits of ``token_chunk`` positions of each row exist at once (0: of all), and the backward pass computes them anew.
     """
     batch, group_size, width = tokens.shape
+    prompt_length = jnp.minimum(prompt_length, prompt.shape[1])  # what did not fit is not read
     last, prompt_cache = read_prompts(config, params, prompt, prompt_length)
     hidden = jnp.broadcast_to(last[:, None, None], (batch, group_size, 1, last.shape[-1]))
     if width > 1:

@@ -76,6 +76,7 @@ def sample_in_slots(
     Refilling within a prompt keeps its keys and values shared.
     """
     batch, width = prompt.shape[0], sampling.max_tokens
+    prompt_length = jnp.minimum(prompt_length, prompt.shape[1])  # what did not fit is not read
     last, prompt_cache = read_prompts(config, params, prompt, prompt_length)
     first_hidden = jnp.broadcast_to(last[:, None], (batch, num_slots, last.shape[-1]))
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch * group_size))

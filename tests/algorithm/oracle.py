@@ -301,7 +301,7 @@ class Oracle:
         before = [slot.held for slot in self.entries()]
         newcomers = []
         for key, draws in by_key.items():
-            if key[0] == "base" and not found[key]:
+            if key[0] == "base" and not found[key] and key not in gone:
                 number[key] = self.next_id + len(newcomers)
                 newcomers.append((dataclasses.replace(draws[0][0], born=self.iteration), mean[key], len(draws)))
         for instance in instances:

@@ -166,7 +166,7 @@ def expand(rng, policy, key, step, instances, modes):
     finished, valid = rng.random((B, G)) < 0.85, rng.random((B, G)) < 0.9
     quality = QUALITIES[rng.integers(0, 4, (B, G))]
     quality[rng.random(B) < 0.2] = 0.5
-    lost = np.array([h.id % 5 == 3 and h.turn > 0 for h in held])
+    lost = np.array([(h.id % 5 == 3 and h.turn > 0) or (h.step < 0 and h.task % 5 == 1) for h in held])
     finished, valid, quality = finished & ~lost[:, None], valid & ~lost[:, None], quality * ~lost[:, None]
     embedding, hidden = rng.normal(size=(2, B, G, DIM)).astype(np.float32)
     embedding[rng.random(B) < 0.2] = 0.25

@@ -205,6 +205,18 @@ def test_no_key_is_used_twice():
             jax.jit(lambda key: jax.random.uniform(key) + jax.random.uniform(key))(jax.random.key(0))
 
 
+@pytest.mark.parametrize("num_slots", [0, 2])
+def test_of_a_prompt_beyond_its_room_what_fits_is_read(num_slots):
+    """By the sampler, in slots too, and by the learner alike."""
+    key, longer = jax.random.key(3), np.where(LENGTH_B == 5, 9, LENGTH_B)
+    whole = _sample(PLAIN, 4, params(), PROMPT_BP, LENGTH_B, key, num_slots)
+    cut = _sample(PLAIN, 4, params(), PROMPT_BP, longer, key, num_slots)
+    jax.tree.map(np.testing.assert_array_equal, cut, whole)
+    np.testing.assert_array_equal(
+        *(_logprobs(POLICY, 1.0, 0, params(), PROMPT_BP, length_B, whole.tokens)[0] for length_B in (longer, LENGTH_B))
+    )
+
+
 def start_cursor(width=16):
     start = jax.jit(prefill.start, static_argnums=(0, 2, 3))
     return start(POLICY, params(), 2, width, PROMPT_BP, LENGTH_B)
