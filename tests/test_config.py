@@ -14,7 +14,7 @@ import tiny_sudoku
 
 from exit_jax import domains
 from exit_jax.config import variants
-from exit_jax.config.parse import validate
+from exit_jax.config.parse import default, validate
 from exit_jax.config.schema import OPERATIONAL, Config, EvalConfig
 from exit_jax.errors import ConfigError
 from exit_jax.evaluation.evaluate import summarise
@@ -119,6 +119,7 @@ def test_a_misspelt_field_of_a_config_file_names_the_near_miss():
         ("run.mesh.data", 9, "but there are 8"),
         ("eval.splits", ("tset",), "is not one of .'train', 'validation', 'test'"),
         ("domain_name", "chess", "not one of"),
+        ("domain_name", ["sudoku"], "not one of"),
         ("eval.top_p", 0.0, "keeps all tokens"),
         ("domain.box", 5, "not one of .2, 3."),
         ("domain.num_clues", (7, 4), "not a range of clues"),
@@ -131,6 +132,33 @@ def test_contradictions(field, value, words):
         config.update_from_flattened_dict({field: value})
     with pytest.raises(ConfigError, match=words):
         validate(config, 8)
+
+
+@pytest.mark.parametrize("group", ["policy", "eval", "run", "domain"])
+def test_a_group_that_is_none_is_told(group):
+    config = content().unlock()
+    with config.ignore_type():
+        config[group] = None
+    with pytest.raises(ConfigError, match=rf"config.{group} = None is not a group of fields"):
+        validate(config, 1)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_the_only_fault(tmp_path):
+    with pytest.raises(ConfigError, match=r"^1 fault") as caught:
+        validate(default("sudoku", checkpoint=str(tmp_path)), 1)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_domain_within_another_group_is_unknown():
+    config = content().unlock()
+    config.run.domain = 1
+    with pytest.raises(ConfigError, match=r"config.run.domain is unknown"):
+        validate(config, 1)
+
+
+def test_a_change_of_what_a_domain_does_not_have_is_told():
+    with pytest.raises(ValueError, match=r"variant=exit-blind: .*feedback"):
+        variants.apply(default("math"), "exit-blind")
 
 
 def test_a_report_asks_for_no_devices():

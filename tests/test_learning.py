@@ -58,6 +58,8 @@ NO_RL = {"run.num_iterations": 0}
         ({"optimizer.weight_decay": float("inf")}, "weight_decay = inf is no finite"),
         ({"optimizer.max_grad_norm": float("nan")}, "max_grad_norm = nan is no finite"),
         ({"policy.norm_eps": float("nan")}, "policy.norm_eps = nan is no finite"),
+        ({"eval.temperature": float("inf")}, "eval.temperature = inf is no finite"),
+        ({"eval.repetition_penalty": float("inf")}, "eval.repetition_penalty = inf is no finite"),
         ({"algorithm.clip_high": 0.0}, "clip_high = 0 would clip"),
         ({"algorithm.clip_low": 0.0}, "clip_low = 0 would clip"),
         ({"algorithm.diversity_cap": 0.0}, "multiply all advantages by 0"),
