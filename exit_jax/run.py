@@ -40,7 +40,8 @@ def run_experiment(config: Config, workdir: pathlib.Path) -> dict:
         record_buffer(config, state, params, workdir)
     with timing.phase("evaluate"):
         results = evaluate(config, params, workdir)
-    write_json(workdir / "timing.json", timing.summary())
+    if hosts.is_lead():
+        write_json(workdir / "timing.json", timing.summary())
     return results
 
 
@@ -103,12 +104,16 @@ def train_and_report(config: Config, workdir: pathlib.Path) -> None:
 
 def evaluate_and_show(config: Config, workdir: pathlib.Path) -> None:
     """Evaluate the newest policy of a workdir, and print accuracies."""
-    show(evaluate_workdir(config, workdir))
+    results = evaluate_workdir(config, workdir)
+    if hosts.is_lead():
+        show(results)
 
 
 def export_and_show(config: Config, workdir: pathlib.Path) -> None:
     """Export the newest policy of a workdir, and print what was written."""
-    print("exported:", *export_workdir(config, workdir))
+    folders = export_workdir(config, workdir)
+    if hosts.is_lead():
+        print("exported:", *folders)
 
 
 def run_study(experiment: Experiment, config: Config, workdir: pathlib.Path) -> None:
@@ -116,9 +121,9 @@ def run_study(experiment: Experiment, config: Config, workdir: pathlib.Path) -> 
     variants, seeds = config.study.variants, config.study.seeds
     experiment.check(variants, seeds)
     study(experiment.config, variants, seeds, workdir, run_experiment)
-    print((workdir / "study.md").read_text())
-    runs = [workdir / variant / f"seed{seed}" for variant in (BASE, *variants) for seed in seeds]
-    print_report(workdir, runs)
+    if hosts.is_lead():
+        print((workdir / "study.md").read_text())
+        print_report(workdir, [workdir / variant / f"seed{seed}" for variant in (BASE, *variants) for seed in seeds])
 
 
 def show(results: dict) -> None:

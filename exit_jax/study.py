@@ -17,9 +17,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from exit_jax.algorithm.settings import VARIANTS
 from exit_jax.config.parse import validate
 from exit_jax.config.schema import Config, EvalConfig
 from exit_jax.errors import ConfigError
+from exit_jax.parallel import hosts
 from exit_jax.workdir import evaluation, identity
 from exit_jax.workdir.evaluation import to_lists
 from exit_jax.workdir.markdown import table
@@ -46,7 +48,6 @@ GAINS = {  # since k = 0, which need not be among the k that are shown
 SCORES = {"quality": "plain chain", "greedy": "greedy search", "restarted_quality": "restarts, best so far"}
 OF_RIGHT = ("accuracy", "found", "kept", "stopped", "restarted")
 BASE = "base"  # the policy before RL
-GRPO = {"selection_prob": 0.0, "self_iteration": False, "divergence_prob": 0.0, "diversity_bonus": False}
 LEGEND = """By the last k; accuracy = found x kept. *Found*: ever right, *kept*: still right at the end; *stopped*: right when
 the policy's own sign said it was done; *restarted*: found by chains that start over, at equal responses; *frozen*: share of
 wrong answers that a response left as they were; *greedy*, *restarted_quality*: quality of the best so far, of a search
@@ -86,7 +87,8 @@ class Experiment:
             plain, *others = [identity.scientific(self.read(variant, seeds[0]).to_dict()) for variant in variants]
         except ValueError as error:
             raise ConfigError(f"config.study.variants: {error}") from error
-        own = {"variant", "seed", *(name for name in plain if any(other.get(name) != plain[name] for other in others))}
+        names = set(plain).union(*others)  # a younger field at its default is not there
+        own = {"variant", "seed", *(name for name in names if any(o.get(name) != plain.get(name) for o in others))}
         if lost := sorted(own & self.overrides.keys()):
             names = ", ".join(f"--config.{name}" for name in lost)
             raise ConfigError(
@@ -112,21 +114,24 @@ def study(
       ConfigError: if a finished run below ``workdir`` is of another experiment.
     """
     results: dict[str, dict[int, dict]] = {}
+    # one without a change, such as exit-blind's, which the base policy would be evaluated with
+    plain = next((variant for variant in variants if "-" not in variant), variants[0])
     for seed in seeds:
         for variant in (BASE, *variants):
-            config = make_config(variants[0] if variant == BASE else variant, seed)
+            config = make_config(plain if variant == BASE else variant, seed)
             changed: dict[str, str | int] = {"warm_start_dir": config.run.warm_start_dir or str(workdir / "warm_start")}
             if variant == BASE:
                 changed["num_iterations"] = 0
-                algorithm = dataclasses.replace(config.algorithm, **GRPO)  # the same whichever variant comes first
+                algorithm = dataclasses.replace(config.algorithm, **VARIANTS["grpo"])  # whichever plain one it was
                 config = dataclasses.replace(config, variant=BASE, algorithm=algorithm)
             config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changed))
             folder = workdir / variant / f"seed{seed}"
             found = finished(config, folder)
             results.setdefault(variant, {})[seed] = run(config, folder) if found is None else found
     summary = over_seeds(results)
-    identity.write_json(workdir / "study.json", summary)
-    (workdir / "study.md").write_text(markdown(summary))
+    if hosts.is_lead():
+        identity.write_json(workdir / "study.json", summary)
+        (workdir / "study.md").write_text(markdown(summary))
     return summary
 
 
@@ -144,7 +149,8 @@ def finished(config: Config, folder: pathlib.Path) -> dict | None:
     try:
         held = json.loads((folder / "config.json").read_text())["config"]
     except (OSError, ValueError, KeyError, TypeError):
-        held = {}
+        held = None
+    held = held if isinstance(held, dict) else {}  # if damaged, open_workdir says so
     if identity.scientific(held) != identity.scientific(config):
         identity.open_workdir(folder, config)  # raises; else it would record today's versions for a run of yesterday's
     trained, wanted = trained_iterations(folder), config.run.num_iterations

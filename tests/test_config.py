@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 import tiny_sudoku
 
-from exit_jax import domains
+from exit_jax import domains, run
 from exit_jax.config import variants
-from exit_jax.config.parse import validate
+from exit_jax.config.parse import default, validate
 from exit_jax.config.schema import OPERATIONAL, Config, EvalConfig
 from exit_jax.errors import ConfigError
 from exit_jax.evaluation.evaluate import summarise
 from exit_jax.evaluation.figures import mean_of
 from exit_jax.evaluation.outcome import Chains, Outcome, Split
 from exit_jax.evaluation.scaffolds import CHAIN, GREEDY, RESTARTS
+from exit_jax.parallel import hosts
 from exit_jax.parallel.mesh import MeshConfig
 from exit_jax.run import check_tasks, run_experiment
-from exit_jax.study import finished, half_width, markdown, over_seeds, study
+from exit_jax.study import Experiment, finished, half_width, markdown, over_seeds, study
 from exit_jax.workdir import identity
 from exit_jax.workdir.identity import open_workdir, scientific, to_dict, write_json
 
@@ -119,6 +120,7 @@ def test_a_misspelt_field_of_a_config_file_names_the_near_miss():
         ("run.mesh.data", 9, "but there are 8"),
         ("eval.splits", ("tset",), "is not one of .'train', 'validation', 'test'"),
         ("domain_name", "chess", "not one of"),
+        ("domain_name", ["sudoku"], "not one of"),
         ("eval.top_p", 0.0, "keeps all tokens"),
         ("domain.box", 5, "not one of .2, 3."),
         ("domain.num_clues", (7, 4), "not a range of clues"),
@@ -131,6 +133,33 @@ def test_contradictions(field, value, words):
         config.update_from_flattened_dict({field: value})
     with pytest.raises(ConfigError, match=words):
         validate(config, 8)
+
+
+@pytest.mark.parametrize("group", ["policy", "eval", "run", "domain"])
+def test_a_group_that_is_none_is_told(group):
+    config = content().unlock()
+    with config.ignore_type():
+        config[group] = None
+    with pytest.raises(ConfigError, match=rf"config.{group} = None is not a group of fields"):
+        validate(config, 1)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_the_only_fault(tmp_path):
+    with pytest.raises(ConfigError, match=r"^1 fault") as caught:
+        validate(default("sudoku", checkpoint=str(tmp_path)), 1)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_domain_within_another_group_is_unknown():
+    config = content().unlock()
+    config.run.domain = 1
+    with pytest.raises(ConfigError, match=r"config.run.domain is unknown"):
+        validate(config, 1)
+
+
+def test_a_change_of_what_a_domain_does_not_have_is_told():
+    with pytest.raises(ValueError, match=r"variant=exit-blind: .*feedback"):
+        variants.apply(default("math"), "exit-blind")
 
 
 def test_a_report_asks_for_no_devices():
@@ -201,6 +230,24 @@ def test_a_study_refuses_what_would_mix_up_its_runs(flags, words, tmp_path):
     assert not (tmp_path / "study").exists()
 
 
+def experiment(tmp_path, line, **overrides):
+    """Return an experiment whose file is the tiny one with a line of its own."""
+    body = ("import tiny_sudoku", "def get_config(arg):", "    c = tiny_sudoku.get_config(arg).unlock()", f"    {line}")
+    (tmp_path / "own.py").write_text("\n".join((*body, "    return c\n")))
+    return Experiment(str(tmp_path / "own.py"), "", overrides)
+
+
+def test_a_study_refuses_an_override_of_what_a_variant_alone_sets(tmp_path):
+    """Of a field, too, that enters no hash at its default."""
+    line = "c.algorithm.objective = 'cispo' if c.variant == 'exit' else 'clip'"
+    with pytest.raises(ConfigError, match=r"--config.algorithm.objective would be the same in all runs"):
+        experiment(tmp_path, line, **{"algorithm.objective": "clip"}).check(("grpo", "exit"), (0,))
+
+
+def test_a_study_needs_no_warm_start(tmp_path):
+    experiment(tmp_path, "del c.warm_start").check(("grpo", "exit"), (0,))
+
+
 def fake_evaluation(accuracy, settings=None):
     row = {
         name: [0.0, accuracy] for name in ("accuracy", "best_so_far", "stopped", "quality", "delta", "quality_delta")
@@ -250,6 +297,44 @@ def test_study_skips_what_is_done_and_pairs_seeds(fake_study, tmp_path):
     assert exit_row["minus_grpo"][-1] == pytest.approx(0.3)
     assert exit_row["minus_grpo_ci95"][-1] == pytest.approx(0.0, abs=1e-6)
     assert "| exit | 0.000 ± 0.000 | 0.500 ± 0.100 |" in (tmp_path / "study.md").read_text()
+
+
+@pytest.mark.parametrize("text", ["{", '{"config": 3}', '{"config": []}', "[]"])
+def test_a_study_tells_of_a_damaged_config(fake_study, tmp_path, text):
+    fake_study(("exit",), (0,))
+    (tmp_path / "exit/seed0/config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"seed0/config.json is damaged"):
+        fake_study(("exit",), (0,))
+
+
+def test_the_base_policy_of_a_study_has_no_change_of_a_variant(tmp_path):
+    ran = []
+
+    def run(config, folder):
+        folder.mkdir(parents=True)
+        ran.append(config)
+        return fake_evaluation(0.1)
+
+    make = lambda variant, seed: validate(content(f"variant={variant},seed={seed}"), 1)
+    for folder, names in (("a", ("exit-blind", "improve")), ("b", ("grpo", "exit-blind"))):
+        study(make, names, (0,), tmp_path / folder, run)
+    first, second = (scientific(config) for config in ran if config.variant == "base")
+    assert first == second
+    assert first["domain.feedback"] is True
+
+
+def test_the_first_process_alone_writes_and_says_what_is_written_once(fake_study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hosts, "is_lead", lambda: False)
+    fake_study(("exit",), (0,))
+    assert not list(tmp_path.glob("study.*"))
+    monkeypatch.setattr(run, "study", lambda *_: None)
+    monkeypatch.setattr(run, "evaluate_workdir", lambda *_: fake_evaluation(0.1))
+    monkeypatch.setattr(run, "export_workdir", lambda *_: [tmp_path])
+    config = validate(content(), 1)
+    run.evaluate_and_show(config, tmp_path)
+    run.export_and_show(config, tmp_path)
+    run.run_study(experiment(tmp_path, ""), config, tmp_path)
+    assert not capsys.readouterr().out
 
 
 def test_figures_of_a_study_keep_the_order_of_its_seeds(fake_study):

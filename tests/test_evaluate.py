@@ -101,6 +101,13 @@ def test_summary_of_a_hand_made_case(config):
     assert (summary["num_tasks"], summary["samples_per_task"]) == (2, 2)
 
 
+def test_steps_are_reported_in_their_order_and_once(config):
+    chains = make_chains([[0.5, 0.2], [1.0, 1.0], [0.5, 1.0]], np.zeros((3, 2)), np.zeros((3, 2)))
+    summaries = [summarise(split_of(config, steps=steps), {CHAIN: chains}) for steps in ((2, 0, 2), (0, 2))]
+    assert summaries[0] == summaries[1]
+    assert summaries[0]["k"] == [0, 2]
+
+
 def test_chains_have_the_shape_asked_for_and_repeat(config, params):
     outcome = run_chains(config, params, "validation")
     assert outcome.chains.quality.shape == (5, 32)
@@ -140,6 +147,15 @@ def test_files(config, params, tmp_path):
     saved = [json.loads(line) for line in (tmp_path / "chains.jsonl").read_text().splitlines()]
     assert len(saved) == config.eval.num_chains_saved
     assert all(len(chain["responses"]) == len(chain["quality"]) == 5 for chain in saved)
+
+
+def test_episodes_tell_no_timings(config, monkeypatch):
+    domain = domains.make(config.domain_name, config.domain)
+    episodic = dataclasses.replace(domain, test_environment=object(), timings=("grading_secs",))
+    monkeypatch.setattr(domains, "make", lambda *_: episodic)
+    blank = np.zeros((5, 32))
+    monkeypatch.setattr("exit_jax.evaluation.evaluate.run_episodes", lambda *_: make_chains(blank, blank, blank))
+    assert chain_of(evaluate(config, {}, None)["splits"]["validation"])["accuracy"][0] == 0.0
 
 
 def test_votes_and_errors_of_a_hand_made_case(config):

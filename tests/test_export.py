@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import types
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from small import tiny_math, tiny_mle, tiny_tools
+from small import LLAMA, tiny_math, tiny_mle, tiny_tools
 
 from exit_jax import domains
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.domains.text import chat, tokenizer
+from exit_jax.domains.text.prompts import IMPROVE, IMPROVE_BY_FEEDBACK
+from exit_jax.domains.text.scored import TextConfig, text_domain
 from exit_jax.policy import sampler
 from exit_jax.step.policy import decoder_config, evaluation_sampling
 from exit_jax.step.program import make_program
@@ -105,6 +109,17 @@ def test_sudoku_says_what_it_is(tmp_path):
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors", "README.md")
     }
+
+
+@pytest.mark.parametrize(("room", "text"), [(0, IMPROVE), (16, IMPROVE_BY_FEEDBACK)])
+def test_a_default_prompt_is_told_as_it_was_used(room, text):
+    settings = TextConfig(max_feedback_tokens=room)
+    domain = text_domain(settings, lambda split: [{"prompt": "Hello"}], lambda task, answer: 0.5)
+    names = {"name": "own", "domain_name": "own.py:make", "variant": "exit", "seed": 0, "checkpoint": ""}
+    config: Any = types.SimpleNamespace(domain=settings, **names)
+    readme = export.describe(config, domain, LLAMA)
+    assert f"## improve\n\n```\n{text}\n```" in readme
+    assert [line for line in readme.splitlines() if line.startswith("## ")] == ["## base", "## improve", "## diverge"]
 
 
 @pytest.mark.parity

@@ -58,6 +58,8 @@ NO_RL = {"run.num_iterations": 0}
         ({"optimizer.weight_decay": float("inf")}, "weight_decay = inf is no finite"),
         ({"optimizer.max_grad_norm": float("nan")}, "max_grad_norm = nan is no finite"),
         ({"policy.norm_eps": float("nan")}, "policy.norm_eps = nan is no finite"),
+        ({"eval.temperature": float("inf")}, "eval.temperature = inf is no finite"),
+        ({"eval.repetition_penalty": float("inf")}, "eval.repetition_penalty = inf is no finite"),
         ({"algorithm.clip_high": 0.0}, "clip_high = 0 would clip"),
         ({"algorithm.clip_low": 0.0}, "clip_low = 0 would clip"),
         ({"algorithm.diversity_cap": 0.0}, "multiply all advantages by 0"),
@@ -274,12 +276,15 @@ def test_a_policy_that_is_not_finite_is_named_in_training(tmp_path, monkeypatch)
     assert not list(tmp_path.rglob("checkpoints/[0-9]*"))
 
 
-@pytest.mark.parametrize("on_host", [False, True])
-def test_a_policy_that_is_not_finite_has_no_accuracy(on_host, tmp_path):
-    config = smoke(changes={"domain.on_host": on_host, "eval.steps": (0, 1)}, num_iterations=5, steps_per_call=1)
+@pytest.mark.parametrize(("on_host", "iterations"), [(False, 5), (True, 5), (False, 0)])
+def test_a_policy_that_is_not_finite_has_no_accuracy(on_host, iterations, tmp_path):
+    """Without RL, too, it is one of the warm start, not the one to begin with."""
+    changes = {"domain.on_host": on_host, "eval.steps": (0, 1)}
+    config = smoke(changes=changes, num_iterations=iterations, steps_per_call=1)
     params = spoilt(untrained(config), jnp.inf)
     with pytest.raises(
-        ConfigError, match=rf"the policy of {tmp_path}.*blocks/mlp/up/kernel hold NaN or infinity; go on"
+        ConfigError,
+        match=rf"the policy of {tmp_path}.* are not finite: blocks/mlp/up/kernel hold NaN or infinity; go on",
     ):
         evaluate.evaluate(config, params, tmp_path)
     assert not (tmp_path / "evaluation.json").exists()

@@ -30,7 +30,7 @@ from exit_jax.policy import decoder
 from exit_jax.step.device import Constants, DeviceSteps
 from exit_jax.step.hosted import HostedSteps, StepPrograms
 from exit_jax.step.policy import decoder_config, make_reshard
-from exit_jax.step.program import make_program
+from exit_jax.step.program import compile_key, make_program
 from exit_jax.training import train
 from exit_jax.training.start import frozen_params, initial_params, untrained, warm_start
 from exit_jax.workdir import identity
@@ -597,6 +597,10 @@ def test_config_json_says_how_a_run_began_and_what_came_later(tmp_path, monkeypa
     assert read()["config"] == began["config"]
     new = {"versions.exit_jax_revision": "new"}
     assert read()["later"] == [new | {"run.num_iterations": 100}, new]
+
+
+def test_evaluations_share_the_programs_of_training():
+    assert compile_key(smoke(changes={"eval.steps": (0, 1)})) == compile_key(smoke(changes={"eval.steps": (0, 2)}))
 
 
 @pytest.mark.slow

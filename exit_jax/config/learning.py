@@ -131,7 +131,7 @@ def _not_finite(c: "Config") -> list[str]:
         for field, inner in vars(value).items() if hasattr(value, "__dataclass_fields__") else ():
             look(f"{name}.{field}", inner)
 
-    for group in ("algorithm", "optimizer", "warm_start", "policy", "sampling"):
+    for group in ("algorithm", "optimizer", "warm_start", "policy", "sampling", "eval"):
         look(group, getattr(c, group))
     return faults
 

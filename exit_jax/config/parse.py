@@ -84,9 +84,9 @@ def domain_fields(config: ml_collections.ConfigDict) -> tuple[str, typing.Any]:
         kind = domains.settings_of(name)
     except UserError as error:
         raise ConfigError(_list_faults([f"config.{error}"])) from error
-    fields = _parse(kind, config.to_dict().get("domain"), "config.domain", faults)
-    if faults or fields is None:
-        raise ConfigError(_list_faults(faults or ["config.domain is missing"]))
+    fields = _parse(kind, config.to_dict().get("domain", {}), "config.domain", faults)
+    if faults:
+        raise ConfigError(_list_faults(faults))
     if faults := settings.faults(fields, "domain."):
         raise ConfigError(_list_faults(faults))
     return name, fields
@@ -115,7 +115,7 @@ def _with_shape(values: dict, faults: list[str]) -> dict:
         return values | {"policy": policy | shape}
     except ValueError as error:
         faults.append(str(error))
-        return values | {"policy": None}
+        return {name: value for name, value in values.items() if name != "policy"}
 
 
 def _list_faults(faults: list[str]) -> str:
@@ -127,17 +127,16 @@ def _parse(cls, values, path: str, faults: list[str], defaults: Mapping[str, typ
 
     ``defaults`` stand for the fields that the mapping leaves out, those of the class if not given.
     """
-    if values is None:  # has been reported
-        return None
     if not isinstance(values, Mapping):
         faults.append(f"{path} = {values!r} is not a group of fields")
         return None
     types, defaults = field_types(cls, values), settings.defaults(cls) if defaults is None else defaults
     names = [field.name for field in dataclasses.fields(cls)]
+    known = set(names)
     if cls is Config and (fault := _fault_of_domain(values.get("domain_name"))):
         faults.append(f"{path}.{fault}")
         names.remove("domain")
-    for unknown in sorted(set(values) - set(names) - {"domain"}):
+    for unknown in sorted(set(values) - known):
         near = difflib.get_close_matches(unknown, names, n=1)
         faults.append(f"{path}.{unknown} is unknown" + (f"; did you mean {near[0]}?" if near else ""))
     before = len(faults)

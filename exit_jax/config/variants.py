@@ -24,7 +24,7 @@ def apply(c: ml_collections.ConfigDict, variant: str) -> None:
     """Set a variant's fields: grpo, curriculum, improve, diverge or exit, or one of them with a change, as in exit-uniform.
 
     Raises:
-      ValueError: for another name.
+      ValueError: for another name, or a change of a field that the domain does not have.
     """
     base, _, change = variant.partition("-")
     if base not in VARIANTS or (change and change not in CHANGES):
@@ -34,4 +34,7 @@ def apply(c: ml_collections.ConfigDict, variant: str) -> None:
     c.variant = variant
     c.algorithm.update(VARIANTS[base])
     if change:
-        c.update_from_flattened_dict(CHANGES[change](c))
+        try:
+            c.update_from_flattened_dict(CHANGES[change](c))
+        except KeyError as error:
+            raise ValueError(f"variant={variant}: {error.args[0]}") from error

@@ -98,6 +98,8 @@ class Domain:
     environment: Environment | None = None  # tasks of several turns, in training
     test_environment: Environment | None = None  # and in evaluation
     tokenizer: Any = None  # one of transformers, for the domains of text
+    # by mode: what the policy is asked for, as text for people
+    messages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     template_inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what its chat template reads besides
     # () -> what is read from outside besides tasks and tokenizer: name, as people know it -> file or folder
     files: Callable[[], Mapping[str, pathlib.Path]] | None = None

@@ -59,7 +59,7 @@ def settings_of(name: str) -> type:
     Raises:
       UserError: as ``find`` and ``annotated_settings``.
     """
-    if name in SETTINGS:
+    if isinstance(name, str) and name in SETTINGS:
         module, _, attribute = SETTINGS[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
     return annotated_settings(name, find(name))

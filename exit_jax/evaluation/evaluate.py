@@ -31,18 +31,20 @@ def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> di
     """
     domain, scaffolds = domains.make(config.domain_name, config.domain), chosen(config.eval)
     splits, saved, timing, means = {}, [], {}, {}
+    trained = config.run.num_iterations or config.warm_start.num_steps
     for split in config.eval.splits:
         outcomes: dict[Scaffold, Outcome] = {}
         timing[split], means[split] = {}, {}
         for scaffold in scaffolds:
             started = time.monotonic()
-            with explain(config, lambda: params, workdir if config.run.num_iterations else None):
+            with explain(config, lambda: params, workdir if trained else None):
                 if domain.test_environment:
                     outcome = run_episodes(config, params, split, workdir)
                 else:
                     outcome = run_chains(config, params, split, scaffold, workdir)
             timing[split][scaffold.name] = time.monotonic() - started
-            means[split][scaffold.name] = {name: float(outcome.chains.notes[name].mean()) for name in domain.timings}
+            notes = outcome.chains.notes  # episodes have none
+            means[split][scaffold.name] = {name: float(notes[name].mean()) for name in domain.timings if name in notes}
             outcomes[scaffold] = outcome
             saved += save_chains(config, split, scaffold, outcome, domain.about_tasks(split)) if scaffold.saved else []
         splits[split] = summarise(describe_split(config, split), outcomes)
@@ -65,7 +67,7 @@ def summarise(split: Split, outcomes: Mapping[Scaffold, Outcome]) -> dict[str, A
     settings = split.settings
     num_chains = next(iter(outcomes.values())).chains.quality.shape[1]
     return {
-        "k": list(settings.steps),
+        "k": split.steps,
         "num_tasks": num_chains // settings.samples_per_task,
         "num_too_long": split.num_too_long,
         "samples_per_task": settings.samples_per_task,

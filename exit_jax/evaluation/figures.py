@@ -20,12 +20,12 @@ Series = list[float | None]  # a value at each k
 
 def at_steps(split: Split, values: Table) -> list[float]:
     """Return values [K + 1] at each k of ``eval.steps``."""
-    return [float(values[k]) for k in split.settings.steps]
+    return [float(values[k]) for k in split.steps]
 
 
 def over_tasks(split: Split, values: np.ndarray) -> tuple[Series, Series]:
     """Return the mean of values [K + 1, R] at each k of ``eval.steps``, and its standard error over tasks."""
-    steps, samples = list(split.settings.steps), split.settings.samples_per_task
+    steps, samples = split.steps, split.settings.samples_per_task
     count = values.shape[1] // samples
     per_task = values.reshape(len(values), samples, count).mean(1)
     error = per_task.std(1, ddof=1) / np.sqrt(count) if count > 1 else np.full(len(values), np.nan)
@@ -75,7 +75,7 @@ def corrections(split: Split, right: np.ndarray) -> dict[str, list]:
 
     def count(events: np.ndarray) -> list[int]:  # [K, R] -> those up to k
         total = np.concatenate([[0], np.cumsum(events.sum(1))])
-        return [int(total[k]) for k in split.settings.steps]
+        return [int(total[k]) for k in split.steps]
 
     def mean_over_samples(total: Sequence[int]) -> list[float]:
         return [value / split.settings.samples_per_task for value in total]
@@ -96,7 +96,7 @@ def unchanged(split: Split, chains: Chains, right: np.ndarray) -> dict[str, Seri
     def share(among: np.ndarray) -> Series:
         among = among & sampled_rows(chains)
         hits, total = np.cumsum((chains.unchanged[1:] & among).sum(1)), np.cumsum(among.sum(1))
-        return [float(hits[k - 1] / total[k - 1]) if k and total[k - 1] else None for k in split.settings.steps]
+        return [float(hits[k - 1] / total[k - 1]) if k and total[k - 1] else None for k in split.steps]
 
     return {"unchanged_right": share(right[:-1]), "unchanged_wrong": share(~right[:-1])}
 
@@ -116,7 +116,7 @@ def stopped(split: Split, chains: Chains) -> Series:
     The policy's own sign asks no oracle; null where the domain has none.
     """
     if not split.domain.complete:
-        return [None for _ in split.settings.steps]
+        return [None for _ in split.steps]
     right = np.asarray(chains.quality >= 1.0)
     done = np.maximum.accumulate(chains.complete, axis=0)
     first = np.argmax(chains.complete, axis=0)

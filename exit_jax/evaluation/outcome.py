@@ -61,6 +61,11 @@ class Split:
     names: Sequence[str] = ()  # [M]: what the domain calls its tasks; () where it does not name them all
     num_too_long: int = 0  # tasks that do not fit into a prompt, and count as wrong
 
+    @property
+    def steps(self) -> list[int]:
+        """The k that are reported, ascending and each once, whatever the order of ``eval.steps``."""
+        return sorted(set(self.settings.steps))
+
 
 def describe_split(config: Config, split: str) -> Split:
     """Return what figures ask about the tasks of a split."""

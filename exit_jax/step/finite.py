@@ -14,7 +14,7 @@ from exit_jax.types import Array, Params
 
 
 class NonFiniteError(Exception):
-    """Logits of a policy that has learnt nothing here are NaN or infinite."""
+    """Logits of a policy are NaN or infinite."""
 
 
 def require_finite(logp: Array, mask: Array) -> None:
@@ -43,7 +43,7 @@ def explain(config: Config, find_params: Callable[[], Params], workdir: pathlib.
         else:
             cause = "its parameters are finite, so what it computes from them is beyond its dtype or temperature; "
             cause += f'policy.dtype is {config.policy.dtype!r}, and "float32" holds the most'
-        raise ConfigError(f"{policy} gives logits that are not finite from the first prompt on: {cause}") from None
+        raise ConfigError(f"{policy} gives logits that are not finite: {cause}") from None
 
 
 def non_finite(params: Params) -> list[str]:

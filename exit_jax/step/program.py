@@ -11,7 +11,7 @@ import optax
 
 from exit_jax import domains
 from exit_jax.algorithm.iteration import Carry, InFlight, init_state, iterate, sample
-from exit_jax.config.schema import Config, StudyConfig
+from exit_jax.config.schema import Config, EvalConfig, StudyConfig
 from exit_jax.domains.contract import with_values_checked
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder
@@ -53,7 +53,8 @@ def compile_key(config: Config) -> Config:
         export_dtype="",
         profile=False,
     )
-    return dataclasses.replace(config, name="", variant="", seed=0, checkpoint="", run=run, study=StudyConfig((), ()))
+    rest = {"run": run, "eval": EvalConfig(), "study": StudyConfig((), ())}
+    return dataclasses.replace(config, name="", variant="", seed=0, checkpoint="", **rest)
 
 
 def make_program(config: Config, devices: Sequence[Any] | None = None) -> Program:

@@ -103,7 +103,7 @@ def describe(config: Config, domain: Domain, policy: DecoderConfig) -> str:
     if domain.template_inputs:
         lines.append(f"Defaults of the chat template: {dict(domain.template_inputs)}.")
     prompts = {name: getattr(config.domain, name, "") for name in ("system", "base", "improve", "diverge")}
-    for name, text in prompts.items():
+    for name, text in (prompts | dict(domain.messages)).items():
         if text:
             lines += ["", f"## {name}", "", "```", text, "```"]
     return "\n".join([*lines, ""])

@@ -80,7 +80,7 @@ def scientific(config: Config | dict) -> dict[str, typing.Any]:
     """Return the fields that determine the experiment, flat, by dotted name; those without effect on it are left out."""
     content = without_defaults(Config, config if isinstance(config, dict) else to_dict(config))
     free = OPERATIONAL
-    if not content["warm_start"]["num_steps"]:
+    if not (content.get("warm_start") or {}).get("num_steps"):
         free += tuple(f"warm_start.{name}" for name in ("num_states", "group_size", "optimizer"))
     free = tuple(f"{name}." for name in free)
     if isinstance(name := content.get("domain_name"), str):

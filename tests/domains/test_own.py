@@ -240,6 +240,12 @@ def test_tasks_that_are_none_are_told():
         plain(Plain(max_request_tokens=3)).tasks("train")
 
 
+@pytest.mark.parametrize("mode", ["base", "diverge"])
+def test_an_empty_message_without_a_default_is_told(mode):
+    with pytest.raises(DomainError, match=rf"domain.{mode} is empty; say"):
+        plain(Plain(**{mode: ""}))  # type: ignore[arg-type]
+
+
 def test_traits_that_settings_do_not_tell_are_a_fault(monkeypatch):
     monkeypatch.setattr(
         "exit_jax.domains.find", lambda name: lambda config: dataclasses.replace(plain(config), on_host=False)

@@ -22,7 +22,7 @@ from exit_jax.domains.text.pieces import SPAN, SingleTurnDomain, Tokens
 from exit_jax.domains.text.prompts import DIVERGE, IMPROVE, IMPROVE_BY_FEEDBACK
 from exit_jax.domains.traits import Traits
 from exit_jax.settings import setting
-from exit_jax.types import BASE, PIECES, Grades, History, Instances, Rollouts
+from exit_jax.types import BASE, MODES, PIECES, Grades, History, Instances, Rollouts
 
 log = logging.getLogger(__name__)
 
@@ -195,6 +195,7 @@ class ScoredDomain(SingleTurnDomain):
             "prompt_width": self.prompt_width,
             "max_tokens": self.config.max_tokens,
             "templates": self.templates,
+            "messages": {mode: self.message(mode) for mode in MODES},
             "tasks": self.tasks,
             "too_long": self.too_long,
             "grade": self.grade,
@@ -220,9 +221,15 @@ class TaskDomain(ScoredDomain):
         return tokenizer.load(self.config.tokenizer) if self.config.tokenizer else tokenizer.of_bytes()
 
     def message(self, mode: str) -> str:
-        """Return the user's message in a mode."""
+        """Return the user's message in a mode.
+
+        Raises:
+          DomainError: if it is empty and the mode has no default.
+        """
         default = IMPROVE_BY_FEEDBACK if self.config.max_feedback_tokens else IMPROVE
-        return getattr(self.config, mode) or {"improve": default}[mode]
+        if text := getattr(self.config, mode) or (default if mode == "improve" else ""):
+            return text
+        raise DomainError(f'domain.{mode} is empty; say what the policy is asked for, as "{{request}}"')
 
     def rows(self, split: str) -> Sequence[Task]:
         """Return all tasks of a split."""
