@@ -61,7 +61,7 @@ class Domain:
     max_tokens: int  # T: tokens of the longest response, or transcript
     stop_tokens: tuple[int, ...]
     templates: Mapping[str, Template]  # by mode
-    tasks: Callable[[str], History]  # split -> base tasks [M]
+    tasks: Callable[[str], History]  # split -> base tasks [M], whose numbers follow one another
     grade: Callable[
         ..., Grades
     ]  # (Instances, Rollouts); episodes, where it plays them, are the third argument, all in NumPy
