@@ -45,7 +45,7 @@ class Played:
     """A batch of episodes, in NumPy, the same on every host but for the episodes."""
 
     rollouts: Rollouts  # tokens [B, G, T]; finished where the episode came to a valid end
-    end: np.ndarray  # int32 [B, G], of ENDS
+    end: np.ndarray  # int32 [B, G]: index in ENDS
     num_turns: np.ndarray  # int32 [B, G]: responses sampled
     episodes: list[Any]  # episodes of the rows that this process owns, row by row; None for one that is lost
     rows: np.ndarray  # numbers of the prompts that this process owns
@@ -225,7 +225,7 @@ def narrow(tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
 class PlayedSteps:
     """Episodes of R rows in which every turn's response was improved K times, in NumPy; episodes are this process's."""
 
-    end: np.ndarray  # int32 [R], of ENDS
+    end: np.ndarray  # int32 [R]: index in ENDS
     num_tokens: np.ndarray  # int32 [R]: sampled, iterates that were not executed included
     episodes: list[Any]
     rows: np.ndarray  # numbers of the rows that this process owns
