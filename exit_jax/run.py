@@ -135,7 +135,7 @@ def show(results: dict) -> None:
 
 def print_report(workdir: pathlib.Path, runs: Sequence[pathlib.Path]) -> None:
     """Write the report of runs into ``workdir``, and print where it is."""
-    from exit_jax.report import report  # with matplotlib, which takes a second
+    from exit_jax.report import report  # imports matplotlib, which takes a second
 
     print(f"report: {report(workdir, runs)}")
 

@@ -2,11 +2,11 @@
 
     @dataclasses.dataclass(frozen=True)
     class OptimizerConfig:
-        learning_rate: float = setting(1e-6, "peak of the schedule (ExIt App. A)", within="[0, inf)")
+        learning_rate: float = setting(1e-6, "peak of the schedule (ExIt Table 4)", within="[0, inf)")
 
 ``faults`` checks the values of a tree of such dataclasses; one whose fields may contradict each other has a method ``faults``
-that returns a sentence each. A default never changes its
-meaning: a config that was written before a field existed reads as the default of that field.
+that returns a sentence each. A default never changes its meaning: a config that was written before a field existed reads as
+the default of that field.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ def group(cls: type, meaning: str, **defaults: Any) -> Any:
     return dataclasses.field(default_factory=lambda: cls(**defaults), metadata={"setting": Setting(meaning)})
 
 
-def of(field: dataclasses.Field) -> Setting:
+def setting_of(field: dataclasses.Field) -> Setting:
     """Return what is known of a field; one of a user's own dataclass may say nothing, and then is a younger one."""
     return field.metadata.get("setting", Setting("", younger=True))
 
@@ -100,17 +100,7 @@ def defaults(cls: Any) -> dict[str, Any]:
 def younger_defaults(cls: Any) -> dict[str, Any]:
     """Return the defaults of the fields that enter no hash while they have them."""
     found = defaults(cls)
-    return {f.name: found[f.name] for f in dataclasses.fields(cls) if f.name in found and of(f).younger}
-
-
-def walk(values: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
-    """Yield dotted name, field and value of all settings in a tree of dataclasses, in the order of the schema."""
-    for field in dataclasses.fields(values):
-        name, value = f"{path}{field.name}", getattr(values, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from walk(value, f"{name}.")
-        else:
-            yield name, field, value
+    return {f.name: found[f.name] for f in dataclasses.fields(cls) if f.name in found and setting_of(f).younger}
 
 
 def faults(values: Any, path: str = "") -> list[str]:
@@ -120,7 +110,7 @@ def faults(values: Any, path: str = "") -> list[str]:
         value = getattr(values, field.name)
         if dataclasses.is_dataclass(value):
             found += faults(value, f"{path}{field.name}.")
-        elif fault := of(field).fault(f"{path}{field.name}", value):
+        elif fault := setting_of(field).fault(f"{path}{field.name}", value):
             found.append(fault)
     return found + (values.faults() if hasattr(values, "faults") else [])
 

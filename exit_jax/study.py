@@ -39,7 +39,7 @@ MEASURES = {  # name -> a scaffold and its figure, but for ``kept``, the ratio o
     "greedy": ("greedy", "quality"),
     "restarted_quality": ("restarts", "best_quality"),
 }
-GAINS = {  # since k = 0, which need not be among the k that are shown
+GAINS = {  # gains since k = 0, which need not be among the k that are shown
     "delta": ("chain", "delta"),
     "quality_delta": ("chain", "quality_delta"),
     "greedy_delta": ("greedy", "quality_delta"),
@@ -165,9 +165,8 @@ def finished(config: Config, folder: pathlib.Path) -> dict | None:
     settings = told(identity.to_dict(config)["eval"])
     try:
         results = evaluation.read(done)
-        same = (
-            told(results["settings"]) == settings
-        )  # its own, since config.json is of the last evaluation that was begun
+        # its own settings, since config.json has those of the last evaluation that was begun
+        same = told(results["settings"]) == settings
     except (ConfigError, AttributeError, KeyError, TypeError):  # damaged: it is made anew
         return None
     return results if results["splits"] and same else None

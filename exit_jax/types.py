@@ -48,7 +48,7 @@ class History:
     tokens: Array  # int32 [..., W]: the pieces in the order of PIECES, then zeros
     lengths: Array  # int32 [..., 4]: tokens of each piece
     id: Array  # int32 [...]: number of its insertion, NO_ID outside the buffer
-    task: Array  # int32 [...]: row of the base task it stems from
+    task: Array  # int32 [...]: number of the base task it stems from
     turn: Array  # int32 [...]: turn whose response is held or due, from 0
     step: Array  # int32 [...]: self-iteration step of the response that is held, -1 if none
     quality: Array  # float32 [...]: quality in [0, 1] of what is held

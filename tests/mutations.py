@@ -292,7 +292,7 @@ MUTATIONS = [
     ),
     *mutations(
         "evaluation/programs.py",
-        ("one key for all k", "jax.random.fold_in(key, k))", "key)", EVALUATION),
+        ("one key for all k", "step_key = jax.random.fold_in(key, k)", "step_key = key", EVALUATION),
         (
             "one key for all seeds",
             "jax.random.key(config.eval.seed), config.seed)",

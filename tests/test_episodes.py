@@ -318,7 +318,7 @@ def test_without_self_iteration_evaluation_plays_as_training_does(params):
     for row in range(B):
         prompt[row, length[row] : length[row] + len(LEAD)] = LEAD
     asked = dataclasses.replace(instances, prompt=jnp.asarray(prompt), prompt_length=jnp.asarray(length + len(LEAD)))
-    trained = play(programs, environment, 1, params, asked, KEY)
+    trained = play(programs, environment, 1, params, asked, KEY, 2)
     assert evaluated.episodes == trained.episodes
     np.testing.assert_array_equal(evaluated.end, trained.end[:, 0])
     assert trained.num_turns.max() > 2, "a test of few turns"

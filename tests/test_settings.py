@@ -110,7 +110,7 @@ def test_a_field_that_the_first_runs_did_not_have_enters_no_hash(name):
             if dataclasses.is_dataclass(below):
                 walk(type(below), f"{path}{field.name}.")
             else:
-                (new if settings.of(field).younger else old).add(f"{path}{field.name}")
+                (new if settings.setting_of(field).younger else old).add(f"{path}{field.name}")
 
     walk(cls, "")
     assert old == set(FIRST_FIELDS[name]), "a field that is added is younger=True, and none is taken away"

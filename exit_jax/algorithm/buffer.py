@@ -74,7 +74,8 @@ def assign_ids(buffer: TaskBuffer, valid: Array) -> tuple[TaskBuffer, Array]:
 def insert(buffer: TaskBuffer, history: History, score: Array, num_draws: Array) -> tuple[TaskBuffer, Array]:
     """Insert histories [C], numbered by ``assign_ids``; those with NO_ID or a score that is not finite are left out.
 
-    Survivors never move: the winners among the newcomers are scattered into the slots of the entries they displace.
+    Survivors never move: the winners among the newcomers are scattered into the slots of the entries they displace, which are
+    as many, because those that are left out sort below everything else.
 
     Returns:
       The buffer, and bool [C]: which newcomers it now holds.
@@ -88,7 +89,6 @@ def insert(buffer: TaskBuffer, history: History, score: Array, num_draws: Array)
     wins = ~loses[size:] & valid
     (winner,) = jnp.nonzero(wins, size=count, fill_value=count)
     (slot,) = jnp.nonzero(loses[:size], size=count, fill_value=size)
-    slot = jnp.where(winner < count, slot, size)  # fewer winners than displaced slots: the rest is dropped
 
     def scatter(held, new):
         return held.at[slot].set(new[winner], mode="drop")

@@ -279,7 +279,9 @@ def without_response(history: History) -> History:
     )
 
 
-def batch_metrics(instances, rollouts, grades, reward_BG, score_B, step) -> Metrics:
+def batch_metrics(
+    instances: Instances, rollouts: Rollouts, grades: Grades, reward_BG: Array, score_B: Array, step: Array
+) -> Metrics:
     """Return what is worth knowing of one batch; a mean over nothing is NaN."""
     history, drawn = instances.history, instances.from_buffer
 

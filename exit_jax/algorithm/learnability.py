@@ -48,9 +48,9 @@ def reward(kind: str, quality: Array, valid: Array, before: Array, mode: Array) 
 class Group(NamedTuple):
     """What a score may be made of: figures of the G rollouts of each of B prompts, float32 [B, G]."""
 
-    quality: Array  # in [0, 1]
-    reward: Array  # in [0, 1], what was paid
-    advantage: Array  # by advantage_norm, before the diversity bonus
+    quality: Array  # quality in [0, 1]
+    reward: Array  # pay in [0, 1]
+    advantage: Array  # advantage by advantage_norm, before the diversity bonus
 
 
 def variance(outcome: Array) -> Array:

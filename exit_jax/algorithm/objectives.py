@@ -42,22 +42,22 @@ KL_ESTIMATORS: dict[str, Callable[[Array], Array]] = {
 
 
 def sequence_mean(mask: Array, num_rows: Array, max_tokens: int) -> Array:
-    """Mean over rows of each row's token mean, as GRPO's."""
+    """Mean over rows of each row's token mean, as in GRPO."""
     return 1.0 / (num_rows * jnp.maximum(mask.sum(-1, keepdims=True), 1))
 
 
 def token_mean(mask: Array, num_rows: Array, max_tokens: int) -> Array:
-    """Mean over all tokens, as DAPO's."""
+    """Mean over all tokens, as in DAPO."""
     return 1.0 / jnp.maximum(mask.sum(), 1)
 
 
 def dr_grpo(mask: Array, num_rows: Array, max_tokens: int) -> Array:
-    """Sum over tokens / (rows · tokens that a response could have had), as Dr. GRPO's."""
+    """Sum over tokens / (rows · tokens that a response could have had), as in Dr. GRPO."""
     return 1.0 / (num_rows * max_tokens)
 
 
-# (bool [B, G, T], tokens that count; int32 [], rows that count; most tokens of a response) -> weight of a token that counts,
-# in a shape that broadcasts to [B, G, T]
+# (bool [B, G, T], tokens that count; int32 [], rows that count; most tokens of a response) -> weight of a token that counts;
+# its shape broadcasts to [B, G, T]
 AGGREGATIONS: dict[str, Callable[[Array, Array, int], Array]] = {
     "sequence_mean": sequence_mean,
     "token_mean": token_mean,

@@ -83,7 +83,7 @@ def render(template: Template, history: History, width: int) -> tuple[Array, Arr
     return concatenate(segments, width)
 
 
-def render_by_mode(templates: Mapping[str, Template], history: History, mode: Array, width: int):
+def render_by_mode(templates: Mapping[str, Template], history: History, mode: Array, width: int) -> tuple[Array, Array]:
     """Splice each history with the template of its mode: (tokens int32 [..., width], total length int32 [...])."""
     rendered = [render(templates[name], history, width) for name in MODES]
     pick = [mode == index for index in range(len(MODES))]

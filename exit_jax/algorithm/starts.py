@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from exit_jax.algorithm.buffer import blank_history
 from exit_jax.types import Array, History, Starts
 
-SIZE = 256  # some 11,000 pairs a task where there are three
+SIZE = 256  # some 11,000 pairs within tasks, where there are three
 
 
 def create(history_width: int) -> Starts:

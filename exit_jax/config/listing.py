@@ -45,7 +45,7 @@ def _rows(cls: Any, defaults: Mapping[str, Any], values: Mapping[str, Any], path
             yield from _rows(kind, below, values.get(field.name, {}), f"{name}.")
         else:
             default = defaults.get(field.name)
-            yield Row(name, values.get(field.name, default), default, settings.of(field))
+            yield Row(name, values.get(field.name, default), default, settings.setting_of(field))
 
 
 def text(content: Mapping[str, Any]) -> str:
@@ -86,7 +86,7 @@ def markdown() -> str:
     """Return the reference of all fields, those of each domain apart."""
     parts, groups = [INTRODUCTION], {}
     for row in rows({}):
-        if not row.name == "domain":
+        if row.name != "domain":
             groups.setdefault(row.name.partition(".")[0] if "." in row.name else "experiment", []).append(row)
     for name in domains.NAMES:
         cls = domains.settings_of(name)

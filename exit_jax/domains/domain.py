@@ -44,8 +44,9 @@ class Environment:
     step: Callable[[Sequence[tuple[Any, np.ndarray]]], Sequence[tuple[Any, Answer]]]
     # (episode, tokens of a response to it) -> the tokens that ask for a better one; for K steps on every turn
     ask_again: Callable[[Any, np.ndarray], Sequence[int]]
-    figures: Callable[[Any], Mapping[str, float]]  # (episode) -> "quality" in [0, 1], and what else is reported
-    show: Callable[[Any], str]  # an episode, as text for people
+    # (episode, None for one that is lost) -> "quality" in [0, 1], and what else is reported, always by the same names
+    figures: Callable[[Any], Mapping[str, float]]
+    show: Callable[[Any], str]  # (episode, None for one that is lost) -> text for people
     # True: which responses can be learnt from is told one by one, by ``Rollouts.ended``; False: episodes count as a whole
     by_response: bool = False
 
@@ -60,22 +61,20 @@ class Domain:
     prompt_width: int  # P: tokens of the longest prompt
     max_tokens: int  # T: tokens of the longest response, or transcript
     stop_tokens: tuple[int, ...]
-    templates: Mapping[str, Template]  # by mode
-    tasks: Callable[[str], History]  # split -> base tasks [M]
-    grade: Callable[
-        ..., Grades
-    ]  # (Instances, Rollouts); episodes, where it plays them, are the third argument, all in NumPy
+    templates: Mapping[str, Template]  # prompts by mode
+    tasks: Callable[[str], History]  # split -> base tasks [M], whose numbers follow one another
+    # (Instances, Rollouts); episodes, where it plays them, are the third argument, all in NumPy
+    grade: Callable[..., Grades]
     describe: Callable[[History], list[str]]  # what each history [K] holds, as text for people
 
     splits: tuple[str, ...] = ("train", "test")
-    test_splits: tuple[str, ...] = ("test",)  # whose unweighted mean is reported, too, where several are evaluated
+    test_splits: tuple[str, ...] = ("test",)  # splits whose unweighted mean is reported if several are evaluated
     stop_sequences: tuple[tuple[int, ...], ...] = ()
     stop_text: StopText | None = None  # a text that ends a response, as stop tokens do
     num_children: int = 1  # U: histories that one rollout yields
     embedding_width: int = 1  # E
-    on_host: bool = (
-        True  # False: grade is written in jnp and compiled with the rest; True: it is called with NumPy rows
-    )
+    # False: grade is written in jnp and compiled with the rest; True: it is called with NumPy rows
+    on_host: bool = True
     notes: tuple[str, ...] = ()  # names of Grades.notes
     timings: tuple[str, ...] = ()  # those notes that may differ where a response is graded again
     # split -> int [M] by name, what results are broken down by
@@ -84,9 +83,8 @@ class Domain:
     about: Callable[[str], Sequence[Mapping[str, str]]] | None = None
     # split -> bool [M]: tasks of a split to evaluate on that do not fit into a prompt, kept to be counted as wrong
     too_long: Callable[[str], np.ndarray] | None = None
-    complete: Callable[[History], Array] | None = (
-        None  # the policy's own sign that it is done, bool [...]; asks no oracle
-    )
+    # histories [...] -> the policy's own sign that it is done, bool [...]; asks no oracle
+    complete: Callable[[History], Array] | None = None
     # (key, step, K, G) -> histories [K], modes [K], tokens [K, G, T], mask [K, G, T] for the supervised warm start
     demonstrations: Callable[[Array, Array, int, int], tuple[History, Array, Array, Array]] | None = None
     demonstrations_id: str = ""  # names all that demonstrations depend on
@@ -96,7 +94,7 @@ class Domain:
     texts: Callable[[Any, Any], list[str]] | None = None
     decode: Callable[[Any], str] | None = None  # tokens of a history -> text
     environment: Environment | None = None  # tasks of several turns, in training
-    test_environment: Environment | None = None  # and in evaluation
+    test_environment: Environment | None = None  # the same in evaluation
     tokenizer: Any = None  # one of transformers, for the domains of text
     # by mode: what the policy is asked for, as text for people
     messages: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -104,7 +102,7 @@ class Domain:
     # () -> what is read from outside besides tasks and tokenizer: name, as people know it -> file or folder
     files: Callable[[], Mapping[str, pathlib.Path]] | None = None
     unused_ids: tuple[tuple[int, int], ...] = ()  # ranges [start, stop) of ids below vocab_size that are no token's
-    tokens_are: str = ""  # where they are no text, what they are, for people
+    tokens_are: str = ""  # what tokens are, for people, where they are no text
 
     def about_tasks(self, split: str) -> Sequence[Mapping[str, str]]:
         """Return what people may want to read of each task of a split [M], {} each for a domain that says nothing."""

@@ -33,8 +33,8 @@ class Job:
     """A request to a worker."""
 
     message: Any  # goes out as JSON
-    limit_secs: float  # by the clock; the worker has its own, shorter ones
-    state: str = ""  # that it starts from; "" for none
+    limit_secs: float  # limit by the clock; the worker has its own, shorter ones
+    state: str = ""  # state that it starts from; "" for none
 
 
 @dataclasses.dataclass(eq=False)

@@ -42,7 +42,7 @@ class Encoder:
     num_types: int = 0  # segments, of which a text is the first
     pad_id: int = -1  # RoBERTa's positions begin at pad_id + 1 and leave out tokens of this id; -1 for BERT
     # ModernBERT
-    is_local: tuple[bool, ...] = ()  # by layer: attention reaches ``window`` tokens to either side
+    is_local: tuple[bool, ...] = ()  # layers whose attention reaches ``window`` tokens to either side
     window: int = 0
     rope_theta: tuple[float, float] = (0.0, 0.0)  # global and local layers
     norm_bias: bool = True

@@ -63,4 +63,4 @@ def run_chains(
 
 def stored_name(split: str, scaffold: Scaffold) -> str:
     """Return what the chains of a scaffold on a split are called, in files and in the progress line."""
-    return split if scaffold.name == "chain" else f"{split}-{scaffold.name}"
+    return split if scaffold is CHAIN else f"{split}-{scaffold.name}"

@@ -31,7 +31,7 @@ def run_episodes(config: Config, params: Params, split: str, workdir: pathlib.Pa
     settings, domain = setup.settings, setup.domain
     environment, steps = domain.test_environment, sorted(set(settings.steps))
     assert environment is not None
-    tasks, copy, read = jax.device_get(domain.tasks(split)), reshard(setup)(params), conversations(setup)
+    tasks, sampler_params, read = jax.device_get(domain.tasks(split)), reshard(setup)(params), conversations(setup)
     by_row = meshes.by_row(setup.mesh)
     row_of = np.tile(np.arange(tasks.task.shape[0]), settings.samples_per_task)
     starts = range(0, row_of.size, settings.batch_size)
@@ -45,7 +45,7 @@ def run_episodes(config: Config, params: Params, split: str, workdir: pathlib.Pa
             some = np.resize(row_of[start : start + settings.batch_size], settings.batch_size)
             history = jax.device_put(jax.tree.map(lambda leaf, some=some: leaf[some], tasks), by_row)
             key = jax.random.fold_in(jax.random.fold_in(sampling_key(config), start), k)
-            episodes = play_steps(turns(setup), environment, copy, read(history), history, key, k)
+            episodes = play_steps(turns(setup), environment, sampler_params, read(history), history, key, k)
             require_graded(episodes.failed)
             rows = _rows(environment, episodes, range(start, min(start + settings.batch_size, row_of.size)), k)
             if stored:

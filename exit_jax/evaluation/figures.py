@@ -16,6 +16,7 @@ from exit_jax.evaluation.outcome import Chains, Outcome, Split, Table
 from exit_jax.workdir.evaluation import COUNTS, TOTALS, to_lists
 
 Series = list[float | None]  # a value at each k
+MAX_LEVELS = 8  # levels of a difficulty; more of them are put together in ranges
 
 
 def at_steps(split: Split, values: Table) -> list[float]:
@@ -146,10 +147,10 @@ def by_difficulty(split: Split, right: np.ndarray) -> dict[str, dict[str, dict[s
     }
 
 
-def levels(values: np.ndarray, most: int = 8) -> dict[str, np.ndarray]:
-    """Return bool [M] by level; more than ``most`` levels are put together in ranges of about equally many tasks."""
+def levels(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Return bool [M] by level; more than MAX_LEVELS are put together in ranges of about equally many tasks."""
     distinct = np.unique(values)
-    if distinct.size <= most:
+    if distinct.size <= MAX_LEVELS:
         return {str(level): values == level for level in distinct}
     edges = np.unique(np.quantile(values, np.linspace(0, 1, 5), method="lower"))
     edges[-1] += 1

@@ -47,7 +47,7 @@ class HostedChains:
         self.settings, self.scaffold, self.row_of = config.eval, scaffold, row_of
         self.num_responses, self.batch_size = max(config.eval.steps) + 1, config.eval.batch_size
         self.rows = meshes.by_row(setup.mesh)
-        self.copy, self.about = reshard(setup)(params), self.domain.about_tasks(split)
+        self.sampler_params, self.about = reshard(setup)(params), self.domain.about_tasks(split)
         tellers = {"text": self.domain.describe, "answer": self.domain.answers, "feedback": self.domain.feedback}
         self.tell = {what: tell for what, tell in tellers.items() if tell}
         # [K + 1][R] by what is told
@@ -65,7 +65,7 @@ class HostedChains:
             begun = jax.tree.map(np.asarray, self.scaffold.start(self.settings, tasks, held, k))
             kept = self.stored.get(number) if self.stored else None
             if kept is None:
-                instances, rollouts = self.respond(self.copy, begun, key, jnp.int32(k))
+                instances, rollouts = self.respond(self.sampler_params, begun, key, jnp.int32(k))
                 require_finite(*hosts.all_rows((rollouts.logp, rollouts.mask)))
             else:
                 instances, rollouts = self._replay(begun, kept)

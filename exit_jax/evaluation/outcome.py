@@ -34,11 +34,11 @@ class Chains:
 class Outcome:
     """The chains of a split; of tasks of several turns, what episodes came to after k self-iterations on each turn."""
 
-    chains: Chains  # without histories
+    chains: Chains  # chains without their histories
     describe: Callable[[int], list[str]]  # number of a chain -> its K + 1 responses
     answers: list[list[str]] | None  # [K + 1][R]; None where the domain tells none
     feedback: Callable[[int], list[str]] | None = None  # number of a chain -> what was said of each response
-    figures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # [K + 1, R] by name, of episodes
+    figures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # name -> [K + 1, R], of episodes
 
 
 def read_column(table: Sequence[Sequence[str]]) -> Callable[[int], list[str]]:

@@ -14,12 +14,11 @@ from exit_jax.domains.domain import Domain
 from exit_jax.evaluation.outcome import Chains
 from exit_jax.evaluation.scaffolds import chosen
 from exit_jax.parallel import mesh as meshes
-from exit_jax.parallel.mesh import MeshConfig
+from exit_jax.parallel.settings import MeshConfig
 from exit_jax.policy import sampler
 from exit_jax.policy.shape import DecoderConfig
-from exit_jax.step.episodes import TurnPrograms
 from exit_jax.step.policy import decoder_config, evaluation_sampling, make_reshard
-from exit_jax.step.turns import transcript_room, turn_programs
+from exit_jax.step.turns import TurnPrograms, transcript_room, turn_programs
 from exit_jax.types import BASE, IMPROVE, Array, Grades, History, Instances, Params, Rollouts
 
 
@@ -27,7 +26,7 @@ class Setup(NamedTuple):
     """What the programs of an evaluation depend on; evaluations of an equal one share them within a process."""
 
     domain_name: str
-    fields: Any  # of the domain
+    fields: Any  # the domain's settings
     policy: DecoderConfig
     settings: EvalConfig
     mesh_config: MeshConfig
@@ -72,24 +71,25 @@ def record(domain: Domain, instances: Instances, rollouts: Rollouts, grades: Gra
 
 @functools.lru_cache
 def reshard(setup: Setup) -> Callable[[Params], Params]:
-    """Jit what makes the sampler's copy of the parameters."""
+    """Jit what makes the sampler's parameters of the learner's."""
     return jax.jit(make_reshard(setup.policy, setup.mesh))
 
 
 @functools.lru_cache
 def respond(setup: Setup) -> Callable[[Params, History, Array, Array], tuple[Instances, Rollouts]]:
-    """Jit (sampler's copy, histories [R], key, k) -> instances and one response to each; the same for all scaffolds."""
+    """Jit (sampler_params, histories [R], key, k) -> instances and one response to each; the same for all scaffolds."""
     return jax.jit(_make_respond(setup), out_shardings=meshes.by_row(setup.mesh))
 
 
 def _make_respond(setup: Setup) -> Callable[[Params, History, Array, Array], tuple[Instances, Rollouts]]:
     domain, sampling = setup.domain, evaluation_sampling(setup.settings, setup.domain, setup.domain.max_tokens)
 
-    def respond_to(copy: Params, history: History, key: Array, k: Array) -> tuple[Instances, Rollouts]:
+    def respond_to(sampler_params: Params, history: History, key: Array, k: Array) -> tuple[Instances, Rollouts]:
         mode = jnp.where(history.step < 0, BASE, IMPROVE)
         prompt, length = render_by_mode(domain.templates, history, mode, domain.prompt_width)
+        step_key = jax.random.fold_in(key, k)
         with meshes.use(setup.mesh):
-            rollouts = sampler.sample(setup.policy, sampling, 1, copy, prompt, length, jax.random.fold_in(key, k))
+            rollouts = sampler.sample(setup.policy, sampling, 1, sampler_params, prompt, length, step_key)
         blank = jnp.zeros_like(mode, bool)
         return Instances(history, mode, blank, blank, prompt, length), rollouts
 
@@ -104,16 +104,16 @@ def whole_chain(setup: Setup) -> Callable[[Params, History, Array, Array], tuple
     share of logits that were finite at each k.
     """
     domain, mesh, settings = setup.domain, setup.mesh, setup.settings
-    make_copy, respond_to, scaffolds = make_reshard(setup.policy, mesh), _make_respond(setup), chosen(settings)
+    to_sampler, respond_to, scaffolds = make_reshard(setup.policy, mesh), _make_respond(setup), chosen(settings)
     starts = [functools.partial(scaffold.start, settings) for scaffold in scaffolds]
     keeps = [scaffold.keep for scaffold in scaffolds]
 
     def whole(params: Params, tasks: History, key: Array, place: Array) -> tuple[Chains, Array]:
-        tasks, copy = meshes.shard_batch(mesh, tasks), make_copy(params)
+        tasks, sampler_params = meshes.shard_batch(mesh, tasks), to_sampler(params)
 
         def step(held, k):
             begun = jax.lax.switch(place, starts, tasks, held, k)
-            instances, rollouts = respond_to(copy, begun, key, k)
+            instances, rollouts = respond_to(sampler_params, begun, key, k)
             child, chains = record(domain, instances, rollouts, domain.grade(instances, rollouts))
             return jax.lax.switch(place, keeps, begun, child), (chains, sampler.finite_share(rollouts))
 

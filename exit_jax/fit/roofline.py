@@ -53,7 +53,7 @@ class Phase:
 
     name: str
     model_flops: float  # all chips together
-    flops: float  # with what the backward pass computes anew
+    flops: float  # operations, with those that the backward pass repeats
     hbm_bytes: float  # a chip
     ici_bytes: float  # a chip, received
     secs: float

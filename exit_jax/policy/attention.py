@@ -93,9 +93,8 @@ def _cudnn(query: Array, key: Array, value: Array, valid: Array) -> Array:
     rows = lambda x: x.swapaxes(2, 3).reshape(B * G, width, -1, h)
     causal = jnp.arange(width)[None] <= (width - S + jnp.arange(S))[:, None]
     mask = causal[None] & valid.reshape(B * G, 1, width)
-    implementation = (
-        "cudnn" if jax.default_backend() == "gpu" else "xla"
-    )  # tests hold the same call against ``grouped``
+    # XLA's is for tests, which hold the same call against ``grouped``
+    implementation = "cudnn" if jax.default_backend() == "gpu" else "xla"
     mixed = jax.nn.dot_product_attention(
         query.reshape(B * G, S, H, h), rows(key), rows(value), mask=mask[:, None], implementation=implementation
     )

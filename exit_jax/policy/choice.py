@@ -28,7 +28,7 @@ class SamplingConfig:
     min_tokens: int = 0  # no stop token, nor the last one of a stop sequence or text, before this many others
     stop_sequences: tuple[tuple[int, ...], ...] = ()  # each ends a response when its last tokens equal it
     stop_text: StopText | None = None  # ends a response with the token that completes it
-    repetition_penalty: float = 1.0  # on the logits of tokens that prompt or response hold (CTRL, arXiv 1909.05858)
+    repetition_penalty: float = 1.0  # penalty on tokens that prompt or response hold (CTRL, arXiv 1909.05858)
     suppress_tokens: tuple[int, ...] = ()  # never sampled
 
     @property

@@ -46,7 +46,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: tuple[float, ...]) ->
     frequency = np.float32(1) / (theta ** exponent.astype(np.float64)).astype(np.float32)
     if scaling:
         factor, low, high, original = map(np.float32, scaling)
-        turns = original / (np.float32(2 * np.pi) / frequency)  # within the original length
+        turns = original / (np.float32(2 * np.pi) / frequency)  # turns within the original length
         kept = np.clip((turns - low) / (high - low), np.float32(0), np.float32(1))
         frequency = (1 - kept) * frequency / factor + kept * frequency
     return jnp.asarray(frequency)

@@ -17,7 +17,7 @@ from exit_jax.policy.choice import mark
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.types import Array, Params, pytree
 
-READ_CHUNK = 128  # tokens of each row: of tools on v5e:4x4, 256 take 1.5 GiB a chip more
+READ_CHUNK = 128  # tokens of each row; on v5e:4x4, for the tool-use config, 256 take 1.5 GiB a chip more
 
 
 @pytree

@@ -23,7 +23,16 @@ def sample(
     key: Array,
     num_slots: int = 0,
 ) -> Rollouts:
-    """Sample ``group_size`` responses to each prompt [B, P], by ``generate`` or, in fewer slots, by ``sample_in_slots``."""
+    """Sample ``group_size`` responses to each prompt, by ``generate`` or, in fewer slots, by ``sample_in_slots``.
+
+    Args:
+      prompt: int32 [B, P], padded on the right.
+      prompt_length: int32 [B].
+      num_slots: rows a prompt that are sampled at once; 0 for all G = ``group_size``.
+
+    Returns:
+      ``Rollouts`` [B, G, T], T = ``sampling.max_tokens``.
+    """
     if 0 < num_slots < group_size:
         return sample_in_slots(config, sampling, group_size, num_slots, params, prompt, prompt_length, key)
     room = max(sampling.max_tokens - 1, 1)  # the last token is not read

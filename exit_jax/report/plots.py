@@ -54,7 +54,7 @@ WORDS = {  # metric of an evaluation -> what it means
     ("restarts", "majority"): "*majority* is the vote of the restarts' answers",
 }
 
-Plot = tuple[Figure, str] | None  # with its caption; None where there is nothing to draw
+Plot = tuple[Figure, str] | None  # a figure and its caption; None where there is nothing to draw
 
 
 def style(index: int) -> dict:

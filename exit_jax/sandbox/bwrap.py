@@ -62,7 +62,7 @@ def command(jail: Jail, filter_fd: int, public: pathlib.Path | None, disk_bytes:
     else:
         line += [word for name in capabilities() for word in ("--cap-add", name)]
     line += ["--size", str(disk_bytes)] if jail.has_size else []
-    line += ["--tmpfs", BOX, *mounts()]  # in this order: an interpreter may live below /tmp
+    line += ["--tmpfs", BOX, *mounts()]  # order matters: an interpreter may live below /tmp
     line += [word for path in jail.hidden for word in ("--tmpfs", path, "--remount-ro", path)]
     # /proc/sys would be writable for a root that has lost all capabilities, which is the supervisor
     line += ["--proc", "/proc", "--tmpfs", "/proc/sys", "--remount-ro", "/proc/sys", "--dir", "/dev"]
@@ -101,9 +101,8 @@ def mounts() -> list[str]:
                 binds = [bound for bound in binds if not bound.startswith(real + "/")] + [real]
     links = {link: to for link, to in links.items() if not any(link.startswith(bound + "/") for bound in binds)}
     parents = {str(parent) for path in (*binds, *links) for parent in pathlib.Path(path).parents} - {"/", BOX}
-    line = [
-        word for path in sorted(parents) for word in ("--dir", path)
-    ]  # by their own modes they might be open to root alone
+    # folders of bwrap's, since by their own modes they might be open to root alone
+    line = [word for path in sorted(parents) for word in ("--dir", path)]
     line += [word for path in binds for word in ("--ro-bind", path, path)]
     return line + [word for link, target in links.items() for word in ("--symlink", target, link)]
 

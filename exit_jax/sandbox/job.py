@@ -69,6 +69,6 @@ class Result:
     stderr: str = ""
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)  # the collected ones, whatever the status
     faults: dict[str, str] = dataclasses.field(default_factory=dict)  # why each of the others was refused
-    secs: float = 0.0  # by the clock, of the program alone
+    secs: float = 0.0  # time by the clock, of the program alone
     hint: str = ""  # what the sandbox may have refused, and what works in its place; stderr ends with it
     cached: bool = False

@@ -25,7 +25,7 @@ FIRST_OBJECTS = 4096  # counted in a process at first; if there are more it is t
 MORE = 16
 UNSEEN_OBJECTS = 1 << 20  # taken for a process that cannot be looked into, which is one that wants it so
 COUNT_SECS = 0.05  # time of a process in the kernel, in which it makes 50,000 mappings; then they are counted again
-BUDGET_SECS = 0.002  # for counting, at a look; who is left is first at the next
+BUDGET_SECS = 0.002  # seconds of counting at a look; who is left is first at the next
 WATCHERS = ("anon_inode:[eventpoll]", "anon_inode:inotify")
 
 
@@ -38,7 +38,7 @@ class Process:
         self.objects = objects  # mappings and watches
         self.count_at = 0.0  # seconds of its time in the kernel at which they are counted again
         self.waits_since = 0.0  # a time by the clock, 0 while it is not due
-        self.max_objects = FIRST_OBJECTS  # to count
+        self.max_objects = FIRST_OBJECTS  # objects to count
 
 
 class Meter:

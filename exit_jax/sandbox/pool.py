@@ -157,7 +157,7 @@ class Sandbox:
         digests = {folder: "" if folder is None else self._folders.digest(folder) for folder in folders}
         keys = [key_of(job, digests[job.public], self.limits, self.level, self._versions) for job in jobs]
         results: dict[int, Result] = {}
-        tasks: dict[int, Task] = {}  # by the index of the job
+        tasks: dict[int, Task] = {}  # tasks by the index of the job
         same: dict[str, int] = {}  # the first index of a key
         if self._cache is not None:
             for index, key in enumerate(keys):
@@ -219,7 +219,7 @@ def run_task(task: Task, turns: Turns, jail: Jail, limits: Limits, cache: Cache 
     if result.status == "fault" and not turns.is_closed:
         log.warning("sandbox: %s; once more", result.reason)
         result = launch.run(jail, task.job, limits, turns.hold)
-    waited_for_us = result.status == "timeout" and result.hint  # for what was refused
+    waited_for_us = result.status == "timeout" and result.hint  # a wait for what was refused
     if cache is not None and result.status != "fault" and not waited_for_us:
         cache.put(task.key, result)
     return result

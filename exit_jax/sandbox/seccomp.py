@@ -62,7 +62,7 @@ DENIED = {
     "request_key": (249, 218),
     "bpf": (321, 280),
     "userfaultfd": (323, 282),
-    "io_setup": (206, 0),  # from a number of events that the whole machine shares, fs.aio-max-nr
+    "io_setup": (206, 0),  # events count against a limit of the whole machine, fs.aio-max-nr
     "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),

@@ -324,7 +324,7 @@ def remove(box: str):
             os.chmod(here, 0o700)
             for entry in list(os.scandir(here)):
                 if entry.is_dir(follow_symlinks=False):
-                    os.chmod(entry.path, 0o700)  # to be moved it must be writable
+                    os.chmod(entry.path, 0o700)  # it must be writable to be moved
                     pending.append(entry.path if here == box else f"{box}/{time.monotonic_ns()}")
                     os.rename(entry.path, pending[-1])
                 else:

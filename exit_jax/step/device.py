@@ -88,6 +88,10 @@ class DeviceSteps:
         state, metrics = learn(state, instances, rollouts, grades)
         rates = jax.vmap(make_schedule(config.optimizer))(first_step + jnp.arange(num_epochs))
         metrics |= {"learning_rate": jnp.mean(rates), "finite_logits": sampler.finite_share(rollouts)}
-        for name, level in self.domain.difficulty("train").items():
-            metrics[f"task/{name}"] = jnp.asarray(level)[instances.history.task].mean()
-        return state, metrics
+        return state, metrics | mean_difficulty(self.domain, self.constants.tasks, instances.history.task)
+
+
+def mean_difficulty(domain: Domain, tasks: History, drawn: Array) -> Metrics:
+    """Return each difficulty's mean over the training tasks numbered ``drawn``, int32 [B], of all ``tasks`` [M]."""
+    row = drawn - tasks.task[0]  # tasks of a split are numbered on from its first, which is 0 in the first split alone
+    return {f"task/{name}": jnp.asarray(level)[row].mean() for name, level in domain.difficulty("train").items()}

@@ -45,12 +45,12 @@ class Played:
     """A batch of episodes, in NumPy, the same on every host but for the episodes."""
 
     rollouts: Rollouts  # tokens [B, G, T]; finished where the episode came to a valid end
-    end: np.ndarray  # int32 [B, G], of ENDS
+    end: np.ndarray  # int32 [B, G]: index in ENDS
     num_turns: np.ndarray  # int32 [B, G]: responses sampled
     episodes: list[Any]  # episodes of the rows that this process owns, row by row; None for one that is lost
     rows: np.ndarray  # numbers of the prompts that this process owns
     failed: bool  # whether the environment failed as a whole on this host
-    idle_secs: float = 0.0  # for which the devices had nothing to do, since all lanes waited for their environments
+    idle_secs: float = 0.0  # time without work for the devices, since all lanes waited for their environments
 
 
 @dataclasses.dataclass
@@ -108,7 +108,7 @@ class Transcripts:
         return Rollouts(**fields), self.end, self.num_turns
 
 
-class Watch:
+class IdleClock:
     """Measures for how long the devices have nothing to do between one thing that is given to them and the next."""
 
     def __init__(self):
@@ -129,10 +129,10 @@ def play(
     programs: TurnPrograms,
     environment: Environment,
     group_size: int,
-    copy: Params,
+    sampler_params: Params,
     instances: Instances,
     key: Array,
-    num_lanes: int = 2,
+    num_lanes: int,
 ) -> Played:
     """Play G episodes from each of B instances, to their end or to a limit.
 
@@ -142,9 +142,9 @@ def play(
     """
     num_prompts = instances.prompt.shape[0]
     edges = np.linspace(0, num_prompts, min(num_lanes, num_prompts) + 1).astype(int)
-    watch = Watch()
+    clock = IdleClock()
     lanes = [
-        _play_lane(programs, environment, group_size, copy, programs.part(instances, a, b - a), key, a, watch)
+        _play_lane(programs, environment, group_size, sampler_params, programs.part(instances, a, b - a), key, a, clock)
         for a, b in itertools.pairwise(edges.tolist())
     ]
     played: list[Played | None] = [None] * len(lanes)
@@ -155,7 +155,7 @@ def play(
                     next(lane)
                 except StopIteration as done:
                     played[index] = done.value
-    watch.close()
+    clock.close()
     whole = [lane for lane in played if lane is not None]
     join = lambda *leaves: np.concatenate(leaves)
     return Played(
@@ -165,7 +165,7 @@ def play(
         episodes=[episode for lane in whole for episode in lane.episodes],
         rows=np.concatenate([first + lane.rows for lane, first in zip(whole, edges)]),
         failed=any(lane.failed for lane in whole),
-        idle_secs=watch.idle_secs,
+        idle_secs=clock.idle_secs,
     )
 
 
@@ -173,14 +173,14 @@ def _play_lane(
     programs: TurnPrograms,
     environment: Environment,
     group_size: int,
-    copy: Params,
+    sampler_params: Params,
     instances: Instances,
     key: Array,
     first_prompt: int,
-    watch: Watch,
+    clock: IdleClock,
 ) -> Generator[None, None, Played]:
     """Play one lane; it yields whenever its next responses are being sampled, for other lanes to use the host."""
-    cursor = programs.start(copy, instances.prompt, instances.prompt_length)
+    cursor = programs.start(sampler_params, instances.prompt, instances.prompt_length)
     own, numbers = hosts.local_rows(instances.history)
     batch = instances.prompt.shape[0]
     episodes, lost, failed = _begin(environment, own, group_size, numbers, batch)
@@ -191,8 +191,8 @@ def _play_lane(
     transcripts.end[~lost & ~active] = OUT_OF_TURNS
     while active.any():
         turn_key = jax.random.fold_in(key, turn)
-        cursor, sampled = programs.generate(copy, cursor, turn_key, active, first_prompt * group_size)
-        watch.given(sampled)
+        cursor, sampled = programs.generate(sampler_params, cursor, turn_key, active, first_prompt * group_size)
+        clock.given(sampled)
         yield
         sampled = hosts.all_rows(sampled)
         transcripts.end[active & ~sampled.finished] = OVERLONG_RESPONSE
@@ -210,32 +210,32 @@ def _play_lane(
         count = np.where(active, count, 0)
         transcripts.add_observations(observed, count)
         if active.any():
-            cursor = programs.extend(copy, cursor, *narrow(observed, count), active)
+            cursor = programs.extend(sampler_params, cursor, narrow(observed, count), count, active)
     rollouts, end, num_turns = transcripts.finish(environment.by_response)
     return Played(rollouts, end, num_turns, episodes, numbers, failed)
 
 
-def narrow(tokens: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut rows of tokens to the next power of two, at least 16, that holds the longest: few widths, few programs."""
+def narrow(tokens: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Return rows of tokens cut to the next power of two, at least 16, that holds the longest: few widths, few programs."""
     width = 1 << int(max(count.max() - 1, 15)).bit_length()
-    return tokens[..., :width], count
+    return tokens[..., :width]
 
 
 @dataclasses.dataclass(frozen=True)
 class PlayedSteps:
     """Episodes of R rows in which every turn's response was improved K times, in NumPy; episodes are this process's."""
 
-    end: np.ndarray  # int32 [R], of ENDS
+    end: np.ndarray  # int32 [R]: index in ENDS
     num_tokens: np.ndarray  # int32 [R]: sampled, iterates that were not executed included
     episodes: list[Any]
-    rows: np.ndarray  # that this process owns
+    rows: np.ndarray  # numbers of the rows that this process owns
     failed: bool  # whether the environment failed as a whole on this host
 
 
 def play_steps(
     programs: TurnPrograms,
     environment: Environment,
-    copy: Params,
+    sampler_params: Params,
     context: tuple[Array, Array],
     history: History,
     key: Array,
@@ -251,7 +251,7 @@ def play_steps(
       context: tokens [R, P] and lengths [R] of the conversations up to where a response is asked for.
       history: [R], the same as histories.
     """
-    cursor = programs.start(copy, *context)
+    cursor = programs.start(sampler_params, *context)
     own, numbers = hosts.local_rows(history)
     batch = history.turn.shape[0]
     share = lambda tree: hosts.exchange_rows(tree, numbers, batch)
@@ -265,10 +265,10 @@ def play_steps(
     while active.any():
         response: Any = None
         for k in range(num_steps + 1):
-            asked = share(_ask(environment, episodes, response, active[numbers], numbers))
-            asking = programs.extend(copy, cursor, *narrow(*asked), active)
+            asked, count = share(_ask(environment, episodes, response, active[numbers], numbers))
+            asking = programs.extend(sampler_params, cursor, narrow(asked, count), count, active)
             step_key = jax.random.fold_in(jax.random.fold_in(key, turn), k)
-            response = hosts.all_rows(programs.generate(copy, asking, step_key, active, 0)[1])
+            response = hosts.all_rows(programs.generate(sampler_params, asking, step_key, active, 0)[1])
             require_finite(response.logp, response.mask)
             num_tokens += response.mask.sum(-1)
         spoke = active & response.finished
@@ -291,12 +291,20 @@ def play_steps(
         if active.any():
             new = np.concatenate([lead, response.tokens], axis=-1)
             new, count = _join(new, np.where(active, spoken, 0), observed, np.where(active, count, 0))
-            cursor = programs.extend(copy, cursor, *narrow(new, count), active)
+            cursor = programs.extend(sampler_params, cursor, narrow(new, count), count, active)
     return PlayedSteps(end[:, 0], num_tokens[:, 0], episodes, numbers, failed)
 
 
-def _ask(environment: Environment, episodes: list[Any], response, active, numbers) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens [r, 1, S] that ask for a response, or for a better one, and their number, 0 for idle rows."""
+def _ask(
+    environment: Environment, episodes: list[Any], response: Any, active: np.ndarray, numbers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens [r, 1, S] that ask for a response, or for a better one, and their number, 0 for idle rows.
+
+    Args:
+      response: the rollouts [R, 1, M] of the iterate before, in NumPy; None for the first.
+      active: bool [r, 1].
+      numbers: numbers [r] of the rows that this process owns.
+    """
     asked = np.zeros((len(episodes), 1, max(environment.max_ask, len(environment.generation_prompt))), np.int32)
     count = np.zeros((len(episodes), 1), np.int32)
     for row in np.flatnonzero(active[:, 0]):
@@ -309,7 +317,9 @@ def _ask(environment: Environment, episodes: list[Any], response, active, number
     return asked, count
 
 
-def _join(first: np.ndarray, first_count: np.ndarray, second: np.ndarray, second_count: np.ndarray):
+def _join(
+    first: np.ndarray, first_count: np.ndarray, second: np.ndarray, second_count: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return rows [b, G, S] of which each holds the start of one row and after it that of another, and their lengths."""
     joined = np.zeros((*first_count.shape, first.shape[-1] + second.shape[-1]), np.int32)
     for b, g in np.ndindex(first_count.shape):
@@ -318,7 +328,9 @@ def _join(first: np.ndarray, first_count: np.ndarray, second: np.ndarray, second
     return joined, first_count + second_count
 
 
-def _begin(environment: Environment, own, group_size: int, numbers, batch: int) -> tuple[list[Any], np.ndarray, bool]:
+def _begin(
+    environment: Environment, own: History, group_size: int, numbers: np.ndarray, batch: int
+) -> tuple[list[Any], np.ndarray, bool]:
     """Return the episodes of this process's rows, which of all rows [b, G] are lost, and whether all failed here."""
     failed = False
     try:
@@ -331,7 +343,12 @@ def _begin(environment: Environment, own, group_size: int, numbers, batch: int) 
 
 
 def _answer(
-    environment: Environment, episodes: list[Any], tokens, mask, spoke, with_lead: bool = True
+    environment: Environment,
+    episodes: list[Any],
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    spoke: np.ndarray,
+    with_lead: bool = True,
 ) -> tuple[tuple[np.ndarray, ...], bool]:
     """Step the episodes, in place, whose rows [b, G] spoke.
 

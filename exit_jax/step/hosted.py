@@ -31,8 +31,9 @@ class StepPrograms:
     sample: Callable[[Constants, Params, Instances, Array], Rollouts]  # tasks of one turn
     turns: TurnPrograms | None  # tasks of several
     learn: Callable[[Constants, State, Instances, Rollouts, Grades], tuple[State, Metrics]]
-    embed: Callable[[Rollouts], np.ndarray] | None  # by a foreign encoder, float32 [B, G, E]
-    embed_solutions: Callable[[Constants, Params, History, int], Array] | None  # by the policy, float32 [B, G, D]
+    embed: Callable[[Rollouts], np.ndarray] | None  # embeddings by a foreign encoder, float32 [B, G, E]
+    # embeddings by the policy, float32 [B, G, D]
+    embed_solutions: Callable[[Constants, Params, History, int], Array] | None
     longest: Callable[[Array], Array]  # the largest of a batch's lengths, known to all hosts
 
     @classmethod

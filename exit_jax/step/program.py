@@ -33,7 +33,7 @@ class Program:
     state: State  # the same of the state that is trained
     carry: Carry  # the same of what goes from one iteration to the next, and into checkpoints
     warm_state: WarmState
-    init_params: Callable[[int], Params]  # from a seed
+    init_params: Callable[[int], Params]  # seed -> fresh parameters
     init_warm: Callable[[Params, int], WarmState]
     warm: Callable[[Params | None, WarmState], tuple[WarmState, Metrics]]
     init: Callable[[Params, int], State]

@@ -5,7 +5,7 @@ import logging
 import pathlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from exit_jax.config.schema import Config
 from exit_jax.errors import ConfigError, GradingError, Interrupted
 from exit_jax.parallel import hosts
 from exit_jax.step.finite import NonFiniteError
+from exit_jax.types import Metrics
 from exit_jax.workdir.checkpoint import Checkpoints
 from exit_jax.workdir.metrics import MetricsWriter, Progress, Watch
 
@@ -24,16 +25,16 @@ MAX_FAULTS = 3  # iterations in a row in which grading failed
 
 def run_loop(
     title: str,
-    call,
+    call: Callable[[Any], tuple[Any, Metrics]],
     config: Config,
     *,
-    like,
+    like: Any,
     make: Callable[[], Any],
     total: int,
     checkpoint_dir: pathlib.Path,
     metrics_dir: pathlib.Path,
-    describe,
-):
+    describe: Callable[[Mapping[str, Any]], str],
+) -> Any:
     """Call a program until ``state.step`` reaches ``total``: restore, write metrics, save, stop at a signal.
 
     Args:
@@ -42,6 +43,9 @@ def run_loop(
       checkpoint_dir: a run that is restored from there continues exactly.
       metrics_dir: where ``<title>.jsonl`` and the TensorBoard events go.
       describe: the last row of metrics -> a short note for the progress line.
+
+    Returns:
+      The state at ``total``, on the devices.
 
     Raises:
       Interrupted: after SIGINT or SIGTERM in the loop, once the state is saved. Until it begins there is nothing to save, and
@@ -103,7 +107,7 @@ def run_loop(
     return state
 
 
-def _require_finite(title: str, step: int, metrics, untrained: bool) -> None:
+def _require_finite(title: str, step: int, metrics: Mapping[str, np.ndarray], untrained: bool) -> None:
     """Raise ConfigError if metrics of the steps after ``step`` say that the parameters are no longer finite.
 
     Raises:
@@ -122,7 +126,7 @@ def _require_finite(title: str, step: int, metrics, untrained: bool) -> None:
             )
 
 
-def _rates(config: Config, metrics, per_sec: float) -> dict[str, float]:
+def _rates(config: Config, metrics: Mapping[str, np.ndarray], per_sec: float) -> dict[str, float]:
     rates = {"time/steps_per_sec": per_sec, "time/secs_per_step": 1.0 / per_sec}
     if "response_length" in metrics:
         rollouts = config.algorithm.num_prompts * config.algorithm.group_size

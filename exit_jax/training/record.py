@@ -48,27 +48,27 @@ def embed_histories(config: Config, params: Params, history: History) -> np.ndar
     if not history.id.size:
         return np.zeros((0, 1), np.float32)
     domain, policy = domains.make(config.domain_name, config.domain), decoder_config(config)
+    mesh = make_program(config).mesh
     if config.encoder.checkpoint and domain.decode:
         texts = [domain.decode(row[:length]) for row, length in zip(history.tokens, history.lengths.sum(-1))]
-        return embed.make_embed(config.encoder, make_program(config).mesh)(texts)
-    mesh = make_program(config).mesh
+        return embed.make_embed(config.encoder, mesh)(texts)
     reshard = make_reshard(policy, mesh)
 
     @jax.jit
-    def mean_hidden(copy, history):
+    def mean_hidden(sampler_params, history):
         mode = jnp.where(history.step < 0, BASE, IMPROVE)
         prompt, length = render_by_mode(domain.templates, history, mode, domain.prompt_width)
         position = jnp.broadcast_to(jnp.arange(domain.prompt_width), prompt.shape)
         mask = position < length[:, None]
         with meshes.use(mesh):
-            hidden, _ = decoder.apply(policy, copy, prompt[:, None], position[:, None], mask[:, None])
+            hidden, _ = decoder.apply(policy, sampler_params, prompt[:, None], position[:, None], mask[:, None])
         total = jnp.where(mask[..., None], hidden[:, 0].astype(jnp.float32), 0.0).sum(1)
         return jax.lax.with_sharding_constraint(total / mask.sum(1, keepdims=True), meshes.replicated(mesh))
 
-    copy, size, count = jax.jit(reshard)(params), config.eval.batch_size, history.id.size
+    sampler_params, size, count = jax.jit(reshard)(params), config.eval.batch_size, history.id.size
     batches = []
     for start in range(0, count, size):
         rows = np.resize(np.arange(start, min(start + size, count)), size)  # one width of batch, one program
         batch = jax.device_put(jax.tree.map(lambda leaf, rows=rows: leaf[rows], history), meshes.by_row(mesh))
-        batches.append(np.asarray(mean_hidden(copy, batch))[: count - start])
+        batches.append(np.asarray(mean_hidden(sampler_params, batch))[: count - start])
     return np.concatenate(batches)

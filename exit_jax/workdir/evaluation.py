@@ -21,10 +21,11 @@ from exit_jax.workdir import identity
 NAME = "evaluation.json"
 FORMAT = 2
 MEAN = "mean"  # the split that is the unweighted mean of the test splits
-COUNTS = ("net_corrections", "corrected", "broken")  # over all tasks of the split, each a mean over its samples
-TOTALS = ("net_corrections_sum",)  # over all samples of all tasks
-OF_SPLIT = ("k", "num_tasks", "num_too_long", "samples_per_task")  # whatever the scaffold
-# which figure a scaffold stands for among others, the first that it reports
+# numbers over all tasks of the split, each task's a mean over its samples
+COUNTS = ("net_corrections", "corrected", "broken")
+TOTALS = ("net_corrections_sum",)  # numbers over all samples of all tasks
+OF_SPLIT = ("k", "num_tasks", "num_too_long", "samples_per_task")  # figures of the split, whatever the scaffold
+# figures that a scaffold may stand for among others; the first that it reports counts
 ACCURACIES = ("accuracy", "pass_at_k", "best_so_far")
 SCORES = ("quality", "best_quality")
 

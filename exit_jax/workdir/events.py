@@ -61,7 +61,7 @@ class EventWriter:
     def __init__(self, folder: pathlib.Path, purge_step: int):
         folder.mkdir(parents=True, exist_ok=True)
         stem = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}"
-        taken = sum(1 for _ in folder.glob(f"{stem}*"))  # by a run of the same second and process
+        taken = sum(1 for _ in folder.glob(f"{stem}*"))  # names taken by a run of the same second and process
         self._file = (folder / f"{stem}.{taken}").open("wb")
         self._write(0, _field(3, b"brain.Event:2", _BYTES))
         started = _field(1, 1, _VARINT)  # SessionLog.status = START

@@ -21,14 +21,12 @@ from exit_jax.policy.hf.config import resolve
 from exit_jax.workdir.identity import digest, write_json
 
 FILE = "inputs.json"
-COMMITS = (
-    "commits"  # commits of hub ids, to be named in the remedy; they are not compared, since a README may move them
-)
+# commits of hub ids, to be named in the remedy; they are not compared, since a README may move them
+COMMITS = "commits"
 WHOLE = 1 << 26  # bytes of a file that is read whole
 BLOCK, NUM_BLOCKS = 1 << 14, 4  # bytes of a sample, and samples of a tensor, or of a file that has none
-MAX_FILES = (
-    1000  # files of a folder of data, evenly chosen, whose content is looked at; of all of them, name and size are
-)
+# files of a folder of data whose content is looked at, evenly chosen, up to twice as many; of all of them, name and size are
+MAX_FILES = 1000
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.*", "merges.txt")
 TOKENIZER += ("added_tokens.json", "special_tokens_map.json")
 TEMPLATE = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*")

@@ -148,6 +148,9 @@ TRAIN = (
         "step.device.DeviceSteps.learn",
         ("learning_rate", "", "the optimiser's, mean over the epochs of the iteration"),
         ("finite_logits", "share", "sampled tokens whose logits were finite; training stops below 1"),
+    ),
+    *_made_by(
+        "step.device.mean_difficulty",
         ("task/<level>", "", "mean of a difficulty that the domain gives its tasks", "the domain tells difficulties"),
     ),
     *_made_by(

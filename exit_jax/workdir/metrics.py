@@ -1,4 +1,4 @@
-"""Figures of a run, for tools: metrics.jsonl and TensorBoard events; and a progress line, for people."""
+"""Figures of a run, for tools: train.jsonl, warm_start.jsonl and TensorBoard events; and a progress line, for people."""
 
 import contextlib
 import json
@@ -166,12 +166,14 @@ class Watch:
 
 
 class Progress:
-    """One line on stderr with a rate and the time left; without a terminal, a line every ``quiet_secs``."""
+    """One line on stderr with a rate and the time left; without a terminal, a line every QUIET_SECS."""
 
-    def __init__(self, title: str, done: int, total: int, quiet_secs: float = 30.0):
+    QUIET_SECS = 30.0
+
+    def __init__(self, title: str, done: int, total: int):
         self.title, self.total = title, total
         self._start_done, self._start = done, time.monotonic()
-        self._shown, self._quiet = -math.inf, quiet_secs
+        self._shown = -math.inf
         self._terminal = sys.stderr.isatty()
         self._silent = not hosts.is_lead()
 
@@ -186,7 +188,7 @@ class Progress:
         line = f"{self.title} {done}/{self.total}  {rate:.2f}/s  {_clock(left)} left  {note}"
         if self._terminal:
             print(f"\r\033[K{line}", end="\n" if done >= self.total else "", file=sys.stderr, flush=True)
-        elif now - self._shown >= self._quiet or done >= self.total:
+        elif now - self._shown >= self.QUIET_SECS or done >= self.total:
             print(line, file=sys.stderr, flush=True)
             self._shown = now
 

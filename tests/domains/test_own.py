@@ -21,6 +21,7 @@ from exit_jax.domains.domain import Domain, DomainError
 from exit_jax.domains.text.scored import TextConfig, text_domain
 from exit_jax.errors import ConfigError
 from exit_jax.run import evaluate_workdir, run_experiment
+from exit_jax.step.device import mean_difficulty
 from exit_jax.step.program import make_program
 from exit_jax.training.train import train
 from exit_jax.types import Instances, Rollouts
@@ -244,6 +245,20 @@ def test_tasks_that_are_none_are_told():
 def test_an_empty_message_without_a_default_is_told(mode):
     with pytest.raises(DomainError, match=rf"domain.{mode} is empty; say"):
         plain(Plain(**{mode: ""}))  # type: ignore[arg-type]
+
+
+class Reordered(Plain):
+    """Splits of which the one to train on is not the first."""
+
+    splits = ("test", "train")
+
+
+def test_difficulties_are_those_of_training_tasks_wherever_their_split_stands():
+    domain = plain(Reordered(), tasks=lambda split: [{"prompt": "Hello"}] * 3)
+    domain = dataclasses.replace(domain, difficulty=lambda split: {"length": np.array([10, 20, 60])})
+    tasks = domain.tasks("train")
+    assert tasks.task[0] > 0
+    assert mean_difficulty(domain, tasks, jnp.asarray(tasks.task[[2, 0, 2]])) == {"task/length": pytest.approx(130 / 3)}
 
 
 def test_traits_that_settings_do_not_tell_are_a_fault(monkeypatch):

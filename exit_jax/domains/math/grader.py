@@ -37,7 +37,7 @@ BOX = r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*(?:\[[^\[\]]*\]\s*)*"
 BRACES = re.compile(rf"{BOX}\{{|{BOX}(?P<bare>\\[A-Za-z]+|-?[\w.]+)|\\.|[{{}}]", re.DOTALL)
 AND = re.compile(r"(?:\s|\$|\\[()\[\]])*(?:,|;|,?\s*(?:and|or|\\text\{\s*(?:and|or)\s*\}))(?:\s|\$|\\[()\[\]])*")
 MAX_AND_CHARS = 40
-# where nothing is boxed
+# answers where nothing is boxed
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 SAID = re.compile(
     r"(?:\banswers?\b(?:[^.\n$:=]{0,60}?(?:\b(?:is|are|equals)\b|[:=])|[*_]*\s*\n)|####)[\s:*_]*(?:therefore|thus|then|simply)?[\s*_]*",
@@ -165,7 +165,8 @@ class Grader:
         if not timeout_secs > 0:
             raise ValueError(f"timeout_secs={timeout_secs} must be positive")
         self.stats = Stats()
-        limits = (timeout_secs, WALL_FACTOR * timeout_secs + 1.0, MEMORY_BYTES)  # by the clock, this process acts first
+        # a second more by the clock, so that this process acts first
+        limits = (timeout_secs, WALL_FACTOR * timeout_secs + 1.0, MEMORY_BYTES)
         self._pool = Pool(WORKER, [str(limit) for limit in limits], num_workers, needs="math-verify")
         self._timeout_secs, self._lock = timeout_secs, threading.Lock()
         self._cache: collections.OrderedDict[bytes, Verdict] = collections.OrderedDict()

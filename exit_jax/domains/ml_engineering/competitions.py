@@ -54,7 +54,7 @@ class Competition:
     best: float  # the score that counts 1
     id_column: str
     target_columns: tuple[str, ...]
-    labels: tuple[str, ...]  # that a prediction may be, where the metric wants labels
+    labels: tuple[str, ...]  # labels that a prediction may be, where the metric wants labels
     public: pathlib.Path
     private: pathlib.Path
     sample: str = SAMPLE  # file in ``public``

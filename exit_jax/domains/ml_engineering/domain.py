@@ -59,7 +59,7 @@ class Outcome:
     code: str  # "" for none
     quality: float
     failed: bool  # its run, or its submission
-    feedback: str  # for the next prompt
+    feedback: str  # text for the next prompt
     notes: Mapping[str, float]  # those of NOTES that are not 0
 
 
@@ -156,9 +156,8 @@ class MlEngineering(SingleTurnDomain):
             previews = preview(competition, c.preview_chars)
             request = self.encode(prompts.request(competition.description, previews))
             description = self.encode(competition.description.strip())
-            rest = (
-                len(self.encode(prompts.request("", previews))) + len(self.encode(chat.GAP)) + 8
-            )  # what seams may add
+            seams = 8  # tokens that seams may add
+            rest = len(self.encode(prompts.request("", previews))) + len(self.encode(chat.GAP)) + seams
         if len(request) <= c.max_request_tokens:
             return request
         room = c.max_request_tokens - rest
@@ -209,17 +208,7 @@ class MlEngineering(SingleTurnDomain):
         quality = per_rollout(outcome.quality for outcome in outcomes)
         notes = {name: per_rollout(outcome.notes.get(name, 0.0) for outcome in outcomes) for name in NOTES}
         notes["truncated"] = per_rollout(was_cut for _, was_cut in shown)
-        children = self.children(history, pieces, quality)
-        graded = notes["faults"] == 0
-        insertable = graded & (children.lengths[:, :, 0, PIECES.index("solution")] > 0)
-        return Grades(
-            quality=quality,
-            valid=graded,
-            embedding=quality[..., None] * 0.0,
-            children=children,
-            insertable=insertable[..., None],
-            notes=notes,
-        )
+        return self.make_grades(history, pieces, quality, notes["faults"] == 0, notes)
 
     def run(self, names: Sequence[str], responses: Sequence[str], owners: Sequence[int]) -> list[Outcome]:
         """Run the scripts in responses to competitions ``names``; responses of an owner take turns with others'."""

@@ -35,7 +35,7 @@ class Declared:
 
     name: str
     split: str
-    metric: str  # in words
+    metric: str  # metric in words
     worst: float
     best: float
     id_column: str

@@ -28,10 +28,10 @@ _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,4})?", re.AS
 class Verdict:
     """What became of a submission."""
 
-    score: float | None  # by the competition's metric; None where the submission is not valid
-    normalised: float  # in [0, 1], 0 where it is not valid
+    score: float | None  # score by the competition's metric; None where the submission is not valid
+    normalised: float  # score in [0, 1], 0 where it is not valid
     valid: bool
-    feedback: str  # for the model, at most MAX_FEEDBACK characters
+    feedback: str  # text for the model, at most MAX_FEEDBACK characters
 
 
 def grade(competition: Competition, submission: bytes | None) -> Verdict:

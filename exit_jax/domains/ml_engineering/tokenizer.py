@@ -4,13 +4,12 @@ import json
 from typing import Any
 
 from exit_jax.domains.ml_engineering import fragments
-from exit_jax.domains.text.tokenizer import CHAT_TEMPLATE, END, ROLES
+from exit_jax.domains.text.tokenizer import END, ROLES, with_plain_chat
 
 
 def make() -> Any:
     """Return a tokenizer of transformers, whose pre-tokens are statements: a line and the indented ones below it."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     listed = ["".join(part for part, _ in as_bytes.pre_tokenize_str(text)) for text in fragments.vocabulary()]
@@ -21,12 +20,7 @@ def make() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([statement, as_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END, *ROLES.values()])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END,
-        additional_special_tokens=list(ROLES.values()),
-        chat_template=CHAT_TEMPLATE,
-    )
+    return with_plain_chat(tokenizer)
 
 
 def identity() -> str:

@@ -35,6 +35,7 @@ from exit_jax.types import PIECES
 Tokenizer = Any  # one of transformers, whose import costs a second and is not needed here
 Message = Mapping[str, Any]
 NO_INPUTS: Mapping[str, Any] = {}
+CANNOT = "the chat template cannot be cut into token pieces:"  # how an error begins
 
 # Stand-ins for pieces: private-use characters, which no template looks for and no trimming removes.
 STAND_IN = "\ue000{}\ue001"
@@ -194,7 +195,7 @@ def control_tokens(tokenizer: Tokenizer, keep: Sequence[str] = ()) -> tuple[int,
 def unused_ids(tokenizer: Tokenizer) -> tuple[tuple[int, int], ...]:
     """Return the ranges [start, stop) of ids below the largest that are no token's; ids 0, 1 and 4 leave out ((2, 4),)."""
     used = sorted({*tokenizer.get_vocab().values()})
-    return tuple((last + 1, next) for last, next in itertools.pairwise([-1, *used]) if next > last + 1)
+    return tuple((last + 1, first) for last, first in itertools.pairwise([-1, *used]) if first > last + 1)
 
 
 def _cut_text(
@@ -234,9 +235,6 @@ def _cut_text(
                 "Llama 3.1 does, which writes a tool's output as JSON; give the message another role, such as user"
             )
     return texts, [name for name, _ in fields], render
-
-
-CANNOT = "the chat template cannot be cut into token pieces:"
 
 
 def _join(texts: Sequence[str], contents: Sequence[str]) -> str:

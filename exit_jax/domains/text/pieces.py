@@ -14,11 +14,11 @@ from exit_jax.domains.text import chat, turns
 from exit_jax.domains.text.thoughts import END, START
 from exit_jax.errors import UserError
 from exit_jax.policy.hf.config import read_eos, resolve
-from exit_jax.types import BASE, MODES, PIECES, Array, History, make_history
+from exit_jax.types import BASE, MODES, PIECES, Array, Grades, History, make_history
 
 Tokens = Any  # a sequence or a NumPy array of ids
 SPAN = 1 << 20  # tasks of a split: their numbers are split · SPAN + row
-DEMONSTRATIONS = 1 << 20  # different ones, before they repeat
+DEMONSTRATIONS = 1 << 20  # numbers of demonstrations, before they repeat
 
 
 def pack(
@@ -39,7 +39,7 @@ class TextDomain:
     A response is read by ``answer`` and ``shown`` alone, which leave its thoughts out; ``decode`` is for pieces.
     """
 
-    # with ``tokenizer``, a folder or hub id, or "" for one of the domain's own, and ``template_inputs``
+    # settings with ``tokenizer``, a folder or hub id, or "" for one of the domain's own, and ``template_inputs``
     config: Any
     tokenizer: Any  # one of transformers
     kept_control: tuple[str, ...] = ()  # control tokens that pieces may hold all the same
@@ -179,11 +179,28 @@ class SingleTurnDomain(TextDomain):
         """Return histories [n] as ``pack`` does, of the domain's width."""
         return pack(rows, sum(self.max_piece_tokens.values()), task, turn, step, quality)
 
-    def children(self, history: History, rows: Sequence[Sequence[Tokens]], quality: np.ndarray) -> History:
-        """Return the histories [B, G, 1] that responses to ``history`` [B] make, of the pieces in ``rows``, B · G of them."""
+    def make_grades(
+        self, history: History, rows: Sequence[Sequence[Tokens]], quality: Any, valid: Any, notes: dict[str, Any]
+    ) -> Grades:
+        """Return the grades of responses to ``history`` [B]: a child each, which may enter the buffer if it holds a solution.
+
+        Args:
+          rows: pieces of the B · G children.
+          quality: float32 [B, G], in NumPy.
+          valid: bool [B, G], False for what could not be graded.
+          notes: float32 [B, G] by name.
+        """
         each = lambda leaf: np.repeat(leaf, quality.shape[1])
         packed = self.pack(rows, each(history.task), each(history.turn), each(history.step) + 1, quality.reshape(-1))
-        return jax.tree.map(lambda leaf: leaf.reshape(*quality.shape, 1, *leaf.shape[1:]), packed)
+        children = jax.tree.map(lambda leaf: leaf.reshape(*quality.shape, 1, *leaf.shape[1:]), packed)
+        return Grades(
+            quality=quality,
+            valid=valid,
+            embedding=quality[..., None] * 0.0,
+            children=children,
+            insertable=valid[..., None] & (children.lengths[..., PIECES.index("solution")] > 0),
+            notes=notes,
+        )
 
     def texts_of(self, history: History, piece: str) -> list[str]:
         """Return a piece of histories [n] as text."""
@@ -197,7 +214,10 @@ class SingleTurnDomain(TextDomain):
         return grain.MapDataset.range(DEMONSTRATIONS)
 
     def demonstrations(self, key: Array, step: Array, count: int, group_size: int) -> tuple[History, Any, Any, Any]:
-        """Return a batch of demonstrations, as ``Domain`` wants them; the order is shuffled by ``key``, no two are alike."""
+        """Return a batch of demonstrations, as ``Domain`` wants them; their numbers are shuffled by ``key``.
+
+        No number comes twice among the first DEMONSTRATIONS; what a domain makes of two of them may be alike.
+        """
         seed = int(jax.device_get(jax.random.key_data(key))[-1])
         numbers: Any = self.demonstration_rows.shuffle(seed=seed).repeat()
         made = [self.demonstration(numbers[int(step) * count + i], group_size) for i in range(count)]

@@ -1,8 +1,8 @@
 """A domain of text from tasks and a score: prompts go out, final answers are scored on the host.
 
-``text_domain`` makes one of two functions (docs/extend.md has an example); ``ScoredDomain`` is what a domain inherits that
-does more, as competition math. A history's request is the prompt, its solution the final answer of a response: all of it
-but for thoughts. Tasks of all splits have numbers of their own, so that a history tells its task: split · SPAN + row.
+``text_domain`` makes a domain from two functions (docs/extend.md has an example); ``ScoredDomain`` is what a domain inherits
+that does more, as competition math. A history's request is the prompt, its solution the final answer of a response: all of
+it but for thoughts. Tasks of all splits have numbers of their own, so that a history tells its task: split · SPAN + row.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from exit_jax.domains.text.pieces import SPAN, SingleTurnDomain, Tokens
 from exit_jax.domains.text.prompts import DIVERGE, IMPROVE, IMPROVE_BY_FEEDBACK
 from exit_jax.domains.traits import Traits
 from exit_jax.settings import setting
-from exit_jax.types import BASE, MODES, PIECES, Grades, History, Instances, Rollouts
+from exit_jax.types import BASE, MODES, Grades, History, Instances, Rollouts
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +59,10 @@ class TextConfig:
 class Score:
     """What is said of one response."""
 
-    quality: float  # in [0, 1]
-    feedback: str = ""  # for the next prompt
+    quality: float  # score in [0, 1]
+    feedback: str = ""  # text for the next prompt
     graded: bool = True  # False: it could not be scored, earns nothing and enters no buffer
-    notes: Mapping[str, float] = dataclasses.field(default_factory=dict)  # by the domain's ``notes``
+    notes: Mapping[str, float] = dataclasses.field(default_factory=dict)  # values of the domain's ``notes``
 
 
 class ScoredDomain(SingleTurnDomain):
@@ -175,17 +175,9 @@ class ScoredDomain(SingleTurnDomain):
         quality = per_rollout(0.0 if cut else score.quality for score, cut in zip(scores, unseen, strict=True))
         graded = per_rollout((score.graded for score in scores), bool)
         pieces = [((), r, solution, f) for r, (solution, _), f in zip(requests, shown, feedback, strict=True)]
-        children = self.children(history, pieces, quality)
-        insertable = graded & (children.lengths[:, :, 0, PIECES.index("solution")] > 0)
         notes = {name: per_rollout(score.notes[name] for score in scores) for name in self.notes}
-        return Grades(
-            quality=quality,
-            valid=graded,
-            embedding=quality[..., None] * 0.0,
-            children=children,
-            insertable=insertable[..., None],
-            notes=notes | {"truncated": per_rollout(cut for _, cut in shown)},
-        )
+        notes["truncated"] = per_rollout(cut for _, cut in shown)
+        return self.make_grades(history, pieces, quality, graded, notes)
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of Domain that follow from the above."""

@@ -58,13 +58,12 @@ def train(texts: Sequence[str], vocab_size: int, folder: pathlib.Path) -> Any:
                 if not target.exists():
                     raise
             else:
-                pathlib.Path(partial).mkdir()  # for the context to remove
+                pathlib.Path(partial).mkdir()  # something for the context to remove
     return hf_tokenizer.load(target)
 
 
 def _train(texts: Sequence[str], vocab_size: int) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)
@@ -79,6 +78,13 @@ def _train(texts: Sequence[str], vocab_size: int) -> Any:
             vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
         ),
     )
+    return with_plain_chat(tokenizer)
+
+
+def with_plain_chat(tokenizer: Any) -> Any:
+    """Return a tokenizer of transformers, with the plain chat template, from one of tokenizers that has END and ROLES."""
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,

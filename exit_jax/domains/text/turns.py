@@ -73,7 +73,6 @@ def between(
     messages: Sequence[Message],
     stops: Sequence[int],
     inputs: Mapping[str, Any] = NO_INPUTS,
-    pieces: Sequence[str] = PIECES,
     add_generation_prompt: bool = True,
     with_stop: bool = False,
 ) -> Template:
@@ -92,7 +91,7 @@ def between(
     Raises:
       ChatError: as ``cut``, and if the template does not close a response with one of ``stops``.
     """
-    template = cut(tokenizer, [*_OPENING, *messages], inputs, add_generation_prompt, (*pieces, " response "))
+    template = cut(tokenizer, [*_OPENING, *messages], inputs, add_generation_prompt, (*PIECES, " response "))
     after = _after_response(template)
     place = _closing_place(tokenizer, after)
     if after[place] not in stops:
@@ -106,12 +105,7 @@ def between(
     return tuple(item for item in (tuple(first), *rest) if item)
 
 
-def more(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    inputs: Mapping[str, Any] = NO_INPUTS,
-    pieces: Sequence[str] = PIECES,
-) -> Template:
+def more(tokenizer: Tokenizer, messages: Sequence[Message], inputs: Mapping[str, Any] = NO_INPUTS) -> Template:
     """Return what follows a conversation that ends with a user's message: ``messages``, and the prompt for a response.
 
     Without messages that is the prompt alone: "<|im_start|>assistant\\n" in ChatML.
@@ -121,7 +115,7 @@ def more(
     """
     user = {"role": "user", "content": PLAIN}
     before: Any = cut(tokenizer, [user], inputs, add_generation_prompt=False, pieces=())[0]
-    whole: Any = cut(tokenizer, [user, *messages], inputs, pieces=pieces)
+    whole: Any = cut(tokenizer, [user, *messages], inputs)
     first, rest = whole[0], whole[1:]
     if first[: len(before)] != before:
         raise ChatError(f"{CANNOT} it closes a user's message in another way when {len(messages)} messages follow it")

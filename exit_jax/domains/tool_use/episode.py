@@ -25,13 +25,12 @@ class Task:
     """Requests to fulfil by calling functions, and the calls that fulfil them."""
 
     id: str
-    apis: tuple[str, ...]  # whose functions there are
+    apis: tuple[str, ...]  # APIs whose functions there are
     requests: tuple[str, ...]
-    functions: Mapping[
-        str, Mapping[str, Any]
-    ]  # name -> document, its parameters as JSON Schema; "api" tells what it is part of
+    # name -> document, its parameters as JSON Schema; "api" tells what it is part of
+    functions: Mapping[str, Mapping[str, Any]]
     initial_config: Mapping[str, Any]
-    truth: tuple[tuple[Call, ...], ...]  # by request
+    truth: tuple[tuple[Call, ...], ...]  # calls by request
     truth_texts: tuple[tuple[str, ...], ...] = ()  # the same as BFCL writes it, for its checker
 
 
@@ -40,10 +39,9 @@ class Verdict:
     """What the rules say of a finished request."""
 
     states_equal: bool
-    calls_contained: bool  # in the calls made so far
-    official: bool | None = (
-        None  # BFCL's checker, of all requests up to this one; None in a world that has no other rule
-    )
+    calls_contained: bool  # whether the calls made so far contain the right ones
+    # verdict of BFCL's checker on all requests up to this one; None in a world that has no other rule
+    official: bool | None = None
     official_error: str = ""  # the checker's kind of error; "" if it is valid
 
     @property
@@ -115,7 +113,7 @@ class Episode:
 class ReplayMismatch:
     """A recorded call that returns something else when it is made again."""
 
-    index: int  # among the episode's calls
+    index: int  # number among the episode's calls
     recorded: str
     replayed: str
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from exit_jax.domains.text.thoughts import final_answer
 
-MAX_CALL_CHARS = 20_000  # from a call's start tag to the end of the response
+MAX_CALL_CHARS = 20_000  # characters from a call's start tag to the end of the response
 MAX_STARTS = 8  # start tags in a response, mentions included; with the line above it bounds the time of a parse
 MAX_DEPTH = 16  # depth of nested arguments
 MAX_NAME_CHARS = 40  # length of what a message quotes

@@ -369,7 +369,7 @@ def main(call_secs: float, memory_bytes: int):
     for limit, value in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(limit, (value, value))
     for number in (signal.SIGPROF, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)  # to end the process, whatever it is in the middle of
+        signal.signal(number, signal.SIG_DFL)  # the default ends the process, whatever it is in the middle of
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # signal of a cluster that ends a job: the trainer decides
     try:
         backends, cache = Backends(call_secs), Cache()

@@ -30,11 +30,8 @@ log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _COPIED = ("LICENSE*", "NOTICE*")
-_TOKEN_IDS = (
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)  # fields of generation_config.json that config.json repeats
+# fields of generation_config.json that config.json repeats
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _MAX_POSITIONS = 131072  # no part of DecoderConfig; transformers only warns beyond it
 
 

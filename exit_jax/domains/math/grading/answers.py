@@ -29,7 +29,7 @@ from readings import (
 )
 from syntax import NUMBER, exact, has_letters, inside, is_name, parse_formula, plain_words, split, without_text
 
-MAX_ITEMS = 100  # in a list, and tenfold in a matrix
+MAX_ITEMS = 100  # items of a list; ten times as many of a matrix
 MAX_UNIT_CHARS = 80
 SEPARATOR = re.compile(r"[,;]|\\l(?:or|and)(?![A-Za-z])")
 RELATION = re.compile(r"\\(?:le|ge|ne)(?![A-Za-z])|[<>]")
@@ -38,7 +38,7 @@ OPERATION = re.compile(r"\\(?:cup|cap|setminus)(?![A-Za-z])")
 MEMBER = re.compile(r"\\(?:not)?in(?![A-Za-z])")
 CONDITION = re.compile(r"\||:")
 FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])|\\(?:log|ln|exp)(?![A-Za-z])")
-# where a unit may begin
+# places where a unit may begin
 TAIL = re.compile(
     r"(?<=[\d})\s.])(?=\s*(?:[A-Za-z]|\\(?:text|degree|mu|Omega|AA)(?![A-Za-z])|\\frac\s*\{\\text))|(?=\\degree)"
 )

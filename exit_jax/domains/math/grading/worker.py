@@ -61,7 +61,7 @@ def main(pair_secs: float, wall_secs: float, memory_bytes: int):
     for limit, value in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(limit, (value, value))
     for number in (signal.SIGPROF, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)  # to end the process, whatever it is in the middle of
+        signal.signal(number, signal.SIG_DFL)  # the default ends the process, whatever it is in the middle of
     # a cluster that ends a job sends it: the trainer decides, and has pairs in hand
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.disable(logging.WARNING)  # math-verify warns that it keeps no time itself

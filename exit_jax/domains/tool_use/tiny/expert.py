@@ -47,10 +47,10 @@ class Standing:
     """Where an episode stands."""
 
     state: State
-    start: State  # as the request in hand was made
-    made: Calls  # for the request in hand
+    start: State  # state when the request in hand was made
+    made: Calls  # calls for the request in hand
     done: Calls  # those of them that did not fail
-    past: Calls  # that were done for the request before
+    past: Calls  # calls that were done for the request before
 
 
 def stand(episode: Episode, task: Task) -> Standing:
@@ -344,7 +344,7 @@ def texts(tasks: Sequence[TinyTask], noise: float, seed: int, markers: Markers =
             found += [response, *([result.observation] if result.observation else [])]
             episode = result.episode
     pieces = collections.Counter(piece for text in found for piece in BETWEEN_WORDS.split(text) if piece)
-    # by the square root, else what is said seldom comes out as letters
+    # square roots, or else what is said seldom comes out as letters
     counts = {piece: math.isqrt(count) for piece, count in pieces.items()}
     counts |= {word: 10 * max(counts.values()) for words in WORDS.values() for word in words}
     return [piece for piece, count in counts.items() for _ in range(count)]

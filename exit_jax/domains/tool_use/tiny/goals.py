@@ -22,10 +22,10 @@ class Kind:
 
     apis: tuple[str, ...]
     slots: Mapping[str, str]  # name -> kind of word, or "count"
-    phrasings: tuple[str, ...]  # with slots in braces
+    phrasings: tuple[str, ...]  # phrasings with slots in braces
     # (state, slots, calls made for the request before) -> calls; none if there is nothing to do or it is ambiguous
     resolve: Callable[[State, Slots, Calls], Sequence[Call]]
-    ways: Callable[[Slots], Sequence[Calls]] = lambda slots: ((),)  # to find out what resolve depends on
+    ways: Callable[[Slots], Sequence[Calls]] = lambda slots: ((),)  # calls that find out what resolve depends on
     weight: int = 4  # how often it is drawn; more where there are several ways, or where few states allow it
 
 

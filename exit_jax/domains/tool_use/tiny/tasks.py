@@ -31,12 +31,11 @@ API_SETS = (("Store", "Bank"), ("Store", "House"), ("Bank", "House"))
 MAX_TURNS = 12  # responses that an episode may take
 MAX_NEEDED = 10  # responses needed, if nothing goes wrong
 MAX_CALLS = 3  # calls for a request, besides those to find out
-FOCUS_PROB = 0.7  # that a goal is about something that an earlier one was about
-FOLLOW_UP_PROB = (
-    0.06  # a try, that a request refers to the one before by "that" or "the same"; this is possible more often
-)
-INDEPENDENT_PROB = 0.3  # that a later goal is kept which would take the same calls without those before
-NUM_TRIES = 20  # at the next goal, before a task is given up
+FOCUS_PROB = 0.7  # probability that a goal is about something that an earlier one was about
+# probability a try that a request refers to the one before by "that" or "the same"; this is possible more often
+FOLLOW_UP_PROB = 0.06
+INDEPENDENT_PROB = 0.3  # probability that a later goal is kept which would take the same calls without those before
+NUM_TRIES = 20  # tries at the next goal, before a task is given up
 
 
 @functools.lru_cache

@@ -42,9 +42,8 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "door": ("open", "shut"),
 }
 MAX_COUNT = 9  # count of an item in all boxes together, and of coins: counts have one digit
-INVALID = (
-    '{"error": "invalid"}'  # after a response that is no call and no marker; the parser would say more, in many tokens
-)
+# answer to a response that is no call and no marker; the parser would say more, in many tokens
+INVALID = '{"error": "invalid"}'
 ABOUT = {
     "Store": "Boxes that hold things.",
     "Bank": "People and their coins.",
