@@ -343,14 +343,9 @@ def _begin(
 
 
 def _answer(
-    environment: Environment,
-    episodes: list[Any],
-    tokens: np.ndarray,
-    mask: np.ndarray,
-    spoke: np.ndarray,
-    with_lead: bool = True,
+    environment: Environment, episodes: list[Any], tokens: Any, mask: Any, spoke: np.ndarray, with_lead: bool = True
 ) -> tuple[tuple[np.ndarray, ...], bool]:
-    """Step the episodes, in place, whose rows [b, G] spoke.
+    """Step the episodes, in place, whose rows [b, G] spoke: ``tokens`` and ``mask`` [b, G, M], in NumPy.
 
     Returns:
       Observations [b, G, S + the lead], their lengths, ends or -1, whether the responses ended validly; and whether all
