@@ -61,6 +61,7 @@ class Score:
 
     quality: float  # score in [0, 1]
     feedback: str = ""  # text for the next prompt
+    answer: str = ""  # what a vote counts, "" for none
     graded: bool = True  # False: it could not be scored, earns nothing and enters no buffer
     notes: Mapping[str, float] = dataclasses.field(default_factory=dict)  # values of the domain's ``notes``
 
@@ -83,6 +84,10 @@ class ScoredDomain(SingleTurnDomain):
     def prompt(self, row: Any) -> str:
         """Return the text of a task."""
         raise NotImplementedError
+
+    def context(self, row: Any) -> Tokens:
+        """Return the tokens of a conversation up to the text of a task, of a domain with "context" among its pieces."""
+        return ()
 
     def score(self, rows: Sequence[Any], responses: Sequence[Tokens]) -> list[Score]:
         """Score responses, each to its row."""
@@ -111,7 +116,10 @@ class ScoredDomain(SingleTurnDomain):
                 f"the split {split} has no {self.noun}; leave it out of the domain's splits, or give it some"
             )
         tokens = [self.encode(self.prompt(row).strip()) for row in found]
-        too_long: Any = np.array([len(ids) > room for ids in tokens])
+        context_room = self.max_piece_tokens.get("context", 0)
+        too_long: Any = np.array(
+            [len(ids) > room or len(self.context(row)) > context_room for row, ids in zip(found, tokens, strict=True)]
+        )
         if too_long.all():
             raise DomainError(
                 f"no {self.noun} of the split {split} fits into domain.max_request_tokens = {room}; raise it"
@@ -153,9 +161,11 @@ class ScoredDomain(SingleTurnDomain):
 
     def tasks(self, split: str) -> History:
         """Return the base tasks of a split, in NumPy."""
-        requests = self.kept(split)[1]
-        first = SPAN * self.splits.index(split)
-        return self.pack([((), request, (), ()) for request in requests], task=first + np.arange(len(requests)))
+        rows, requests = self.kept(split)
+        first, room = SPAN * self.splits.index(split), self.max_piece_tokens.get("context", 0)
+        contexts = [self.context(row)[:room] for row in rows]
+        pieces = [(context, request, (), ()) for context, request in zip(contexts, requests, strict=True)]
+        return self.pack(pieces, task=first + np.arange(len(requests)))
 
     def grade(self, instances: Instances, rollouts: Rollouts) -> Grades:
         """Score responses, whatever the mode (ExIt App. A). All in NumPy."""
@@ -165,7 +175,8 @@ class ScoredDomain(SingleTurnDomain):
         scores = self.score([self.row_of(task) for task in tasks], responses)
         sizes = self.max_piece_tokens
         shown = [self.shown(response, sizes["solution"], self.config.truncate) for response in responses]
-        requests = [request for request in piece_rows(history, "request") for _ in range(group)]
+        held = zip(piece_rows(history, "context"), piece_rows(history, "request"), strict=True)
+        begun = [pieces for pieces in held for _ in range(group)]
         feedback = [self.encode(score.feedback)[: sizes.get("feedback", 0)] for score in scores]
 
         def per_rollout(values, kind: Any = np.float32) -> Any:
@@ -174,7 +185,7 @@ class ScoredDomain(SingleTurnDomain):
         unseen = [self.too_long(self.splits[task // SPAN])[task % SPAN] for task in tasks]
         quality = per_rollout(0.0 if cut else score.quality for score, cut in zip(scores, unseen, strict=True))
         graded = per_rollout((score.graded for score in scores), bool)
-        pieces = [((), r, solution, f) for r, (solution, _), f in zip(requests, shown, feedback, strict=True)]
+        pieces = [(*both, solution, f) for both, (solution, _), f in zip(begun, shown, feedback, strict=True)]
         notes = {name: per_rollout(score.notes[name] for score in scores) for name in self.notes}
         notes["truncated"] = per_rollout(cut for _, cut in shown)
         return self.make_grades(history, pieces, quality, graded, notes)
