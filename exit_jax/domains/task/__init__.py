@@ -1,0 +1,1 @@
+"""Your prompts, your reward: rows from anywhere, scored by functions in Python."""
