@@ -28,13 +28,11 @@ class Row:
     """A task."""
 
     prompt: str  # text of the last user message
-    messages: tuple[
-        tuple[str, str], ...
-    ]  # (role, content) before it: system and few-shot turns; () for a plain text prompt
+    messages: tuple[tuple[str, str], ...]  # (role, content) before it: system and few-shot turns
     columns: Mapping[str, Any]  # all other columns, JSON values
     source: str  # name of the source: what results are broken down by
     place: str  # "file.jsonl:17", for messages
-    conversational: bool  # the prompt was a list of messages
+    conversational: bool  # the prompt was a list of messages: rewards get completions as messages, as TRL's do
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,14 +155,14 @@ def _read(found: Mapping[str, pathlib.Path]) -> Iterator[tuple[str, Any]]:
 
 
 def _configs(card: pathlib.Path) -> dict[str, Any]:
-    """Return the configs that the card of a data set declares: name -> split -> patterns of paths; the default one is first."""
+    """Return the configs that a data set's card declares: name -> split -> patterns of paths; the default one is "", too."""
     from huggingface_hub.repocard import metadata_load
 
     declared: Any = None
     with contextlib.suppress(Exception):  # a card that is no YAML declares nothing
         declared = (metadata_load(card) or {}).get("configs")
     found = {}
-    for config in declared if isinstance(declared, list) else []:
+    for config in filter(lambda item: isinstance(item, Mapping), declared if isinstance(declared, list) else ()):
         patterns = config.get("data_files")
         listed = patterns if isinstance(patterns, list) else [patterns]
         if isinstance(patterns, Mapping):
@@ -172,10 +172,11 @@ def _configs(card: pathlib.Path) -> dict[str, Any]:
         else:
             by_split = {"train": patterns} if patterns else {}
         name = str(config.get("config_name", "default"))
-        found[name] = {s: paths if isinstance(paths, list) else [paths] for s, paths in by_split.items() if paths}
-        if config.get("default") or name == "default":
-            found = {name: found.pop(name)} | found
-    return {name: by_split for name, by_split in found.items() if by_split}
+        if by_split := {s: paths if isinstance(paths, list) else [paths] for s, paths in by_split.items() if paths}:
+            found[name] = by_split
+            if config.get("default") or name == "default":
+                found[""] = by_split
+    return {"": next(iter(found.values()))} | found if len(found) == 1 else found
 
 
 def choose(names: Iterable[str], configs: Mapping[str, Any], selection: str, split: str, word: str) -> list[str]:
@@ -195,19 +196,20 @@ def choose(names: Iterable[str], configs: Mapping[str, Any], selection: str, spl
     paths = [path for path in paths if path.suffix in SUFFIXES and path.name not in _NO_ROWS]
     paths = [path for path in paths if not any(part.startswith((".", "_")) for part in path.parts)]
     if not paths:
-        hint = f"; {word.partition('#')[0]}#refs/convert/parquet is the hub's own conversion of many data sets"
-        raise DomainError(f"it holds no file that ends in {', '.join(SUFFIXES)}{hint}")
+        raise DomainError(
+            f"it holds no file of rows that ends in {', '.join(SUFFIXES)}; convert it, or for a data set of the hub try the "
+            "hub's own conversion, as org/name@config/split#refs/convert/parquet"
+        )
     config, slash, named = selection.partition("/")
     folders = {part for path in paths for part in path.parent.parts} - {n for ns in SPLIT_NAMES.values() for n in ns}
     if not slash and config not in (configs or folders):
         config, named = "", config
     if configs:
-        default = next(iter(configs))
-        if not config and len(configs) > 1 and default != "default":
-            raise DomainError(f"it has the configs {', '.join(configs)}; say which, as {word}@{default}")
-        if (config or default) not in configs:
-            raise DomainError(f"it has no config {config!r}, but {', '.join(configs)}{near(config, configs)}")
-        groups = {s: [p for p in paths if _matches(p, patterns)] for s, patterns in configs[config or default].items()}
+        if config not in configs:
+            declared = sorted(filter(None, configs))
+            remedy = near(config, declared) or f"; name one, as {word.partition('@')[0]}@{declared[0]}"
+            raise DomainError(f"it has no config {config or 'by default'!r}, but {', '.join(declared)}{remedy}")
+        groups = {s: [path for path in paths if _matches(path, patterns)] for s, patterns in configs[config].items()}
     else:
         if config and config not in folders:
             raise DomainError(f"it has no folder {config!r}{near(config, folders)}")
@@ -259,7 +261,7 @@ def _pick(groups: Mapping[str, Any], named: str, split: str, word: str) -> Any:
     else:
         key = meant.get(split, "" if split == "train" and "" in groups else None)
     if key is None:
-        has = ", ".join(repr(name) for name in groups if name) or "none"
+        has = ", ".join(repr(name) for name in sorted(groups) if name) or "none"
         remedy = near(named, groups) or f"; name one, as {word.partition('@')[0]}@{next(filter(None, groups), 'train')}"
         raise DomainError(f"it has no split {named or split!r}, but {has}{remedy}")
     if key and "" in groups:
