@@ -510,8 +510,10 @@ def test_splits_by_column():
     assert "says test in no row that is usable; name domain.test_tasks" in fault(split_column="part")
     write("tasks.jsonl", [*numbered(3, part="train"), *numbered(2, "x", part="tset")])
     message = fault(split_column="part")
-    assert "says 'tset' at tasks.jsonl:4, which is none of train, validation, test; did you mean 'test'?" in message
+    assert "says 'tset' at tasks.jsonl:4; it should say one of train, validation, test; did you mean 'test'?" in message
     assert "\n" not in message
+    write("tasks.jsonl", [row | {"part": str(row["answer"])} for row in numbered(9)])
+    assert "says '0' at tasks.jsonl:1, and 8 other words; it should" in fault(split_column="part")
 
 
 # Duplicates and leaks
@@ -619,6 +621,7 @@ def test_all_faults_are_told_at_once():
     write("a.jsonl", [{"question": "q", "prompts": "p"}] * 3)
     write("notes.csv", [])
     pathlib.Path("cut.parquet").write_bytes(b"PAR1 cut")
+    assert "an address is no source; download it" in fault("https://host/tasks.jsonl")
     message = fault("a.jsnl", "a.jsonl", "notes.csv", "cut.parquet", test_tasks=("nowhere.jsonl",))
     assert message.startswith("5 faults of the tasks:\n")
     assert "domain.test_tasks = 'nowhere.jsonl': there is no file or folder " in message

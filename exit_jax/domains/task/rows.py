@@ -7,6 +7,7 @@ files and sources does not matter, and a row that is added takes the place of on
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -215,12 +216,14 @@ class _Reader:
         missing = [(key, column) for key, column in wanted.items() if column and column not in columns]
         missing += [("key_columns", column) for column in config.key_columns if column not in columns]
         for key, column in missing if columns else ():
-            has = f"{', '.join(map(str, columns))}{near(column, columns)}"
+            has = f"{', '.join(map(str, itertools.islice(columns, 20)))}{near(column, columns)}"
             self.faults.append(f"{here}: no row has the column domain.{key} = {column!r}; there are {has}")
-        for label, place in said.items():
+        if said:
+            label = next(iter(said))
             self.faults.append(
-                f"{here}: the column domain.split_column = {by_column!r} says {label!r} at {place}, which is none of "
-                f"{', '.join(sources.SETTINGS)}{near(label, sources.SETTINGS)}"
+                f"{here}: the column domain.split_column = {by_column!r} says {label!r} at {said[label]}"
+                + (f", and {len(said) - 1:,} other words" if len(said) > 1 else "")
+                + f"; it should say one of {', '.join(sources.SETTINGS)}{near(label, sources.SETTINGS)}"
             )
         usable = self._order - before - reasons.total()
         if not usable and not (missing and columns):

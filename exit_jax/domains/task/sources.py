@@ -85,6 +85,8 @@ def _find(word: str, split: str) -> Source:
         path = pathlib.Path(name).expanduser()
         if name and path.exists():
             return _of_folder(word, name, selected, split) if path.is_dir() else _of_file(word, path, selected)
+    if "://" in word:
+        raise DomainError("an address is no source; download it, and name the file")
     if ":" in word:
         return _of_function(word, split)
     path = pathlib.Path(base).expanduser()
