@@ -83,7 +83,8 @@ def _whole(path: pathlib.Path) -> list[Any] | None:
 def _parse(line: bytes) -> Any:
     """Return the value of a line of JSON, or the line as text."""
     try:
-        return json.loads(line)
+        # json's own decoding would take pieces of another encoding for text
+        return json.loads(line.decode("utf-8-sig", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         text = Undecodable(line.decode(errors="replace"))
         text.reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON"

@@ -236,6 +236,14 @@ def test_a_json_file_may_hold_lines():
     assert len(load(config("lines.json")).splits["train"]) == len(ROWS) - 1
 
 
+def test_encodings():
+    text = "".join(f"{json.dumps(row, ensure_ascii=False)}\r\n" for row in ROWS)
+    pathlib.Path("tasks.jsonl").write_bytes(text.encode("utf-8-sig"))
+    assert sum(map(len, load(config()).splits.values())) == len(ROWS)
+    pathlib.Path("tasks.jsonl").write_bytes(text.encode("utf-16"))
+    assert "it has no usable row" in fault()
+
+
 def test_tfds(tfds_folder, monkeypatch):
     found = load(config(f"tfds:{tfds_folder}", test_tasks=(f"tfds:{tfds_folder}@dev",)))
     assert [{"prompt": r.prompt, **r.columns} for r in found.splits["train"]] == numbered(4, "train")
@@ -622,6 +630,8 @@ def test_all_faults_are_told_at_once():
     write("notes.csv", [])
     pathlib.Path("cut.parquet").write_bytes(b"PAR1 cut")
     assert "an address is no source; download it" in fault("https://host/tasks.jsonl")
+    assert "domain.tasks = '~no-such-user/a.jsonl': " in fault("~no-such-user/a.jsonl")
+    assert "File name too long" in fault("a" * 300)
     message = fault("a.jsnl", "a.jsonl", "notes.csv", "cut.parquet", test_tasks=("nowhere.jsonl",))
     assert message.startswith("5 faults of the tasks:\n")
     assert "domain.test_tasks = 'nowhere.jsonl': there is no file or folder " in message

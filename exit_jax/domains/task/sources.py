@@ -73,7 +73,7 @@ def find(word: str, split: str) -> Source:
     """
     try:
         return _find(word, split)
-    except DomainError as error:
+    except (DomainError, OSError, RuntimeError) as error:  # the last of a path with an unknown user
         raise DomainError(f"{SETTINGS[split]} = {word!r}: {error}") from error
 
 
