@@ -277,6 +277,7 @@ LAYOUTS = [
     ("a.jsonl", "b.jsonl"),
     ("a/b.jsonl", "a/c.jsonl"),
     ("contest.jsonl", "trained.jsonl"),  # no keywords
+    ("train/test.jsonl", "test/train.jsonl"),
     ("main/train.jsonl", "main/test.jsonl", "other/train.jsonl", "other/test.jsonl"),
 ]
 
@@ -365,6 +366,10 @@ def test_a_folder_stands_for_the_split_of_its_setting():
         "test 0",
     ]
     assert {row.source for rows in found.splits.values() for row in rows} == {"set"}
+    assert list(sources.find("set@test", "train").files) == ["set/test.jsonl"]
+    write("mixed/a.jsonl", numbered(2))
+    write("mixed/test.jsonl", numbered(2, "test"))
+    assert list(sources.find("mixed", "train").files) == ["mixed/a.jsonl"]
     assert "has no split 'tets', but 'test', 'train', 'validation'; did you mean 'test'?" in fault("set@tets")
     assert "has no folder 'mian'; did you mean 'main'?" in fault(write_main(), "set@mian/train")
 
@@ -487,6 +492,8 @@ def test_what_is_held_out_depends_on_the_seed_and_the_content():
         assert held(load(other), "validation") == held(first, "validation")
     assert held(load(config(num_test=20))) == held(first)
     assert held(load(config(num_test=30))) > held(first)
+    # one that loses no row to test stays
+    assert held(load(config(num_test=1, num_validation=10)), "validation") & held(first, "validation")
     assert held(load(config(num_test=20, split_seed=1))) != held(first)
     for i in range(30):  # a row that is added takes the place of one at most
         write("more.jsonl", [*rows, {"prompt": f"one more {i}"}])
@@ -584,6 +591,10 @@ def test_held_out_rows_have_no_twin_in_train():
     assert not folded["train"] & (folded["test"] | folded["validation"])
     assert not folded["validation"] & folded["test"]
     assert len(found.splits["test"]) == 10
+    assert found.report.keys() <= {
+        "in train and in test",
+        "in train and in validation",
+    }  # other turns are no duplicates
 
 
 # Several sources
