@@ -36,9 +36,9 @@ def load(setting: str, name: str) -> tuple[types.ModuleType, str]:
         if error.name and f"{where}.".startswith(f"{error.name}."):
             remedy = "install it, run from the folder that has it, or name its file as file.py:name"
             raise PluginError(f"{setting} = {name!r}: there is no module {error.name!r}; {remedy}") from error
-        raise PluginError(f"{setting} = {name!r}: {_what_it_raised(error)}") from error
+        raise PluginError(f"{setting} = {name!r}: {what_it_raised(error)}") from error
     except (Exception, SystemExit) as error:  # a user's module may raise anything
-        raise PluginError(f"{setting} = {name!r}: {_what_it_raised(error)}") from error
+        raise PluginError(f"{setting} = {name!r}: {what_it_raised(error)}") from error
 
 
 def _import_file(path: pathlib.Path) -> types.ModuleType:
@@ -58,8 +58,8 @@ def _import_file(path: pathlib.Path) -> types.ModuleType:
     return importlib.import_module(path.stem)
 
 
-def _what_it_raised(error: BaseException) -> str:
-    """Return what a module raised while it was imported: in one line, with the place."""
+def what_it_raised(error: BaseException) -> str:
+    """Return what a user's code raised: in one line, with the place."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     at = (isinstance(error, SyntaxError) and (error.filename, error.lineno)) or (frames[-1].filename, frames[-1].lineno)
     return f"{at[0]}, line {at[1]}, raises {type(error).__name__} ({' '.join(str(error).split())}); mend it"

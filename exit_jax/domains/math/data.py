@@ -20,7 +20,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from exit_jax.domains.domain import DomainError
-from exit_jax.domains.math.problems import SUFFIXES, Found, Problem, find_sources, hub_id
+from exit_jax.domains.files import SUFFIXES
+from exit_jax.domains.math.problems import Found, Problem, find_sources, hub_id
 from exit_jax.domains.math.sources import SOURCES, SPLITS, TRAIN, VALIDATION
 from exit_jax.domains.math.splits import Ledger, make_splits, skipped_line
 

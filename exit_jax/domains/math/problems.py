@@ -1,23 +1,17 @@
-"""Problems as their sources have them: which files there are, their rows, and the problem of a row.
-
-pyarrow and the hub's client are imported where they are used, since they take time that other domains need not wait for.
-"""
+"""Problems as their sources have them: which files there are, and the problem of a row."""
 
 import dataclasses
-import hashlib
-import json
 import math
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from exit_jax.domains.domain import DomainError
+from exit_jax.domains.files import SUFFIXES, download, sha256
 from exit_jax.domains.math.sources import SOURCES, Source
+from exit_jax.errors import DomainError
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
 WORD = re.compile(r"[^\W\d_]+|\d+")
-_BATCH_ROWS = 1024  # rows of a parquet file in memory at once
 _SENTENCE_END = re.compile(r"\n|(?<=[.?!])\s")
 _LAYOUT = re.compile(r"\\(?:begin|end)\s*\{[^}]*\}")
 
@@ -132,52 +126,6 @@ def clean(row: Any, source: Source) -> Problem | str | None:
 # Files
 
 
-def read_rows(path: pathlib.Path, fields: set[str]) -> Iterator[Any]:
-    """Yield the rows of a file: mappings, or whatever else stands where one should be. Blank lines do not count.
-
-    JSONL and parquet are streamed; a .json file, one list of objects, is read whole.
-
-    Raises:
-      DomainError: if the file is damaged.
-    """
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            with pyarrow.parquet.ParquetFile(path) as file:
-                columns = [name for name in file.schema_arrow.names if name in fields]
-                for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-                    # without columns, a batch forgets its rows
-                    yield from batch.to_pylist() if columns else [{}] * batch.num_rows
-        elif path.suffix == ".json":
-            rows = json.loads(path.read_bytes()) if path.stat().st_size else []
-            if not isinstance(rows, list):
-                raise ValueError("it is no list of objects")
-            yield from rows
-        else:
-            with path.open("rb") as file:
-                for line in file:
-                    if line.strip():
-                        yield _parse(line)
-    except (OSError, ValueError, RuntimeError, LookupError) as error:  # pyarrow's errors are among these
-        cause = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise DomainError(f"{path} is damaged ({cause}); get it again, as JSONL, a JSON list or parquet") from error
-
-
-def _parse(line: bytes) -> Any:
-    """Return the value of a line of JSON, or the line as text."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return line.decode(errors="replace")
-
-
-def sha256(path: pathlib.Path) -> str:
-    """Return the sum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def locate(source: Source, files_dir: pathlib.Path | None, recorded: Mapping[str, str]) -> Found:
     """Return the files of a source: the user's, else the hub's, downloaded or from its cache.
 
@@ -216,20 +164,16 @@ def hub_id(source: Source, file: str) -> str:
 
 def _fetch(source: Source, file: str) -> pathlib.Path:
     """Return a file of the hub's in the cache, downloaded if need be."""
-    import huggingface_hub
-
     try:
-        path = huggingface_hub.hf_hub_download(source.repo, file, repo_type="dataset", revision=source.revision)
-    except (OSError, ValueError, RuntimeError, huggingface_hub.errors.HfHubHTTPError) as error:
-        cause = (str(error).strip().splitlines() or [repr(error)])[0]
+        return download(source.repo, file, source.revision)
+    except LookupError as error:
         raise LookupError(
             f"{source.name} (for {source.split}): cannot get {file} of {source.repo} from the Hugging Face hub or its "
-            f"cache ({type(error).__name__}: {cause})\n"
+            f"cache ({error})\n"
             f"    - give {source.name}.jsonl, .json or .parquet, with problem, answer and solution, in the files folder\n"
             f"    - or run `hf download --repo-type dataset {source.repo} {' '.join(source.files)} "
             f"--revision {source.revision}` where there is a network, copy the cache, and set HF_HOME to it"
         ) from error
-    return pathlib.Path(path)
 
 
 def find_sources(files_dir: pathlib.Path | None, recorded: Mapping[str, str]) -> tuple[list[Found], dict[str, str]]:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 from exit_jax.domains.domain import DomainError
-from exit_jax.domains.math.problems import WORD, Found, Problem, clean, read_rows
+from exit_jax.domains.files import read_rows
+from exit_jax.domains.math.problems import WORD, Found, Problem, clean
 from exit_jax.domains.math.sources import SPLITS, TRAIN, VALIDATION, Source
 
 # A problem that shares so many words in a row with a test problem is taken for the same one; the length is GPT-3's
@@ -90,7 +91,7 @@ def distinct(sources: Iterable[Found], salt: str, ledger: Ledger) -> Iterator[tu
         fields = {source.problem, source.answer, source.solution, source.context, "problem", "answer", "solution"}
         fields |= {field for field, _ in source.keep}
         rows = itertools.chain.from_iterable(read_rows(path, fields) for path in files)
-        for index, row in enumerate(rows):
+        for index, (_, row) in enumerate(rows):
             ledger.rows[source.name] += 1
             problem = clean(row, source)
             if problem is None:

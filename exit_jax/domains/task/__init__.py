@@ -1,1 +1,1 @@
-"""Your own prompts and rewards: rows from files, data sets or functions, scored by functions of yours."""
+"""Your prompts, your reward: rows from anywhere, scored by functions in Python."""
