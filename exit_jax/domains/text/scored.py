@@ -63,6 +63,7 @@ class Score:
     feedback: str = ""  # for the next prompt
     graded: bool = True  # False: it could not be scored, earns nothing and enters no buffer
     notes: Mapping[str, float] = dataclasses.field(default_factory=dict)  # by the domain's ``notes``
+    answer: str = ""  # what a vote counts; equal answers have equal texts
 
 
 class ScoredDomain(SingleTurnDomain):

@@ -1,0 +1,1 @@
+"""Your prompts, your reward."""
