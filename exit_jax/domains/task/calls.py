@@ -52,8 +52,9 @@ class Function:
 
     def arguments(self, items: Sequence[Item], run: Callable | None) -> dict[str, Any]:
         """Return the keyword arguments for items; one item if it is not batched."""
-        given = dict.fromkeys(IGNORED, _ignore) | ({"run": run} if run else {})
+        given: dict[str, Any] = {"run": run} if run else {}
         if self.is_batched:
+            given |= dict.fromkeys(IGNORED, _ignore)
             columns = [name for name in items[0]["columns"] if name not in ("prompt", "completion", *BATCHED)]
             given |= {name: [item["columns"][name] for item in items] for name in columns}
             given |= {
@@ -225,12 +226,12 @@ def _read_batch(given: Any, count: int) -> list[Any]:
     return list(given)
 
 
-def what_it_raised(error: BaseException) -> str:
-    """Return an exception and where it came from, in one line."""
+def what_it_raised(error: BaseException, file: str) -> str:
+    """Return an exception in one line, with the last line of a file that led to it, or else the last one of all."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename != __file__ and "asyncio" not in frame.filename]
-    place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
-    return f"it raised {type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
+    *_, last = [frame for frame in frames if frame.filename == file] or frames
+    words = " ".join(str(error).split())[:300]
+    return f"it raised {type(error).__name__}: {words} ({last.filename}, line {last.lineno})"
 
 
 class Caller:
@@ -281,12 +282,12 @@ class Caller:
                 break
             except MemoryError as error:
                 self.exhausted()
-                fault = {"fault": what_it_raised(error), "kind": "raised"}
+                fault = {"fault": what_it_raised(error, function.file), "kind": "raised"}
             except ValueFault as error:
                 fault = {"fault": str(error), "kind": "value"}
                 attempt = self.retries  # it would return the same once more
             except (Exception, SystemExit) as error:
-                fault = {"fault": what_it_raised(error), "kind": "raised"}
+                fault = {"fault": what_it_raised(error, function.file), "kind": "raised"}
             if len(group) > 1:
                 for place in group:
                     await self._call_group(function, items, [place], emit)

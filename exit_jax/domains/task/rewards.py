@@ -5,15 +5,15 @@ they are called. Several make a weighted mean; a function that returns None is l
 not zero: it earns nothing and enters no buffer. Results are held for equal items. An item whose process hung or died is
 remembered in the log, so that a resumed run repeats the verdict instead of the accident; delete the log to try it again.
 
-What accidents cost. A crash, or a lack of memory, costs a fork: 5 ms, whatever was imported. A hang costs its whole limit, of
-processor time (``reward_secs`` = T) if it computes, or else 4 T by the clock on a worker that uses no processor. Of 100 calls that
-take c seconds each, of which one computes for ever, a worker loses T of 100 c: under 10% takes T < 10 c. For cheap functions no limit
-is that short, and need not be: the completions of an iteration are scored while nothing else of it can go on, so a hang
-costs T / workers of an iteration, whatever c is. With 500 completions, 1% hanging, T = 5 s and 16 workers that is 1.6 s, or
-5 s if all hang last; set T to some 20 times what a call takes. Hangs that wait (for a server, for a lock) cost no more than a
-process each: ask for more workers than cores. A batched function whose process died is given one item at a time
-from then on, for a hang among 16 would cost its limit twice and the others a second try; the size doubles with each call
-without an accident. benchmarks/rewards.py measures it.
+What accidents cost. A crash, or a lack of memory, costs a fork: some 10 ms, whatever was imported. A hang costs its whole
+limit, T = ``reward_secs`` of processor time if it computes, or else 4 T by the clock on a worker that uses no processor. Of 100
+calls that take c seconds each, of which one computes for ever, a worker loses T of 100 c: under 10% takes T < 10 c. For cheap
+functions no limit is that short, and need not be: in an iteration it is the workers' sum that counts, T / workers for each
+hang. With 500 completions, 1% hanging, T = 5 s and 16 workers that is 1.6 s, or 5 s if one hangs last; set T to some 10 times
+what the slowest call takes. Hangs that wait (for a server, for a lock) cost no more than a process each: ask for more workers
+than cores. A batched function whose process died is given one item at a time from then on, for a hang among 16 would cost
+its limit twice and the others a second try; the size doubles with each call of ``score`` without an accident.
+benchmarks/rewards.py measures it.
 """
 
 import collections
@@ -134,19 +134,16 @@ class Rewards:
 
     def _jobs(self, number: int, places: list[int], items: list[dict]) -> list[tuple[int, list[int]]]:
         """Return which items go to a function together."""
-        function, workers = self._functions[number], self.num_workers
-        if function["is_batched"]:
-            size = self._sizes[number]
-        elif function["is_async"]:
-            size = IN_FLIGHT_JOBS * self._in_flight
-        else:
-            size = MAX_JOB
-        size = max(min(size, len(places) // (4 * workers)), 1)
+        function, count, workers = self._functions[number], len(places), self.num_workers
         if function["is_async"] and not function["is_batched"]:
-            size = max(min(IN_FLIGHT_JOBS * self._in_flight, -(-len(places) // workers)), 1)
+            size = min(IN_FLIGHT_JOBS * self._in_flight, -(-count // workers))
+        else:
+            most = self._sizes[number] if function["is_batched"] else MAX_JOB
+            most = min(most, self._in_flight) if function["is_async"] else most  # it may ask for all its items at once
+            size = max(min(most, count // (4 * workers)), 1)
         kinds: dict[Any, list[int]] = {}  # those of one kind have the same columns, and are all chats or none is
         for at in places:
-            kinds.setdefault((items[at]["is_chat"], tuple(items[at]["columns"])), []).append(at)
+            kinds.setdefault((items[at]["is_chat"], tuple(sorted(items[at]["columns"]))), []).append(at)
         return [(number, kind[at : at + size]) for kind in kinds.values() for at in range(0, len(kind), size)]
 
     def _run(
@@ -278,13 +275,12 @@ class Rewards:
             log.warning("cannot write to %s: %s", self._log_path, error)
 
     def _require_some(self, todo: list[dict[bytes, int]], fresh: Mapping[bytes, calls.Outcome]) -> None:
-        """Raise GradingError if a function has failed on all of many items."""
+        """Raise GradingError if a function has failed on all of many items; accidents are the completions' own doing."""
         for name, first in zip(self.config.reward, todo):
-            faults = [fresh[key].get("fault") for key in first]
-            if len(faults) >= MIN_ALL_FAILED and all(faults):
-                raise GradingError(
-                    f"the reward {name} failed on all {len(faults)} completions; on the first {faults[0]}"
-                )
+            new = [fresh[key] for key in first]
+            if len(new) >= MIN_ALL_FAILED and all(one.get("kind", "died") != "died" for one in new):
+                why = f"{new[0]['fault']}, of the first"
+                raise GradingError(f"the reward {name} failed on all of {len(new)} completions: {why}")
 
     def _score(self, outcomes: list[calls.Outcome]) -> Score:
         """Return the score of an item from its outcome for each function."""
@@ -341,7 +337,7 @@ def _item(row: Any, completion: str, ids: list[int] | None) -> dict[str, Any]:
 def _digest(item: dict[str, Any], function: list[str], takes_ids: bool) -> bytes:
     """Return the key of an item's outcome."""
     seen = item if takes_ids else item | {"ids": None}
-    return hashlib.sha256(json.dumps([function, seen], sort_keys=True, default=repr).encode()).digest()[:16]
+    return hashlib.sha256(json.dumps([function, seen], sort_keys=True).encode()).digest()[:16]
 
 
 def _names_of_notes(names: Sequence[str]) -> list[str]:

@@ -52,8 +52,8 @@ class TaskConfig(TextConfig):
             wrong.append(f"domain.reward = {self.reward} names one twice; give it more weight instead")
         if self.reward_weights and len(self.reward_weights) != number:
             wrong.append(
-                f"domain.reward_weights = {self.reward_weights} has {len(self.reward_weights)} weights for {number} functions of "
-                "domain.reward; give one each, or () for equal ones"
+                f"domain.reward_weights = {self.reward_weights} has {len(self.reward_weights)} weights for the {number} "
+                "functions of domain.reward; give one each, or () for equal ones"
             )
         elif self.reward_weights and not any(self.reward_weights):
             wrong.append(f"domain.reward_weights = {self.reward_weights} are all 0; one must be above")

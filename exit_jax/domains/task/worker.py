@@ -58,8 +58,8 @@ class Keeper:
     def do(self, job: dict[str, Any]) -> dict[str, Any]:
         """Return the reply to a job."""
         if "check" in job:
-            found: list[dict] = []
-            why = self.start(found.append)
+            said: list[dict] = []
+            why = self.start(said.append)
             if why:
                 return {"error": f"the process that imports them: {why}"}
             if self.spec["sandbox"]:
@@ -67,7 +67,7 @@ class Keeper:
                     find_sandbox(self.spec)
                 except RuntimeError as error:
                     return {"error": str(error)}
-            return found[0]
+            return said[0]
         items, index = job["items"], job["function"]
         outcomes: dict[int, dict] = {}
         groups, num_deaths = [list(range(len(items)))], 0
@@ -78,7 +78,9 @@ class Keeper:
             if why:
                 outcomes |= {place: {"fault": why, "kind": "raised"} for place in group}
                 continue
-            why = self.ask(request, lambda line, group=group: outcomes.update({group[line["at"]]: line["outcome"]}))
+            found: list[dict] = []
+            why = self.ask(request, found.append)
+            outcomes |= {group[line["at"]]: line["outcome"] for line in found}
             if not why:
                 continue
             num_deaths += 1
