@@ -2,7 +2,6 @@
 
 import dataclasses
 import http.server
-import importlib.util
 import json
 import os
 import pathlib
@@ -162,7 +161,7 @@ def test_trls_own_rewards_run_unchanged(make, require_parity):
     """
     names = ("accuracy_reward", "think_format_reward", "punish")
     bounds = (0.0, 1.0, 0.0, 1.0, -1.0, 0.0)
-    rewards = make(code, *names, columns=["solution"], reward_range=bounds, reward_secs=30.0)
+    rewards = make(code, *names, columns=["solution"], reward_range=bounds, reward_secs=30.0, reward_workers=1)
     completions = [r"<think>Hm.</think> \boxed{\frac{1}{3}}", r"It is \boxed{\frac{1}{2}}.", "<think>", "Hm."]
     golds = [r"\frac{1}{3}", r"\frac{1}{3}", r"\frac{1}{2}", "no formula at all"]
     ids = [[7] * 5, [7] * 8, [7] * 10, [7] * 11]
@@ -247,7 +246,7 @@ def test_settings_that_contradict_each_other():
     def faults(**fields):
         return " ".join(settings.faults(TaskConfig(**fields)))
 
-    assert "names nothing" in faults() or "scores nothing" in faults()
+    assert "scores nothing" in faults()
     two = ("a.py:f", "a.py:g")
     assert "has 1 weights for the 2 functions" in faults(reward=two, reward_weights=(1.0,))
     assert "are all 0" in faults(reward=two, reward_weights=(0.0, 0.0))
@@ -298,11 +297,11 @@ def test_signatures_are_checked_all_at_once(make):
 def test_imports_are_checked(make, tmp_path):
     with pytest.raises(PluginError, match=r"own_reward.py, line 3, raises ZeroDivisionError \(division by zero\)"):
         make("x = 1\n\ny = x / 0\n", "score")
-    with pytest.raises(PluginError, match="there is no file .*nowhere.py"):
+    with pytest.raises(PluginError, match=r"there is no file .*nowhere\.py"):
         Rewards(TaskConfig(reward=(f"{tmp_path}/nowhere.py:score",)), None)
     with pytest.raises(PluginError, match="there is no module 'nowhere_at_all'"):
         Rewards(TaskConfig(reward=("nowhere_at_all:score",)), None)
-    with pytest.raises(PluginError, match="the process that imports them: process killed by SIGSEGV"):
+    with pytest.raises(DomainError, match="the process that imports them: process killed by SIGSEGV"):
         make("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "score")
 
 
@@ -359,9 +358,7 @@ ODD = ["hang", "sleep", "die", "exit", "bomb"]
 @pytest.mark.parametrize("name", ["one", "later", "batch"])
 def test_an_accident_costs_its_item_and_is_remembered(make, own_folder, name):
     log = own_folder / "run" / "rewards.jsonl"
-    completions = [text for odd in ODD for text in (odd, f"fine after {odd}"[:-1])] + ["raise", "fine"]
-    for number, completion in enumerate(completions):
-        completions[number] = completion if completion in [*ODD, "raise"] else f"fine {number}"
+    completions = [text for number, odd in enumerate([*ODD, "raise"]) for text in (f"fine {number}", odd)] + ["fine"]
     fields = {"reward_memory_mb": 256, "reward_secs": 0.5, "retries": 0, "max_in_flight": 8}
     rewards = make(ACCIDENTS, name, log=log, **fields)
     scores = score(rewards, completions)
@@ -616,7 +613,8 @@ def test_rewards_that_run_code(make):
         "import os\nprint(os.listdir('.'))\nraise SystemExit(3)",
         "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nos.kill(os.getpid(), signal.SIGKILL)",
     ]
-    fields = {"reward_runs": "sandbox", "run_secs": 1.0, "reward_secs": 2.0, "columns": ["cases"]}
+    # a run may take longer than what a call has by the clock, 4 · 0.4 s
+    fields = {"reward_runs": "sandbox", "run_secs": 2.5, "reward_secs": 0.4, "columns": ["cases"]}
     rewards = make(code, "tests", **fields)
     scores = score(rewards, completions, row)
     assert qualities(scores) == [1.0, 1.0, 0.5, 0.0, 0.0, 0.0]
@@ -627,16 +625,3 @@ def test_a_sandbox_that_cannot_be_had(make, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(DomainError, match="bubblewrap"):
         make("def score(completion, run): return 1", "score", reward_runs="sandbox")
-
-
-# The benchmark
-
-
-def test_the_benchmark_runs():
-    spec = importlib.util.spec_from_file_location("benchmark_rewards", ROOT / "benchmarks" / "rewards.py")
-    assert spec is not None
-    assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    figures = benchmark.measure(num_items=40, call_secs=0.001, limit_secs=0.3, workers=2, batch=20)
-    assert figures["lost items"] == figures["accidents"] > 0

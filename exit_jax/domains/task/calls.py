@@ -274,7 +274,7 @@ class Caller:
         """Emit the outcomes of a group; those of a batch that fails are called one by one."""
         for attempt in range(self.retries + 1):
             try:
-                self.begin()
+                self.begin(self.wall_secs / 2 if function.is_async else 0.0)  # its own limit comes first
                 given = function.call(**function.arguments([items[place] for place in group], self._run))
                 if function.is_async:
                     given = await asyncio.wait_for(given, self.wall_secs)

@@ -5,7 +5,7 @@ they are called. Several make a weighted mean; a function that returns None is l
 not zero: it earns nothing and enters no buffer. Results are held for equal items. An item whose process hung or died is
 remembered in the log, so that a resumed run repeats the verdict instead of the accident; delete the log to try it again.
 
-What accidents cost. A crash, or a lack of memory, costs a fork: some 10 ms, whatever was imported. A hang costs its whole
+What accidents cost. A crash, or a lack of memory, costs a fork: 10 to 40 ms, whatever was imported. A hang costs its whole
 limit, T = ``reward_secs`` of processor time if it computes, or else 4 T by the clock on a worker that uses no processor. Of 100
 calls that take c seconds each, of which one computes for ever, a worker loses T of 100 c: under 10% takes T < 10 c. For cheap
 functions no limit is that short, and need not be: in an iteration it is the workers' sum that counts, T / workers for each
@@ -39,7 +39,8 @@ from exit_jax.plugins import PluginError
 log = logging.getLogger(__name__)
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 WALL_FACTOR = 4.0  # seconds by the clock for each of processor time
-SPARE_SECS = 300.0  # beyond all limits of a job, which a worker keeps itself
+# beyond all limits of a job, which a worker keeps itself; nobody knows how often a function runs code
+SPARE_SECS, DAY_SECS = 300.0, 86400.0
 MAX_BATCH = 16  # items of a call of a batched function
 IN_FLIGHT_JOBS = 4  # items of a job for each call in flight
 MAX_JOB = 8  # items of a job that calls one by one
@@ -174,10 +175,14 @@ class Rewards:
 
     def _job(self, number: int, items: list[dict]) -> Job:
         """Return the job of calling a function on items."""
-        c, in_order = self.config, not (self._functions[number]["is_batched"] or self._functions[number]["is_async"])
-        tries = (c.retries + 1) * (WALL_FACTOR * c.reward_secs + calls.MAX_PAUSE_SECS)
-        message = {"function": number, "items": items, "in_order": in_order}
-        return Job(message, 2 * (len(items) + 1) * tries + SPARE_SECS)
+        c, function = self.config, self._functions[number]
+        message = {"function": number, "is_async": function["is_async"]}
+        message["in_order"] = not (function["is_batched"] or function["is_async"])
+        message["items"] = items if function["takes_ids"] else [item | {"ids": None} for item in items]
+        secs = (
+            2 * (len(items) + 1) * (c.retries + 1) * (WALL_FACTOR * c.reward_secs + calls.MAX_PAUSE_SECS) + SPARE_SECS
+        )
+        return Job(message, DAY_SECS if c.reward_runs == "sandbox" else secs)
 
     # Processes
 
@@ -222,8 +227,7 @@ class Rewards:
         finally:
             pool.close()
         if "error" in found:
-            kind = DomainError if "isolation" in found["error"] else PluginError
-            raise kind(f"domain.reward = {self.config.reward}: {found['error']}")
+            raise DomainError(f"domain.reward = {self.config.reward}: {found['error']}")
         if faults := [one["fault"] for one in found["functions"] if "fault" in one]:
             raise PluginError("\n".join(faults))
         return found

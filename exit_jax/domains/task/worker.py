@@ -2,8 +2,10 @@
 
 Started by its path (see domains/workers.py); it imports no JAX. Jobs are JSON lines on stdin, each answered by one line:
 
-    {"check": true}                          -> {"functions": [...], "num_threads": n}, or {"error"}
-    {"function": index, "items": [item]}     -> {"outcomes": [outcome of each], "num_deaths": n}     (calls.py has both)
+    {"check": true} -> {"functions": [...], "num_threads": n}, or {"error"}
+    {"function": index, "is_async", "in_order", "items": [item]} -> {"outcomes": [outcome of each], "num_deaths": n}
+
+(calls.py has items and outcomes; a function is called on items in order unless it is batched or async).
 
 The keeper imports the functions once and forks: a child that hangs or dies costs its item a limit, and the next child is
 there within milliseconds, with all that was imported (TRL's own rewards take 4 s, torch 2 s). A module that starts threads
@@ -68,12 +70,12 @@ class Keeper:
                 except RuntimeError as error:
                     return {"error": str(error)}
             return said[0]
-        items, index = job["items"], job["function"]
+        items = job["items"]
         outcomes: dict[int, dict] = {}
         groups, num_deaths = [list(range(len(items)))], 0
         while groups:
             group = groups.pop(0)
-            request = {"function": index, "items": [items[place] for place in group]}
+            request = job | {"items": [items[place] for place in group]}
             why = self.start(lambda line: None) if not self.pid else ""
             if why:
                 outcomes |= {place: {"fault": why, "kind": "raised"} for place in group}
@@ -125,10 +127,13 @@ class Keeper:
                 line = line[os.write(self.to_child, line) :]
         except OSError:
             return self.end("")
-        return self.listen(take, self.spec["wall_secs"])
+        return self.listen(take, self.spec["wall_secs"], request["is_async"])
 
-    def listen(self, take: Callable[[dict], None], secs: float) -> str:
-        """Hand on what the child says until it is done; returns why it died, "" if it lives."""
+    def listen(self, take: Callable[[dict], None], secs: float, is_async: bool = False) -> str:
+        """Hand on what the child says until it is done; returns why it died, "" if it lives.
+
+        Whatever it says gives it ``secs`` from then on, and more where it says so; of several tries the last to end counts.
+        """
         received, deadline = bytearray(), time.monotonic() + secs
         while True:
             patience = min(max(deadline - time.monotonic(), 0.0), LOOK_SECS)
@@ -148,10 +153,9 @@ class Keeper:
                         if line["done"] == "full":  # a leak: the next child begins with little
                             self.end("")
                         return ""
-                    if "begin" in line:
-                        deadline = max(deadline, time.monotonic() + secs + line["begin"])
-                    else:
-                        deadline = time.monotonic() + secs
+                    due = time.monotonic() + secs + line.get("begin", 0.0)
+                    deadline = max(deadline, due) if is_async else due
+                    if "begin" not in line:
                         take(line)
             elif time.monotonic() >= deadline:
                 return self.end("wall-clock limit")
@@ -190,8 +194,9 @@ class Child:
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1):  # the keeper's
             os.dup2(nothing, stream)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPROF):
-            signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM):  # a handler, unlike SIG_IGN, is not inherited by programs
+            signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
         self.requests = os.fdopen(requests, "rb")
         self.pid = os.getpid()
         random.seed()  # or all children would go on alike
@@ -244,12 +249,12 @@ def make_caller(child: Child) -> Any:
             os._exit(EXHAUSTED)
 
     spec = child.spec
-    run = make_run(spec, child.begin) if spec["sandbox"] else None
+    run = make_run(spec, lambda secs: child.say({"begin": secs})) if spec["sandbox"] else None
     return Limited(spec["retries"], spec["wall_secs"], spec["max_in_flight"], run)
 
 
-def make_run(spec: dict[str, Any], begin: Callable[[float], None]) -> Callable:
-    """Return the function by which rewards run a completion's code."""
+def make_run(spec: dict[str, Any], extend: Callable[[float], None]) -> Callable:
+    """Return the function by which rewards run a completion's code; ``extend`` puts off the end of a try by the clock."""
     from exit_jax.sandbox import Job, Limits, Sandbox
 
     secs, size = spec["sandbox"]["secs"], spec["sandbox"]["memory_bytes"]
@@ -258,12 +263,12 @@ def make_run(spec: dict[str, Any], begin: Callable[[float], None]) -> Callable:
 
     def run(code: str, stdin: str = "") -> Any:
         """Run a program in the sandbox, with ``stdin``; see exit_jax/sandbox/job.py for the result."""
-        begin(secs + SPARE_SECS)
+        extend(secs + SPARE_SECS)
         if not made:
             made.append(Sandbox(spec["sandbox"]["isolation"], limits, num_workers=1))
         program = STDIN.format(given=stdin.encode(), code=code) if stdin else code
         (result,) = made[0].run([Job(program)])
-        begin(0.0)
+        extend(0.0)
         if result.status == "fault":
             raise RuntimeError(result.reason)
         return result
