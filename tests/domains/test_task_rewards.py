@@ -102,6 +102,7 @@ SEEN = """
 
     def batch(prompts, completions, completion_ids, log_metric, **columns):
         log_metric("length", 1.0)
+        assert len(set(map(type, prompts))) == 1  # chats and texts are not mixed
         seen = sorted(name for name in columns if name != "log_extra")
         return [
             {"score": 1.0, "feedback": json.dumps([p, c, ids, [columns[name][at] for name in seen], len(prompts)])}
@@ -139,12 +140,11 @@ def test_a_batched_function_is_called_as_trl_does(make, runs):
     seen = [json.loads(one.feedback) for one in scores]
     messages = [("system", "Be brief."), ("user", "One?"), ("assistant", "1"), ("user", "Two?")]
     in_messages = [{"role": role, "content": content} for role, content in messages]
-    for number, (prompt, completion, ids, columns, together) in enumerate(seen):
+    for number, (prompt, completion, ids, columns, _) in enumerate(seen):
         is_chat = number % 2 == 0
         assert prompt == (in_messages if is_chat else "Two?")
         assert completion == ([{"role": "assistant", "content": str(number)}] if is_chat else str(number))
         assert (ids, columns) == ([number, number + 1], ["2"])
-        assert together <= 4  # chats and texts are not mixed
     assert max(together for *_, together in seen) > 1
     assert [one.notes["reward_few"] for one in scores] == [0.0] * 8  # a chat's completion is no text
     assert qualities(scores) == [0.5] * 2 + [1.0 * (n == 99) or 0.5 for n in range(2, 8)]
@@ -396,6 +396,22 @@ def test_what_functions_write_is_no_reply(make):
     assert qualities(score(rewards, ["print 1", "fork 2", "print 3"])) == [1.0] * 3
 
 
+def test_a_process_that_dies_with_nothing_to_do_costs_nothing(make, own_folder):
+    code = """
+        import os, pathlib, signal, threading
+
+        def score(completion):
+            if completion == "later":
+                (pathlib.Path(__file__).parent / "pid").write_text(str(os.getpid()))
+                threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            return 1.0
+    """
+    rewards = make(code, "score", reward_workers=1)
+    assert qualities(score(rewards, ["later"])) == [1.0]
+    wait_until(lambda: not is_running(int((own_folder / "pid").read_text())))
+    assert qualities(score(rewards, ["a", "b"])) == [1.0, 1.0]
+
+
 def test_modules_with_threads_are_not_forked(make):
     code = """
         import os, signal, threading
@@ -446,8 +462,15 @@ def test_a_batched_function_gets_small_batches_after_an_accident(make, own_folde
     assert max(sizes(*(f"d{n}" for n in range(64)))) == 2
 
 
-def test_a_batch_that_raises_is_called_one_by_one(make):
+def test_a_batch_that_raises_is_called_one_by_one(make, own_folder):
     code = """
+        import pathlib
+
+        def none(completions):
+            with open(pathlib.Path(__file__).parent / "calls", "a") as file:
+                file.write(f"{len(completions)} ")
+            return []
+
         def batch(completions):
             return [1 / (one != "bad") for one in completions]
 
@@ -457,6 +480,9 @@ def test_a_batch_that_raises_is_called_one_by_one(make):
     rewards = make(code, "batch", "short", reward_workers=1, retries=0)
     completions = [f"fine {n}" for n in range(7)] + ["bad"]
     assert qualities(score(rewards, completions)) == [1.0] * 7 + [None]
+    rewards = make(code, "none", reward_workers=1, retries=5)
+    assert qualities(score(rewards, completions[:7])) == [None] * 7
+    assert (own_folder / "calls").read_text().split() == ["1"] * 7  # what is no reward is not tried again
 
 
 def test_a_reward_that_fails_on_all_is_an_error(make):
@@ -501,10 +527,12 @@ def test_calls_in_flight_are_limited(make, runs):
     code = """
         import asyncio
 
-        flying = 0
+        flying, loop = 0, None
 
         async def later(completion):
-            global flying
+            global flying, loop
+            loop = loop or asyncio.get_running_loop()
+            assert loop is asyncio.get_running_loop()  # which clients of HTTP are bound to
             flying += 1
             most = flying
             for _ in range(20):
@@ -514,7 +542,8 @@ def test_calls_in_flight_are_limited(make, runs):
             return {"score": 1.0, "most": most}
     """
     rewards = make(code, "later", figures=("most",), max_in_flight=6, reward_workers=2, reward_runs=runs)
-    scores = score(rewards, [str(n) for n in range(40)])
+    scores = score(rewards, [str(n) for n in range(40)]) + score(rewards, [str(n) for n in range(40, 80)])
+    assert qualities(scores) == [1.0] * 80
     limit = 6 if runs == "inline" else 3  # of each process
     assert max(one.notes["most"] for one in scores) == limit
     assert make(code, "later", max_in_flight=1, reward_workers=4).num_workers == 1

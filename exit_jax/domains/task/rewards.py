@@ -237,8 +237,8 @@ class Rewards:
     def _bounds(self, number: int) -> tuple[float, float]:
         """Return the worst and the best reward of a function."""
         bounds = self.config.reward_range
-        worst, best = bounds[2 * number : 2 * number + 2] if len(bounds) > 2 else bounds
-        return worst, best
+        first = 2 * number if len(bounds) > 2 else 0
+        return bounds[first], bounds[first + 1]
 
     def _judge(self, outcome: calls.Outcome, number: int) -> None:
         """Put the place of a value between worst and best into an outcome, or its fault."""

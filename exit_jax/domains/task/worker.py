@@ -243,7 +243,8 @@ def make_caller(child: Child) -> Any:
     from exit_jax.domains.task.calls import Caller
 
     class Limited(Caller):
-        begin = staticmethod(child.begin)
+        def begin(self, spare_secs: float = 0.0) -> None:
+            child.begin(spare_secs)
 
         def exhausted(self) -> NoReturn:
             os._exit(EXHAUSTED)
