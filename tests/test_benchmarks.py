@@ -39,6 +39,12 @@ def test_benchmark_of_the_grader():
     assert names
 
 
+@pytest.mark.parametrize("function", ["score", "batch"])
+def test_benchmark_of_rewards(function):
+    rows = dict(run("rewards.py", "--items", "100", "--call", "0.001", "--limit", "0.3", "--function", function))
+    assert rows["lost items"] == rows["accidents"] == "2"
+
+
 @pytest.mark.slow
 def test_benchmark_of_the_competitions(tmp_path):
     (row,) = run("competitions.py", "--data_dir", str(tmp_path), "--only", "sepals")
