@@ -22,7 +22,7 @@ from exit_jax.domains.text.pieces import Tokens
 from exit_jax.domains.text.prompts import IMPROVE, IMPROVE_BY_FEEDBACK
 from exit_jax.domains.text.scored import Score, ScoredDomain
 from exit_jax.errors import UserError
-from exit_jax.types import BASE, MODES, PIECES, History
+from exit_jax.types import BASE, MODES, History
 
 REQUEST = "{request}"
 
@@ -126,7 +126,10 @@ class Task(ScoredDomain):
         messages = [{"role": role, "content": f"{{{name}}}"} for role, name in zip(roles, names, strict=True)]
         try:
             template = chat.cut(
-                self.tokenizer, [*messages, {"role": "user", "content": REQUEST}], self.inputs, pieces=(*names, "request")
+                self.tokenizer,
+                [*messages, {"role": "user", "content": REQUEST}],
+                self.inputs,
+                pieces=(*names, "request"),
             )
         except UserError as error:
             raise DomainError(f"prompts of the roles {', '.join((*roles, 'user'))}: {error}") from error

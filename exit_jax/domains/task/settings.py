@@ -40,7 +40,9 @@ class TaskConfig(TextConfig):
     split_seed: int = setting(0, "seed that they are drawn with, and the rows that weights repeat or leave out")
 
     # prompts and demonstrations
-    data_dir: str = setting("data/task", "folder for lists of rows that were left out and completions that were not scored")
+    data_dir: str = setting(
+        "data/task", "folder for lists of rows that were left out and completions that were not scored"
+    )
     max_context_tokens: int = setting(
         0, "tokens of a conversation before its last message; 0 for what the rows take", within="[0, inf)"
     )
