@@ -79,6 +79,8 @@ class Domain:
     timings: tuple[str, ...] = ()  # those notes that may differ where a response is graded again
     # split -> int [M] by name, what results are broken down by
     difficulty: Callable[[str], Mapping[str, np.ndarray]] = lambda split: {}
+    # split -> name of each task's category [M], by what they are categories of; results are broken down by them, too
+    category: Callable[[str], Mapping[str, Sequence[str]]] = lambda split: {}
     # split -> what people may want to read of each task, as its gold answer; a "name" gives it figures of its own
     about: Callable[[str], Sequence[Mapping[str, str]]] | None = None
     # split -> bool [M]: tasks of a split to evaluate on that do not fit into a prompt, kept to be counted as wrong

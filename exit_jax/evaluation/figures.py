@@ -147,6 +147,20 @@ def by_difficulty(split: Split, right: np.ndarray) -> dict[str, dict[str, dict[s
     }
 
 
+def by_category(split: Split, right: np.ndarray, quality: np.ndarray) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return accuracy, quality and number of tasks of each category of tasks that the domain tells."""
+
+    def figures(among: np.ndarray) -> dict[str, Any]:
+        rows = np.tile(among, split.settings.samples_per_task)
+        of_rows = lambda values: at_steps(split, values[:, rows].mean(1))
+        return {"accuracy": of_rows(right), "quality": of_rows(quality), "num_tasks": int(among.sum())}
+
+    return {
+        name: {category: figures(np.array(values) == category) for category in sorted(set(values))}
+        for name, values in split.category.items()
+    }
+
+
 def levels(values: np.ndarray) -> dict[str, np.ndarray]:
     """Return bool [M] by level; more than MAX_LEVELS are put together in ranges of about equally many tasks."""
     distinct = np.unique(values)

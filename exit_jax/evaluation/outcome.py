@@ -58,6 +58,9 @@ class Split:
     settings: EvalConfig
     domain: Domain
     difficulty: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # int [M] by name
+    category: Mapping[str, Sequence[str]] = dataclasses.field(
+        default_factory=dict
+    )  # [M] by what they are categories of
     names: Sequence[str] = ()  # [M]: what the domain calls its tasks; () where it does not name them all
     num_too_long: int = 0  # tasks that do not fit into a prompt, and count as wrong
 
@@ -76,6 +79,7 @@ def describe_split(config: Config, split: str) -> Split:
         settings=config.eval,
         domain=domain,
         difficulty=domain.difficulty(split),
+        category=domain.category(split),
         names=names if len(names) == len(about) else (),
         num_too_long=count_too_long(domain, split),
     )

@@ -116,6 +116,7 @@ def report_chain(split: Split, outcome: Outcome) -> dict[str, Any]:
         "invalid": figures.at_steps(split, 1.0 - chains.valid.mean(1)),
         **figures.spent(split, chains),
         "by_difficulty": figures.by_difficulty(split, right),
+        "by_category": figures.by_category(split, right, quality),
         "by_task": figures.by_task(split, quality=quality, best_quality=best),
         "figures": {name: figures.at_steps(split, values.mean(1)) for name, values in outcome.figures.items()},
     }

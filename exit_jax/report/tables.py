@@ -164,8 +164,9 @@ def split_tables(groups: Groups, split: str, ks: Sequence[int]) -> list[str]:
         parts.append(table(header, rows))
     if figures := {name.replace("_", " "): ("figures", name) for name in chain.get("figures", {})}:
         parts.append(plain_table(groups, split, ks, "an episode", figures, 2))
-    for name, levels in chain.get("by_difficulty", {}).items():
-        paths = [("by_difficulty", name, level, "accuracy") for level in levels]
+    broken_down = [(kind, *item) for kind in ("by_difficulty", "by_category") for item in chain.get(kind, {}).items()]
+    for kind, name, levels in broken_down:
+        paths = [(kind, name, level, "accuracy") for level in levels]
         rows = [
             (label, *(cells(by_k(runs, split, last, *path))[0] for path in paths)) for label, runs in groups.items()
         ]

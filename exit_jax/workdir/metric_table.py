@@ -206,6 +206,11 @@ EVALUATION = (
         ),
         ("invalid", "share", "k-th responses that could not be used; of episodes, those without a valid end"),
         ("by_difficulty", "", "accuracy and number of tasks by each difficulty that the domain tells, and level of it"),
+        (
+            "by_category",
+            "",
+            "accuracy, quality and number of tasks of each category that the domain tells, as their source",
+        ),
         ("by_task", "0 to 1", "mean quality of each task that the domain names"),
         ("figures", "", "means of what episodes came to, as the share of requests that were fulfilled"),
     ),

@@ -5,6 +5,7 @@ text of that message, its solution the final answer of a response.
 """
 
 import functools
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from exit_jax.algorithm.prompts import Template
 from exit_jax.domains.domain import Domain, DomainError, settings_id
-from exit_jax.domains.task import rows
+from exit_jax.domains.task import left_out, rows
 from exit_jax.domains.task.rewards import Rewards
 from exit_jax.domains.task.rows import Row
 from exit_jax.domains.task.settings import TaskConfig
@@ -23,6 +24,8 @@ from exit_jax.domains.text.prompts import IMPROVE, IMPROVE_BY_FEEDBACK
 from exit_jax.domains.text.scored import Score, ScoredDomain
 from exit_jax.errors import UserError
 from exit_jax.types import BASE, MODES, History
+
+log = logging.getLogger(__name__)
 
 REQUEST = "{request}"
 
@@ -36,25 +39,26 @@ class Task(ScoredDomain):
     def table(self) -> rows.Rows:
         """The rows of all splits, and what was left out of them."""
         table = rows.load(self.config)
-        rows.write_left_out(self.data_dir, table.left_out)
+        left_out.write_left_out(self.data_dir, table.left_out)
+        if table.left_out:
+            log.warning("%s; listed in %s", table.account().splitlines()[-1], self.data_dir / left_out.FILE)
         return table
 
     @functools.cached_property
     def rewards(self) -> Rewards:
-        """The reward functions; those that run in processes start them when there is something to score."""
-        return Rewards(self.config, self.data_dir / "ungraded.jsonl")
+        """The reward functions, checked against the columns that every row has."""
+        columns = set.intersection(*({*row.columns} for row in self._all_rows))
+        return Rewards(self.config, self.data_dir / "ungraded.jsonl", columns)
 
     @property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]
         """Names of what scores report."""
         return self.rewards.notes
 
-    @functools.cached_property
+    @property
     def data_dir(self) -> pathlib.Path:
         """The folder for the lists of what was left out and what could not be graded."""
-        folder = pathlib.Path(self.config.data_dir).expanduser().absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return pathlib.Path(self.config.data_dir).expanduser().absolute()
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -78,10 +82,7 @@ class Task(ScoredDomain):
         """List the rows that are not trained on since they are too long."""
         reason = f"longer than domain.max_request_tokens = {self.config.max_request_tokens}"
         beyond = [row for row, is_out in zip(found, too_long, strict=True) if is_out]
-        rows.write_left_out(
-            self.data_dir,
-            [*self.table.left_out, *({"place": r.place, "reason": reason, "start": r.prompt[:80]} for r in beyond)],
-        )
+        left_out.append_left_out(self.data_dir, [left_out.entry(row.place, reason, row.prompt) for row in beyond])
 
     # Prompts
 
@@ -155,7 +156,8 @@ class Task(ScoredDomain):
     def _words(self, mode: str) -> Template:
         """Return the user's message in a mode as token pieces."""
         try:
-            parts = chat.parse(self.message(mode), tuple(self.max_piece_tokens))
+            message = {"role": "user", "content": self.message(mode).strip()}
+            parts = chat.parse(message, 0, tuple(self.max_piece_tokens))
         except UserError as error:
             raise DomainError(f"domain.{mode}: {error}") from error
         words = [item for text, name in parts for item in (self.encode(text), name)]
@@ -165,7 +167,7 @@ class Task(ScoredDomain):
 
     def score(self, found: Sequence[Row], responses: Sequence[Tokens]) -> list[Score]:
         """Score responses, each to its row."""
-        return self.rewards.score(found, [self.answer(response).strip() for response in responses])
+        return self.rewards.score(found, [self.answer(response).strip() for response in responses], responses)
 
     def answers(self, history: History) -> list[str]:
         """Return the answer that histories [n] hold, as their rewards tell it."""

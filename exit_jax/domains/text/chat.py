@@ -207,7 +207,7 @@ def _cut_text(
 ) -> tuple[list[str], list[str], Callable[[Sequence[str]], str]]:
     """Return the n + 1 texts around the n pieces, the pieces' names, and a function from contents to the whole text."""
     _check_inputs(tokenizer, inputs)
-    parts = [_parse(message, index, pieces) for index, message in enumerate(messages)]
+    parts = [parse(message, index, pieces) for index, message in enumerate(messages)]
     fields = [(name, index) for index, part in enumerate(parts) for _, name in part if name]
 
     def render(contents: Sequence[str], **more) -> str:
@@ -241,7 +241,7 @@ def _join(texts: Sequence[str], contents: Sequence[str]) -> str:
     return texts[0] + "".join(content + text for content, text in zip(contents, texts[1:]))
 
 
-def _parse(message: Message, index: int, pieces: Sequence[str]) -> list[tuple[str, str | None]]:
+def parse(message: Message, index: int, pieces: Sequence[str]) -> list[tuple[str, str | None]]:
     """Return a message's content as (text, name of the piece after it, None at the end)."""
     content, where = message.get("content"), f"message {index} ({message.get('role')})"
     if not isinstance(content, str) or not isinstance(message.get("role"), str):
