@@ -76,7 +76,7 @@ def launch(root):
     """Return a function that runs a mode up to where the first program would be compiled: its exit status, or "reached"."""
     levels = {name: logging.getLogger(name).level for name in ("absl", "jax")}
 
-    def stop(title, call, like, make, total, config, *_):
+    def stop(title, call, config, **_):
         untrained(config)  # the weights are read
         raise Reached
 
