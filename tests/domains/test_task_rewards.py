@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from exit_jax import settings
+from exit_jax.domains.task import worker
 from exit_jax.domains.task.rewards import Rewards
 from exit_jax.domains.task.settings import TaskConfig
 from exit_jax.errors import DomainError, GradingError
@@ -547,6 +548,27 @@ def test_calls_in_flight_are_limited(make, runs):
     limit = 6 if runs == "inline" else 3  # of each process
     assert max(one.notes["most"] for one in scores) == limit
     assert make(code, "later", max_in_flight=1, reward_workers=4).num_workers == 1
+
+
+@pytest.mark.parametrize(("is_async", "ends"), [(True, ("", 9.0)), (False, ("wall-clock limit", 3.0))])
+def test_a_pause_is_not_cut_short_by_the_outcome_of_another_call(monkeypatch, is_async, ends):
+    said = [(0.0, {"begin": 8.0}), (1.0, {"at": 0, "outcome": {}}), (9.0, {"done": ""})]
+    now = 0.0
+
+    def select(readable, _, __, patience):
+        nonlocal now
+        is_next = said[0][0] <= now + patience
+        now = max(now, said[0][0]) if is_next else now + patience
+        return (readable if is_next else []), [], []
+
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now)
+    monkeypatch.setattr(worker.select, "select", select)
+    monkeypatch.setattr(worker.os, "read", lambda *_: json.dumps(said.pop(0)[1]).encode() + b"\n")
+    monkeypatch.setattr(worker.Keeper, "is_dead", lambda _: False)
+    monkeypatch.setattr(worker.Keeper, "end", lambda _, why: why)
+    keeper = object.__new__(worker.Keeper)
+    keeper.parent, keeper.from_child = os.getppid(), -1
+    assert (keeper.listen(lambda line: None, 2.0, is_async), now) == ends
 
 
 def test_a_judge_over_http(make):
