@@ -405,6 +405,7 @@ def test_a_small_config_compiles_for_v5e(tmp_path):
 
 @needs_libtpu
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_does_not_fit_is_said_by_the_compiler_and_mended():
     """A learner with too long a batch: the compiler refuses, and the first change that compiles is named."""
     slice_ = find_topology("v5e:2x2")

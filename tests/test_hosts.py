@@ -103,10 +103,11 @@ def test_one_process_and_two_with_another_mesh_restore_equal_parameters(whole):
 import pathlib, jax, numpy as np
 from exit_jax.parallel import hosts
 hosts.initialize()
-from test_train import smoke
-from exit_jax.step import programs
-from exit_jax.training import train
 import dataclasses
+from test_train import smoke
+from exit_jax.parallel import mesh as meshes
+from exit_jax.step.program import make_program
+from exit_jax.training import train
 config = smoke(changes={changes!r}, num_iterations=10)
 config = dataclasses.replace(config, run=dataclasses.replace(config.run, mesh=meshes.MeshConfig(2, 2, 2)))
 params = train.restore_params(config, pathlib.Path({str(whole)!r}))

@@ -26,6 +26,7 @@ def test_names_are_unique():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=name_of)
 def test_a_mutation_is_killed(mutation, tmp_path):
     assert not survives(mutation, tmp_path)

@@ -585,6 +585,7 @@ def test_the_ground_truth_of_all_tasks_is_right_by_both_rules(tasks, make_enviro
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_verdicts_on_thousands_of_mutated_trajectories(tasks, make_environment):
     counter = compare(tasks, make_environment, num_each=11, seed=1)
     print("\n".join(f"{count:6d} {cause}" for cause, count in counter.most_common()))

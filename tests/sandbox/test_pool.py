@@ -533,7 +533,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [60, pytest.param(2000, marks=(pytest.mark.slow, pytest.mark.long))])
 def test_noise_and_truncated_programs(isolated, number, mark, find_named):
     """No crash of ours, nothing left: counted before and after."""
     rng = random.Random(number)
