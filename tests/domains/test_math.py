@@ -15,7 +15,7 @@ from exit_jax.domains.domain import DomainError
 from exit_jax.domains.math import domain as maths
 from exit_jax.domains.math.grader import Grader, Verdict
 from exit_jax.domains.text import chat
-from exit_jax.domains.text.pieces import SPAN
+from exit_jax.domains.text.settings import SPAN
 from exit_jax.errors import ConfigError
 from exit_jax.evaluation import programs
 from exit_jax.evaluation.evaluate import evaluate

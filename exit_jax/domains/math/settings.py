@@ -4,6 +4,7 @@ import dataclasses
 
 from exit_jax.domains.math.sources import SPLITS
 from exit_jax.domains.text.prompts import DIVERGE, IMPROVE
+from exit_jax.domains.text.settings import SPAN
 from exit_jax.settings import setting
 
 DATA = ("competition", "arithmetic")
@@ -64,8 +65,6 @@ class MathConfig:
             )
         if not self.tokenizer and self.data != "arithmetic":
             wrong.append('domain.tokenizer = "" is for domain.data = "arithmetic"; name a checkpoint')
-        from exit_jax.domains.text.pieces import SPAN  # here, so that a misspelt flag is told before jax is imported
-
         if max(self.num_train, self.num_validation, self.num_test) > SPAN:
             wrong.append(f"more than {SPAN} problems in a split")
         return wrong

@@ -30,7 +30,8 @@ from exit_jax.domains.ml_engineering.previews import preview
 from exit_jax.domains.ml_engineering.responses import error_tail, extract_code
 from exit_jax.domains.ml_engineering.settings import NOT_TAUGHT, SPLITS, MleConfig
 from exit_jax.domains.text import chat
-from exit_jax.domains.text.pieces import SPAN, SingleTurnDomain, Tokens
+from exit_jax.domains.text.pieces import SingleTurnDomain, Tokens
+from exit_jax.domains.text.settings import SPAN
 from exit_jax.domains.text.tokenizer import load as load_tokenizer
 from exit_jax.sandbox import Job, Limits, Result, Sandbox, SandboxError
 from exit_jax.types import (

@@ -17,7 +17,6 @@ from exit_jax.policy.hf.config import read_eos, resolve
 from exit_jax.types import BASE, MODES, PIECES, Array, History, make_history
 
 Tokens = Any  # a sequence or a NumPy array of ids
-SPAN = 1 << 20  # tasks of a split: their numbers are split · SPAN + row
 DEMONSTRATIONS = 1 << 20  # different ones, before they repeat
 
 

@@ -18,41 +18,15 @@ from exit_jax.algorithm.prompts import piece_rows
 from exit_jax.domains.contract import ContractError
 from exit_jax.domains.domain import Domain, DomainError, settings_id
 from exit_jax.domains.text import chat, tokenizer
-from exit_jax.domains.text.pieces import SPAN, SingleTurnDomain, Tokens
-from exit_jax.domains.text.prompts import DIVERGE, IMPROVE, IMPROVE_BY_FEEDBACK
+from exit_jax.domains.text.pieces import SingleTurnDomain, Tokens
+from exit_jax.domains.text.prompts import IMPROVE, IMPROVE_BY_FEEDBACK
+from exit_jax.domains.text.settings import SPAN, TextConfig
 from exit_jax.domains.traits import Traits
-from exit_jax.settings import setting
 from exit_jax.types import BASE, PIECES, Grades, History, Instances, Rollouts
 
 log = logging.getLogger(__name__)
 
-TRUNCATE = ("front", "middle")
 Task = Mapping[str, Any]  # "prompt", a text, and whatever else its score needs
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """What every domain of ``text_domain`` can be told; a domain's own settings inherit it."""
-
-    tokenizer: str = setting("", 'folder or hub id; "" for one of bytes')
-    template_inputs: tuple[str, ...] = setting((), 'what else the chat template reads, as "date_string=26 Jul 2024"')
-    system: str = setting("", 'message before each prompt; "" for none')
-    # the user's message in each mode; {request}, {solution} and {feedback} stand for pieces, literal braces are doubled
-    base: str = setting("{request}", "the user's message for a first response")
-    improve: str = setting(
-        "", 'the user\'s message for an improved one; "" for the default, with feedback if there is any'
-    )
-    diverge: str = setting(DIVERGE, "the user's message for one with another approach")
-    max_request_tokens: int = setting(
-        512, "tokens of a task; longer ones are not trained on, and count as wrong in other splits", within="[1, inf)"
-    )
-    max_tokens: int = setting(512, "tokens of a response", within="[1, inf)")
-    max_solution_tokens: int = setting(
-        0, "tokens of the previous response in a prompt; 0 for max_tokens", within="[0, inf)"
-    )
-    max_feedback_tokens: int = setting(0, "tokens of its feedback in a prompt; 0 shows none", within="[0, inf)")
-    truncate: str = setting("middle", "where a longer previous response is cut", choices=TRUNCATE)
-    prompt_width: int = setting(0, "tokens of the longest prompt; 0 for what the prompts take", within="[0, inf)")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 from exit_jax.algorithm.prompts import Template
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.text import chat, thoughts, tokenizer, turns
-from exit_jax.domains.text.pieces import SPAN, TextDomain, Tokens
+from exit_jax.domains.text.pieces import TextDomain, Tokens
+from exit_jax.domains.text.settings import SPAN
 from exit_jax.domains.tool_use import bfcl
 from exit_jax.domains.tool_use.episode import Episode, Task, system_prompt
 from exit_jax.domains.tool_use.parser import MARKERS

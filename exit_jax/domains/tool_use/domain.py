@@ -23,7 +23,8 @@ import numpy as np
 from exit_jax.algorithm.prompts import piece_rows
 from exit_jax.domains.domain import INVALID, VALID, Answer, Domain, Environment, settings_id
 from exit_jax.domains.text import chat
-from exit_jax.domains.text.pieces import SPAN, Tokens, pack
+from exit_jax.domains.text.pieces import Tokens, pack
+from exit_jax.domains.text.settings import SPAN
 from exit_jax.domains.tool_use.conversations import Conversations
 from exit_jax.domains.tool_use.demonstrations import Demonstrations
 from exit_jax.domains.tool_use.episode import Episode
