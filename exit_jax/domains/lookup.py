@@ -22,6 +22,7 @@ SHIPPED = {
     "math": "exit_jax.domains.math.domain:make_domain",
     "tool_use": "exit_jax.domains.tool_use.domain:make_domain",
     "ml_engineering": "exit_jax.domains.ml_engineering.domain:make_domain",
+    "gym": "exit_jax.domains.gym.domain:make_domain",
     "shapes": "exit_jax.domains.shapes:make_domain",
 }
 # the same that their annotations say: a config is read, and its faults are told, before jax is imported
@@ -30,6 +31,7 @@ SETTINGS = {
     "math": "exit_jax.domains.math.settings:MathConfig",
     "tool_use": "exit_jax.domains.tool_use.settings:ToolsConfig",
     "ml_engineering": "exit_jax.domains.ml_engineering.settings:MleConfig",
+    "gym": "exit_jax.domains.gym.settings:GymConfig",
 }
 NAMES = tuple(SHIPPED)
 
