@@ -10,6 +10,7 @@ import fractions
 import itertools
 import json
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
+PLAIN = re.compile(r"[\d\s()+*/-]+", re.ASCII)  # of other letters, parsing would warn
 MAX_CHARS = 1000  # of an answer that is checked
 
 
@@ -62,7 +64,7 @@ def number_sorting(metadata: Mapping[str, Any], answer: str) -> str:
     """Name the numbers that are missing, those that were not given, and where the order breaks."""
     try:
         numbers = [float(item) for item in json.loads(answer.replace("'", '"'))]
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return UNREADABLE
     own, given = collections.Counter(numbers), collections.Counter(map(float, metadata["original_numbers"]))
     sign = 1 if metadata["direction"] == "ascending" else -1
@@ -76,6 +78,8 @@ def number_sorting(metadata: Mapping[str, Any], answer: str) -> str:
 def countdown(metadata: Mapping[str, Any], answer: str) -> str:
     """Say what an expression comes to, if not to the target, and which numbers it has too often or too seldom."""
     try:
+        if not PLAIN.fullmatch(answer):
+            return UNREADABLE
         value, used = _evaluate(ast.parse(answer.strip(), mode="eval").body)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
         return UNREADABLE
@@ -118,4 +122,6 @@ def _places(wrong: Sequence[bool]) -> str:
 
 
 def _numbers(counted: collections.Counter) -> str:
-    return " ".join(f"{number:g}" for number in sorted(counted.elements()))
+    return " ".join(
+        f"{number:g}" if isinstance(number, float) else str(number) for number in sorted(counted.elements())
+    )

@@ -23,6 +23,7 @@ from typing import Any
 
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.gym.settings import GymConfig
+from exit_jax.domains.gym.worker import WALL_FACTOR
 from exit_jax.domains.text.settings import SPAN
 from exit_jax.domains.workers import Job, Pool
 
@@ -31,7 +32,6 @@ RULES = 1  # version of the rules by which entries are made and kept
 SPLITS = ("train", "validation", "test")
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 MEMORY_BYTES = 3 << 30  # a worker's address space
-WALL_FACTOR = 4.0  # seconds by the clock for each of processor time
 SET_SECS = 120.0  # limit for making a set itself, which some read from megabytes of data
 CHUNK = 16  # entries that a worker makes at a time
 TRIES, MORE_TRIES = 4, 64  # indices that are tried for each entry wanted, and some more for a few
@@ -87,10 +87,10 @@ def version() -> str:
         raise DomainError(f'the domain gym needs {PACKAGE}: pip install -e ".[gym]"') from error
 
 
-def make_pool(config: GymConfig, cpu_secs: float) -> Pool:
-    """Return worker processes; none starts before it has something to do."""
-    limits = (cpu_secs, WALL_FACTOR * cpu_secs, MEMORY_BYTES)
-    return Pool(WORKER, [str(limit) for limit in limits], config.num_workers or os.cpu_count() or 1, needs=PACKAGE)
+@functools.cache
+def workers(num_workers: int) -> Pool:
+    """Return the processes that make entries and score, 0 for one a core; they take seconds to start, and start when needed."""
+    return Pool(WORKER, [str(MEMORY_BYTES)], num_workers or os.cpu_count() or 1, needs=PACKAGE)
 
 
 def shares(config: GymConfig, count: int) -> list[int]:
@@ -178,12 +178,8 @@ def make(config: GymConfig, recipe_of_set: Mapping[str, Any]) -> list[dict[str, 
     left_out: collections.Counter[str] = collections.Counter()
     seen: set[str] = set()
     lines: list[dict[str, Any]] = []
-    pool = make_pool(config, config.make_secs)
-    try:
-        for split in reversed(SPLITS):
-            lines += draw(config, pool, recipe_of_set, split, seen, left_out)
-    finally:
-        pool.close()
+    for split in reversed(SPLITS):
+        lines += draw(config, recipe_of_set, split, seen, left_out)
     for reason, count in left_out.items():
         log.warning("%s: %d entries were left out: %s", recipe_of_set["set"], count, reason)
     return [{"recipe": recipe_of_set, "left_out": dict(left_out)}, *lines]
@@ -191,7 +187,6 @@ def make(config: GymConfig, recipe_of_set: Mapping[str, Any]) -> list[dict[str, 
 
 def draw(
     config: GymConfig,
-    pool: Pool,
     recipe_of_set: Mapping[str, Any],
     split: str,
     seen: set[str],
@@ -206,7 +201,7 @@ def draw(
     while len(lines) < count and tried < size:
         indices = range(tried, min(tried + count - len(lines), size))
         tried = indices.stop
-        made = _make_all(config, pool, request, levels, indices)
+        made = _make_all(config, request, levels, indices)
         for index in indices:
             reply = made[index]
             if "raised" in reply:
@@ -227,7 +222,7 @@ def draw(
 
 
 def _make_all(
-    config: GymConfig, pool: Pool, request: Mapping[str, Any], levels: Sequence[int], indices: range
+    config: GymConfig, request: Mapping[str, Any], levels: Sequence[int], indices: range
 ) -> dict[int, dict[str, Any]]:
     """Return what the workers make of indices, which take the levels in turn."""
     chunks = []
@@ -235,11 +230,14 @@ def _make_all(
         own = [index for index in indices if index % len(levels) == place]
         chunks += [(level, own[i : i + CHUNK]) for i in range(0, len(own), CHUNK)]
     jobs = [
-        Job(request | {"level": level, "make": own}, WALL_FACTOR * config.make_secs * len(own) + SET_SECS)
+        Job(
+            request | {"level": level, "secs": config.make_secs, "make": own},
+            WALL_FACTOR * config.make_secs * len(own) + SET_SECS,
+        )
         for level, own in chunks
     ]
     made: dict[int, dict[str, Any]] = {}
-    for place, reply in pool.run(jobs):
+    for place, reply in workers(config.num_workers).run(jobs):
         level, own = chunks[place]
         if error := reply.get("error"):
             at = f" at level {level}" if level >= 0 else ""

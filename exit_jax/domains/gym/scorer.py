@@ -18,6 +18,7 @@ from typing import Any
 from exit_jax.domains.gym import entries
 from exit_jax.domains.gym.entries import Entry
 from exit_jax.domains.gym.settings import GymConfig
+from exit_jax.domains.gym.worker import WALL_FACTOR
 from exit_jax.domains.math.grader import read_ungraded
 from exit_jax.domains.workers import Job
 
@@ -46,8 +47,8 @@ class Scorer:
 
     def __init__(self, config: GymConfig):
         """Read what an earlier run could not score, in the file ``ungraded.jsonl`` of the config's folder."""
-        self._limit_secs = entries.WALL_FACTOR * config.timeout_secs + entries.SET_SECS
-        self._pool = entries.make_pool(config, config.timeout_secs)
+        self._secs = config.timeout_secs
+        self._pool = entries.workers(config.num_workers)
         self._lock = threading.Lock()
         self._cache: collections.OrderedDict[bytes, Verdict] = collections.OrderedDict()
         self._log = pathlib.Path(config.data_dir).expanduser().absolute() / "ungraded.jsonl"
@@ -57,7 +58,7 @@ class Scorer:
         """Score (entry, answer) pairs; the order is kept. One thread at a time, the others wait.
 
         Raises:
-          RuntimeError: workers cannot be started, or the scorer was closed.
+          RuntimeError: workers cannot be started.
         """
         with self._lock:
             keys = [hashlib.sha256(json.dumps([entry.key, answer]).encode()).digest()[:16] for entry, answer in pairs]
@@ -80,10 +81,6 @@ class Scorer:
                     self._note(key, *todo[key], reason)
             return [verdicts[key] for key in keys]
 
-    def close(self) -> None:
-        """End the workers. A call of ``score`` in another thread fails, and logs nothing."""
-        self._pool.close()
-
     def _known(self, key: bytes) -> Verdict | None:
         """Return the verdict of an earlier call, if it is still held."""
         if key in self._ungraded:
@@ -95,8 +92,9 @@ class Scorer:
     def _score_new(self, todo: Mapping[bytes, tuple[Entry, str]]) -> Iterator[tuple[bytes, Verdict, str]]:
         """Yield (key, verdict, why it is ungraded) of pairs by key, as they come in."""
         keys = list(todo)
+        limit = WALL_FACTOR * self._secs + entries.SET_SECS
         jobs = [
-            Job(entry.request | {"entry": entry.packed, "answer": answer}, self._limit_secs)
+            Job(entry.request | {"secs": self._secs, "entry": entry.packed, "answer": answer}, limit)
             for entry, answer in todo.values()
         ]
         for place, reply in self._pool.run(jobs):

@@ -3,14 +3,14 @@
 It imports neither exit_jax nor JAX. Requests are JSON lines on stdin, each answered by one line, after a first line that says
 that the imports are done (see domains/workers.py):
 
-    {"set", "level", "seed", "size", "make": [index, ...]}   ->  {"entries": [{"entry": ...} or {"raised": why}, ...]}
-    {"set", "level", "seed", "size", "entry", "answer"}      ->  {"score": number} or {"raised": why}
+    {"set", "level", "seed", "size", "secs", "make": [index, ...]}  ->  {"entries": [{"entry": ...} or {"raised": why}, ...]}
+    {"set", "level", "seed", "size", "secs", "entry", "answer"}     ->  {"score": number} or {"raised": why}
 
 Entries come as JSON with tags for what JSON does not have (``pack``), for scorers need their tuples and integer keys. Three
 scorers evaluate an answer as Python, and five give it to sympy, which evaluates it, too (``__import__("os")...`` in an answer
-to countdown would run): here they get literals and plain formulas only, so that nothing runs that a model wrote. Limits are an
-entry's or an answer's, and the kernel enforces them: address space, and two timers, of processor time and of the clock, whose
-signals end the process.
+to countdown would run): here they get literals and plain formulas only, so that nothing runs that a model wrote. An entry or an
+answer has "secs" of processor time, and WALL_FACTOR times that by the clock; the kernel enforces both by timers whose signals
+end the process, and a limit of address space.
 """
 
 import ast
@@ -28,6 +28,7 @@ from collections.abc import Callable
 from typing import Any
 
 TAG = "~"
+WALL_FACTOR = 4.0
 MAX_DATASETS = 16
 MAX_WHY_CHARS = 200
 FORMULA = (
@@ -191,8 +192,8 @@ def resident_bytes() -> int:
         return 0
 
 
-def main(cpu_secs: float, wall_secs: float, memory_bytes: int) -> None:
-    """Answer requests until stdin ends; an entry or an answer has ``cpu_secs``, and ``wall_secs`` by the clock."""
+def main(memory_bytes: int) -> None:
+    """Answer requests until stdin ends."""
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # some sets print
 
@@ -200,9 +201,9 @@ def main(cpu_secs: float, wall_secs: float, memory_bytes: int) -> None:
         replies.write(json.dumps(fields) + "\n")
         replies.flush()
 
-    def set_timers(on: bool) -> None:
-        signal.setitimer(signal.ITIMER_PROF, cpu_secs * on)
-        signal.setitimer(signal.ITIMER_REAL, wall_secs * on)
+    def set_timers(secs: float) -> None:
+        signal.setitimer(signal.ITIMER_PROF, secs)
+        signal.setitimer(signal.ITIMER_REAL, WALL_FACTOR * secs)
 
     for limit, value in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(limit, (value, value))
@@ -215,12 +216,13 @@ def main(cpu_secs: float, wall_secs: float, memory_bytes: int) -> None:
     reply(ready=True)
     for line in sys.stdin.buffer:
         try:
-            fields = answer_request(json.loads(line), lambda: set_timers(True))
+            request = json.loads(line)
+            fields = answer_request(request, functools.partial(set_timers, request["secs"]))
         except MemoryError:
             fields = {"error": "out of memory"}
         except Exception as error:
             fields = {"error": repr(error)[:MAX_WHY_CHARS]}
-        set_timers(False)
+        set_timers(0.0)
         reply(**fields, rss=resident_bytes())
 
 
@@ -230,4 +232,4 @@ if __name__ == "__main__":
     except ImportError as error:  # the parent says what is missing
         print(json.dumps({"error": repr(error)}), flush=True)
     else:
-        main(float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))
+        main(int(sys.argv[1]))
