@@ -14,7 +14,7 @@ from exit_jax.domains.gym import checks, entries, scorer, sets, worker
 from exit_jax.domains.gym.domain import Gym, common_words
 from exit_jax.domains.gym.settings import GymConfig
 from exit_jax.errors import ConfigError
-from exit_jax.training import train
+from exit_jax.run import run_experiment
 from exit_jax.types import BASE, DIVERGE, IMPROVE
 from exit_jax.workdir.metrics import read_jsonl
 
@@ -402,32 +402,24 @@ def test_demonstrations_are_gold_answers_and_missing_where_there_are_none(make):
         Gym(make("gcd", max_tokens=3)).demonstration(0, 1)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Return the workdir of four iterations in one go."""
-    folder = tmp_path_factory.mktemp("whole")
-    train.train(tiny(folder / "data"), folder / "run")
-    return folder
-
-
 def figures(workdir):
     rows = read_jsonl(workdir / "train.jsonl")
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
 
 
 @needs_package
-def test_a_run_resumes_to_the_same_bits_even_without_its_entries(whole, tmp_path):
-    train.train(tiny(tmp_path / "data", run__num_iterations=2), tmp_path / "run")
+def test_a_run_resumes_to_the_same_bits_even_without_its_entries(tmp_path):
+    results = run_experiment(tiny(tmp_path / "whole"), tmp_path / "one")
+    run_experiment(tiny(tmp_path / "data", run__num_iterations=2), tmp_path / "other")
     for path in (tmp_path / "data").glob("*.jsonl"):
         path.unlink()
-    domains.make.cache_clear()
-    train.train(tiny(tmp_path / "data"), tmp_path / "run")
-    assert len(figures(tmp_path / "run")) == 4
-    assert figures(tmp_path / "run") == figures(whole / "run")
+    domains.make.cache_clear()  # as in another process
+    assert run_experiment(tiny(tmp_path / "data"), tmp_path / "other") == results
+    assert len(figures(tmp_path / "one")) == 4
+    assert figures(tmp_path / "one") == figures(tmp_path / "other")
 
-    # another entry behind the same name: the run is refused
     path = next((tmp_path / "data").glob("spell_backward-*.jsonl"))
     path.write_text(path.read_text().replace('"word_len"', '"word_size"'))
     domains.make.cache_clear()
     with pytest.raises(ConfigError, match="changed since: the tasks of spell_backward"):
-        train.train(tiny(tmp_path / "data", run__num_iterations=6), tmp_path / "run")
+        run_experiment(tiny(tmp_path / "data", run__num_iterations=6), tmp_path / "other")
