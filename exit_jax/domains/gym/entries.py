@@ -222,7 +222,7 @@ def draw(
 
 
 def _make_all(
-    config: GymConfig, request: Mapping[str, Any], levels: Sequence[int], indices: range
+    config: GymConfig, request: dict[str, Any], levels: Sequence[int], indices: range
 ) -> dict[int, dict[str, Any]]:
     """Return what the workers make of indices, which take the levels in turn."""
     chunks = []

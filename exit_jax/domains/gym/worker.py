@@ -107,7 +107,7 @@ def require_formula(text: str) -> None:
 def guard() -> None:
     """Let scorers evaluate literals and formulas only."""
     import sympy
-    from reasoning_gym import algorithmic, games
+    from reasoning_gym import algorithmic, games  # type: ignore[import-not-found]  # an extra
     from sympy.parsing import sympy_parser
 
     parse = sympy_parser.parse_expr
@@ -127,7 +127,11 @@ def guard() -> None:
 @functools.lru_cache(maxsize=MAX_DATASETS)
 def dataset(name: str, level: int, seed: int, size: int) -> Any:
     """Return a set; at a level of its curriculum, or as it is by itself (-1)."""
-    from reasoning_gym.factory import DATASETS, create_curriculum, create_dataset
+    from reasoning_gym.factory import (  # type: ignore[import-not-found]
+        DATASETS,
+        create_curriculum,
+        create_dataset,
+    )
 
     if level < 0:
         return create_dataset(name, seed=seed, size=size)
@@ -228,7 +232,7 @@ def main(memory_bytes: int) -> None:
 
 if __name__ == "__main__":
     try:
-        import reasoning_gym  # noqa: F401
+        import reasoning_gym  # type: ignore[import-not-found]  # noqa: F401
     except ImportError as error:  # the parent says what is missing
         print(json.dumps({"error": repr(error)}), flush=True)
     else:
