@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     p.remat, p.unroll_layers, p.decode_stages = "none", True, 1
 
     w = c.warm_start
-    w.num_steps = w.optimizer.decay_steps = 800
+    w.num_steps = w.optimizer.decay_steps = 500
     w.num_states, w.group_size = 64, 2
     w.optimizer.learning_rate = 3e-3
     w.optimizer.warmup_steps = 50
@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.restart_every = 1
     c.eval.num_chains_saved = 100
 
-    c.run.num_iterations = 200
+    c.run.num_iterations = 150
     c.run.token_chunk = 0
     c.run.checkpoint_every = 50
     c.run.export_dtype = "float32"

@@ -26,7 +26,7 @@ NAMES = tuple(
 )
 # sets that are not trained on, and why
 REFUSED: Mapping[str, str] = {
-    "coin_flip": 'its scorer compares as many digits as the answer has, so that "0" earns 1.0 for every probability',
+    "coin_flip": 'its scorer compares as many digits as the answer has, so that "0" earns 1.0 for every probability below 1',
     "composite": "it is a mixture of sets; name them, with domain.weights",
     "game_of_life_halting": "its scorer pays 1.0 for whatever is answered",
     "puzzle24": 'its scorer does not compare the numbers, so that "6*4*1*1" earns 1.0 for every task; take countdown',
