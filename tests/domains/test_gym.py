@@ -407,6 +407,7 @@ def figures(workdir):
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
 
 
+@pytest.mark.slow
 @needs_package
 def test_a_run_resumes_to_the_same_bits_even_without_its_entries(tmp_path):
     results = run_experiment(tiny(tmp_path / "whole"), tmp_path / "one")
