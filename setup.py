@@ -43,6 +43,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "mle": MLE,
+        "gym": ["reasoning-gym==0.1.25"],  # sets, levels and scorers were tried one by one, and change with versions
         "test": [
             *MLE,
             "ipykernel",

@@ -111,6 +111,20 @@ TINY_MLE = {name: value for name, value in TINY_MATH.items() if not name.startsw
 }
 
 
+TINY_GYM = {name: value for name, value in TINY_MATH.items() if not name.startswith("domain.")} | {
+    "domain.num_train": 24,
+    "domain.num_validation": 4,
+    "domain.num_test": 8,
+    "domain.num_workers": 2,
+    "eval.splits": ("test",),
+}
+
+
+def tiny_gym(data_dir: pathlib.Path, **changes):
+    """Return configs/gym_cpu.py for a few iterations."""
+    return _shrink("gym_cpu", TINY_GYM, data_dir, changes)
+
+
 def tiny_mle(data_dir: pathlib.Path, **changes):
     """Return configs/mle_tiny.py for a few iterations, with a cache of its own."""
     return _shrink("mle_tiny", TINY_MLE, data_dir, {"domain__cache_dir": str(data_dir / "runs")} | changes)

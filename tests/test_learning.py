@@ -129,7 +129,7 @@ def test_what_may_be_meant_is_told_in_a_line(changes, words):
     assert "\n" not in line
 
 
-@pytest.mark.parametrize("name", ["sudoku", "smoke", "sudoku9", "arithmetic_cpu", "tools_tiny", "mle_tiny"])
+@pytest.mark.parametrize("name", ["sudoku", "smoke", "sudoku9", "arithmetic_cpu", "tools_tiny", "mle_tiny", "gym_cpu"])
 def test_nothing_is_said_of_our_own_configs(name):
     for arg in ("variant=exit", "variant=grpo", "variant=curriculum"):
         assert learning.warnings_of(validate(content(arg, name), None)) == []

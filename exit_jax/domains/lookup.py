@@ -23,6 +23,7 @@ SHIPPED = {
     "tool_use": "exit_jax.domains.tool_use.domain:make_domain",
     "ml_engineering": "exit_jax.domains.ml_engineering.domain:make_domain",
     "task": "exit_jax.domains.task.domain:make_domain",
+    "gym": "exit_jax.domains.gym.domain:make_domain",
     "shapes": "exit_jax.domains.shapes:make_domain",
 }
 # the same that their annotations say: a config is read, and its faults are told, before jax is imported
@@ -32,6 +33,7 @@ SETTINGS = {
     "tool_use": "exit_jax.domains.tool_use.settings:ToolsConfig",
     "ml_engineering": "exit_jax.domains.ml_engineering.settings:MleConfig",
     "task": "exit_jax.domains.task.settings:TaskConfig",
+    "gym": "exit_jax.domains.gym.settings:GymConfig",
 }
 NAMES = tuple(SHIPPED)
 

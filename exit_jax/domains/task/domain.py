@@ -8,7 +8,6 @@ import functools
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -18,9 +17,8 @@ from exit_jax.domains.task import left_out, rows
 from exit_jax.domains.task.rewards import Rewards
 from exit_jax.domains.task.rows import Row
 from exit_jax.domains.task.settings import TaskConfig
-from exit_jax.domains.text import chat, tokenizer
+from exit_jax.domains.text import chat
 from exit_jax.domains.text.pieces import Tokens
-from exit_jax.domains.text.prompts import IMPROVE, IMPROVE_BY_FEEDBACK
 from exit_jax.domains.text.scored import Score, ScoredDomain
 from exit_jax.errors import UserError
 from exit_jax.types import BASE, MODES, History
@@ -60,11 +58,6 @@ class Task(ScoredDomain):
         """The folder for the lists of what was left out and what could not be graded."""
         return pathlib.Path(self.config.data_dir).expanduser().absolute()
 
-    @functools.cached_property
-    def tokenizer(self) -> Any:
-        """The tokenizer of transformers."""
-        return tokenizer.load(self.config.tokenizer) if self.config.tokenizer else tokenizer.of_bytes()
-
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that there are."""
@@ -85,13 +78,6 @@ class Task(ScoredDomain):
         left_out.append_left_out(self.data_dir, [left_out.entry(row.place, reason, row.prompt) for row in beyond])
 
     # Prompts
-
-    def message(self, mode: str) -> str:
-        """Return the user's message in a mode."""
-        default = IMPROVE_BY_FEEDBACK if self.config.max_feedback_tokens else IMPROVE
-        if text := getattr(self.config, mode) or (default if mode == "improve" else ""):
-            return text
-        raise DomainError(f"domain.{mode} is empty; say what the policy is asked for, as {REQUEST!r}")
 
     @property
     def max_piece_tokens(self) -> dict[str, int]:

@@ -51,6 +51,16 @@ class ScoredDomain(SingleTurnDomain):
         self.found = functools.cache(self._find)
         self.kept = functools.cache(self._keep)
 
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers."""
+        return tokenizer.load(self.config.tokenizer) if self.config.tokenizer else tokenizer.of_bytes()
+
+    def message(self, mode: str) -> str:
+        """Return the user's message in a mode."""
+        default = IMPROVE_BY_FEEDBACK if getattr(self.config, "max_feedback_tokens", 0) else IMPROVE
+        return getattr(self.config, mode) or {"improve": default}[mode]
+
     def rows(self, split: str) -> Sequence[Any]:
         """Return all tasks of a split, in whatever form."""
         raise NotImplementedError
@@ -191,22 +201,6 @@ class TaskDomain(ScoredDomain):
     def __init__(self, config: TextConfig, rows: Callable, score: Callable, gold: Callable[[Task], str] | None):
         super().__init__(config)
         self._rows, self._score, self._gold = rows, score, gold
-
-    @functools.cached_property
-    def tokenizer(self) -> Any:
-        """The tokenizer of transformers."""
-        return tokenizer.load(self.config.tokenizer) if self.config.tokenizer else tokenizer.of_bytes()
-
-    def message(self, mode: str) -> str:
-        """Return the user's message in a mode.
-
-        Raises:
-          DomainError: if it is empty and the mode has no default.
-        """
-        default = IMPROVE_BY_FEEDBACK if self.config.max_feedback_tokens else IMPROVE
-        if text := getattr(self.config, mode) or (default if mode == "improve" else ""):
-            return text
-        raise DomainError(f'domain.{mode} is empty; say what the policy is asked for, as "{{request}}"')
 
     def rows(self, split: str) -> Sequence[Task]:
         """Return all tasks of a split."""
