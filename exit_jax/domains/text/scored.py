@@ -57,9 +57,15 @@ class ScoredDomain(SingleTurnDomain):
         return tokenizer.load(self.config.tokenizer) if self.config.tokenizer else tokenizer.of_bytes()
 
     def message(self, mode: str) -> str:
-        """Return the user's message in a mode."""
+        """Return the user's message in a mode.
+
+        Raises:
+          DomainError: if it is empty and the mode has no default.
+        """
         default = IMPROVE_BY_FEEDBACK if getattr(self.config, "max_feedback_tokens", 0) else IMPROVE
-        return getattr(self.config, mode) or {"improve": default}[mode]
+        if text := getattr(self.config, mode) or (default if mode == "improve" else ""):
+            return text
+        raise DomainError(f'domain.{mode} is empty; say what the policy is asked for, as "{{request}}"')
 
     def rows(self, split: str) -> Sequence[Any]:
         """Return all tasks of a split, in whatever form."""
