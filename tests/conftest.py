@@ -92,7 +92,7 @@ def free_compiled_programs():
     So go the package's own caches, which hold programs, and what the allocator holds back: 2.6 GB a worker without this.
     """
     yield
-    for cached in [one for one in gc.get_objects() if isinstance(one, functools._lru_cache_wrapper)]:
+    for cached in [one for one in gc.get_objects() if type(one) is functools._lru_cache_wrapper]:
         if (cached.__module__ or "").startswith("exit_jax"):
             cached.cache_clear()
     jax.clear_caches()

@@ -60,16 +60,7 @@ def run_loop(
         step, stop = int(state.step), 0
         if step == total:
             return state
-        if step > total:
-            raise ConfigError(
-                f"{checkpoint_dir} holds step {step}, beyond the {total} that are asked for; set run.num_iterations to {step} "
-                "or more, or choose another --workdir"
-            )
-        if (total - step) % config.run.steps_per_call:
-            raise ConfigError(
-                f"{title} resumes at step {step}, from where calls of run.steps_per_call = {config.run.steps_per_call} "
-                f"do not end at {total}; go on with a divisor of {total - step}"
-            )
+        _require_end(title, step, total, config.run.steps_per_call, checkpoint_dir)
         with (
             _catch_signals() as caught,
             contextlib.closing(checkpoints),  # here, so that no signal cuts the last of them off
@@ -105,6 +96,20 @@ def run_loop(
     if stop:
         raise Interrupted(stop, title, step)
     return state
+
+
+def _require_end(title: str, step: int, total: int, steps_per_call: int, checkpoint_dir: pathlib.Path) -> None:
+    """Raise ConfigError unless calls of ``steps_per_call`` steps lead from ``step`` to ``total``."""
+    if step > total:
+        raise ConfigError(
+            f"{checkpoint_dir} holds step {step}, beyond the {total} that are asked for; set run.num_iterations to {step} "
+            "or more, or choose another --workdir"
+        )
+    if (total - step) % steps_per_call:
+        raise ConfigError(
+            f"{title} resumes at step {step}, from where calls of run.steps_per_call = {steps_per_call} do not end at {total}; "
+            f"go on with a divisor of {total - step}"
+        )
 
 
 def _require_finite(title: str, step: int, metrics: Mapping[str, np.ndarray], untrained: bool) -> None:

@@ -187,7 +187,7 @@ def test_sampling_stops_where_the_domain_says(data_dir, monkeypatch):
     monkeypatch.setattr(tools.Tools, "step", listen)
     config = tiny_tools(data_dir, domain__stop_at_call=True, domain__call_secs=4.5, eval__steps=(0, 1))
     domain = domains.make(config.domain_name, config.domain)
-    assert sampling_config(config, domain).stop_text is domain.stop_text
+    assert sampling_config(config, domain, 8).stop_text is domain.stop_text
     evaluate(config, make_program(config).init_params(0), None)
     token = domain.stop_text.table[0] > 0
     assert [token[response].tolist().index(True) for response in said if token[response].any()] == [
