@@ -171,6 +171,8 @@ FAULTS = {
     "no such function": ({"domain.reward": "('my_reward.py:scor',)"}, "scor"),
     "a reward that raises at import": ({"domain.reward": "('raises.py:score',)"}, "ZeroDivisionError"),
     "a wrong signature": ({"domain.reward": "('wrong.py:score',)"}, "anwser"),
+    "NaN": ({"domain.reward": "('returns.py:nan',)"}, "the reward returns.py:nan fails on all of 4 completions"),
+    "a word": ({"domain.reward": "('returns.py:word',)"}, "'good'"),
     "a prompt that never fits": ({"domain.max_request_tokens": 2}, "domain.max_request_tokens = 2; raise it"),
     "an empty file": ({"domain.tasks": "('empty.jsonl',)"}, "empty.jsonl"),
 }
@@ -182,6 +184,9 @@ def test_bad_input_is_one_clear_error_before_compile(checkpoint, folder, name):
     changes, said = FAULTS[name]
     (folder / "raises.py").write_text("1 / 0\n")
     (folder / "wrong.py").write_text("def score(prompt, completion, anwser):\n    return 0.0\n")
+    (folder / "returns.py").write_text(
+        "def nan(completion):\n    return float('nan')\n\n\ndef word(completion):\n    return 'good'\n"
+    )
     (folder / "empty.jsonl").write_text("")
     if "domain.reward" in changes:
         changes = changes | {"domain.reward_weights": "()"}
