@@ -18,7 +18,7 @@ SETTINGS = {
     "domain.reward": "('my_reward.py:score','my_reward.py:brevity')",
     "domain.reward_weights": "(3.0,1.0)",
     "domain.figures": "('digits',)",
-    "domain.num_test": 6,
+    "domain.test_tasks": "('test_sums.jsonl','test_words.jsonl')",
     "domain.votes": True,
     "domain.max_tokens": 12,
     "domain.max_request_tokens": 32,
@@ -68,7 +68,8 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Return a folder with a user's reward and rows: 10,000 lines of JSON, of which 50 are malformed, and few-shot chats."""
+    """Return a folder with a user's reward and rows: 10,000 lines of JSON, of which 50 are malformed or too
+    long and three are tested on, and few-shot chats."""
     sums = [json.dumps({"prompt": f"What is {i} + {i * i}?", "answer": str(i + i * i)}) for i in range(10_000)]
     for place, line in enumerate(MALFORMED):
         too_long = json.dumps({"prompt": f"{line}, word for word: {'word ' * 99}", "answer": "1"})
@@ -77,7 +78,9 @@ def folder(tmp_path):
     turns = [*few_shot, {"role": "assistant", "content": "a"}]
     words = [{"prompt": [*turns, {"role": "user", "content": f"Say {w}"}], "answer": w} for w in "bcdefghijklm"]
     (tmp_path / "sums.jsonl").write_text("\n".join(sums), errors="surrogateescape")
-    (tmp_path / "words.jsonl").write_text("\n".join(map(json.dumps, words)))
+    (tmp_path / "words.jsonl").write_text("\n".join(map(json.dumps, words[3:])))
+    (tmp_path / "test_words.jsonl").write_text("\n".join(map(json.dumps, words[:3])))
+    (tmp_path / "test_sums.jsonl").write_text("\n".join(sums[:3]))
     (tmp_path / "my_reward.py").write_text(REWARD)
     return tmp_path
 
@@ -112,10 +115,10 @@ def rows_of(workdir):
 def test_from_rows_to_an_exported_checkpoint(checkpoint, folder):
     whole = run(checkpoint, folder)
     assert whole.returncode == 0, whole.stderr
-    assert "left out: 40 rows" in whole.stderr
+    assert "left out: 43 rows (10 no prompt" in whole.stderr
     assert "of train are longer than domain.max_request_tokens = 32 and are left out" in whole.stderr
     left_out = read_jsonl(folder / "data/task/left_out.jsonl")
-    assert sorted(row["place"] for row in left_out) == sorted(f"sums.jsonl:{line}" for line in MALFORMED)
+    assert sorted(row["place"] for row in left_out) == sorted(f"sums.jsonl:{line}" for line in (1, 2, 3, *MALFORMED))
     rows = rows_of(folder / "run")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[-1]["finite_logits"] == 1.0
@@ -124,7 +127,7 @@ def test_from_rows_to_an_exported_checkpoint(checkpoint, folder):
     assert all(row["grade/ungraded"] < 1.0 and row["quality"] > 0.0 for row in rows)
     evaluation = json.loads((folder / "run/evaluation.json").read_text())
     by_source = evaluation["splits"]["test"]["scaffolds"]["chain"]["by_category"]["source"]
-    assert sum(row["num_tasks"] for row in by_source.values()) == 6
+    assert {name: row["num_tasks"] for name, row in by_source.items()} == {"test_sums": 3, "test_words": 3}
     assert (folder / "run/report/chains.html").exists()
     assert (folder / "run/report/accuracy_by_k.png").exists()
 
