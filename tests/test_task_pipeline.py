@@ -69,7 +69,8 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path):
     """Return a folder with a user's reward and rows: 10,000 lines of JSON, of which 50 are malformed or too
-    long and three are tested on, and few-shot chats."""
+    long and three are tested on, and few-shot chats.
+    """
     sums = [json.dumps({"prompt": f"What is {i} + {i * i}?", "answer": str(i + i * i)}) for i in range(10_000)]
     for place, line in enumerate(MALFORMED):
         too_long = json.dumps({"prompt": f"{line}, word for word: {'word ' * 99}", "answer": "1"})
