@@ -1,1 +1,1 @@
-"""Environments of your own of several turns, or of others: a protocol in text, in processes with limits, with ExIt around them."""
+"""Environments of several turns, your own or others': a protocol in text, in processes with limits, with ExIt around."""

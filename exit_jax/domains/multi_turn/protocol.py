@@ -18,9 +18,9 @@ whatever other instances do in the meantime: a history is brought about again by
         def close(self)                                    # the episode is over
         concurrent = True                                  # False: one instance at a time in all
 
-Without ``rows`` the tasks are {"seed": first}, {"seed": first + 1} and so on. With ``save`` and ``load`` the rollouts of a group
-start from a copy; without them each one plays the texts up to there again. An adapter is named as "prefix:target"; its class
-is called with the target before the arguments. Nothing but the standard library is imported here, for workers are to be light.
+Without ``rows`` the tasks are {"seed": first}, {"seed": first + 1} and so on. With ``save`` and ``load`` the rollouts of a
+group start from a copy; without them each one plays the texts up to there again. An adapter is named as "prefix:target"; its
+class is called with the target before the arguments. Nothing but the standard library is imported here: workers are light.
 """
 
 import difflib
@@ -86,9 +86,13 @@ def factory(name: str, arguments: Mapping[str, Any]) -> Callable[[], Any]:
             raise PluginError(f"{where}: the adapter cannot be imported ({error}); {install}") from error
         attribute, given = path.partition(":")[2], (target,)
     else:
-        if near := difflib.get_close_matches(prefix, ADAPTERS, 1):
-            where += f" (did you mean the adapter {near[0]!r}?)"
-        module, attribute = plugins.load(where.removesuffix(f" = {name!r}"), name)
+        try:
+            module, attribute = plugins.load("domain.environment", name)
+        except PluginError as error:
+            near = difflib.get_close_matches(prefix, ADAPTERS, 1)
+            if not near:
+                raise
+            raise PluginError(f"{error}; did you mean the adapter {near[0]!r}?") from error
     found = getattr(module, attribute, None)
     if not callable(found):
         own = [
@@ -165,7 +169,7 @@ def read_opening(given: Any) -> list[list[str]]:
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
     if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
         raise Fault(f"reset returned {given!r:.100}; it should return a text, or messages with role and content")
-    found = [[m.get("role"), m.get("content")] for m in messages]
+    found: list[Any] = [[m.get("role"), m.get("content")] for m in messages]
     if not all(isinstance(part, str) for message in found for part in message):
         raise Fault(f"reset returned {given!r:.100}; role and content of each message should be texts")
     roles = [role for role, _ in found]
