@@ -48,7 +48,9 @@ def make(own_folder, request):
         path = own_folder / "own_reward.py"
         path.write_text(textwrap.dedent(code))
         config = TaskConfig(
-            reward=tuple(f"{path}:{name}" for name in names), **({"reward_workers": 2, "reward_secs": 1.0} | fields)
+            tasks=("tasks.jsonl",),
+            reward=tuple(f"{path}:{name}" for name in names),
+            **({"reward_workers": 2, "reward_secs": 1.0} | fields),
         )
         assert not settings.faults(config)
         made.append(Rewards(config, log, columns))
@@ -245,7 +247,7 @@ def test_weights_and_ranges(make):
 
 def test_settings_that_contradict_each_other():
     def faults(**fields):
-        return " ".join(settings.faults(TaskConfig(**fields)))
+        return " ".join(settings.faults(TaskConfig(tasks=("tasks.jsonl",), **fields)))
 
     assert "scores nothing" in faults()
     two = ("a.py:f", "a.py:g")

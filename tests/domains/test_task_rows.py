@@ -684,7 +684,7 @@ def test_splits_without_rows_are_faults():
     ],
 )
 def test_contradictions_of_settings(fields, expected):
-    found = settings.faults(TaskConfig(**{"tasks": ("a",), **fields}), "domain.")
+    found = settings.faults(TaskConfig(**{"tasks": ("a",), "reward": ("b.py:score",), **fields}), "domain.")
     assert len(found) == bool(expected)
     assert expected in "".join(found)
 
