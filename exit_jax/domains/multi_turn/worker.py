@@ -164,7 +164,7 @@ class Player:
         protocol.require_methods(instance)
         concurrent, has_copies = bool(getattr(instance, "concurrent", True)), hasattr(instance, "save")
         self.close(instance)
-        played: list[Any] = []
+        played, again, why = [], [], ""
         for first in range(len(texts)):  # some texts may be none that it takes
             told = [*texts[first:], *texts[:first]]
             played, again = [], []
@@ -174,8 +174,9 @@ class Player:
                 again.append(b)
             if "raised" not in (played[1] or {}):
                 break
+            why = why or played[1]["why"]
         else:
-            raise protocol.Fault(f"on each of domain.check_texts = {texts} {played[1]['why']}")
+            raise protocol.Fault(f"on each of domain.check_texts = {texts}, the first among them, {why}")
         found: dict[str, Any] = {"played": [*map(bare, filter(None, played))]}
         pairs = enumerate(zip(played, again))
         differs = next(
