@@ -10,6 +10,8 @@ Arguments:
   seed: of selection and sampling, and of weights where there is no checkpoint.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from exit_jax.config import arguments, default, variants
@@ -25,7 +27,6 @@ def get_config(arg: str = "") -> ConfigDict:
     if not c.checkpoint:
         tiny_policy(c)
 
-    # 8 prompts of 8 episodes of up to 4,096 tokens fit beside a model of 1B on one chip of 16 GiB
     c.algorithm.num_prompts, c.algorithm.buffer_size, c.algorithm.min_buffer_size = 8, 128, 16
     c.algorithm.mask_overlong = True
     c.run.num_microbatches = 8
@@ -34,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return c
 
 
-def tiny_policy(c: ConfigDict) -> None:
+def tiny_policy(c: Any) -> None:
     """Set a policy that a CPU trains, of 0.2M parameters, whose tokens are bytes."""
     p = c.policy
     p.num_layers, p.embed_dim, p.mlp_dim = 2, 96, 256

@@ -1,4 +1,4 @@
-"""The run of configs/multi_turn.py from end to end on a small random Qwen2: it resumes, also after its environment went away."""
+"""The run of configs/multi_turn.py from end to end on a small random Qwen2: it resumes, also after a server went away."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from exit_jax.config.parse import validate
 from exit_jax.domains.text import tokenizer
 from exit_jax.errors import UserError
 from exit_jax.policy.hf.export import export
-from exit_jax.run import run_experiment
+from exit_jax.run import run_experiment, train_and_report
 from exit_jax.workdir import metric_table
 from exit_jax.workdir.metrics import read_jsonl
 
@@ -36,6 +36,7 @@ SETTINGS = {
     "domain.diverge": "Other than {solution}?",
     "policy.dtype": "float32",
     "policy.remat": "none",
+    "policy.decode_stages": 1,
     "algorithm.num_prompts": 4,
     "algorithm.group_size": 2,
     "algorithm.buffer_size": 32,
@@ -101,10 +102,11 @@ def kept(workdir):
 def whole(checkpoint, tmp_path_factory):
     """Return the folder of a run that nothing has disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    run_experiment(make(checkpoint, folder), folder / "run")
+    train_and_report(make(checkpoint, folder), folder / "run")
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_plays_partial_histories_and_is_evaluated(whole):
     rows = kept(whole / "run")
     assert not [name for name in rows[-1] if not metric_table.find(metric_table.TRAIN, name)]
@@ -121,13 +123,14 @@ def test_a_run_plays_partial_histories_and_is_evaluated(whole):
     assert "Guess a number" in (whole / "run/report/chains.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_its_environment_went_away(whole, checkpoint, tmp_path):
-    """Once in training and once in evaluation, at steps that the undisturbed run has made."""
+    """Twice, at steps that the undisturbed run has made."""
     steps = [line for line in (whole / "log").read_text().splitlines() if line.startswith("step")]
     config = make(checkpoint, tmp_path, "Gone")
     for after in (len(steps) // 2, len(steps) // 3):
         (tmp_path / "after").write_text(str(after))
-        with pytest.raises(UserError, match="is not available .no answer from port 1.; bring it back"):
+        with pytest.raises(UserError, match=r"is not available \(no answer from port 1\); bring it back"):
             run_experiment(config, tmp_path / "run")
     assert not (tmp_path / "run/evaluation.json").exists()
     run_experiment(config, tmp_path / "run")
