@@ -61,20 +61,24 @@ class Chatty(Guess):
         return [{"role": role, "content": text} for role, text in [("system", "A game."), *example, ("user", asked)]]
 
 
-class Serial(Guess):
+class Few(Guess):
+    """A server with few sessions; instances are counted in files, whichever process they are in."""
+
+    def __init__(self, folder, most):
+        super().__init__()
+        self.session = pathlib.Path(folder) / f"{os.getpid()}-{id(self)}"
+        self.session.touch()
+        if len(list(self.session.parent.iterdir())) > most:
+            raise RuntimeError("too many at a time")
+
+    def close(self):
+        self.session.unlink()
+
+
+class Serial(Few):
     """Cannot bear a second instance."""
 
     concurrent = False
-    alive = 0
-
-    def __init__(self, **given):
-        super().__init__(**given)
-        Serial.alive += 1
-        if Serial.alive > 1:
-            raise RuntimeError("two at a time")
-
-    def close(self):
-        Serial.alive -= 1
 
 
 class Fragile(Guess):
@@ -87,6 +91,9 @@ class Fragile(Guess):
             pass
         while text == "leak":
             held.append(bytearray(1 << 24))
+        if text == "hoard":
+            self.held = bytearray(200 << 20)
+            self.held[::4096] = b"." * len(self.held[::4096])
         if text == "sleep":
             time.sleep(1e6)
         if text == "exit":

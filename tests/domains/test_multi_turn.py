@@ -168,10 +168,23 @@ def brute_force(seed, texts):
     return tuple(found)
 
 
-@pytest.mark.parametrize("game", ["Guess", "Copied", "Serial"])
-@pytest.mark.parametrize("fields", [{}, {"max_instances": 2, "num_workers": 2}], ids=["all live", "few live"])
-def test_episodes_are_the_games_whatever_is_live(make, game, fields):
+@pytest.mark.parametrize(
+    ("game", "most", "fields"),
+    [
+        ("Guess", 0, {}),
+        ("Guess", 0, {"max_instances": 3, "num_workers": 2}),
+        ("Copied", 0, {"num_workers": 2}),
+        ("Copied", 0, {"max_instances": 1}),
+        ("Serial", 1, {"num_workers": 2}),
+        ("Few", 4, {"max_instances": 4, "num_workers": 2}),
+        ("Few", 1, {"max_instances": 1, "num_workers": 2}),
+    ],
+)
+def test_episodes_are_the_games_whatever_is_live(make, tmp_path, game, most, fields):
     """Side by side, in groups from one state, from the start and from the midst, with copies and without."""
+    (tmp_path / "sessions").mkdir()
+    if most:
+        fields["environment_args"] = (f"folder={tmp_path / 'sessions'}", f"most={most}")
     domain, rng = make(game, **fields), np.random.default_rng(0)
     episodes = domain.environment(test=False).begin(rows(domain, numbers=range(6)), 3)
     assert len(episodes) == 18
@@ -234,6 +247,16 @@ def test_an_accident_costs_its_episode_and_happens_once(make, tmp_path):
     (episode,) = {e for e, _ in step(again, [Episode(again.tasks_of("train")[0])], ["well"])}
     assert [(e.how, a.end) for e, a in step(again, [episode] * 8, texts)] == [(e.how, a.end) for e, a in found]
     assert not [line for line in notes(tmp_path) if line.split()[-1] in ACCIDENTS], "none of them is called again"
+
+
+def test_a_process_that_grows_is_replaced_and_costs_nothing(make):
+    domain = make("Fragile", memory_mb=300)
+    ((episode, _),) = step(domain, [Episode(domain.tasks_of("train")[0])], ["hoard"])
+    pool = domain.opened.world._pool
+    assert pool.num_replaced == 1
+    ((episode, _),) = step(domain, [episode], ["hm"])
+    assert [turn.observation for turn in episode.turns] == ["1: no number", "2: no number"]
+    assert not domain.opened.world.stats["crashed"]
 
 
 def test_where_each_step_fails_it_is_no_accident(make, tmp_path):

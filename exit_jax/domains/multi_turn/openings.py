@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 RULES = 1  # version of the rules by which openings are made and kept
 SPLITS = ("train", "validation", "test")
 OWN = "rows"  # name of the environment's own tasks as a source
+MAX_SEED = 1 << 31  # seeds of tasks are below; NumPy's limit is 2^32
 PROGRESS_SECS = 20.0
 
 
@@ -97,7 +98,7 @@ def _rows(
     beyond: list[dict[str, str]] = []
     for split in reversed([split for split in SPLITS if split in config.splits]):  # what is tested on comes first
         count = getattr(config, f"num_{split}")
-        first = (len(SPLITS) * config.split_seed + SPLITS.index(split)) * SPAN
+        first = (len(SPLITS) * config.split_seed + SPLITS.index(split)) * SPAN % MAX_SEED
         given = world.ask_one({"rows": split, "count": count, "first": first}, 1)["rows"]
         found[split] = []
         for number, row in enumerate(given):

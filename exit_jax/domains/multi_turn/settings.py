@@ -84,7 +84,9 @@ class MultiTurnConfig(RowsConfig):
     # processes
     num_workers: int = setting(0, "processes that play episodes; 0 for one a core", within="[0, inf)")
     max_instances: int = setting(
-        1024, "environments that are alive at a time, in all processes; others are replayed", within="[1, inf)"
+        1024,
+        "environments that are alive at a time in all processes, as a server has sessions; others are replayed",
+        within="[1, inf)",
     )
     step_secs: float = setting(
         10.0, "processor time of one step; by the clock four times that", unit="s", within="(0, inf)"

@@ -162,7 +162,9 @@ class Player:
         row, texts, max_turns = job["check"], job["texts"], job["max_turns"]
         instance = self.fresh()
         protocol.require_methods(instance)
-        concurrent, has_copies = bool(getattr(instance, "concurrent", True)), hasattr(instance, "save")
+        with limited(self.reset_secs):  # a server may have to be asked
+            concurrent = self.live.max_states > 1 and bool(getattr(instance, "concurrent", True))
+        has_copies = hasattr(instance, "save")
         self.close(instance)
         played, again, why = [], [], ""
         for first in range(len(texts)):  # some texts may be none that it takes
@@ -274,6 +276,8 @@ def main(spec: dict[str, Any]) -> None:
         player = Player(spec)
     except PluginError as error:
         wrong = str(error)
+    except (Exception, SystemExit) as error:
+        wrong = f"domain.environment = {spec['environment']!r}: {what_it_raised(error, '')}"
     reply({"ready": True})
     before = resident_bytes()
     limit, hard = memory_bytes("VmData:") + spec["memory_bytes"], resource.getrlimit(resource.RLIMIT_DATA)[1]

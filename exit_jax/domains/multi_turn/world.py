@@ -5,6 +5,7 @@ try it again. A server that went away stops the run, which goes on at the next s
 """
 
 import collections
+import dataclasses
 import json
 import logging
 import os
@@ -47,7 +48,7 @@ class World:
         self._crashed = read_ungraded(self._log)
         self._pool = self._make_pool(1)  # until it is known whether several may be alive at a time
 
-    def _make_pool(self, num_workers: int, concurrent: bool = True) -> Pool:
+    def _make_pool(self, num_workers: int) -> Pool:
         c = self.config
         spec = {
             "environment": c.environment,
@@ -55,15 +56,18 @@ class World:
             "step_secs": c.step_secs,
             "reset_secs": c.reset_secs,
             "memory_bytes": c.memory_mb << 20,
-            "max_instances": max(c.max_instances // num_workers, 2) if concurrent else 1,
+            "max_instances": c.max_instances // num_workers,
             "path": [os.path.abspath(folder) for folder in sys.path],
         }
         return Pool(WORKER, [json.dumps(spec)], num_workers, needs="what domain.environment imports")
 
     def spread(self, concurrent: bool) -> None:
-        """Go on in as many processes as may be: in one if there may be no two instances at a time."""
+        """Go on in as many processes as may be: in one, with one instance, if there may be no two of them at a time."""
+        if not concurrent:
+            self.config = dataclasses.replace(self.config, max_instances=1)
+        wanted = self.config.num_workers or os.cpu_count() or 1
         self._pool.close()
-        self._pool = self._make_pool((self.config.num_workers or os.cpu_count() or 1) if concurrent else 1, concurrent)
+        self._pool = self._make_pool(min(wanted, self.config.max_instances))
 
     def close(self) -> None:
         """End the processes."""
