@@ -12,11 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from exit_jax.algorithm.prompts import render_by_mode
+from exit_jax.algorithm.prompts import piece_rows
 from exit_jax.domains.domain import ENDS, DomainError
 from exit_jax.domains.multi_turn.domain import FIGURES, MultiTurn, make_domain
 from exit_jax.domains.multi_turn.episode import Episode, Turn
 from exit_jax.domains.multi_turn.settings import MultiTurnConfig
+from exit_jax.domains.text import chat
 from exit_jax.domains.text.settings import SPAN
 from exit_jax.errors import GradingError, UserError
 from exit_jax.types import BASE, IMPROVE, Instances, Rollouts
@@ -127,11 +128,12 @@ def test_a_history_is_the_chat_and_can_be_gone_on_with(make, game):
     own.reset({"seed": 0})
     for turn, text in enumerate(texts):
         child = jax.tree.map(lambda leaf, turn=turn: leaf[0, 0, [turn]], grades.children)
-        for mode, more in ((BASE, []), (IMPROVE, [domain.config.improve.format(solution=text)])):
+        for mode, more in (("base", []), ("improve", [domain.config.improve.format(solution=text)])):
             asked = [*messages, *({"role": "user", "content": content} for content in more)]
-            prompt, length = render_by_mode(domain.templates, child, np.array([mode]), domain.prompt_width)
-            decoded = domain.tokenizer.decode(np.asarray(prompt)[0, : int(length[0])].tolist())
-            assert decoded == apply(asked, tokenize=False, add_generation_prompt=True)
+            pieces = {name: piece_rows(child, name)[0].tolist() for name in ("context", "request", "solution")}
+            prompt = chat.splice(domain.templates[mode], pieces)
+            assert len(prompt) <= domain.prompt_width
+            assert domain.tokenizer.decode(prompt) == apply(asked, tokenize=False, add_generation_prompt=True)
         (begun,) = domain.environment(test=False).begin(child, 1)
         assert begun == episodes[0].before(turn)
         messages += [{"role": "assistant", "content": text}, {"role": "user", "content": own.step(text)[0]}]
@@ -269,6 +271,9 @@ def test_where_each_step_fails_it_is_no_accident(make, tmp_path):
     assert not (tmp_path / "data/crashed.jsonl").exists()
     (tmp_path / "broken").unlink()
     assert not [e for e, _ in step(domain, episodes, ["2"] * 12) if e.how == "crashed"]
+    picky = make("Fragile")
+    found = step(picky, [Episode(task) for task in picky.tasks_of("train")] * 2, ["raise"] * 12)
+    assert {e.how for e, _ in found} == {"crashed"}, "here it is the responses' own doing"
 
 
 def test_a_server_that_is_away_is_one_error(make, tmp_path):
@@ -276,7 +281,8 @@ def test_a_server_that_is_away_is_one_error(make, tmp_path):
     episodes = [Episode(task) for task in domain.tasks_of("train")]
     (tmp_path / "after").write_text("3")
     with pytest.raises(
-        UserError, match=r"games.py:Gone' is not available \(no answer from port 1\); bring it back, and the same"
+        UserError,
+        match=r"games.py:Gone' is not available \(no answer from port 1\); bring it back, or lower domain.max_instances",
     ):
         step(domain, episodes, ["1"] * 6)
     assert [e.turns[0].text for e, _ in step(domain, episodes, ["1"] * 6)] == ["1"] * 6, "it is back"

@@ -143,7 +143,8 @@ def _check(
     """
     c, where = config, f"domain.environment = {config.environment!r}"
     message = {"check": row, "texts": c.check_texts, "max_turns": c.max_turns}
-    reply = world.ask_one(message, 2 * len(c.check_texts) * (c.max_turns + 1) * 3)
+    num_calls = 6 * len(c.check_texts) * (c.max_turns + 1)
+    reply = world.ask_one(message, num_calls)
     if reply["differs"]:
         raise DomainError(
             f"{where} is not deterministic: {reply['differs']}; the same row and responses must lead to the same observations "
@@ -161,6 +162,7 @@ def _check(
         log.warning(
             "%s raises %s on a response as of domain.check_texts; such responses end their episode", where, raised
         )
+    world.reference = message, num_calls, reply["played"]
     return reply["played"], reply["concurrent"]
 
 

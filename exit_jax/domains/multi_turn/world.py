@@ -46,6 +46,8 @@ class World:
         self.stats: collections.Counter[str] = collections.Counter()
         self._log = pathlib.Path(config.data_dir).expanduser().absolute() / FILE
         self._crashed = read_ungraded(self._log)
+        # the check at load, the calls that it makes, and what it came to
+        self.reference: tuple[Mapping[str, Any], int, list[Any]] | None = None
         self._pool = self._make_pool(1)  # until it is known whether several may be alive at a time
 
     def _make_pool(self, num_workers: int) -> Pool:
@@ -88,8 +90,8 @@ class World:
                     raise DomainError(reply["missing"])
                 if "unavailable" in reply:
                     raise UserError(
-                        f"domain.environment = {c.environment!r} is not available ({reply['unavailable']}); bring it back, and "
-                        "the same command goes on where it stopped"
+                        f"domain.environment = {c.environment!r} is not available ({reply['unavailable']}); bring it back, or "
+                        "lower domain.max_instances to the sessions that it has, and the same command goes on where it stopped"
                     )
                 yield place, reply
         except RuntimeError as error:
@@ -129,10 +131,12 @@ class World:
         names = [bytes.fromhex(digest([self.identity, key, text])) for key, (_, text) in zip(keys, pairs)]
         replies = {i: {"fault": "it crashed before"} for i, name in enumerate(names) if name in self._crashed}
         todo = [i for i in range(len(pairs)) if i not in replies]
+        if max((len(episode.turns) for episode, _ in pairs), default=0) % 2:
+            todo.reverse()  # where not all can be alive, those that still are come first
         jobs = [self._job(*pairs[i], keys[i], starts[keys[i]] > 1, max_turns) for i in todo]
         fresh = {todo[place]: reply for place, reply in self.ask(jobs)}
-        self._require_some([fresh[i] for i in todo])
-        for i in todo:  # in the order of episodes, whatever came first
+        self._require_some([fresh[i] for i in sorted(todo)])
+        for i in sorted(todo):  # in the order of episodes, whatever came first
             self.stats["replayed"] += fresh[i].get("replayed", 0)
             if why := why_failed(fresh[i]):
                 self._remember(names[i], *pairs[i], why)
@@ -168,9 +172,15 @@ class World:
         return Episode(episode.task, turns, how)
 
     def _require_some(self, replies: Sequence[Mapping[str, Any]]) -> None:
-        """Raise GradingError if each of many steps has raised; accidents are the responses' own doing."""
+        """Raise GradingError if each of many steps has raised, and the episode of load no longer is what it was.
+
+        Where it is, the responses are to blame, as those of a policy that does not write what the environment can read.
+        """
         raised = [reply["fault"] for reply in replies if "fault" in reply]
-        if len(raised) == len(replies) >= MIN_ALL_FAILED:
+        if len(raised) < len(replies) or len(replies) < MIN_ALL_FAILED or self.reference is None:
+            return
+        ((_, reply),) = self.ask([(*self.reference[:2], "")])
+        if reply.get("played") != self.reference[2]:
             raise GradingError(
                 f"domain.environment = {self.config.environment!r} failed in all of {len(raised)} steps: {raised[0]}"
             )

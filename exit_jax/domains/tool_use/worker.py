@@ -46,8 +46,6 @@ APIS = (
 
 Mismatch = collections.namedtuple("Mismatch", ["index", "replayed"])
 COUNTER = itertools.count()
-
-
 MAX_SHOWN_CHARS = 2000  # length of an attribute
 
 
@@ -260,7 +258,6 @@ class Cache:
         self.count = 0
 
     def take(self, key: str) -> Any:
-        """Return a state of a key, which is no longer held; None where there is none."""
         found = self.states.get(key)
         if found is None:
             return None
@@ -271,7 +268,6 @@ class Cache:
         return state
 
     def put(self, key: str, state: Any):
-        """Hold a state."""
         self.states.setdefault(key, []).append(state)
         self.states.move_to_end(key)
         self.count += 1
