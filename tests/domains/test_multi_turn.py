@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from exit_jax import domains
 from exit_jax.algorithm.prompts import piece_rows
 from exit_jax.domains.domain import ENDS, DomainError
 from exit_jax.domains.multi_turn.domain import FIGURES, MultiTurn, make_domain
@@ -392,6 +393,15 @@ def test_rows_come_from_files_too(make, tmp_path):
     by_prompt = make(tasks=sources[:1], num_test=2, prompt_column="prompt")
     assert len([*by_prompt.tasks_of("train"), *by_prompt.tasks_of("test")]) == 8
     assert by_prompt.tasks_of("test")[0].row == lines[by_prompt.tasks_of("test")[0].row["seed"]]
+
+
+def test_a_column_may_say_that_there_is_no_validation(make, tmp_path):
+    lines = [{"seed": i, "part": ("test", "train")[i % 2]} for i in range(8)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    domain = make(tasks=(str(tmp_path / "a.jsonl"),), split_column="part")
+    assert domains.make("multi_turn", domain.config).splits == ("train", "test")
+    with pytest.raises(DomainError, match="no row says that it is of the split 'validation'; there are train, test"):
+        domain.tasks("validation")
 
 
 def test_rows_of_the_environments_own(make, caplog):

@@ -53,7 +53,13 @@ class MultiTurn(TranscriptDomain):
         return tuple(self.opened.splits)
 
     def _candidates(self, split: str) -> Sequence[Task]:
-        """Return the tasks of a split, those that are too long included."""
+        """Return the tasks of a split, those that are too long included.
+
+        Raises:
+          DomainError: it has none.
+        """
+        if split not in self.splits:
+            raise DomainError(f"no row says that it is of the split {split!r}; there are {', '.join(self.splits)}")
         return self.opened.splits[split]
 
     def start(self, task: Task) -> Episode:

@@ -65,7 +65,8 @@ def load(config: MultiTurnConfig) -> Opened:
         kept = _read(path, plan, found) if path.exists() else None
         first = _row(config, next(iter(found.values()))[0])
         played, concurrent = _check(config, world, first, kept and (path, kept[0]))
-        world.spread(concurrent)
+        if not concurrent:
+            world.go_alone()
         if kept is None:
             kept = played, list(_open(config, world, found))
             _write(path, plan, *kept)

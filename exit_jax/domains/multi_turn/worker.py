@@ -38,7 +38,7 @@ class Player:
 
     def __init__(self, spec: Mapping[str, Any]):
         self.make = protocol.factory(spec["environment"], spec["arguments"])
-        self.step_secs, self.reset_secs = spec["step_secs"], spec["reset_secs"]
+        self.step_secs, self.reset_secs, self.alone = spec["step_secs"], spec["reset_secs"], spec["alone"]
         self.live = Cache(spec["max_instances"], self.close)
         self.saved: collections.OrderedDict[str, Any] = collections.OrderedDict()
 
@@ -163,7 +163,7 @@ class Player:
         instance = self.fresh()
         protocol.require_methods(instance)
         with limited(self.reset_secs):  # a server may have to be asked
-            concurrent = self.live.max_states > 1 and bool(getattr(instance, "concurrent", True))
+            concurrent = not self.alone and bool(getattr(instance, "concurrent", True))
         has_copies = hasattr(instance, "save")
         self.close(instance)
         played, again, why = [], [], ""

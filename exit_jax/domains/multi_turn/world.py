@@ -5,7 +5,6 @@ try it again. A server that went away stops the run, which goes on at the next s
 """
 
 import collections
-import dataclasses
 import json
 import logging
 import os
@@ -48,28 +47,28 @@ class World:
         self._crashed = read_ungraded(self._log)
         # the check at load, the calls that it makes, and what it came to
         self.reference: tuple[Mapping[str, Any], int, list[Any]] | None = None
-        self._pool = self._make_pool(1)  # until it is known whether several may be alive at a time
+        self._pool = self._make_pool(config.max_instances)
 
-    def _make_pool(self, num_workers: int) -> Pool:
+    def _make_pool(self, max_instances: int) -> Pool:
+        """Return the processes for so many instances; one of them starts for each job that waits, up to their number."""
         c = self.config
+        num_workers = min(c.num_workers or os.cpu_count() or 1, max_instances)
         spec = {
             "environment": c.environment,
             "arguments": chat.parse_inputs(c.environment_args),
             "step_secs": c.step_secs,
             "reset_secs": c.reset_secs,
             "memory_bytes": c.memory_mb << 20,
-            "max_instances": c.max_instances // num_workers,
+            "max_instances": max_instances // num_workers,
+            "alone": max_instances == 1,
             "path": [os.path.abspath(folder) for folder in sys.path],
         }
         return Pool(WORKER, [json.dumps(spec)], num_workers, needs="what domain.environment imports")
 
-    def spread(self, concurrent: bool) -> None:
-        """Go on in as many processes as may be: in one, with one instance, if there may be no two of them at a time."""
-        if not concurrent:
-            self.config = dataclasses.replace(self.config, max_instances=1)
-        wanted = self.config.num_workers or os.cpu_count() or 1
+    def go_alone(self) -> None:
+        """Go on with one instance at a time in all, in one process."""
         self._pool.close()
-        self._pool = self._make_pool(min(wanted, self.config.max_instances))
+        self._pool = self._make_pool(1)
 
     def close(self) -> None:
         """End the processes."""
