@@ -170,5 +170,20 @@ def make(folder: pathlib.Path, name: str, **tokenizer_config) -> pathlib.Path:
     return write(folder, family, real_template(name) or short_template(family), **tokenizer_config)
 
 
+def random_qwen2(folder: pathlib.Path) -> pathlib.Path:
+    """Write a checkpoint with random weights in the shape of Qwen2, and Qwen2.5's control tokens and chat template."""
+    from small import LLAMA, random_params
+
+    from exit_jax.policy.hf.export import export
+
+    tokens = make(folder.with_name(f"{folder.name}-tokens"), "qwen2_5")
+    shape = dataclasses.replace(LLAMA, vocab_size=SHAPE["vocab_size"], qkv_bias=True)
+    export(random_params(shape), shape, folder, None, "float32")
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen2"
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (tokens / name).rename(folder / name)
+    return folder
+
+
 def _dump(path: pathlib.Path, content: dict) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

@@ -12,7 +12,7 @@ def test_each_requirement_has_a_version_that_it_takes(monkeypatch):
     asked = {}
     monkeypatch.setattr(setuptools, "setup", asked.update)
     runpy.run_path(str(ROOT / "setup.py"))
-    extras = (asked["extras_require"][name] for name in ("test", "parity", "lint", "tpu", "mle"))
+    extras = (asked["extras_require"][name] for name in ("test", "parity", "lint", "tpu", "gym", "mle"))
     requirements = [Requirement(text) for group in (asked["install_requires"], *extras) for text in group]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))

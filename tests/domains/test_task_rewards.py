@@ -260,6 +260,45 @@ def test_settings_that_contradict_each_other():
     assert not faults(reward=two, reward_range=(0.0, 1.0, 2.0, 1.0), reward_weights=(0.0, 1.0))
 
 
+# What is tried before
+
+NEVER = """
+    def nan(completion): return float("nan")
+    def word(completion): return "good"
+    def beyond(completion): return 7
+    def raises(completion): return completion.missing
+    def sometimes(completion): return int(completion)
+    def nothing(completion): return None
+    def by_tokens(completions, completion_ids, **columns): return [len(ids) / 4 for ids in completion_ids]
+"""
+
+
+@pytest.mark.parametrize("runs", ["workers", "inline"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nan", "nan"),
+        ("word", "'good'"),
+        ("beyond", "it returned 7, which is not in domain.reward_range"),
+        ("raises", "has no attribute 'missing'"),
+        ("sometimes", ""),
+        ("nothing", ""),
+        ("by_tokens", ""),
+    ],
+)
+def test_a_reward_that_never_works_is_told_before_it_is_used(make, tmp_path, runs, name, said):
+    rewards = make(NEVER, name, log=tmp_path / "log.jsonl", reward_runs=runs, retries=0)
+    given = ([Row("a"), Row("b")], ["x", "7"] if name != "sometimes" else ["x", "1"], [[1], [2, 3]])
+    if said:
+        with pytest.raises(
+            DomainError, match=rf":{name} fails on all of 2 completions .*'x' since .*{re.escape(said)}"
+        ):
+            rewards.try_out(*given)
+    else:
+        rewards.try_out(*given)
+    assert not (tmp_path / "log.jsonl").exists(), "no completion of a policy has failed"
+
+
 # What is checked before
 
 WRONG = """

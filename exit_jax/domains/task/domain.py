@@ -26,6 +26,7 @@ from exit_jax.types import BASE, MODES, History
 log = logging.getLogger(__name__)
 
 REQUEST = "{request}"
+TRIAL = ("1", "yes", "a", "I do not know.")  # completions that rewards are tried on
 
 
 class Task(ScoredDomain):
@@ -70,6 +71,17 @@ class Task(ScoredDomain):
     def prompt(self, row: Row) -> str:
         """Return the text of a row's last message."""
         return row.prompt
+
+    def tasks(self, split: str) -> History:
+        """Return the base tasks of a split, in NumPy, once the rewards have been tried on the first of them."""
+        self._try_out(split)
+        return super().tasks(split)
+
+    @functools.lru_cache  # noqa: B019
+    def _try_out(self, split: str) -> None:
+        found = self.kept(split)[0][: len(TRIAL)]
+        texts = TRIAL[: len(found)]
+        self.rewards.try_out(found, texts, [self.encode(text) for text in texts])
 
     def left_out(self, found: Sequence[Row], too_long: np.ndarray) -> None:
         """List the rows that are not trained on since they are too long."""

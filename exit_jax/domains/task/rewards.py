@@ -99,6 +99,33 @@ class Rewards:
             outcomes = self._outcomes(items, rows)
             return [self._score(list(one)) for one in zip(*outcomes)]
 
+    def try_out(self, rows: Sequence[Any], completions: Sequence[str], completion_ids: Sequence[Sequence[int]]) -> None:
+        """Call each function on a few completions, so that one which never works is told before anything is compiled.
+
+        Raises:
+          DomainError: naming each function that has failed on all of them, and how it did on the first.
+          GradingError: workers cannot be started.
+        """
+        with self._lock:
+            items = [
+                _item(row, text, [*map(int, ids)])
+                for row, text, ids in zip(rows, completions, completion_ids, strict=True)
+            ]
+            wrong = []
+            for number, name in enumerate(self.config.reward):
+                outcomes: dict[int, calls.Outcome] = {}
+                for _, places, found in self._run(self._jobs(number, [*range(len(items))], items), items):
+                    outcomes |= zip(places, found, strict=True)
+                for outcome in outcomes.values():
+                    self._judge(outcome, number)
+                if outcomes and all("fault" in outcome for outcome in outcomes.values()):
+                    wrong.append(
+                        f"the reward {name} fails on all of {len(items)} completions that it was tried on, on "
+                        f"{completions[0]!r:.60} since {outcomes[0]['fault']}; mend it"
+                    )
+            if wrong:
+                raise DomainError("\n".join(wrong))
+
     def close(self) -> None:
         """End the workers. A call of ``score`` in another thread fails."""
         if self._pool:
