@@ -9,6 +9,7 @@ import pytest
 from small import LLAMA, random_params
 
 from exit_jax.domains.domain import ENDS, INVALID, VALID, Answer, Environment
+from exit_jax.errors import UserError
 from exit_jax.policy import decode, decoder, prefill, sampler
 from exit_jax.policy.choice import SamplingConfig
 from exit_jax.step.episodes import Played, TurnPrograms, play, play_steps
@@ -246,6 +247,17 @@ def test_an_environment_that_fails_costs_its_rows_alone(params, played, caplog):
     found = run(params, dataclasses.replace(toy(), begin=lambda rows, group: 1 / 0))
     assert found.failed
     assert {ENDS[end] for end in found.end.flat} == {"lost"}
+
+
+@pytest.mark.parametrize("name", ["begin", "step"])
+def test_a_fault_that_a_user_can_mend_ends_the_run(params, name):
+    """Such as a server that went away: another batch would be lost, too."""
+
+    def fail(*given):
+        raise UserError("bring it back")
+
+    with pytest.raises(UserError, match="bring it back"):
+        run(params, dataclasses.replace(toy(), **{name: fail}))
 
 
 def restart(params, whole, row, tokens):

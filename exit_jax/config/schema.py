@@ -180,7 +180,7 @@ class Config:
 
 OPERATIONAL = (
     *("run", "eval", "study", "policy.attention", "policy.remat", "policy.unroll_layers", "policy.decode_stages"),
-    *("domain.data_dir", "domain.files_dir", "domain.cache_dir", "domain.num_workers"),
+    *("domain.data_dir", "domain.files_dir", "domain.cache_dir", "domain.num_workers", "domain.max_instances"),
 )
 # what a warm start depends on, besides the domain's demonstrations
 WARM_START_DEPENDS_ON = ("seed", "checkpoint", "policy", "warm_start", "domain_name")

@@ -24,6 +24,7 @@ SHIPPED = {
     "ml_engineering": "exit_jax.domains.ml_engineering.domain:make_domain",
     "task": "exit_jax.domains.task.domain:make_domain",
     "gym": "exit_jax.domains.gym.domain:make_domain",
+    "multi_turn": "exit_jax.domains.multi_turn.domain:make_domain",
     "shapes": "exit_jax.domains.shapes:make_domain",
 }
 # the same that their annotations say: a config is read, and its faults are told, before jax is imported
@@ -34,6 +35,7 @@ SETTINGS = {
     "ml_engineering": "exit_jax.domains.ml_engineering.settings:MleConfig",
     "task": "exit_jax.domains.task.settings:TaskConfig",
     "gym": "exit_jax.domains.gym.settings:GymConfig",
+    "multi_turn": "exit_jax.domains.multi_turn.settings:MultiTurnConfig",
 }
 NAMES = tuple(SHIPPED)
 

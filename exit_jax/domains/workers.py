@@ -3,7 +3,8 @@
 It knows nothing of what the jobs are. A worker is a fresh interpreter on a script (this process is never forked) that answers
 each line of JSON by one, keeps its own limits, and is killed here should it fail to. A job names the state that it starts from,
 and its reply the one that the worker then holds, as ``key``: a job goes to the worker that holds its state if that one is
-free, and to any other rather than wait, so that a slow job delays only its own worker.
+free, and to any other rather than wait, so that a slow job delays only its own worker. A worker that replies ``retire`` is
+replaced.
 """
 
 import collections
@@ -89,7 +90,7 @@ class Pool:
                         self._check_open()  # or a worker's end would be put down to its job
                         index, worker.index, worker.deadline = worker.index, None, math.inf
                         error, was_ready, worker.is_ready = reply.get("error"), worker.is_ready, True
-                        if error is not None or reply.get("rss", 0) > RETIRE_BYTES:
+                        if error is not None or reply.get("rss", 0) > RETIRE_BYTES or reply.get("retire"):
                             self._drop(worker)
                         elif key := reply.get("key"):
                             self._owners[key] = worker

@@ -32,6 +32,7 @@ from exit_jax.domains.domain import (
     Answer,
     Environment,
 )
+from exit_jax.errors import UserError
 from exit_jax.parallel import hosts
 from exit_jax.step.finite import require_finite
 from exit_jax.step.turns import TurnPrograms
@@ -335,6 +336,8 @@ def _begin(
     failed = False
     try:
         episodes = environment.begin(own, group_size) if numbers.size else []
+    except UserError:  # as a server that went away: no other batch would be free of it
+        raise
     except Exception:  # whatever an environment may raise; the other processes wait for an answer
         log.exception("%d instances could not be begun, and are lost", numbers.size)
         episodes, failed = [None] * (numbers.size * group_size), True
@@ -359,6 +362,8 @@ def _answer(
     pairs, failed = [(episodes[row], flat[0][row][flat[1][row]]) for row in rows], False
     try:
         stepped = environment.step(pairs) if pairs else []
+    except UserError:
+        raise
     except Exception:  # as in _begin
         log.exception("%d episodes could not be stepped, and end as invalid", rows.size)
         stepped, failed = [(episode, Answer((), INVALID)) for episode, _ in pairs], True

@@ -182,7 +182,7 @@ def test_figures_and_limits(world):
     for text in expert(world):
         episode, _ = say(episode, text)
     assert environment.figures(episode)["requests_fulfilled"] == num_requests
-    only_first = world.begin(base, 1, 12, 1)[0]
+    only_first = world.begin(base, 1, max_turns=12, num_requests=1)[0]
     for text in expert(world):
         (only_first, answer) = world.step([(only_first, np.array([*world.encode(text), world.stop_tokens[0]]))], 12, 1)[
             0

@@ -16,7 +16,7 @@ from typing import Any
 from exit_jax.domains.files import Undecodable
 from exit_jax.domains.task import sources
 from exit_jax.domains.task.left_out import entry
-from exit_jax.domains.task.settings import TaskConfig
+from exit_jax.domains.task.settings import RowsConfig
 from exit_jax.domains.task.sources import Source, near
 from exit_jax.domains.text.settings import SPAN
 from exit_jax.errors import DomainError, UserError
@@ -28,7 +28,7 @@ _NO_JSON = (TypeError, ValueError, OverflowError, RecursionError)  # what json r
 class Row:
     """A task."""
 
-    prompt: str  # text of the last user message
+    prompt: str  # text of the last user message; without a prompt column what tells the row from others, as JSON
     messages: tuple[tuple[str, str], ...]  # (role, content) before it: system and few-shot turns
     columns: Mapping[str, Any]  # all other columns, JSON values
     source: str  # name of the source: what results are broken down by
@@ -73,7 +73,7 @@ class _Item:
 # One row
 
 
-def clean(place: str, value: Any, config: TaskConfig, source: str) -> Row | str:
+def clean(place: str, value: Any, config: RowsConfig, source: str) -> Row | str:
     """Return the row that a value says, or why it is left out."""
     if not isinstance(value, Mapping):
         return value.reason if isinstance(value, Undecodable) else "not an object"
@@ -81,6 +81,9 @@ def clean(place: str, value: Any, config: TaskConfig, source: str) -> Row | str:
         columns = _as_json(dict(value))
     except _NO_JSON:
         return next(filter(None, (_fault_of(name, item) for name, item in value.items())), "no JSON object")
+    if not config.prompt_column:  # the row itself is the task, told from others by its key columns, or all of them
+        told = {name: columns.get(name) for name in config.key_columns} or columns
+        return Row(json.dumps(told, sort_keys=True, ensure_ascii=False), (), columns, source, place, False)
     prompt = columns.pop(config.prompt_column, None)
     if prompt is None:
         return "no prompt"
@@ -154,7 +157,7 @@ def _digest(*parts: str) -> bytes:
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
 
 
-def _start(value: Any, config: TaskConfig) -> str:
+def _start(value: Any, config: RowsConfig) -> str:
     """Return something to recognise a malformed row by."""
     prompt = value.get(config.prompt_column) if isinstance(value, Mapping) else None
     return str(value if prompt is None else prompt)
@@ -166,7 +169,7 @@ def _start(value: Any, config: TaskConfig) -> str:
 class _Reader:
     """The rows of all sources, what becomes of them, and what is wrong with the config."""
 
-    def __init__(self, config: TaskConfig):
+    def __init__(self, config: RowsConfig):
         self.config = config
         self.faults: list[str] = []
         self.files: dict[str, pathlib.Path] = {}
@@ -310,7 +313,7 @@ def shares(weights: Sequence[float], total: int) -> list[int]:
     return counts
 
 
-def load(config: TaskConfig) -> Rows:
+def load(config: RowsConfig) -> Rows:
     """Return the rows of a config; the same files and settings give the same rows in the same order.
 
     Raises:
@@ -346,7 +349,7 @@ def load(config: TaskConfig) -> Rows:
     return Rows(rows, left_out, report, reader.files)
 
 
-def _check_column(config: TaskConfig, reader: _Reader) -> None:
+def _check_column(config: RowsConfig, reader: _Reader) -> None:
     """Note what ``split_column`` and the rest of the config say against each other."""
     here = f"the column domain.split_column = {config.split_column!r}"
     if not reader.splits["test"]:

@@ -10,10 +10,9 @@ REWARD_RUNS = ("workers", "inline", "sandbox")
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig(TextConfig):
-    """Where rows come from, and what scores a response."""
+class RowsConfig:
+    """Where rows come from, and which are held out."""
 
-    # tasks
     tasks: tuple[str, ...] = setting(
         (),
         "sources to train on: a .jsonl, .json, .parquet or .arrow file, a folder of them or a hub id, each "
@@ -38,6 +37,47 @@ class TaskConfig(TextConfig):
     )
     num_validation: int = setting(0, "the same to validate on", within="[0, inf)")
     split_seed: int = setting(0, "seed that they are drawn with, and the rows that weights repeat or leave out")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that there may be; only its rows tell whether a column says "validation"."""
+        validated = self.validation_tasks or self.num_validation or self.split_column
+        return ("train", "validation", "test") if validated else ("train", "test")
+
+    def faults_of_rows(self) -> list[str]:
+        """Return a sentence for each contradiction between sources and splits."""
+        wrong = []
+        if self.weights and len(self.weights) != len(self.tasks):
+            wrong.append(
+                f"domain.weights = {self.weights} has {len(self.weights)} for the {len(self.tasks)} sources of domain.tasks = "
+                f"{self.tasks}; give one for each, or none"
+            )
+        for name in ("tasks", "test_tasks", "validation_tasks"):
+            words = getattr(self, name)
+            for word in sorted({word for word in words if words.count(word) > 1}):
+                wrong.append(
+                    f"domain.{name} names {word!r} {words.count(word)} times; name it once, and set domain.weights"
+                )
+        if self.split_column and (self.test_tasks or self.validation_tasks):
+            wrong.append(
+                f"domain.split_column = {self.split_column!r} says which rows are tested on, and so do domain.test_tasks and "
+                "domain.validation_tasks; set one of the two"
+            )
+        if not (self.test_tasks or self.split_column or self.num_test):
+            wrong.append(
+                "domain.num_test = 0 leaves no rows to test on; raise it, name domain.test_tasks, or set domain.split_column"
+            )
+        if self.validation_tasks and self.num_validation:
+            wrong.append(
+                f"domain.num_validation = {self.num_validation} rows of domain.tasks are held out where no "
+                "domain.validation_tasks are named; set one of the two"
+            )
+        return wrong
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig(RowsConfig, TextConfig):
+    """Where rows come from, and what scores a response."""
 
     # prompts and demonstrations
     data_dir: str = setting(
@@ -76,46 +116,10 @@ class TaskConfig(TextConfig):
     )
     run_memory_mb: int = setting(1024, "memory of a run", unit="MiB", within="[1, inf)")
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that there may be; only its rows tell whether a column says "validation"."""
-        validated = self.validation_tasks or self.num_validation or self.split_column
-        return ("train", "validation", "test") if validated else ("train", "test")
-
     def faults(self) -> list[str]:
         """Return a sentence for each contradiction."""
-        return self._faults_of_tasks() + self._faults_of_rewards()
-
-    def _faults_of_tasks(self) -> list[str]:
-        wrong = []
-        if not self.tasks:
-            wrong.append('domain.tasks = () names no rows to train on; give a file, as "my_tasks.jsonl"')
-        if self.weights and len(self.weights) != len(self.tasks):
-            wrong.append(
-                f"domain.weights = {self.weights} has {len(self.weights)} for the {len(self.tasks)} sources of domain.tasks = "
-                f"{self.tasks}; give one for each, or none"
-            )
-        for name in ("tasks", "test_tasks", "validation_tasks"):
-            words = getattr(self, name)
-            for word in sorted({word for word in words if words.count(word) > 1}):
-                wrong.append(
-                    f"domain.{name} names {word!r} {words.count(word)} times; name it once, and set domain.weights"
-                )
-        if self.split_column and (self.test_tasks or self.validation_tasks):
-            wrong.append(
-                f"domain.split_column = {self.split_column!r} says which rows are tested on, and so do domain.test_tasks and "
-                "domain.validation_tasks; set one of the two"
-            )
-        if not (self.test_tasks or self.split_column or self.num_test):
-            wrong.append(
-                "domain.num_test = 0 leaves no rows to test on; raise it, name domain.test_tasks, or set domain.split_column"
-            )
-        if self.validation_tasks and self.num_validation:
-            wrong.append(
-                f"domain.num_validation = {self.num_validation} rows of domain.tasks are held out where no "
-                "domain.validation_tasks are named; set one of the two"
-            )
-        return wrong
+        named = [] if self.tasks else ['domain.tasks = () names no rows to train on; give a file, as "my_tasks.jsonl"']
+        return named + self.faults_of_rows() + self._faults_of_rewards()
 
     def _faults_of_rewards(self) -> list[str]:
         wrong, number = [], len(self.reward)

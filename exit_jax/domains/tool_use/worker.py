@@ -46,8 +46,6 @@ APIS = (
 
 Mismatch = collections.namedtuple("Mismatch", ["index", "replayed"])
 COUNTER = itertools.count()
-
-
 MAX_SHOWN_CHARS = 2000  # length of an attribute
 
 
@@ -252,13 +250,14 @@ def judge(backends: Backends, state: dict, job: dict) -> dict:
 
 
 class Cache:
-    """States by key, several of a kind; the keys used longest ago leave."""
+    """States by key, several of a kind; those used longest ago leave."""
 
-    def __init__(self):
-        self.states: collections.OrderedDict[str, list[dict]] = collections.OrderedDict()
+    def __init__(self, max_states: int = MAX_STATES, drop: Callable[[Any], None] = lambda state: None):
+        self.max_states, self.drop = max_states, drop
+        self.states: collections.OrderedDict[str, list[Any]] = collections.OrderedDict()
         self.count = 0
 
-    def take(self, key: str) -> dict | None:
+    def take(self, key: str) -> Any:
         found = self.states.get(key)
         if found is None:
             return None
@@ -268,12 +267,20 @@ class Cache:
             del self.states[key]
         return state
 
-    def put(self, key: str, state: dict):
+    def put(self, key: str, state: Any):
         self.states.setdefault(key, []).append(state)
         self.states.move_to_end(key)
         self.count += 1
-        while self.count > MAX_STATES and len(self.states) > 1:
-            self.count -= len(self.states.popitem(last=False)[1])
+        self.keep(self.max_states)
+
+    def keep(self, count: int):
+        """Drop states until no more than ``count`` are held."""
+        while self.count > count:
+            key, found = next(iter(self.states.items()))
+            self.count -= 1
+            self.drop(found.pop(0))
+            if not found:
+                del self.states[key]
 
 
 def show(backends: Backends, job: dict) -> list[str]:
