@@ -29,8 +29,8 @@ def sudoku(env, rng):
 def crosswords(env, rng):
     board, solution = env.state.game_state["board"], env.state.game_state["solution"]
     places = [(r, c) for r, row in enumerate(board) for c, cell in enumerate(row) if cell == "_"]
-    r, c = rng.choice(places)
-    return f"[{r} {c} {solution[r][c]}]"
+    chosen = rng.sample(places, min(2, len(places)))  # of hard words there are more letters than turns
+    return " ".join(f"[{r} {c} {solution[r][c]}]" for r, c in chosen)
 
 
 def logic_puzzle(env, rng):

@@ -33,7 +33,7 @@ NOT_MADE = {
     "ReverseTicTacToe",
     "ScenarioPlanning",
 }
-NOT_MADE |= {"UltimateTexasHoldem", "UsedCar-v0-balanced", "UsedCarNegotiation"}
+NOT_MADE |= {"UltimateTexasHoldem", "UsedCar", "UsedCarNegotiation"}
 
 
 def have_words():

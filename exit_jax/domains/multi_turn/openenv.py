@@ -75,8 +75,8 @@ class OpenEnv:
         url: str,
         action: str | None = None,
         observation: str | None = None,
-        wait_secs: float = 20.0,
-        timeout_secs: float = 60.0,
+        wait_secs: float = 15.0,
+        timeout_secs: float = 20.0,
     ):
         """Ask the server what its actions and observations look like.
 
@@ -310,7 +310,7 @@ def error_of(data: dict[str, Any]) -> Exception:
 def in_words(error: BaseException) -> str:
     """Return why a server cannot be used, and the remedy."""
     if isinstance(error, Full):
-        return f"{error}; start it with max_concurrent_envs as high as there are episodes at a time, and run the same command"
+        return f"{error}; start it with a higher max_concurrent_envs, and run the same command"
     if isinstance(error, Garbled):
         return f"{error}; see its log, and run the same command"
     what = " ".join(str(error).split())

@@ -8,18 +8,20 @@ import contextlib
 import copy
 import difflib
 import functools
+import importlib
 import json
 import random
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-import nltk  # pyright: ignore[reportMissingImports]  # an extra's, as the next
-import textarena as ta  # pyright: ignore[reportMissingImports]
-from textarena.envs.registration import ENV_REGISTRY  # pyright: ignore[reportMissingImports]
-from textarena.envs.utils.word_lists import EnglishDictionary  # pyright: ignore[reportMissingImports]
-
 from exit_jax.domains.multi_turn.protocol import Refused
+
+# an extra's; imported by name, as a type checker takes this very file for the package where that is not installed
+nltk: Any = importlib.import_module("nltk")
+ta: Any = importlib.import_module("textarena")
+ENV_REGISTRY: dict[str, Any] = importlib.import_module("textarena.envs.registration").ENV_REGISTRY
+EnglishDictionary: Any = importlib.import_module("textarena.envs.utils.word_lists").EnglishDictionary
 
 JUDGED = "a model behind OpenRouter answers its questions, which costs money and never twice the same"
 REFUSED = {
@@ -69,11 +71,11 @@ class TextArena:
         rewards, facts = self._env.close()
         return "\n".join(filter(None, (news, facts[0].get("reason", "")))), float(rewards[0]), True
 
-    def save(self) -> tuple[ta.Env, Any]:
+    def save(self) -> tuple[Any, Any]:
         """Return a copy of the state."""
         return copied(self._env), self._random
 
-    def load(self, state: tuple[ta.Env, Any]):
+    def load(self, state: tuple[Any, Any]):
         """Go on from a copy of the state."""
         self._env, self._random = copied(state[0]), state[1]
 
@@ -108,7 +110,7 @@ def family(game: str) -> str:
 
 
 @functools.cache
-def pristine(game: str, arguments: str) -> ta.Env:
+def pristine(game: str, arguments: str) -> Any:
     """Return a game before its first reset, made once a process: Wordle reads its words for seconds.
 
     Raises:
@@ -134,7 +136,7 @@ def pristine(game: str, arguments: str) -> ta.Env:
     return env
 
 
-def make(game: str, arguments: str) -> ta.Env:
+def make(game: str, arguments: str) -> Any:
     """Return a new game without its wrappers, which would show the whole history in each turn."""
     where = f"textarena:{game}"
     try:
@@ -167,7 +169,7 @@ def played(game: str, text: str) -> str:
     return f"[{text}]" if is_bare and ta.wrappers.ActionFormattingWrapper in wrappers else text
 
 
-def copied(env: ta.Env) -> ta.Env:
+def copied(env: Any) -> Any:
     """Return a copy of a game that shares its lists of words."""
     is_shared = lambda value: (
         isinstance(value, EnglishDictionary) or (isinstance(value, list | set | tuple | dict) and len(value) >= MANY)
