@@ -1,0 +1,1 @@
+"""Environments of several turns, your own or others': a protocol in text, in processes with limits, with ExIt around."""
