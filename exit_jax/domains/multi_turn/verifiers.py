@@ -2,8 +2,8 @@
 
 There the environment is in charge: it asks a model, by HTTP, for one response after another. The package's own server takes its
 requests, so that stops, limits and scores are all the package's; only the model behind that server is ours: a Client whose
-answer waits until ``step`` has a text. An event loop runs while ``reset`` or ``step`` waits for the next request or for the end,
-and stands still in between, so there is neither a thread nor a second server. ``close`` ends the episode with all that it holds.
+answer waits until ``step`` has a text. An event loop runs while ``reset`` or ``step`` waits for the next request or the end,
+and stands still in between: there is neither a thread nor a second server. ``close`` ends the episode with all that it holds.
 """
 
 import asyncio
@@ -72,11 +72,24 @@ class _Model(vf.Client):
         return response
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that knows the processes which were started in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.processes: list[asyncio.SubprocessTransport] = []
+
+    async def subprocess_exec(self, *args, **settings):
+        started = await super().subprocess_exec(*args, **settings)
+        self.processes.append(started[0])
+        return started
+
+
 class Verifiers:
     """An environment of verifiers: a taskset, and how one agent plays its tasks.
 
     Args:
-      taskset: its id, the name of an installed package.
+      target: the taskset's id, the name of an installed package.
       splits: settings of the taskset for a split that has tasks of its own, as {"test": {"split": "test"}}.
       config: the package's ``EnvConfig``, as taskset = {...}, agent = {"max_turns": 4}.
 
@@ -84,12 +97,12 @@ class Verifiers:
       Refused: it is none, or one that cannot be carried.
     """
 
-    def __init__(self, taskset: str, splits: Mapping[str, Mapping] | None = None, **config: Any):
-        self._name = f"verifiers:{taskset}"
+    def __init__(self, target: str, /, splits: Mapping[str, Mapping] | None = None, **config: Any):
+        self._name = f"verifiers:{target}"
         if (found := importlib.metadata.version("verifiers")) != VERSION:
             raise self.refuse(f"it goes with verifiers {VERSION}, not {found}; pip install verifiers=={VERSION}")
         self._splits = dict(splits or {})
-        self._given = {**config, "taskset": {**config.get("taskset", {}), "id": taskset}}
+        self._given = {**config, "taskset": {**config.get("taskset", {}), "id": target}}
         self._env, self._harness = self._make(self._given)
         self._runner: asyncio.Runner | None = None
 
@@ -104,12 +117,7 @@ class Verifiers:
         env = self._env if own is None else self._make({**self._given, "taskset": {**self._given["taskset"], **own}})[0]
         places = {tenth: name for name, tenth in TENTHS.items() if name not in self._splits}
         tasks = (task for i, task in enumerate(env.taskset) if own is not None or places.get(i % 10, "train") == split)
-        rows = []
-        for task in itertools.islice(tasks, count):
-            rows.append(task.data.model_dump(mode="json", exclude_defaults=True))
-            if type(task.data).model_validate(rows[-1]) != task.data:
-                raise self.refuse(f"task {task.data.idx} is another one when it is read back from JSON")
-        return rows
+        return [self._row(task.data) for task in itertools.islice(tasks, count)]
 
     def reset(self, row: dict) -> list[dict]:
         """Begin the episode of a task, given its columns, and return the messages of the first request."""
@@ -121,7 +129,7 @@ class Verifiers:
         self._refused: Refused | None = None
         self._history: list[dict[str, str]] = []
         self._pending: asyncio.Future[str] | None = None
-        self._runner = asyncio.Runner()
+        self._runner = asyncio.Runner(loop_factory=_Loop)
         opening, reward = self._run(self._begin(task))
         if opening is None:
             raise RuntimeError(f"{self._name}: the episode ended with the reward {reward} before anything was asked")
@@ -129,6 +137,8 @@ class Verifiers:
 
     def step(self, text: str) -> tuple[str, float, bool]:
         """Answer the request; return what is said next, or the reward at the end."""
+        if self._runner is None:
+            raise RuntimeError(f"{self._name}: there is no episode; reset begins one")
         said, reward = self._run(self._go_on(text))
         return "\n\n".join(message["content"] for message in said or ()), reward, said is None
 
@@ -209,6 +219,18 @@ class Verifiers:
             changes["timeout"] = seat.timeout.model_copy(update={"rollout": FOREVER})
         return seat.model_copy(update=changes)
 
+    def _row(self, data: vf.TaskData) -> dict:
+        """Return a task's data as JSON, without what is as ever."""
+        whole = data.model_dump(mode="json")
+        row = {name: whole[name] for name in data.model_dump(exclude_defaults=True)}
+        try:
+            same = type(data).model_validate(row) == data
+        except ValueError:
+            same = False
+        if not same:
+            raise self.refuse(f"task {data.idx} is another one when it is read back from JSON")
+        return row
+
     def _check_fit(self, task: vf.Task) -> None:
         """Refuse a task that does not go with the agent, by the package's own rules, or that is graded by files."""
         ((_, seat),) = agent_config_fields(self._env.config).items()
@@ -221,13 +243,16 @@ class Verifiers:
 
     def _run(self, waiting: Coroutine[Any, Any, list[dict] | None]) -> tuple[list[dict] | None, float]:
         """Run the episode to its next request, and return what is new in it, or None and the reward at the end."""
-        assert self._runner is not None, "reset begins an episode"
+        assert self._runner is not None
         try:
             said = self._runner.run(waiting)
-            return said, self._reward() if said is None else 0.0
+            reward = 0.0 if said is not None else self._reward()
         except BaseException:
             self.close()
             raise
+        if said is None:
+            self.close()
+        return said, reward
 
     async def _begin(self, task: vf.Task) -> list[dict] | None:
         self._asked: asyncio.Future[list[dict] | None] = asyncio.get_running_loop().create_future()
@@ -235,7 +260,7 @@ class Verifiers:
         return await self._next()
 
     async def _go_on(self, text: str) -> list[dict] | None:
-        assert self._pending is not None, "the episode is over"
+        assert self._pending is not None
         self._asked = asyncio.get_running_loop().create_future()
         self._history.append({"role": "assistant", "content": text})
         pending, self._pending = self._pending, None
@@ -251,6 +276,10 @@ class Verifiers:
     async def _end(self) -> None:
         self._playing.cancel()
         await asyncio.wait({self._playing})
+        for process in asyncio.get_running_loop().processes:  # type: ignore[attr-defined]
+            while process.get_returncode() is None:  # killed, but not yet known to have ended
+                await asyncio.sleep(0.001)
+            process.close()
 
     async def _episode(self, task: vf.Task) -> vf.Episode:
         """Play a task to its end."""
