@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pathlib
+import resource
 import sys
 import threading
 import time
@@ -334,11 +335,24 @@ def test_episodes_given_up_leave_nothing(make):
     many = [make("xj-guess") for _ in range(5)]
     for one in many:
         one.reset({"secret": 7})
-    assert len(left_behind()[1]) > len(before[1])  # there is something to be left
+    assert len(left_behind()[1]) >= len(before[1]) + 5 * 4  # there is something to be left
     for one in (game, *many):
         one.close()
         one.close()
     assert left_behind() == before
+
+
+def test_many_episodes_may_be_alive(make):
+    """Each one holds six files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        games = [make("xj-guess") for _ in range(50)]
+        for game in games:
+            game.reset({"secret": 7})
+        assert [game.step("7") for game in games] == [("", 0.5, True)] * 50
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_programs_of_episodes_given_up_are_ended(make):

@@ -7,8 +7,12 @@ and stands still in between: there is neither a thread nor a second server. ``cl
 """
 
 import asyncio
+import copy
+import functools
 import importlib.metadata
 import itertools
+import json
+import resource
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
@@ -27,6 +31,7 @@ __all__ = ["Chat", "Verifiers"]  # the package looks here for the one harness
 VERSION = "0.4.0"  # what this was tried with: _episode puts its model where this version looks for one
 CHAT = "exit_jax_chat"  # a name for this module without dots: the package looks for those in its own folders
 sys.modules[CHAT] = sys.modules[__name__]
+MAX_FILES = 16384  # that a process may have open
 FOREVER = 1e9  # seconds: the policy takes as long as it takes
 TENTHS = {"test": 0, "validation": 1}  # tasks 0, 10, 20... and 1, 11, 21...; all others are for training
 
@@ -76,6 +81,9 @@ class _Loop(asyncio.SelectorEventLoop):
     """An event loop that knows the processes which were started in it."""
 
     def __init__(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if 0 <= soft < MAX_FILES:  # an episode holds six, and 1024 is a usual limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES if hard < 0 else min(MAX_FILES, hard), hard))
         super().__init__()
         self.processes: list[asyncio.SubprocessTransport] = []
 
@@ -83,6 +91,37 @@ class _Loop(asyncio.SelectorEventLoop):
         started = await super().subprocess_exec(*args, **settings)
         self.processes.append(started[0])
         return started
+
+
+@functools.lru_cache(maxsize=8)
+def load(given: str) -> tuple[vf.Env, vf.Harness]:
+    """Return the environment of a config in JSON and the harness of its one agent; a process makes them once.
+
+    Raises:
+      Refused: it cannot be carried.
+      ValueError, TypeError, AttributeError, ImportError: of a config or a package that is none.
+    """
+    config = resolve_env_config({**json.loads(given), "interception": {"type": "server"}})
+    seats = agent_config_fields(config)
+    if len(seats) != 1:
+        raise Refused(f"several agents play it ({', '.join(seats)}), and a policy here is one")
+    ((name, seat),) = seats.items()
+    if limits := [key for key, value in seat if key.endswith("_tokens") and value is not None]:
+        raise Refused(f"{name}.{limits[0]} would count no tokens; set the domain's own limits")
+    changes: dict[str, Any] = {}
+    if seat.harness is None and vf.default_agent_harness(config.taskset.id).id == "bash":  # the taskset brings none
+        changes["harness"] = vf.HarnessConfig(id=CHAT)
+    if isinstance(seat.runtime, vf.PrimeConfig) and "runtime" not in json.loads(given).get(
+        name, {}
+    ):  # a rented machine
+        changes["runtime"] = vf.SubprocessConfig()
+    if seat.timeout.rollout is None:
+        changes["timeout"] = seat.timeout.model_copy(update={"rollout": FOREVER})
+    seat = seat.model_copy(update=changes)
+    env = load_environment(config.model_copy(update={name: seat}))
+    if servers := [*type(env.taskset).task_type().toolsets(config.taskset.task), *env.taskset.toolsets(config.taskset)]:
+        raise Refused(f"it offers tools ({type(servers[0]).__name__}), and a policy here answers in text")
+    return env, load_harness(seat.harness or vf.default_agent_harness(config.taskset.id))
 
 
 class Verifiers:
@@ -103,7 +142,7 @@ class Verifiers:
             raise self.refuse(f"it goes with verifiers {VERSION}, not {found}; pip install verifiers=={VERSION}")
         self._splits = dict(splits or {})
         self._given = {**config, "taskset": {**config.get("taskset", {}), "id": target}}
-        self._env, self._harness = self._make(self._given)
+        self._env, self._harness = self._load({})
         self._runner: asyncio.Runner | None = None
 
     def rows(self, split: str, count: int, first: int) -> list[dict]:
@@ -114,9 +153,9 @@ class Verifiers:
         own = self._splits.get(split)
         if own is None and split not in ("train", *TENTHS):
             raise self.refuse(f"there is no split {split!r}; say what it is in splits")
-        env = self._env if own is None else self._make({**self._given, "taskset": {**self._given["taskset"], **own}})[0]
+        taskset = self._load(own or {})[0].taskset
         places = {tenth: name for name, tenth in TENTHS.items() if name not in self._splits}
-        tasks = (task for i, task in enumerate(env.taskset) if own is not None or places.get(i % 10, "train") == split)
+        tasks = (task for i, task in enumerate(taskset) if own is not None or places.get(i % 10, "train") == split)
         return [self._row(task.data) for task in itertools.islice(tasks, count)]
 
     def reset(self, row: dict) -> list[dict]:
@@ -178,46 +217,20 @@ class Verifiers:
         self._asked.set_result(new)
         return await self._pending
 
-    def _make(self, given: Mapping[str, Any]) -> tuple[vf.Env, vf.Harness]:
-        """Return the environment of a config and the harness of its one agent, or refuse it."""
+    def _load(self, more: Mapping) -> tuple[vf.Env, vf.Harness]:
+        """Return the environment with more settings of its taskset, and its agent's harness, or refuse it."""
         try:
-            config = resolve_env_config({**given, "interception": {"type": "server"}})
-            seats = agent_config_fields(config)
-            if len(seats) != 1:
-                raise self.refuse(f"several agents play it ({', '.join(seats)}), and a policy here is one")
-            ((name, seat),) = seats.items()
-            if limits := [key for key, value in seat if key.endswith("_tokens") and value is not None]:
-                raise self.refuse(f"{name}.{limits[0]} would count no tokens; set the domain's own limits")
-            seat = self._seated(seat, config.taskset.id, "runtime" in given.get(name, {}))
-            env = load_environment(config.model_copy(update={name: seat}))
-            servers = [
-                *type(env.taskset).task_type().toolsets(config.taskset.task),
-                *env.taskset.toolsets(config.taskset),
-            ]
-            harness = load_harness(seat.harness or vf.default_agent_harness(config.taskset.id))
+            given = {**self._given, "taskset": {**self._given["taskset"], **more}}
+            env, harness = load(json.dumps(given, sort_keys=True))
         except (
+            Refused,
             ValueError,
             TypeError,
             AttributeError,
             ImportError,
-        ) as error:  # of a config, or of a package that is none
+        ) as error:  # a config's or a package's fault
             raise self.refuse(" ".join(str(error).split())) from error
-        if servers:
-            raise self.refuse(f"it offers tools ({type(servers[0]).__name__}), and a policy here answers in text")
-        return env, harness
-
-    def _seated(self, seat: vf.AgentConfig, taskset: str, placed: bool) -> vf.AgentConfig:
-        """Return an agent's config: on this machine, without haste, by Chat where the taskset brings no program of its own."""
-        changes: dict[str, Any] = {}
-        if (
-            seat.harness is None and vf.default_agent_harness(taskset).id == "bash"
-        ):  # what the package takes for want of one
-            changes["harness"] = vf.HarnessConfig(id=CHAT)
-        if isinstance(seat.runtime, vf.PrimeConfig) and not placed:  # a rented machine, for want of another
-            changes["runtime"] = vf.SubprocessConfig()
-        if seat.timeout.rollout is None:
-            changes["timeout"] = seat.timeout.model_copy(update={"rollout": FOREVER})
-        return seat.model_copy(update=changes)
+        return copy.copy(env), harness  # what an episode sets is its own
 
     def _row(self, data: vf.TaskData) -> dict:
         """Return a task's data as JSON, without what is as ever."""
