@@ -5,12 +5,12 @@ import http.server
 import itertools
 import json
 import os
-import pathlib
 import resource
 import sys
 import threading
 import time
 
+import psutil
 import pytest
 
 from exit_jax.domains.multi_turn.protocol import Refused
@@ -220,6 +220,7 @@ def test_what_cannot_be_carried_is_refused_by_name(adapter, name, arguments, why
 
 def test_another_version_is_refused(adapter, monkeypatch):
     monkeypatch.setattr(adapter, "VERSION", "0.3.9")
+    adapter.load.cache_clear()
     with pytest.raises(Refused, match=r"goes with verifiers 0\.3\.9, not 0\.4\.0; pip install verifiers==0\.3\.9"):
         adapter.Verifiers("xj-sums")
 
@@ -227,7 +228,7 @@ def test_another_version_is_refused(adapter, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("picture", "role user has image_url; only text"),
+        ("picture", "a user message has image_url; only text"),
         ("answered", "messages are user, assistant; a user should ask"),
         ("image", "requires image 'python:3.11', but the subprocess runtime has no container"),
         ("files", "asks for files"),
@@ -310,15 +311,11 @@ def left_behind():
     """Return the threads, open files and children of this process, and the folders of rollouts."""
     from verifiers.v1.utils.paths import CACHE_DIR
 
-    files = [
-        os.readlink(f"/proc/self/fd/{fd}")
-        for fd in os.listdir("/proc/self/fd")
-        if os.path.lexists(f"/proc/self/fd/{fd}")
-    ]
-    children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    kinds = sorted(os.readlink(link).split(":")[0] for link in links if os.path.lexists(link))
     rollouts = CACHE_DIR / "runtimes" / "subprocess"
-    kinds = sorted(name.split(":")[0] for name in files if "/fd" not in name)
-    return threading.active_count(), kinds, children, len(list(rollouts.iterdir())) if rollouts.is_dir() else 0
+    folders = len(list(rollouts.iterdir())) if rollouts.is_dir() else 0
+    return threading.active_count(), kinds, len(psutil.Process().children()), folders
 
 
 def test_episodes_given_up_leave_nothing(make):
@@ -360,6 +357,10 @@ def test_programs_of_episodes_given_up_are_ended(make):
     before = left_behind()
     for _ in range(3):
         game.reset({"prompt": "2 + 3 =", "total": 10})
-        assert len(left_behind()[2]) == len(before[2]) + 1
+        assert psutil.Process().children()[-1].is_running()
+        assert left_behind()[2] == before[2] + 1
         game.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("waitpid"):  # asyncio's, which has told of the end of a process, and ends
+            thread.join()
     assert left_behind() == before

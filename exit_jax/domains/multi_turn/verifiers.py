@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import itertools
 import json
+import logging
 import resource
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
@@ -101,7 +102,11 @@ def load(given: str) -> tuple[vf.Env, vf.Harness]:
       Refused: it cannot be carried.
       ValueError, TypeError, AttributeError, ImportError: of a config or a package that is none.
     """
-    config = resolve_env_config({**json.loads(given), "interception": {"type": "server"}})
+    if (found := importlib.metadata.version("verifiers")) != VERSION:
+        raise Refused(f"it goes with verifiers {VERSION}, not {found}; pip install verifiers=={VERSION}")
+    logging.getLogger("verifiers").setLevel(logging.CRITICAL)  # what fails is raised, and whoever plays tells of it
+    asked = json.loads(given)
+    config = resolve_env_config({**asked, "interception": {"type": "server"}})
     seats = agent_config_fields(config)
     if len(seats) != 1:
         raise Refused(f"several agents play it ({', '.join(seats)}), and a policy here is one")
@@ -110,10 +115,8 @@ def load(given: str) -> tuple[vf.Env, vf.Harness]:
         raise Refused(f"{name}.{limits[0]} would count no tokens; set the domain's own limits")
     changes: dict[str, Any] = {}
     if seat.harness is None and vf.default_agent_harness(config.taskset.id).id == "bash":  # the taskset brings none
-        changes["harness"] = vf.HarnessConfig(id=CHAT)
-    if isinstance(seat.runtime, vf.PrimeConfig) and "runtime" not in json.loads(given).get(
-        name, {}
-    ):  # a rented machine
+        changes["harness"] = vf.HarnessConfig.model_validate({"id": CHAT})
+    if isinstance(seat.runtime, vf.PrimeConfig) and "runtime" not in asked.get(name, {}):  # a rented machine
         changes["runtime"] = vf.SubprocessConfig()
     if seat.timeout.rollout is None:
         changes["timeout"] = seat.timeout.model_copy(update={"rollout": FOREVER})
@@ -138,12 +141,10 @@ class Verifiers:
 
     def __init__(self, target: str, /, splits: Mapping[str, Mapping] | None = None, **config: Any):
         self._name = f"verifiers:{target}"
-        if (found := importlib.metadata.version("verifiers")) != VERSION:
-            raise self.refuse(f"it goes with verifiers {VERSION}, not {found}; pip install verifiers=={VERSION}")
+        self._runner: asyncio.Runner | None = None
         self._splits = dict(splits or {})
         self._given = {**config, "taskset": {**config.get("taskset", {}), "id": target}}
         self._env, self._harness = self._load({})
-        self._runner: asyncio.Runner | None = None
 
     def rows(self, split: str, count: int, first: int) -> list[dict]:
         """Return up to ``count`` tasks of a split, as JSON, in the taskset's order; ``first`` is not needed.
@@ -193,7 +194,7 @@ class Verifiers:
     def refuse(self, why: str) -> Refused:
         """Return what refuses this environment, which ``reset`` or ``step`` raises if it is not raised there."""
         refused = Refused(f"{self._name}: {why}")
-        if getattr(self, "_runner", None) is not None:
+        if self._runner is not None:
             self._refused = refused
             if not self._asked.done():
                 self._asked.set_result(None)
@@ -206,9 +207,7 @@ class Verifiers:
         messages = [self._read(message) for message in body["messages"]]
         said = len(self._history)
         if self._pending is not None or messages[:said] != self._history:
-            raise self.refuse(
-                "a request does not go on from the last: it asks twice at a time, or rewrites what was said"
-            )
+            raise self.refuse("a request does not follow the last: it asks twice at a time, or rewrites what was said")
         new = messages[said:]
         if any(message["role"] != "user" for message in (new if said else new[-1:])) or not new:
             raise self.refuse(f"a request's messages are {', '.join(m['role'] for m in messages)}; a user should ask")
@@ -219,16 +218,10 @@ class Verifiers:
 
     def _load(self, more: Mapping) -> tuple[vf.Env, vf.Harness]:
         """Return the environment with more settings of its taskset, and its agent's harness, or refuse it."""
+        given = {**self._given, "taskset": {**self._given["taskset"], **more}}
         try:
-            given = {**self._given, "taskset": {**self._given["taskset"], **more}}
             env, harness = load(json.dumps(given, sort_keys=True))
-        except (
-            Refused,
-            ValueError,
-            TypeError,
-            AttributeError,
-            ImportError,
-        ) as error:  # a config's or a package's fault
+        except (Refused, ValueError, TypeError, AttributeError, ImportError) as error:
             raise self.refuse(" ".join(str(error).split())) from error
         return copy.copy(env), harness  # what an episode sets is its own
 
@@ -296,9 +289,12 @@ class Verifiers:
 
     async def _episode(self, task: vf.Task) -> vf.Episode:
         """Play a task to its end."""
-        client = vf.TrainClientConfig(base_url="http://127.0.0.1")  # a client of this kind is never asked for a stream
+        client = vf.TrainClientConfig.model_validate(
+            {"base_url": "http://127.0.0.1"}
+        )  # a kind that no stream is asked of
         async with self._env.serving():
-            self._env._interception.clients[client.model_dump_json()] = _Model(self)
+            server: Any = self._env._interception
+            server.clients[client.model_dump_json()] = _Model(self)
             return await self._env.run_episode(task, vf.ModelContext("policy", client), on_trace=self._count)
 
     def _count(self, trace: vf.Trace) -> None:
@@ -312,9 +308,7 @@ class Verifiers:
         parts: Sequence[Mapping] = [{"type": "text", "text": content}] if isinstance(content, str) else content
         kinds = {part["type"] for part in parts} | ({"tool_calls"} if message.get("tool_calls") else set())
         if message["role"] not in ("system", "user", "assistant") or kinds - {"text"}:
-            raise self.refuse(
-                f"a message of the role {message['role']} has {', '.join(sorted(kinds))}; only text is carried"
-            )
+            raise self.refuse(f"a {message['role']} message has {', '.join(sorted(kinds))}; only text is carried")
         return {"role": message["role"], "content": "\n".join(part["text"] for part in parts)}
 
     def _reward(self) -> float:
