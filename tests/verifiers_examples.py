@@ -95,12 +95,19 @@ class GuessTask(vf.Task[GuessData]):
 
 
 class GuessEnv(vf.SingleAgentEnv):
-    """Higher or lower, four guesses at most."""
+    """Higher or lower, four guesses at most, while the house is open."""
+
+    async def start(self):
+        self.is_open = True
+
+    async def stop(self):
+        self.is_open = False
 
     async def run(self, task, agents):
         async with agents.agent.interaction(task) as talk:
             reply = await talk.turn("Guess a number from 1 to 9.")
             for left in (3, 2, 1, 0):
+                assert self.is_open
                 if reply.terminated or reply.last_reply == str(task.data.secret) or not left:
                     break
                 low = int(reply.last_reply) < task.data.secret  # raises on what is no number
