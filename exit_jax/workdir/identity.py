@@ -68,7 +68,8 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
       ConfigError: if it is damaged.
     """
     content = read_object(workdir / "config.json").get("config")
-    if not isinstance(content, dict) or not isinstance(content.get("policy"), dict):
+    groups = content if isinstance(content, dict) else {}
+    if not all(isinstance(groups.get(name), dict) for name in ("policy", "run")):
         raise ConfigError(f"{workdir / 'config.json'} is damaged; restore it")
     if content.get("checkpoint"):
         content["policy"] |= no_shape()

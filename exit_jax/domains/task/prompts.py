@@ -128,12 +128,17 @@ class Prompts(Task):
 
     def score(self, found: Sequence[Row], responses: Sequence[Tokens]) -> list[Score]:
         """Return what is said of responses; they earn nothing."""
-        answers = [self.answer(response).strip() for response in responses]
-        return [Score(0.0, feedback=self._said(row, answer)) for row, answer in zip(found, answers, strict=True)]
+        scores, seen = [], set()
+        for row, response in zip(found, responses, strict=True):
+            # a batch that is not full repeats rows, for which nobody should be asked
+            wanted = self.config.feedback is not None and row.place not in seen
+            scores.append(Score(0.0, feedback=self._said(row, self.answer(response).strip()) if wanted else ""))
+            seen.add(row.place)
+        return scores
 
     def _said(self, row: Row, answer: str) -> str:
-        if self.config.feedback is None:
-            return ""
+        """Return what the user's function says of an answer."""
+        assert self.config.feedback is not None
         chat = [{"role": role, "content": content} for role, content in (*row.messages, ("user", row.prompt))]
         try:
             said = self.config.feedback(chat if row.conversational else row.prompt, answer)
