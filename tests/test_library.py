@@ -21,11 +21,11 @@ from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import export
 from exit_jax.workdir.metrics import read_jsonl
 
-REWARD = '''
+REWARD = """
 def score(prompt, completion, answer):
     hits = sum(a == b for a, b in zip(completion, answer))
     return {"quality": hits / len(answer), "feedback": f"{len(completion)} of {len(answer)} letters for {prompt}"}
-'''
+"""
 WORDS = ("lamp", "rope", "fish", "tree", "moon", "gold", "wind", "salt", "bird", "corn", "frog", "desk")
 SMALL = {
     "domain.max_request_tokens": 24,
@@ -121,7 +121,9 @@ def test_the_command_line_is_a_user_of_the_same_functions(trained):
         "    return c\n"
     )
     command = [sys.executable, "-m", "exit_jax.main", "--config", "words_config.py", "--mode", "evaluate"]
-    done = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "runs/words-exit-seed0/evaluation.json").read_text()) == results
 
@@ -229,7 +231,9 @@ def test_a_workdir_answers_as_its_evaluation_did(trained):
     rows = [row for row in read_jsonl(workdir / "answers/test.jsonl", "chain")]
     count = 1 + max(row["chain"] for row in rows)
     prompts = [next(row["request"] for row in rows if row["chain"] == i) for i in range(count)]
-    stored = [[row["text"] for k in range(3) for row in rows if (row["chain"], row["k"]) == (i, k)] for i in range(count)]
+    stored = [
+        [row["text"] for k in range(3) for row in rows if (row["chain"], row["k"]) == (i, k)] for i in range(count)
+    ]
 
     def feedback(prompt, answer):
         return f"{len(answer)} of 4 letters for {prompt}"
@@ -255,7 +259,11 @@ def raises(prompt, answer):
 
 FAULTS = [
     (["a", ""], {}, "prompts\\[1\\]: empty prompt"),
-    (["a", [{"role": "system", "content": "b"}], 3], {}, "(?s)2 prompt.*prompts\\[1\\].*prompts\\[2\\]: prompt: neither"),
+    (
+        ["a", [{"role": "system", "content": "b"}], 3],
+        {},
+        "(?s)2 prompt.*prompts\\[1\\].*prompts\\[2\\]: prompt: neither",
+    ),
     (["a", "b " * 4000], {}, "prompts\\[1\\]: its longest prompt, with an answer to improve takes 8\\d+ tokens of 35"),
     (["a", "b c d"], {"max_request_tokens": 2}, "prompts\\[1\\]: its last message takes \\d+ tokens of 2"),
     ("a", {}, "prompts = 'a' is no list"),
