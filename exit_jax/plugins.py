@@ -9,7 +9,6 @@ import types
 
 from exit_jax.errors import UserError
 
-
 # what a notebook defines has no file that other processes could import, and that a resumed run could be held to
 REMEDY = "write it to a file, in a notebook by %%writefile my_file.py, and name it as my_file.py:function"
 

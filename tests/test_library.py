@@ -1,4 +1,4 @@
-"""The functions of run.py as a notebook calls them: train and evaluate on a config, improve on a checkpoint and on a workdir."""
+"""The functions of run.py as a notebook calls them: train, evaluate, and improve on a checkpoint and on a workdir."""
 
 import dataclasses
 import json
@@ -9,16 +9,19 @@ import subprocess
 import sys
 
 import checkpoints
+import numpy as np
 import pytest
 from small import LLAMA, ROOT, random_params, tiny_tools
 
 import exit_jax
 from exit_jax import run
 from exit_jax.config import default
+from exit_jax.domains.task.prompts import SPLIT, Asked, make_domain
 from exit_jax.errors import UserError
 from exit_jax.evaluation import programs
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import export
+from exit_jax.types import Instances, Rollouts
 from exit_jax.workdir.metrics import read_jsonl
 
 REWARD = """
@@ -72,19 +75,34 @@ def task(**changes):
     return c
 
 
+@pytest.fixture
+def folder(own_folder, monkeypatch):
+    """Return a working directory with a task."""
+    write_task(own_folder)
+    monkeypatch.chdir(own_folder)
+    return own_folder
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Return a folder with a task and the run of it in its default workdir, and the evaluation that was returned."""
-    folder = tmp_path_factory.mktemp("library")
+def whole(tmp_path_factory):
+    """Return a folder with a task and a run of it in its default workdir, and the evaluation that was returned."""
+    folder, before = tmp_path_factory.mktemp("library"), pathlib.Path.cwd()
     write_task(folder)
-    before, path = pathlib.Path.cwd(), list(sys.path)
     os.chdir(folder)
-    yield folder, run.train(task())
-    os.chdir(before)
-    sys.path[:] = path
+    try:
+        return folder, run.train(task())
+    finally:
+        os.chdir(before)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture
+def trained(whole, monkeypatch):
+    """Return the same; its folder is the working directory."""
+    monkeypatch.chdir(whole[0])
+    return whole
+
+
+@pytest.fixture(scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def checkpoint(tmp_path_factory, request):
     """Return a random checkpoint of Qwen2's shape, with tokenizer and chat template, stored in a dtype."""
     folder = tmp_path_factory.mktemp("qwen")
@@ -100,6 +118,7 @@ def checkpoint(tmp_path_factory, request):
 # train and evaluate
 
 
+@pytest.mark.slow
 def test_a_config_is_trained_in_the_folder_that_the_command_line_names(trained):
     folder, results = trained
     workdir = folder / "runs/words-exit-seed0"
@@ -109,6 +128,7 @@ def test_a_config_is_trained_in_the_folder_that_the_command_line_names(trained):
     assert (workdir / "checkpoints/2").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_is_a_user_of_the_same_functions(trained):
     folder, results = trained
     (folder / "words_config.py").write_text(
@@ -128,7 +148,7 @@ def test_the_command_line_is_a_user_of_the_same_functions(trained):
     assert json.loads((folder / "runs/words-exit-seed0/evaluation.json").read_text()) == results
 
 
-def test_all_faults_are_told_at_once(trained):
+def test_all_faults_are_told_at_once(folder):
     with pytest.raises(exit_jax.config.ConfigError, match="2 fault"):
         run.train(task(algorithm__group_size=1, domain__reward=()))
     with pytest.raises(UserError, match=r"config = 'configs/task.py' is a str"):
@@ -137,7 +157,7 @@ def test_all_faults_are_told_at_once(trained):
         run.evaluate(task(), "nowhere")
 
 
-def test_a_function_of_the_notebook_itself_is_refused_with_the_remedy(trained):
+def test_a_function_of_the_notebook_itself_is_refused_with_the_remedy(folder):
     def score(prompt, completion):
         return 1.0
 
@@ -149,22 +169,19 @@ def test_a_function_of_the_notebook_itself_is_refused_with_the_remedy(trained):
         run.train(task(domain__reward=("__main__:score",)), "elsewhere")
 
 
-def test_files_that_are_written_anew_are_read_anew(tmp_path, monkeypatch):
+def test_files_that_are_written_anew_are_read_anew(folder):
     """A notebook's process outlives them: another workdir is of what they hold now, not of what it has seen of them."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    write_task(tmp_path)
     none = {"warm_start__num_steps": 0, "run__num_iterations": 0, "eval__steps": (0,)}
     first = run.train(task(**none), "first")
-    (tmp_path / "letters.py").write_text("def score(completion): return 1.0  # whatever it says\n")
+    (folder / "letters.py").write_text("def score(completion): return 1.0  # whatever it says\n")
     second = run.train(task(**none), "second")
     quality = lambda results: results["splits"]["test"]["scaffolds"]["chain"]["quality"]
     assert quality(first)[0] < 1.0
     assert quality(second) == [1.0]
-    with (tmp_path / "words.jsonl").open("a") as file:
+    with (folder / "words.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "Spell snow backwards", "answer": "wons"}) + "\n")
     run.train(task(**none), "third")
-    second, third = (json.loads((tmp_path / name / "tasks.json").read_text()) for name in ("second", "third"))
+    second, third = (json.loads((folder / name / "tasks.json").read_text()) for name in ("second", "third"))
     assert second != third
 
 
@@ -216,6 +233,7 @@ def test_a_checkpoint_improves_its_answers(checkpoint):
     }
 
 
+@pytest.mark.slow
 def test_other_prompts_of_about_the_same_length_compile_nothing(checkpoint):
     settings = {"max_tokens": 6, "dtype": "float32"}
     run.improve(checkpoint, ["What is 1 + 2?", "It is 3"], 1, **settings)
@@ -224,6 +242,7 @@ def test_other_prompts_of_about_the_same_length_compile_nothing(checkpoint):
     assert programs.respond.cache_info().misses == before
 
 
+@pytest.mark.slow
 def test_a_workdir_answers_as_its_evaluation_did(trained):
     """Of the same rows by the same seed, also in a second batch that is not full."""
     folder, _ = trained
@@ -243,6 +262,7 @@ def test_a_workdir_answers_as_its_evaluation_did(trained):
     assert run.improve(workdir, prompts, 2) != stored, "without its feedback"
 
 
+@pytest.mark.slow
 def test_an_export_answers_as_its_workdir_does(trained):
     folder, _ = trained
     workdir = folder / "runs/words-exit-seed0"
@@ -251,10 +271,6 @@ def test_an_export_answers_as_its_workdir_does(trained):
     asked = ["Spell moss backwards", [{"role": "user", "content": "Spell lake backwards"}]]
     by_workdir = run.improve(workdir, asked, 1, **settings, data=1)
     assert run.improve(whole, asked, 1, **settings, data=1) == by_workdir
-
-
-def raises(prompt, answer):
-    return answer / 2
 
 
 FAULTS = [
@@ -286,13 +302,22 @@ def test_faults_are_told_before_anything_compiles(checkpoint, prompts, settings,
 
 
 @pytest.mark.parametrize(
-    ("feedback", "words"), [(raises, "feedback on prompts.0.: .*test_library.py, line .* raises TypeError"), (len, "x")]
+    ("feedback", "words"),
+    [
+        (lambda prompt, answer: answer / 2, r"feedback on prompts\[0\]: .*test_library.py, line \d+, raises TypeError"),
+        (lambda prompt, answer: 3, r"feedback on prompts\[0\] is 3, a int; it should be a text"),
+    ],
 )
-def test_feedback_that_fails_is_one_error(checkpoint, feedback, words):
-    if feedback is len:
-        feedback, words = (lambda prompt, answer: 3), "feedback on prompts.0. is 3, a int"
+def test_feedback_that_fails_is_one_error(feedback, words):
+    """Not an evaluation that stops for want of a verifier."""
+    about = {"prompts": ["What is 1?"], "feedback": feedback, "max_request_tokens": 0}
+    domain = make_domain(Asked(**about, max_tokens=4))
+    history = domain.tasks(SPLIT)
+    instances = Instances(history, np.zeros(1, np.int32), None, None, None, None)
+    tokens = np.array([[domain.tokenizer.encode("2")]], np.int32)
+    rollouts = Rollouts(tokens, np.ones_like(tokens, bool), None, None, np.ones((1, 1), bool), None)
     with pytest.raises(UserError, match=words):
-        run.improve(checkpoint, ["What is 1?"], 1, max_tokens=4, feedback=feedback)
+        domain.grade(instances, rollouts)
 
 
 def test_what_is_no_checkpoint_of_text(tmp_path):
