@@ -167,7 +167,8 @@ def improve(
         that are none or do not fit, by their places; before anything compiles.
     """
     changes = asking.dotted(settings)
-    if isinstance(prompts, str) or not len(prompts):
+    prompts = prompts if isinstance(prompts, str) else list(prompts)
+    if isinstance(prompts, str) or not prompts:
         raise ConfigError(
             f"prompts = {prompts!r:.60} is no list of prompts; give at least one, as [{'What is 1 + 1?'!r}]"
         )

@@ -11,16 +11,17 @@ import sys
 import checkpoints
 import numpy as np
 import pytest
-from small import LLAMA, ROOT, random_params, tiny_tools
+from small import LLAMA, ROOT, random_params, tiny_gym, tiny_math, tiny_tools
 
 import exit_jax
-from exit_jax import run
+from exit_jax import domains, run
 from exit_jax.config import default
 from exit_jax.domains.task.prompts import SPLIT, Asked, make_domain
 from exit_jax.errors import UserError
-from exit_jax.evaluation import programs
+from exit_jax.evaluation import asking, programs
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import export
+from exit_jax.step.policy import decoder_config
 from exit_jax.types import Instances, Rollouts
 from exit_jax.workdir.metrics import read_jsonl
 
@@ -318,6 +319,22 @@ def test_feedback_that_fails_is_one_error(feedback, words):
     rollouts = Rollouts(tokens, np.ones_like(tokens, bool), None, None, np.ones((1, 1), bool), None)
     with pytest.raises(UserError, match=words):
         domain.grade(instances, rollouts)
+
+
+@pytest.mark.parametrize("make", [tiny_math, tiny_gym], ids=["math", "gym"])
+def test_other_domains_of_text_bring_their_words_along(make, tmp_path):
+    if make is tiny_gym:
+        pytest.importorskip("reasoning_gym")
+    config = make(tmp_path, policy__dtype="bfloat16")
+    asked = asking.make_config(
+        asking.source_of_run(config), ["What is 1 + 2?"], 3, 7, None, {"policy.dtype": "float32"}
+    )
+    domain = domains.make(asked.domain_name, asked.domain)
+    assert domain.tokenizer is domains.make(config.domain_name, config.domain).tokenizer
+    assert (domain.max_tokens, asked.eval.seed, asked.seed) == (config.domain.max_tokens, 7, config.seed)
+    assert domain.messages["base"] == config.domain.base
+    shape = lambda of: dataclasses.replace(decoder_config(of), dtype="")
+    assert shape(asked) == shape(config)
 
 
 def test_what_is_no_checkpoint_of_text(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from exit_jax.config.parse import default
 from exit_jax.config.schema import Config
 from exit_jax.config.start import start
 from exit_jax.domains.task import prompts as asked
+from exit_jax.domains.text.settings import TRUNCATE
 from exit_jax.errors import ConfigError
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder
@@ -74,7 +76,7 @@ def source_of_checkpoint(name: str, from_checkpoint: bool) -> Source:
     folder = resolve(name)
     sampling = generation.read(folder) if from_checkpoint else {}
     fields = {f"eval.{field}": value for field, value in sampling.items()}
-    fields |= {"domain.tokenizer": name, "eval.batch_size": BATCH_SIZE, "policy.lora.rank": 0}
+    fields |= {"domain.tokenizer": name, "eval.batch_size": BATCH_SIZE}
     return Source(fields, checkpoint=name, longest=min(read_limits(folder).values()))
 
 
@@ -105,6 +107,8 @@ def source_of_run(config: Config) -> Source:
     groups = {"policy": policy, "eval": settings.plain(config.eval), "run.mesh": settings.plain(config.run.mesh)}
     fields = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
     words = {name: getattr(config.domain, name) for name in WORDS if hasattr(config.domain, name)}
+    if words.get("truncate") not in TRUNCATE:  # of math, where it says that nothing is ever cut
+        words.pop("truncate", None)
     fields |= {f"domain.{name}": value for name, value in words.items()} | {"seed": config.seed}
     longest = min(read_limits(resolve(config.checkpoint)).values()) if config.checkpoint else 0
     return Source(fields, tokenizer=domain.tokenizer, longest=longest)
@@ -143,28 +147,18 @@ def make_config(
     """
     content = default(asked.NAME, checkpoint=source.checkpoint).to_dict()
     given = {**source.fields, **changes}
-    improve = given.get("domain.improve", "")
-    if feedback is None and "{feedback}" not in improve:
-        given["domain.max_feedback_tokens"] = 0
-    elif not given.get("domain.max_feedback_tokens"):
-        given["domain.max_feedback_tokens"] = FEEDBACK_TOKENS
-    if feedback is not None and improve and "{feedback}" not in improve:
-        raise ConfigError(
-            f"improve = {improve!r:.80} does not show the feedback that is given; put {{feedback}} into it"
-        )
-    given |= {"eval.from_checkpoint": False}  # the source has read it, and what the user changes comes after
-    given |= {"eval.steps": tuple(range(k + 1)), "eval.splits": (asked.SPLIT,), "eval.samples_per_task": 1}
-    given |= {"eval.restart_every": 0, "eval.greedy": False, "eval.scaffolds": (), "eval.seed": seed}
+    given["domain.max_feedback_tokens"] = _feedback_room(given, feedback is not None)
+    # the source has read generation_config.json, and what the user changes comes after it
+    given |= {"eval.from_checkpoint": False, "eval.seed": seed, "eval.splits": (asked.SPLIT,)}
+    given |= {"eval.steps": tuple(range(k + 1)), "eval.samples_per_task": 1}
+    given |= {"eval.restart_every": 0, "eval.greedy": False, "eval.scaffolds": ()}
     if source.checkpoint:  # nothing is trained: its weights may be held as they are computed with
         given["policy.param_dtype"] = given.get("policy.dtype", content["policy"]["dtype"])
     for name, value in given.items():
         *groups, field = name.split(".")
-        at = content
-        for group in groups:
-            at = at[group]
-        at[field] = value
+        functools.reduce(dict.__getitem__, groups, content)[field] = value
     shards = _num_shards(content["run"]["mesh"])
-    content["algorithm"]["num_prompts"] = content["warm_start"]["num_states"] = shards  # of which there are none
+    content["algorithm"]["num_prompts"] = content["warm_start"]["num_states"] = shards  # no batch of training is drawn
     if "eval.batch_size" not in changes:
         content["eval"]["batch_size"] = -(-min(content["eval"]["batch_size"], len(prompts)) // shards) * shards
     config = start(ConfigDict(content), trains=False)
@@ -172,6 +166,17 @@ def make_config(
     config = dataclasses.replace(config, domain=asked.Asked(**vars(config.domain), **about))
     require_checkpoint_fits(config, domains.make(config.domain_name, config.domain))
     return config
+
+
+def _feedback_room(given: Mapping[str, Any], has_feedback: bool) -> Any:
+    """Return the tokens of feedback in a prompt: none where there is none to show, or no place for it."""
+    improve, room = given.get("domain.improve", ""), given.get("domain.max_feedback_tokens", 0)
+    shows = "{feedback}" in improve if isinstance(improve, str) and improve else has_feedback
+    if has_feedback and not shows:
+        raise ConfigError(
+            f"improve = {improve!r:.80} does not show the feedback that is given; put {{feedback}} into it"
+        )
+    return (room or FEEDBACK_TOKENS) if shows else 0
 
 
 def _num_shards(mesh: Mapping[str, Any]) -> int:
