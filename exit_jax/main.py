@@ -9,6 +9,8 @@ import logging
 import pathlib
 import re
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -54,30 +56,67 @@ def carry_out() -> int:
 
             return compile_for(content, _TOPOLOGY.value, _WORKDIR.value)
         case "report":  # reads folders alone, on any machine: neither the run's mesh nor its checkpoint is needed
-            from exit_jax.report import report
-
-            runs = [pathlib.Path(run) for run in _RUNS.value]
-            print(f"report: {report(find_workdir(), runs)}")
+            print_report(find_workdir(), [pathlib.Path(run) for run in _RUNS.value])
         case mode:
             from exit_jax.config.start import start
 
             config = start(content, overrides, trains=mode in ("train", "study"))
-            from exit_jax import run, study  # a fault of the config is told without them
+            from exit_jax.study import Experiment  # a fault of the config is told without what this imports
 
-            if mode == "study":
-                run.run_study(study.Experiment(file, arguments, overrides), config, find_workdir())
-            else:
-                run.MODES[mode](config, find_workdir())
+            compute(mode, config, Experiment(file, arguments, overrides))
     return 0
+
+
+def compute(mode: str, config: Any, experiment: Any) -> None:
+    """Carry out a mode that computes, on a checked config and the ``study.Experiment`` it is of, and say what came of it."""
+    from exit_jax import run, study
+    from exit_jax.parallel import hosts
+
+    workdir = find_workdir()
+    if mode == "study":
+        variants, seeds = config.study.variants, config.study.seeds
+        experiment.check(variants, seeds)
+        run.study(experiment.config, variants, seeds, workdir)
+        if hosts.is_lead():
+            print((workdir / "study.md").read_text())
+            print_report(
+                workdir, [workdir / name / f"seed{seed}" for name in (study.BASE, *variants) for seed in seeds]
+            )
+    elif mode == "export":
+        folders = run.export(config, workdir)
+        if hosts.is_lead():
+            print("exported:", *folders)
+    else:
+        results = {"train": run.train, "evaluate": run.evaluate}[mode](config, workdir)
+        if hosts.is_lead():
+            show(results)
+            if mode == "train":
+                print_report(workdir, [workdir])
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """Print accuracy by k of every split."""
+    from exit_jax.workdir.evaluation import chain_of
+
+    for split, figures in results["splits"].items():
+        row = "  ".join(f"k={k} {accuracy:.3f}" for k, accuracy in zip(figures["k"], chain_of(figures)["accuracy"]))
+        print(f"{split} accuracy: {row}")
+
+
+def print_report(workdir: pathlib.Path, runs: Sequence[pathlib.Path]) -> None:
+    """Write the report of runs into ``workdir``, and print where it is."""
+    from exit_jax.report import report
+
+    print(f"report: {report(workdir, runs)}")
 
 
 def find_workdir() -> pathlib.Path:
     """Return --workdir, or the folder that the config's name, variant and seed stand for."""
-    c = _CONFIG.value
-    if not _WORKDIR.value and (absent := [name for name in ("name", "variant", "seed") if name not in c]):
-        raise ConfigError(f"the config has no {', '.join(absent)}, which the run's folder is named by; give --workdir")
-    suffix = "" if _WORKDIR.value else "-study" if _MODE.value == "study" else f"-{c.variant}-seed{c.seed}"
-    return pathlib.Path(_WORKDIR.value or f"runs/{c.name}{suffix}").expanduser().absolute()
+    if _WORKDIR.value:
+        return pathlib.Path(_WORKDIR.value).expanduser().absolute()
+    from exit_jax.workdir.identity import default_workdir
+
+    return default_workdir(_CONFIG.value, of_study=_MODE.value == "study")
 
 
 def parse_flags(args: list[str]) -> list[str]:

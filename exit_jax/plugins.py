@@ -9,6 +9,9 @@ import types
 
 from exit_jax.errors import UserError
 
+# what a notebook defines has no file that other processes could import, and that a resumed run could be held to
+REMEDY = "write it to a file, in a notebook by %%writefile my_file.py, and name it as my_file.py:function"
+
 
 class PluginError(UserError):
     """Code that a config names and that cannot be imported; the message says where it fails, or what there is instead."""
@@ -28,6 +31,8 @@ def load(setting: str, name: str) -> tuple[types.ModuleType, str]:
     where, _, attribute = name.rpartition(":")
     if not (where and attribute):
         raise PluginError(f"{setting} = {name!r} is neither module:name nor file.py:name")
+    if where == "__main__":
+        raise PluginError(f"{setting} = {name!r} is of the notebook or script itself; {REMEDY}")
     try:
         return _import_file(pathlib.Path(where)) if where.endswith(".py") else importlib.import_module(where), attribute
     except PluginError as error:

@@ -1,72 +1,228 @@
-"""What is done with a run: its workdir is trained, evaluated, exported. Notebooks import this."""
+"""What is done with a run: train, evaluate, export, study; and improve, which has a policy answer prompts of your own.
+
+The command line calls these functions, and so may a notebook:
+
+    from exit_jax import config, run
+
+    c = config.default("task")
+    c.domain.tasks, c.domain.reward = ("my_tasks.jsonl",), ("my_reward.py:score",)
+    results = run.train(c)
+    answers = run.improve("runs/run-exit-seed0", ["What is 17 + 25?"], k=2)
+
+A config is checked as the command line checks it, all faults at once, before anything compiles. What is asked of several
+processes is asked of each of them by the same call.
+"""
 
 import functools
 import logging
+import os
 import pathlib
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
+from ml_collections import ConfigDict
+
+from exit_jax import domains
+from exit_jax import study as studies
 from exit_jax.config import learning
 from exit_jax.config.schema import Config
+from exit_jax.config.start import start
+from exit_jax.domains.task.prompts import SPLIT
 from exit_jax.errors import ConfigError
-from exit_jax.evaluation import scaffolds
-from exit_jax.evaluation.evaluate import evaluate
+from exit_jax.evaluation import asking, chains, programs, scaffolds
+from exit_jax.evaluation import evaluate as evaluation
 from exit_jax.parallel import hosts
+from exit_jax.step import program
+from exit_jax.step.finite import explain
 from exit_jax.step.tasks import tasks_digest
-from exit_jax.study import BASE, Experiment, study
+from exit_jax.training import train as training
 from exit_jax.training.export import export_policy
 from exit_jax.training.record import record_buffer
-from exit_jax.training.train import restore_params, train
-from exit_jax.workdir import inputs
-from exit_jax.workdir.evaluation import chain_of
+from exit_jax.types import Params
+from exit_jax.workdir import identity, inputs
 from exit_jax.workdir.identity import holds_run, open_workdir, read_object, write_json
 from exit_jax.workdir.metrics import Timing, trained_iterations
 
+log = logging.getLogger(__name__)
+# what a domain of this process was made of: (name, settings) -> file or folder -> (time, size)
+_made_of: dict[tuple[str, Any], dict[pathlib.Path, tuple[int, int]]] = {}
 
-def run_experiment(config: Config, workdir: pathlib.Path) -> dict:
-    """Train, or go on training, and evaluate; returns the evaluation."""
+
+def train(config: ConfigDict | Config, workdir: str | os.PathLike | None = None) -> dict[str, Any]:
+    """Train, or go on training where the workdir stands, then evaluate.
+
+    Args:
+      config: what ``get_config`` of a config file or ``exit_jax.config.default`` returns, or the same already checked.
+      workdir: folder of the run; by default runs/<name>-<variant>-seed<seed>, as the command line's.
+
+    Returns:
+      The evaluation, as in ``evaluation.json`` (docs/evaluation.md).
+
+    Raises:
+      ConfigError: listing all faults of the config; or the workdir is of another experiment, or of other tasks or inputs.
+      UserError: tasks, rewards or checkpoint cannot be had.
+      Interrupted: a signal, as the interrupt of a notebook, asked to stop; the same call goes on.
+    """
+    config = _checked(config)
     scaffolds.chosen(config.eval)  # raises before anything is trained
     for line in learning.warnings_of(config) if hosts.is_lead() else ():
         warn(line)
-    workdir = open_workdir(workdir, config)
+    workdir = open_workdir(workdir or identity.default_workdir(config), config)
     inputs.check(config, workdir, holds_run(workdir), "--workdir")
     check_tasks(config, workdir, {"train", *config.eval.splits})
+    _remember(config)
     old, trained = workdir / "evaluation.json", trained_iterations(workdir)
     if hosts.is_lead() and old.exists() and trained < config.run.num_iterations:
         # it is of the policy so far, not of what training will leave
         old.rename(old.with_stem(f"evaluation-{trained}"))
     timing = Timing()
     with timing.phase("train"):
-        state, params = train(config, workdir)
+        state, params = training.train(config, workdir)
         record_buffer(config, state, params, workdir)
     with timing.phase("evaluate"):
-        results = evaluate(config, params, workdir)
+        results = evaluation.evaluate(config, params, workdir)
     if hosts.is_lead():
         write_json(workdir / "timing.json", timing.summary())
     return results
 
 
-def evaluate_workdir(config: Config, workdir: pathlib.Path) -> dict:
-    """Evaluate the newest policy of a workdir."""
-    workdir = reopen_workdir(config, workdir)
+def evaluate(config: ConfigDict | Config, workdir: str | os.PathLike | None = None) -> dict[str, Any]:
+    """Evaluate the newest policy of a workdir; arguments, result and errors as of ``train``.
+
+    What was evaluated before is not sampled again, unless the settings of ``config.eval`` are others.
+    """
+    config = _checked(config, trains=False)
+    workdir = _reopen(config, workdir)
     check_tasks(config, workdir, set(config.eval.splits))
-    params = restore_params(config, workdir)
+    _remember(config)
+    return evaluation.evaluate(config, _newest(config, workdir), workdir)
+
+
+def export(config: ConfigDict | Config, workdir: str | os.PathLike | None = None) -> list[pathlib.Path]:
+    """Write the newest policy of a workdir as a Hugging Face checkpoint, <workdir>/export; else as ``evaluate``.
+
+    Returns:
+      The folders written: that, and <workdir>/adapter of a policy with adapters.
+    """
+    config = _checked(config, trains=False)
+    return export_policy(config, _reopen(config, workdir))
+
+
+def study(
+    make_config: Callable[[str, int], ConfigDict | Config],
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    workdir: str | os.PathLike,
+) -> dict[str, Any]:
+    """Train and evaluate the base policy and all variants over seeds, each in a folder of its own below ``workdir``.
+
+    Args:
+      make_config: (variant, seed) -> the config of that run, as of ``train``.
+
+    Returns:
+      What ``study.json`` holds: figures by split and variant, means and spreads over seeds, differences to GRPO.
+
+    Raises:
+      ConfigError: as ``train``.
+    """
+    path = pathlib.Path(workdir).expanduser().absolute()
+    return studies.study(lambda variant, seed: _checked(make_config(variant, seed)), variants, seeds, path, train)
+
+
+def improve(
+    checkpoint: str | os.PathLike,
+    prompts: Sequence[str | Sequence[Mapping[str, str]]],
+    k: int,
+    *,
+    feedback: Callable[[Any, str], str] | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> list[list[str]]:
+    """Have a policy answer prompts, then improve each answer k times as evaluation does (ExIt §2.1).
+
+    All prompts at once are cheaper than one a call, which reads the weights each time. Where a run is asked what it was
+    evaluated on, with the seed of ``config.eval`` and batches of that size, the answers are those of its evaluation.
+
+    Args:
+      checkpoint: a Hugging Face folder or hub id, which is asked through its own chat template and sampled from as its
+        generation_config.json says; or the workdir of a run, whose newest policy is asked in the words of its config, with
+        its sampling.
+      prompts: each a text, or a chat as a list of messages with "role" and "content" that ends with the user's.
+      k: number of improvements; 0 for first answers alone.
+      feedback: (prompt as given, answer) -> text that the next prompt shows of the answer. A policy that was trained with
+        feedback wants some.
+      seed: of sampling; the same call gives the same answers.
+      settings: others of sampling (temperature, top_k, top_p, min_p, repetition_penalty, min_tokens, suppress_tokens,
+        batch_size; from_checkpoint=False leaves generation_config.json aside), of words and widths (system, base, improve,
+        template_inputs, max_tokens, max_solution_tokens, max_feedback_tokens, truncate, max_request_tokens,
+        max_context_tokens, prompt_width), of what computes (dtype, attention) and of the mesh (data, fsdp, tensor).
+
+    Returns:
+      For each prompt its k + 1 answers, as a later prompt shows them: without thoughts, "" for a thought without an end,
+      and with their middle cut out beyond ``max_solution_tokens``.
+
+    Raises:
+      UserError: for settings that there are not or that contradict each other, a checkpoint that cannot be had, and prompts
+        that are none or do not fit, by their places; before anything compiles.
+    """
+    changes = asking.dotted(settings)
+    prompts = prompts if isinstance(prompts, str) else list(prompts)
+    if isinstance(prompts, str) or not prompts:
+        raise ConfigError(
+            f"prompts = {prompts!r:.60} is no list of prompts; give at least one, as [{'What is 1 + 1?'!r}]"
+        )
+    if type(k) is not int or k < 0:
+        raise ConfigError(f"k = {k!r} is no number of improvements; give 0 for first answers alone, or more")
+    name = os.fspath(checkpoint)
+    workdir = pathlib.Path(name).expanduser().absolute()
+    run_config = None
+    if identity.holds_config(workdir):
+        run_config = _checked(asking.on_this_machine(identity.read_config(workdir), changes), trains=False)
+        source = asking.source_of_run(run_config)
+    else:
+        source = asking.source_of_checkpoint(name, changes.get("eval.from_checkpoint", True))
+    config = asking.make_config(source, prompts, k, seed, feedback, changes)
+    params = asking.load_policy(config) if run_config is None else _newest(run_config, workdir)
+    with explain(run_config or config, lambda: params, workdir if run_config else None):
+        outcome = chains.run_chains(config, params, SPLIT)
+    answers = [outcome.describe(place) for place in range(len(prompts))]
+    if empty := sum(not answer for row in answers for answer in row):
+        log.warning(
+            "%d of %d answers are empty: nothing was said, or a thought had no end within max_tokens = %d",
+            *(empty, len(answers) * (k + 1), config.domain.max_tokens),
+        )
+    return answers
+
+
+def _checked(config: ConfigDict | Config, trains: bool = True) -> Config:
+    """Return a config as the command line checks it; what was made of files that have changed since is forgotten."""
+    if not isinstance(config, ConfigDict | Config):
+        raise ConfigError(
+            f"config = {config!r:.60} is a {type(config).__name__}; give what exit_jax.config.default or a config file's "
+            "get_config returns"
+        )
+    config = config if isinstance(config, Config) else start(config, trains=trains)
+    _forget_if_changed(config)
+    return config
+
+
+def _newest(config: Config, workdir: pathlib.Path) -> Params:
+    """Return all parameters of the newest policy of a workdir."""
+    params = training.restore_params(config, workdir)
     if params is None:
         raise ConfigError(f"{workdir} holds no checkpoint; train first, or name the right --workdir")
-    return evaluate(config, params, workdir)
+    return params
 
 
-def export_workdir(config: Config, workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Export the newest policy of a workdir as a Hugging Face checkpoint; returns what was written."""
-    return export_policy(config, reopen_workdir(config, workdir))
-
-
-def reopen_workdir(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+def _reopen(config: Config, workdir: str | os.PathLike | None) -> pathlib.Path:
     """Open the workdir of a run that has begun."""
-    if not (workdir / "config.json").exists():
-        raise ConfigError(f"{workdir} holds no run; train first, or name the right --workdir")
-    workdir = open_workdir(workdir, config)
-    inputs.check(config, workdir, holds_run(workdir), "--workdir")
-    return workdir
+    path = pathlib.Path(workdir or identity.default_workdir(config)).expanduser().absolute()
+    if not (path / "config.json").exists():
+        raise ConfigError(f"{path} holds no run; train first, or name the right --workdir")
+    path = open_workdir(path, config)
+    inputs.check(config, path, holds_run(path), "--workdir")
+    return path
 
 
 def check_tasks(config: Config, workdir: pathlib.Path, splits: Collection[str]) -> None:
@@ -91,53 +247,35 @@ def check_tasks(config: Config, workdir: pathlib.Path, splits: Collection[str]) 
 @functools.cache
 def warn(line: str) -> None:
     """Say a line, once a process: the runs of a study share most of what there is to say."""
-    logging.getLogger(__name__).warning("%s", line)
+    log.warning("%s", line)
 
 
-def train_and_report(config: Config, workdir: pathlib.Path) -> None:
-    """Train, evaluate, and print accuracies and where the report is."""
-    results = run_experiment(config, workdir)
-    if hosts.is_lead():
-        show(results)
-        print_report(workdir, [workdir])
+# A notebook's process outlives its files: rows, rewards and domains are written anew, and trained on in another workdir.
 
 
-def evaluate_and_show(config: Config, workdir: pathlib.Path) -> None:
-    """Evaluate the newest policy of a workdir, and print accuracies."""
-    results = evaluate_workdir(config, workdir)
-    if hosts.is_lead():
-        show(results)
+def _remember(config: Config) -> None:
+    """Note what the config's domain was made of."""
+    _made_of.setdefault((config.domain_name, config.domain), _files(config))
 
 
-def export_and_show(config: Config, workdir: pathlib.Path) -> None:
-    """Export the newest policy of a workdir, and print what was written."""
-    folders = export_workdir(config, workdir)
-    if hosts.is_lead():
-        print("exported:", *folders)
+def _forget_if_changed(config: Config) -> None:
+    """Have a domain made anew if a file that it was made of is another one now."""
+    key = config.domain_name, config.domain
+    before = _made_of.get(key)
+    if before is None or before == (now := _files(config)):
+        return
+    changed = {str(path) for path in before.keys() | now.keys() if before.get(path) != now.get(path)}
+    for name in [name for name, module in sys.modules.items() if getattr(module, "__file__", None) in changed]:
+        del sys.modules[name]
+    held = (programs.whole_chain, programs.conversations, programs.turns, program._make_program)
+    for cached in (domains.make, *held, scaffolds.find):
+        cached.cache_clear()
+    _made_of.clear()
 
 
-def run_study(experiment: Experiment, config: Config, workdir: pathlib.Path) -> None:
-    """Run all variants and seeds of ``config.study``, and print their table and where the report is."""
-    variants, seeds = config.study.variants, config.study.seeds
-    experiment.check(variants, seeds)
-    study(experiment.config, variants, seeds, workdir, run_experiment)
-    if hosts.is_lead():
-        print((workdir / "study.md").read_text())
-        print_report(workdir, [workdir / variant / f"seed{seed}" for variant in (BASE, *variants) for seed in seeds])
-
-
-def show(results: dict) -> None:
-    """Print accuracy by k of every split."""
-    for split, figures in results["splits"].items():
-        row = "  ".join(f"k={k} {accuracy:.3f}" for k, accuracy in zip(figures["k"], chain_of(figures)["accuracy"]))
-        print(f"{split} accuracy: {row}")
-
-
-def print_report(workdir: pathlib.Path, runs: Sequence[pathlib.Path]) -> None:
-    """Write the report of runs into ``workdir``, and print where it is."""
-    from exit_jax.report import report  # imports matplotlib, which takes a second
-
-    print(f"report: {report(workdir, runs)}")
-
-
-MODES = {"train": train_and_report, "evaluate": evaluate_and_show, "export": export_and_show}
+def _files(config: Config) -> dict[pathlib.Path, tuple[int, int]]:
+    """Return the files and folders that a domain is made of, with time and size of each."""
+    files = domains.make(config.domain_name, config.domain).files
+    code = domains.source(config.domain_name)
+    paths = [*(files().values() if files else ()), *([code] if code else ())]
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in paths if path.exists()}

@@ -11,13 +11,13 @@ import pytest
 import tiny_sudoku
 from small import LLAMA, random_params
 
+from exit_jax import run
 from exit_jax.config.parse import validate
 from exit_jax.errors import ConfigError
 from exit_jax.policy import decoder
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.export import export
 from exit_jax.policy.hf.load import load
-from exit_jax.run import run_experiment
 from exit_jax.step.program import make_program
 from exit_jax.training import train
 from exit_jax.training.export import export_policy
@@ -64,7 +64,7 @@ def read(folder):
 def test_train_and_export_all_parameters(source, tmp_path):
     config = tiny(source)
     np.testing.assert_array_equal(untrained(config)["embedding"], random_params(SHAPE)["embedding"])
-    run_experiment(config, tmp_path)
+    run.train(config, tmp_path)
     (folder,) = export_policy(config, tmp_path)
     found, params = read(folder)
     assert dataclasses.replace(found, rope_scaling=()) == SHAPE
@@ -79,7 +79,7 @@ def test_train_and_export_all_parameters(source, tmp_path):
 @pytest.mark.slow
 def test_train_and_export_adapters(source, tmp_path):
     config = tiny(source, ",lora=2")
-    run_experiment(config, tmp_path)
+    run.train(config, tmp_path)
     whole, adapter = export_policy(config, tmp_path)
     _, params = read(whole)
     base = random_params(SHAPE)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_sudoku
 
-from exit_jax import domains, run
+from exit_jax import domains, main, run
 from exit_jax.config import variants
 from exit_jax.config.parse import default, validate
 from exit_jax.config.schema import OPERATIONAL, Config, EvalConfig
@@ -23,7 +23,7 @@ from exit_jax.evaluation.outcome import Chains, Outcome, Split
 from exit_jax.evaluation.scaffolds import CHAIN, GREEDY, RESTARTS
 from exit_jax.parallel import hosts
 from exit_jax.parallel.mesh import MeshConfig
-from exit_jax.run import check_tasks, run_experiment
+from exit_jax.run import check_tasks
 from exit_jax.study import Experiment, finished, half_width, markdown, over_seeds, study
 from exit_jax.workdir import identity
 from exit_jax.workdir.identity import open_workdir, scientific, to_dict, write_json
@@ -328,12 +328,11 @@ def test_the_first_process_alone_writes_and_says_what_is_written_once(fake_study
     fake_study(("exit",), (0,))
     assert not list(tmp_path.glob("study.*"))
     monkeypatch.setattr(run, "study", lambda *_: None)
-    monkeypatch.setattr(run, "evaluate_workdir", lambda *_: fake_evaluation(0.1))
-    monkeypatch.setattr(run, "export_workdir", lambda *_: [tmp_path])
-    config = validate(content(), 1)
-    run.evaluate_and_show(config, tmp_path)
-    run.export_and_show(config, tmp_path)
-    run.run_study(experiment(tmp_path, ""), config, tmp_path)
+    monkeypatch.setattr(run, "evaluate", lambda *_: fake_evaluation(0.1))
+    monkeypatch.setattr(run, "export", lambda *_: [tmp_path])
+    monkeypatch.setattr(main, "find_workdir", lambda: tmp_path)
+    for mode in ("evaluate", "export", "study"):
+        main.compute(mode, validate(content(), 1), experiment(tmp_path, ""))
     assert not capsys.readouterr().out
 
 
@@ -414,9 +413,9 @@ def test_training_on_sets_the_evaluation_of_the_policy_so_far_aside(tmp_path, mo
         (tmp_path / "checkpoints/20").mkdir()
         raise KilledError
 
-    monkeypatch.setattr("exit_jax.run.train", train)
+    monkeypatch.setattr("exit_jax.training.train.train", train)
     with pytest.raises(KilledError):
-        run_experiment(config, tmp_path)
+        run.train(config, tmp_path)
     assert finished(config, tmp_path) is None
     assert (tmp_path / "evaluation-10.json").exists()
 

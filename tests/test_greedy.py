@@ -55,12 +55,14 @@ def search_by_hand(config, params, split):
     size = len(tasks.task)
     assert size == settings.batch_size
     key = jax.random.fold_in(jax.random.fold_in(programs.sampling_key(config), 2), 0)
-    copy = programs.reshard(setup)(params)
+    copy = programs.reshard(setup.policy, setup.mesh)(params)
     row = lambda tree, *at: jax.tree.map(lambda leaf: leaf[at], tree)
     held, qualities, texts = [row(tasks, i) for i in range(size)], [], []
     for k in range(max(settings.steps) + 1):
         together = jax.tree.map(lambda *leaves: np.stack(leaves), *held)
-        instances, rollouts = jax.device_get(programs.respond(setup)(copy, together, key, jnp.int32(k)))
+        instances, rollouts = jax.device_get(
+            programs.respond(programs.responder_of(setup))(copy, together, key, jnp.int32(k))
+        )
         children = jax.device_get(domain.grade(instances, rollouts).children)
         new = [row(children, i, 0, 0) for i in range(size)]
         qualities.append([float(one.quality) for one in new])

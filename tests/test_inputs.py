@@ -207,9 +207,9 @@ def test_every_command_asks(command, config, tmp_path):
     (workdir / "train.jsonl").write_text('{"step": 1}\n')
     change_weights(tmp_path / "sources/model/model.safetensors")
     ask = {
-        "train": lambda: run.run_experiment(config, workdir),
-        "evaluate": lambda: run.evaluate_workdir(config, workdir),
-        "export": lambda: run.export_workdir(config, workdir),
+        "train": lambda: run.train(config, workdir),
+        "evaluate": lambda: run.evaluate(config, workdir),
+        "export": lambda: run.export(config, workdir),
     }[command]
     with pytest.raises(ConfigError, match="changed since: the weights of"):
         ask()

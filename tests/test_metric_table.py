@@ -9,9 +9,8 @@ import pathlib
 import pytest
 from test_train import smoke
 
-from exit_jax import report
+from exit_jax import report, run
 from exit_jax.report import tables, training
-from exit_jax.run import run_experiment
 from exit_jax.workdir import metric_table
 from exit_jax.workdir.metrics import read_jsonl
 
@@ -26,7 +25,7 @@ def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
     changes = {"domain.on_host": True, "run.steps_per_call": 1, "warm_start.num_steps": 5, "eval.splits": ("test",)}
     changes |= {"eval.scaffolds": ("best_of_n",)}
-    run_experiment(smoke(changes=changes, num_iterations=10), path)
+    run.train(smoke(changes=changes, num_iterations=10), path)
     return path
 
 

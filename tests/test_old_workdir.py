@@ -52,14 +52,14 @@ def config_of(workdir, **changes):
 
 def test_goes_on_as_it_would_have(workdir):
     expected = read_jsonl(workdir.parent / "expected.jsonl", "step")
-    run.run_experiment(config_of(workdir, num_iterations=8), workdir)
+    run.train(config_of(workdir, num_iterations=8), workdir)
     rows = read_jsonl(workdir / "train.jsonl", "step")
     assert [row["step"] for row in rows] == list(range(1, 9))
     for ours, theirs in zip(rows[4:], expected, strict=True):
         for name in (name for name in theirs if not name.startswith("time/")):
             value, wanted = (np.nan if row[name] is None else row[name] for row in (ours, theirs))
             np.testing.assert_allclose(value, wanted, rtol=1e-3, atol=1e-5, err_msg=name)
-    exported = run.export_workdir(config_of(workdir, num_iterations=8), workdir)
+    exported = run.export(config_of(workdir, num_iterations=8), workdir)
     assert all(path.exists() for path in exported)
 
 
@@ -67,7 +67,7 @@ def test_is_evaluated_and_reported_on(workdir):
     before = evaluation.read(workdir / "evaluation.json")
     assert evaluation.chain_of(before["splits"]["test"])["accuracy"], "a file of the first format is read"
     assert report(workdir, [workdir]).exists()
-    after = run.evaluate_workdir(config_of(workdir), workdir)
+    after = run.evaluate(config_of(workdir), workdir)
     for split, figures in before["splits"].items():
         chain, again = evaluation.chain_of(figures), evaluation.chain_of(after["splits"][split])
         np.testing.assert_allclose(again["quality"], chain["quality"], rtol=1e-5)
@@ -109,4 +109,4 @@ def test_another_experiment_is_refused(workdir):
     content = json.loads((workdir / "config.json").read_text())["config"]
     content["algorithm"]["group_size"] += 4
     with pytest.raises(ConfigError, match=r"algorithm\.group_size"):
-        run.export_workdir(validate(ConfigDict(content), jax.device_count()), workdir)
+        run.export(validate(ConfigDict(content), jax.device_count()), workdir)

@@ -224,8 +224,8 @@ def test_run_compiles_a_fixed_number_of_programs(tmp_path):
 import sys; sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
 import pathlib
 from test_train import smoke
-from exit_jax.run import run_experiment
-run_experiment(smoke(num_iterations={iterations}, checkpoint_every=5), pathlib.Path({str(tmp_path / name)!r}))
+from exit_jax import run
+run.train(smoke(num_iterations={iterations}, checkpoint_every=5), pathlib.Path({str(tmp_path / name)!r}))
 """
         subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
         timing = json.loads((tmp_path / name / "timing.json").read_text())

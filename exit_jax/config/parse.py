@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import ml_collections
 
-from exit_jax import domains, settings
+from exit_jax import domains, plugins, settings
 from exit_jax.config import learning
 from exit_jax.config.checks import contradictions
 from exit_jax.config.schema import Config
@@ -192,5 +192,6 @@ def _convert(kind, value, path: str, faults: list[str]):
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        faults.append(f"{path} = {value!r} is a {type(value).__name__}, not a {kind.__name__}")
+        remedy = "; " + plugins.REMEDY if kind is str and callable(value) else ""
+        faults.append(f"{path} = {value!r} is a {type(value).__name__}, not a {kind.__name__}{remedy}")
     return value

@@ -1,6 +1,7 @@
-"""From a command line to the checked config of this process, before anything that computes is imported."""
+"""From a command line, or a notebook, to the checked config of this process, before anything that computes is imported."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax
 from ml_collections import ConfigDict
@@ -11,8 +12,12 @@ from exit_jax.errors import ConfigError
 from exit_jax.parallel import hosts
 
 
-def start(content: ConfigDict, overrides: Mapping[str, object], trains: bool = True) -> Config:
-    """Join the other processes, if there are any, and return the config that a command line asks for.
+def start(content: ConfigDict, overrides: Mapping[str, object] = MappingProxyType({}), trains: bool = True) -> Config:
+    """Join the other processes, if there are any, and return the config that is asked for.
+
+    Args:
+      overrides: what of ``content`` the command line has set, by dotted name.
+      trains: as of ``validate``.
 
     Raises:
       ConfigError: listing its faults.

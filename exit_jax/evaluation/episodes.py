@@ -31,7 +31,8 @@ def run_episodes(config: Config, params: Params, split: str, workdir: pathlib.Pa
     settings, domain = setup.settings, setup.domain
     environment, steps = domain.test_environment, sorted(set(settings.steps))
     assert environment is not None
-    tasks, sampler_params, read = jax.device_get(domain.tasks(split)), reshard(setup)(params), conversations(setup)
+    tasks, read = jax.device_get(domain.tasks(split)), conversations(setup)
+    sampler_params = reshard(setup.policy, setup.mesh)(params)
     by_row = meshes.by_row(setup.mesh)
     row_of = np.tile(np.arange(tasks.task.shape[0]), settings.samples_per_task)
     starts = range(0, row_of.size, settings.batch_size)

@@ -18,7 +18,7 @@ from exit_jax.config.schema import Config
 from exit_jax.domains.domain import blank_grades
 from exit_jax.errors import GradingError
 from exit_jax.evaluation.outcome import Chains, Outcome, read_column
-from exit_jax.evaluation.programs import record, reshard, respond, setup_of
+from exit_jax.evaluation.programs import record, reshard, respond, responder_of, setup_of
 from exit_jax.evaluation.scaffolds import Scaffold
 from exit_jax.evaluation.stored import open_stored
 from exit_jax.parallel import hosts
@@ -43,11 +43,11 @@ class HostedChains:
     ):
         """Open the file of responses, unless ``workdir`` is None; ``row_of`` [R] is the task of each chain."""
         setup = setup_of(config)
-        self.domain, self.respond = setup.domain, respond(setup)
+        self.domain, self.respond = setup.domain, respond(responder_of(setup))
         self.settings, self.scaffold, self.row_of = config.eval, scaffold, row_of
         self.num_responses, self.batch_size = max(config.eval.steps) + 1, config.eval.batch_size
         self.rows = meshes.by_row(setup.mesh)
-        self.sampler_params, self.about = reshard(setup)(params), self.domain.about_tasks(split)
+        self.sampler_params, self.about = reshard(setup.policy, setup.mesh)(params), self.domain.about_tasks(split)
         tellers = {"text": self.domain.describe, "answer": self.domain.answers, "feedback": self.domain.feedback}
         self.tell = {what: tell for what, tell in tellers.items() if tell}
         # [K + 1][R] by what is told

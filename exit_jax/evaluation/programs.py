@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from exit_jax import domains
-from exit_jax.algorithm.prompts import render, render_by_mode
+from exit_jax.algorithm.prompts import Template, render, render_by_mode
 from exit_jax.config.schema import Config, EvalConfig
 from exit_jax.domains.domain import Domain
 from exit_jax.evaluation.outcome import Chains
@@ -16,6 +16,7 @@ from exit_jax.evaluation.scaffolds import chosen
 from exit_jax.parallel import mesh as meshes
 from exit_jax.parallel.settings import MeshConfig
 from exit_jax.policy import sampler
+from exit_jax.policy.choice import SamplingConfig
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.step.policy import decoder_config, evaluation_sampling, make_reshard
 from exit_jax.step.turns import TurnPrograms, transcript_room, turn_programs
@@ -69,27 +70,46 @@ def record(domain: Domain, instances: Instances, rollouts: Rollouts, grades: Gra
     return child, chains
 
 
+class Responder(NamedTuple):
+    """What the program of a response depends on: of a domain no more than its prompts and where responses end."""
+
+    policy: DecoderConfig
+    sampling: SamplingConfig
+    templates: tuple[tuple[str, Template], ...]  # by mode
+    width: int  # of prompts
+    mesh: jax.sharding.Mesh
+
+
+def responder_of(setup: Setup) -> Responder:
+    """Return what of a setup the program of a response depends on; other tasks with prompts of the same form share it."""
+    domain = setup.domain
+    sampling = evaluation_sampling(setup.settings, domain, domain.max_tokens)
+    fixed = lambda template: tuple(item if isinstance(item, str) else tuple(item) for item in template)
+    templates = tuple((mode, fixed(template)) for mode, template in domain.templates.items())
+    return Responder(setup.policy, sampling, templates, domain.prompt_width, setup.mesh)
+
+
 @functools.lru_cache
-def reshard(setup: Setup) -> Callable[[Params], Params]:
+def reshard(policy: DecoderConfig, mesh: jax.sharding.Mesh) -> Callable[[Params], Params]:
     """Jit what makes the sampler's parameters of the learner's."""
-    return jax.jit(make_reshard(setup.policy, setup.mesh))
+    return jax.jit(make_reshard(policy, mesh))
 
 
 @functools.lru_cache
-def respond(setup: Setup) -> Callable[[Params, History, Array, Array], tuple[Instances, Rollouts]]:
+def respond(responder: Responder) -> Callable[[Params, History, Array, Array], tuple[Instances, Rollouts]]:
     """Jit (sampler_params, histories [R], key, k) -> instances and one response to each; the same for all scaffolds."""
-    return jax.jit(_make_respond(setup), out_shardings=meshes.by_row(setup.mesh))
+    return jax.jit(_make_respond(responder), out_shardings=meshes.by_row(responder.mesh))
 
 
-def _make_respond(setup: Setup) -> Callable[[Params, History, Array, Array], tuple[Instances, Rollouts]]:
-    domain, sampling = setup.domain, evaluation_sampling(setup.settings, setup.domain, setup.domain.max_tokens)
+def _make_respond(responder: Responder) -> Callable[[Params, History, Array, Array], tuple[Instances, Rollouts]]:
+    policy, sampling, templates, width, mesh = responder
 
     def respond_to(sampler_params: Params, history: History, key: Array, k: Array) -> tuple[Instances, Rollouts]:
         mode = jnp.where(history.step < 0, BASE, IMPROVE)
-        prompt, length = render_by_mode(domain.templates, history, mode, domain.prompt_width)
+        prompt, length = render_by_mode(dict(templates), history, mode, width)
         step_key = jax.random.fold_in(key, k)
-        with meshes.use(setup.mesh):
-            rollouts = sampler.sample(setup.policy, sampling, 1, sampler_params, prompt, length, step_key)
+        with meshes.use(mesh):
+            rollouts = sampler.sample(policy, sampling, 1, sampler_params, prompt, length, step_key)
         blank = jnp.zeros_like(mode, bool)
         return Instances(history, mode, blank, blank, prompt, length), rollouts
 
@@ -104,7 +124,8 @@ def whole_chain(setup: Setup) -> Callable[[Params, History, Array, Array], tuple
     share of logits that were finite at each k.
     """
     domain, mesh, settings = setup.domain, setup.mesh, setup.settings
-    to_sampler, respond_to, scaffolds = make_reshard(setup.policy, mesh), _make_respond(setup), chosen(settings)
+    to_sampler, respond_to = make_reshard(setup.policy, mesh), _make_respond(responder_of(setup))
+    scaffolds = chosen(settings)
     starts = [functools.partial(scaffold.start, settings) for scaffold in scaffolds]
     keeps = [scaffold.keep for scaffold in scaffolds]
 

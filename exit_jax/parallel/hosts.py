@@ -34,7 +34,7 @@ def skip_absent_tpu(root: pathlib.Path = pathlib.Path("/")) -> None:
 
 
 def initialize() -> None:
-    """Join the other processes, if there are any: call it before anything asks JAX for devices.
+    """Join the other processes, if there are any and that is yet to be done: call it before anything asks JAX for devices.
 
     JAX finds its peers by itself on TPU pods, SLURM and Kubernetes, which ``EXIT_JAX_DISTRIBUTED=1`` asks for; elsewhere
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it, as launch/local_multiprocess.sh does.
@@ -43,6 +43,8 @@ def initialize() -> None:
       ValueError: if one of the three is missing or no number.
     """
     names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    if jax.distributed.is_initialized():
+        return
     if os.environ.get("EXIT_JAX_DISTRIBUTED") == "1":
         jax.distributed.initialize()
     elif "JAX_COORDINATOR_ADDRESS" in os.environ:

@@ -12,11 +12,14 @@ import subprocess
 import typing
 from collections.abc import Mapping
 
+from ml_collections import ConfigDict
+
 from exit_jax import domains, settings
 from exit_jax.config.parse import field_types
 from exit_jax.config.schema import OPERATIONAL, Config, RunConfig
 from exit_jax.errors import ConfigError
 from exit_jax.parallel import hosts
+from exit_jax.policy.shape import no_shape
 
 
 def to_dict(config: Config) -> dict:
@@ -37,6 +40,40 @@ def _flatten(content, prefix="") -> dict[str, typing.Any]:
         for name, value in content.items()
         for key, leaf in _flatten(value, f"{prefix}.{name}" if prefix else name).items()
     }
+
+
+def default_workdir(config: Config | ConfigDict, of_study: bool = False) -> pathlib.Path:
+    """Return the folder that a config's name, variant and seed stand for, below the working directory.
+
+    Raises:
+      ConfigError: if a config file left one of them out.
+    """
+    absent = [] if isinstance(config, Config) else [name for name in ("name", "variant", "seed") if name not in config]
+    if absent:
+        raise ConfigError(f"the config has no {', '.join(absent)}, which the run's folder is named by; give --workdir")
+    suffix = "study" if of_study else f"{config.variant}-seed{config.seed}"
+    return pathlib.Path(f"runs/{config.name}-{suffix}").absolute()
+
+
+def holds_config(folder: pathlib.Path) -> bool:
+    """Return whether a folder is a run's workdir; a Hugging Face checkpoint has a ``config.json`` of its own."""
+    file = folder / "config.json"
+    return file.is_file() and {"config", "versions"} <= read_object(file).keys()
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+    """Return the config of a workdir as a config file would give it: the shape of a checkpoint's policy is left to that.
+
+    Raises:
+      ConfigError: if it is damaged.
+    """
+    content = read_object(workdir / "config.json").get("config")
+    groups = content if isinstance(content, dict) else {}
+    if not all(isinstance(groups.get(name), dict) for name in ("policy", "run")):
+        raise ConfigError(f"{workdir / 'config.json'} is damaged; restore it")
+    if content.get("checkpoint"):
+        content["policy"] |= no_shape()
+    return ConfigDict(content)
 
 
 def open_workdir(workdir: str | os.PathLike, config: Config) -> pathlib.Path:

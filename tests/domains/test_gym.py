@@ -8,13 +8,12 @@ import random
 import pytest
 from small import tiny_gym as tiny
 
-from exit_jax import domains
+from exit_jax import domains, run
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.gym import checks, entries, scorer, sets, worker
 from exit_jax.domains.gym.domain import Gym, common_words
 from exit_jax.domains.gym.settings import GymConfig
 from exit_jax.errors import ConfigError
-from exit_jax.run import run_experiment
 from exit_jax.types import BASE, DIVERGE, IMPROVE
 from exit_jax.workdir.metrics import read_jsonl
 
@@ -410,12 +409,12 @@ def figures(workdir):
 @pytest.mark.slow
 @needs_package
 def test_a_run_resumes_to_the_same_bits_even_without_its_entries(tmp_path):
-    results = run_experiment(tiny(tmp_path / "whole"), tmp_path / "one")
-    run_experiment(tiny(tmp_path / "data", run__num_iterations=2), tmp_path / "other")
+    results = run.train(tiny(tmp_path / "whole"), tmp_path / "one")
+    run.train(tiny(tmp_path / "data", run__num_iterations=2), tmp_path / "other")
     for path in (tmp_path / "data").glob("*.jsonl"):
         path.unlink()
     domains.make.cache_clear()  # as in another process
-    assert run_experiment(tiny(tmp_path / "data"), tmp_path / "other") == results
+    assert run.train(tiny(tmp_path / "data"), tmp_path / "other") == results
     assert len(figures(tmp_path / "one")) == 4
     assert figures(tmp_path / "one") == figures(tmp_path / "other")
 
@@ -423,4 +422,4 @@ def test_a_run_resumes_to_the_same_bits_even_without_its_entries(tmp_path):
     path.write_text(path.read_text().replace('"word_len"', '"word_size"'))
     domains.make.cache_clear()
     with pytest.raises(ConfigError, match="changed since: the tasks of spell_backward"):
-        run_experiment(tiny(tmp_path / "data", run__num_iterations=6), tmp_path / "other")
+        run.train(tiny(tmp_path / "data", run__num_iterations=6), tmp_path / "other")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small import tiny_math as tiny
 
-from exit_jax import domains
+from exit_jax import domains, run
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.math import domain as maths
@@ -19,7 +19,6 @@ from exit_jax.domains.text.settings import SPAN
 from exit_jax.errors import ConfigError
 from exit_jax.evaluation import programs
 from exit_jax.evaluation.evaluate import evaluate
-from exit_jax.run import run_experiment
 from exit_jax.step.program import make_program
 from exit_jax.training import train
 from exit_jax.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
@@ -292,8 +291,8 @@ def test_an_evaluation_that_was_stopped_goes_on_and_can_be_graded_again(data_dir
 
 
 @pytest.mark.slow
-def test_run_experiment_leaves_all_files(data_dir, tmp_path):
-    results = run_experiment(tiny(data_dir, algorithm__diversity_embedding="policy"), tmp_path)
+def test_training_leaves_all_files(data_dir, tmp_path):
+    results = run.train(tiny(data_dir, algorithm__diversity_embedding="policy"), tmp_path)
     assert set(results["splits"]) == {"test"}
     chains = read_jsonl(tmp_path / "chains.jsonl")
     assert {"request", "gold", "quality", "modes", "answers", "responses", "split", "task", "sample"} == set(chains[0])

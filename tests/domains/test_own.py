@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exit_jax import domains
+from exit_jax import domains, run
 from exit_jax.config import default, validate
 from exit_jax.domains.contract import ContractError
 from exit_jax.domains.domain import Domain, DomainError
 from exit_jax.domains.text.scored import TextConfig, text_domain
 from exit_jax.errors import ConfigError
-from exit_jax.run import evaluate_workdir, run_experiment
 from exit_jax.step.device import mean_difficulty
 from exit_jax.step.program import make_program
 from exit_jax.training.train import train
@@ -84,17 +83,17 @@ def test_the_example_of_the_documentation_is_short():
 
 @pytest.mark.slow
 def test_the_example_trains_evaluates_and_resumes_exactly(folder):
-    results = run_experiment(words_config(), folder / "whole")
+    results = run.train(words_config(), folder / "whole")
     assert 0.0 <= chain_of(results["splits"]["test"])["accuracy"][0] <= 1.0
-    assert evaluate_workdir(words_config(), folder / "whole") == results
+    assert run.evaluate(words_config(), folder / "whole") == results
     train(words_config(run__num_iterations=1), open_workdir(folder / "halves", words_config()))
-    assert run_experiment(words_config(), folder / "halves") == results
+    assert run.train(words_config(), folder / "halves") == results
     assert rows(folder / "halves/train.jsonl") == rows(folder / "whole/train.jsonl")
     assert json.loads((folder / "whole/config.json").read_text())["config"]["domain_name"] == "words.py:make_domain"
 
     (folder / "words.py").write_text(WORDS.replace("hits / max", "1.0 * hits / max"))
     with pytest.raises(ConfigError, match=r"changed since: the code of the domain words.py:make_domain"):
-        run_experiment(words_config(), folder / "whole")
+        run.train(words_config(), folder / "whole")
 
 
 def test_a_score_is_what_a_policy_is_paid(folder):

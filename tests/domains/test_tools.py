@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from small import tiny_tools
 
+from exit_jax import run
 from exit_jax.algorithm.prompts import render_by_mode
 from exit_jax.domains.domain import ENDS, DomainError
 from exit_jax.domains.tool_use import domain as tools
@@ -16,7 +17,6 @@ from exit_jax.domains.tool_use.episode import Episode, Turn, Verdict
 from exit_jax.domains.tool_use.tiny import expert as tiny_expert
 from exit_jax.domains.tool_use.tiny.world import system_prompt
 from exit_jax.errors import ConfigError
-from exit_jax.run import run_experiment
 from exit_jax.step.program import make_program
 from exit_jax.training import train
 from exit_jax.types import BASE, DIVERGE, IMPROVE, Instances, Rollouts
@@ -236,10 +236,10 @@ def test_training_resumes_exactly_and_evaluates(data_dir, tmp_path):
     """Two iterations, a restart and two more equal four; an evaluation that was cut off goes on to the same end."""
     config = tiny_tools(data_dir)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_experiment(config, whole)
-    run_experiment(dataclasses.replace(config, run=dataclasses.replace(config.run, num_iterations=2)), broken)
+    run.train(config, whole)
+    run.train(dataclasses.replace(config, run=dataclasses.replace(config.run, num_iterations=2)), broken)
     (broken / "evaluation.json").unlink()
-    run_experiment(config, broken)
+    run.train(config, broken)
     kept = lambda row: {k: v for k, v in row.items() if not k.startswith("time/") and v == v}
     one, other = ([kept(row) for row in read_jsonl(folder / "train.jsonl")] for folder in (whole, broken))
     assert one == other

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 from small import tiny_math
 
-from exit_jax import settings
+from exit_jax import run, settings
 from exit_jax.embedding import encoder as encoders
 from exit_jax.embedding.config import read, read_recipe
 from exit_jax.embedding.embed import EncoderConfig, make_embed, width
@@ -23,7 +23,6 @@ from exit_jax.embedding.load import load
 from exit_jax.errors import ConfigError
 from exit_jax.parallel.mesh import MeshConfig, make_mesh
 from exit_jax.policy.hf.config import CheckpointError
-from exit_jax.run import run_experiment
 from exit_jax.workdir.metrics import Timing, read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -487,7 +486,7 @@ def test_responses_are_embedded_between_grading_and_learning(bert, tmp_path):
     given = {f"encoder__{name}": value for name, value in named.items()} | grades
     for name, changes in (("without", grades), ("with", given)):
         config = tiny_math(tmp_path / "data", warm_start__num_steps=0, run__num_iterations=2, **changes)
-        run_experiment(config, tmp_path / name)
+        run.train(config, tmp_path / name)
     largest = [read_jsonl(tmp_path / name / "train.jsonl")[0]["diversity_max"] for name in ("without", "with")]
     assert largest[0] == 1.0
     assert largest[1] > 0.9
