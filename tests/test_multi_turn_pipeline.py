@@ -20,7 +20,8 @@ from exit_jax.config.parse import validate
 from exit_jax.domains.text import tokenizer
 from exit_jax.errors import UserError
 from exit_jax.policy.hf.export import export
-from exit_jax.run import run_experiment, train_and_report
+from exit_jax.report import report
+from exit_jax.run import train
 from exit_jax.workdir import metric_table
 from exit_jax.workdir.metrics import read_jsonl
 
@@ -102,7 +103,8 @@ def kept(workdir):
 def whole(checkpoint, tmp_path_factory):
     """Return the folder of a run that nothing has disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    train_and_report(make(checkpoint, folder), folder / "run")
+    train(make(checkpoint, folder), folder / "run")
+    report(folder / "run", [folder / "run"])
     return folder
 
 
@@ -131,9 +133,9 @@ def test_a_run_goes_on_after_its_environment_went_away(whole, checkpoint, tmp_pa
     for after in (len(steps) // 2, len(steps) // 3):
         (tmp_path / "after").write_text(str(after))
         with pytest.raises(UserError, match=r"is not available \(no answer from port 1\); bring it back"):
-            run_experiment(config, tmp_path / "run")
+            train(config, tmp_path / "run")
     assert not (tmp_path / "run/evaluation.json").exists()
-    run_experiment(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     assert kept(tmp_path / "run") == kept(whole / "run")
     read = lambda folder: json.loads((folder / "run/evaluation.json").read_text())["splits"]
     assert read(tmp_path) == read(whole)
@@ -176,5 +178,5 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(whole, checkpoint, tmp_pa
 def test_faults_are_told_before_anything_is_compiled(checkpoint, tmp_path):
     config = make(checkpoint, tmp_path, "Random")
     with pytest.raises(UserError, match="is not deterministic"):
-        run_experiment(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert not pathlib.Path(tmp_path / "run/train.jsonl").exists()
