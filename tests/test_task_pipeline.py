@@ -116,7 +116,7 @@ def rows_of(workdir):
 def test_from_rows_to_an_exported_checkpoint(checkpoint, folder):
     whole = run(checkpoint, folder)
     assert whole.returncode == 0, whole.stderr
-    assert "left out: 43 rows (10 no prompt" in whole.stderr
+    assert "left out: 43 rows (3 in train and in test; 10 not JSON" in whole.stderr
     assert "of train are longer than domain.max_request_tokens = 32 and are left out" in whole.stderr
     left_out = read_jsonl(folder / "data/task/left_out.jsonl")
     assert sorted(row["place"] for row in left_out) == sorted(f"sums.jsonl:{line}" for line in (1, 2, 3, *MALFORMED))
