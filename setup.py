@@ -44,9 +44,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "mle": MLE,
         "gym": ["reasoning-gym==0.1.25"],  # sets, levels and scorers were tried one by one, and change with versions
-        "verifiers": [
-            "verifiers==0.4.0"
-        ],  # its server is given another model, which another version may look for elsewhere
+        "verifiers": ["verifiers==0.4.0"],  # its server is given another model; other versions look for one elsewhere
         "test": [
             *MLE,
             "ipykernel",
