@@ -33,7 +33,7 @@ if flaw == "rewrites":
     said = said[:1]
 if flaw == "role":
     messages.append({"role": "assistant", "content": said})
-    ask([*messages, {"role": "system", "content": "Now stop."}])
+    ask([*messages, {"role": "system", "content": "Now stop."}, {"role": "user", "content": "Well?"}])
 messages += [{"role": "assistant", "content": said}, {"role": "user", "content": f"You said {said}. Double it."}]
 if flaw == "fails":
     sys.exit("the program fell over")
@@ -130,6 +130,10 @@ class OddData(vf.TaskData):
 
 
 class OddTask(vf.Task[OddData]):
+    async def finalize(self, trace, runtime):
+        if self.data.kind == "endless":
+            await asyncio.sleep(60)
+
     @vf.reward
     async def reward(self, trace: vf.Trace) -> float:
         if self.data.kind == "raises":
@@ -155,6 +159,7 @@ class Odd(vf.Taskset[OddTask, vf.TasksetConfig]):
         "files": {"artifacts": [vf.Artifact(source="answer.txt")]},
         "raises": {},
         "slow": {"timeout": vf.TaskTimeout(scoring=0.01)},
+        "endless": {"timeout": vf.TaskTimeout(finalize=0.01)},
         "hasty": {"timeout": vf.TaskTimeout(agent=0.01)},
         "silent": {"prompt": None},
     }

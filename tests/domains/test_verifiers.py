@@ -259,7 +259,7 @@ def test_harness_that_needs_a_container_is_refused(make):
         ("tools", "offers tools"),
         ("rewrites", "rewrites what was said"),
         ("at once", "asks twice at a time"),
-        ("role", "messages are system, user, assistant, system"),
+        ("role", "messages are system, user, assistant, system, user;"),
     ],
 )
 def test_programs_that_do_not_hold_one_conversation_are_refused(make, flaw, why):
@@ -284,6 +284,7 @@ def test_several_plays_in_an_episode_are_refused(make):
         ("xj-guess", {"secret": 7}, ["seven"], "EnvError: .*invalid literal for int"),
         ("xj-odd", {"kind": "raises", "prompt": "Go."}, ["x"], "TaskError: .*KeyError: 'gold'"),
         ("xj-odd", {"kind": "slow", "prompt": "Go.", "timeout": {"scoring": 0.01}}, ["x"], "scoring_timeout"),
+        ("xj-odd", {"kind": "endless", "prompt": "Go.", "timeout": {"finalize": 0.01}}, ["x"], "finalize_timeout"),
         ("xj-odd", {"kind": "silent"}, [], "task has no prompt"),
         ("xj-unrewarded", {"prompt": "Go."}, ["x"], "its rewards are {}"),
     ],
@@ -323,6 +324,8 @@ def test_episodes_given_up_leave_nothing(make):
     play(game, {"secret": 7}, ["7"])
     game.close()
     before = left_behind()
+    play(game, {"secret": 7}, ["7"])
+    assert left_behind() == before  # nor does one that came to its end
     for i in range(200):
         game.reset({"secret": 7})
         if i % 2:
