@@ -44,7 +44,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "mle": MLE,
         "gym": ["reasoning-gym==0.1.25"],  # sets, levels and scorers were tried one by one, and change with versions
-        "openenv": ["websockets>=15"],  # for a client; the package itself asks for 100, some of them against versions here
+        "openenv": ["websockets>=15"],  # a client; openenv-core asks for 100, some against versions here
         "textarena": ["textarena==0.7.4"],  # its games were tried one by one
         "test": [
             *MLE,
