@@ -44,13 +44,9 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "mle": MLE,
         "gym": ["reasoning-gym==0.1.25"],  # sets, levels and scorers were tried one by one, and change with versions
-        "openenv": [
-            "websockets>=15"
-        ],  # a client only: openenv-core asks for 100 packages, some of them against versions here
+        "openenv": ["websockets>=15"],  # a client; openenv-core asks for 100, some against versions here
         "textarena": ["textarena==0.7.4"],  # its games were tried one by one
-        "verifiers": [
-            "verifiers==0.4.0"
-        ],  # its server is given a model of ours, which another version may look for elsewhere
+        "verifiers": ["verifiers==0.4.0"],  # its server is given another model; other versions look for one elsewhere
         "test": [
             *MLE,
             "ipykernel",

@@ -222,6 +222,14 @@ def test_what_is_wrong_is_said_when_it_is_made(make, server, adapter):
         make("127.0.0.1:8000")
 
 
+def test_addresses(adapter):
+    for given in ("http://127.0.0.1:8000/", "ws://127.0.0.1:8000"):
+        assert adapter.address_of(given) == "http://127.0.0.1:8000"
+    assert adapter.address_of("wss://some.where/a/b/") == "https://some.where/a/b"
+    assert adapter.is_loopback("http://localhost:1/a")
+    assert not adapter.is_loopback("https://some.where/localhost")
+
+
 def test_a_killed_server_that_comes_back(make, require_parity):
     """In the middle of an episode, which goes on as if nothing had been."""
     require_parity("openenv", "fastapi", "fastmcp", "uvicorn")

@@ -318,11 +318,7 @@ def in_words(error: BaseException) -> str:
 
 
 def address_of(url: str) -> str:
-    """Return a server's address as http or https, without a slash at its end.
-
-    >>> address_of("ws://127.0.0.1:8000/")
-    'http://127.0.0.1:8000'
-    """
+    """Return a server's address as http or https, without a slash at its end."""
     scheme, _, rest = url.partition("://")
     if scheme not in ("http", "https", "ws", "wss") or not rest:
         raise Refused(f"openenv:{url} is no server's address, which begins with http://, https://, ws:// or wss://")

@@ -101,11 +101,7 @@ class TextArena:
 
 
 def family(game: str) -> str:
-    """Return the name of a game without its version and variant.
-
-    >>> family("Wordle-v0-long")
-    'Wordle'
-    """
+    """Return the name of a game without its version and variant."""
     return game.partition("-v0")[0]
 
 
