@@ -152,6 +152,25 @@ class Picky(Guess):
         return super().reset(row)
 
 
+class Slow(Guess):
+    """A server that goes away in the midst of the openings, once."""
+
+    def reset(self, row):
+        if row["seed"] == 4 and not (self.log.parent / "back").exists():
+            (self.log.parent / "back").touch()
+            raise Unavailable("no answer from port 1")
+        return super().reset(row)
+
+
+class Late(Guess):
+    """Its first row cannot be begun."""
+
+    def reset(self, row):
+        if row["seed"] == 0:
+            raise ValueError("no board 0")
+        return super().reset(row)
+
+
 class Moody(Guess):
     """Says what a file beside the log says, whatever the row."""
 

@@ -3,8 +3,8 @@
 It knows nothing of what the jobs are. A worker is a fresh interpreter on a script (this process is never forked) that answers
 each line of JSON by one, keeps its own limits, and is killed here should it fail to. A job names the state that it starts from,
 and its reply the one that the worker then holds, as ``key``: a job goes to the worker that holds its state if that one is
-free, and to any other rather than wait, so that a slow job delays only its own worker. A worker that replies ``retire`` is
-replaced.
+free, and to any other rather than wait, so that a slow job delays only its own worker; unless the other would take longer
+to bring the state about ``again``. A worker that replies ``retire`` is replaced.
 """
 
 import collections
@@ -36,6 +36,7 @@ class Job:
     message: Any  # goes out as JSON
     limit_secs: float  # limit by the clock; the worker has its own, shorter ones
     state: str = ""  # state that it starts from; "" for none
+    again: int = 0  # jobs' worth of work that bringing its state about again takes
 
 
 @dataclasses.dataclass(eq=False)
@@ -128,7 +129,7 @@ class Pool:
         for worker in list(self._workers):
             if not worker.is_ready or worker.index is not None:
                 continue
-            queue = queues.get(worker) or queues[None] or max(queues.values(), key=len)
+            queue = self._queue_for(worker, queues, jobs)
             if not queue:
                 continue
             index = queue.popleft()
@@ -140,6 +141,19 @@ class Pool:
             except OSError:  # it died while it had nothing to do: the job is not to blame
                 queue.appendleft(index)
                 self._drop(worker)
+
+    def _queue_for(
+        self, worker: Worker, queues: dict[Worker | None, collections.deque[int]], jobs: Sequence[Job]
+    ) -> collections.deque[int] | None:
+        """Return where a free worker takes a job from: another's only if that is gone, or has more to do than it would take."""
+        if own := queues.get(worker) or queues[None]:
+            return own
+        others = [
+            queue
+            for owner, queue in queues.items()
+            if queue and (owner not in self._workers or len(queue) > jobs[queue[0]].again)
+        ]
+        return max(others, key=len, default=None)
 
     def _replies(self) -> list[tuple[Worker, dict[str, Any]]]:
         """Wait until a worker speaks, dies or exceeds its time; return what each such worker says, or its error."""

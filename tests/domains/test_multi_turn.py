@@ -6,6 +6,7 @@ import pathlib
 import random
 import subprocess
 import sys
+from collections import deque
 
 import games
 import jax
@@ -20,6 +21,7 @@ from exit_jax.domains.multi_turn.episode import Episode, Turn
 from exit_jax.domains.multi_turn.settings import MultiTurnConfig
 from exit_jax.domains.text import chat
 from exit_jax.domains.text.settings import SPAN
+from exit_jax.domains.workers import Job, Pool
 from exit_jax.errors import GradingError, UserError
 from exit_jax.types import BASE, IMPROVE, Instances, Rollouts
 
@@ -366,6 +368,27 @@ def test_openings_are_asked_for_once(make, tmp_path):
         make().opened  # noqa: B018
 
 
+def test_openings_go_on_where_they_were_cut_off(make, tmp_path):
+    with pytest.raises(UserError, match="is not available"):
+        make("Slow").opened  # noqa: B018
+    (partial,) = (tmp_path / "data").glob("*.partial")
+    lines = partial.read_text().splitlines(keepends=True)
+    assert len(lines) == 4
+    partial.write_text("".join(lines)[:-5])
+    notes(tmp_path)
+    domain = make("Slow")
+    assert len(domain.tasks_of("train")) == 6
+    resets = [line for line in notes(tmp_path) if line.startswith("reset")]
+    assert sorted({*resets} - {"reset 0"}) == sorted(
+        f"reset {seed}" for seed in (3, 4, 5, *range(2 * SPAN, 2 * SPAN + 3))
+    )
+    assert not partial.exists()
+
+
+def test_a_first_row_that_cannot_be_begun_costs_itself(make):
+    assert [task.row["seed"] for task in make("Late").tasks_of("train")] == [1, 2, 3, 4, 5]
+
+
 def test_rows_that_cannot_be_begun_are_left_out(make, tmp_path, caplog):
     domain = make("Picky", num_train=16, num_test=8)
     assert [task.row["seed"] for task in domain.tasks_of("train")] == [0, 3, 4, 6, 7, 8, 11, 12, 14, 15]
@@ -506,6 +529,27 @@ def test_an_adapter_without_its_package_names_the_command():
 def test_contradictions_of_settings(fields, words):
     (fault,) = MultiTurnConfig(**{"environment": "a.py:B"} | fields).faults()
     assert words in fault
+
+
+def test_a_job_waits_for_its_worker_if_that_is_the_shorter_way():
+    pool = Pool(pathlib.Path("none"), [], 3, "nothing")
+    free, busy, gone = (object() for _ in range(3))
+    pool._workers = [free, busy]
+    jobs = [Job(None, 1.0, "s", again=again) for again in (0, 2, 2, 2, 5)]
+    queue_for = lambda **queues: pool._queue_for(
+        free,
+        {
+            None: deque(queues.get("nobody", ())),
+            busy: deque(queues.get("busy", ())),
+            gone: deque(queues.get("gone", ())),
+        },
+        jobs,
+    )
+    assert queue_for(busy=[0]) == deque([0]), "which it can do as well"
+    assert queue_for(busy=[1, 2]) is None, "two would be played again for it"
+    assert queue_for(busy=[1, 2, 3]) == deque([1, 2, 3])
+    assert queue_for(busy=[1, 2, 3], nobody=[0]) == deque([0])
+    assert queue_for(busy=[1, 2], gone=[4]) == deque([4]), "whose worker died"
 
 
 def test_processes_import_no_jax():

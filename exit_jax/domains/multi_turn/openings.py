@@ -14,7 +14,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exit_jax.domains import lookup
@@ -33,6 +33,7 @@ RULES = 1  # version of the rules by which openings are made and kept
 SPLITS = ("train", "validation", "test")
 OWN = "rows"  # name of the environment's own tasks as a source
 MAX_SEED = 1 << 31  # seeds of tasks are below; NumPy's limit is 2^32
+NUM_TRIED = 3  # rows with which the environment is tried until one can be begun
 PROGRESS_SECS = 20.0
 
 
@@ -63,13 +64,14 @@ def load(config: MultiTurnConfig) -> Opened:
         plan["tasks"] = protocol.digest({split: [_row(config, row) for row in own] for split, own in found.items()})
         path = _folder(config) / f"openings-{protocol.digest(plan)[:16]}.jsonl"
         kept = _read(path, plan, found) if path.exists() else None
-        first = _row(config, next(iter(found.values()))[0])
-        played, concurrent = _check(config, world, first, kept and (path, kept[0]))
+        tried = [_row(config, row) for row in next(iter(found.values()))[:NUM_TRIED]]
+        played, concurrent = _check(config, world, tried, kept and (path, kept[0]))
         if not concurrent:
             world.go_alone()
         if kept is None:
-            kept = played, list(_open(config, world, found))
+            kept = played, _open(config, world, found, partial := path.with_suffix(".partial"))
             _write(path, plan, *kept)
+            partial.unlink(missing_ok=True)
     except BaseException:
         world.close()
         raise
@@ -135,7 +137,7 @@ def _row(config: MultiTurnConfig, row: Row) -> dict[str, Any]:
 
 
 def _check(
-    config: MultiTurnConfig, world: World, row: Mapping[str, Any], kept: tuple[pathlib.Path, list] | None
+    config: MultiTurnConfig, world: World, tried: Sequence[Any], kept: tuple[pathlib.Path, list] | None
 ) -> tuple[list[Any], bool]:
     """Return what an episode with fixed responses comes to, and whether several instances may be alive at a time.
 
@@ -143,9 +145,9 @@ def _check(
       DomainError: it is not what the protocol asks for, or differs from time to time.
     """
     c, where = config, f"domain.environment = {config.environment!r}"
-    message = {"check": row, "texts": c.check_texts, "max_turns": c.max_turns}
     num_calls = 6 * len(c.check_texts) * (c.max_turns + 1)
-    reply = world.ask_one(message, num_calls)
+    messages = [{"check": row, "texts": c.check_texts, "max_turns": c.max_turns} for row in tried]
+    message, reply = _first(world, messages, num_calls)
     if reply["differs"]:
         raise DomainError(
             f"{where} is not deterministic: {reply['differs']}; the same row and responses must lead to the same observations "
@@ -167,22 +169,60 @@ def _check(
     return reply["played"], reply["concurrent"]
 
 
-def _open(config: MultiTurnConfig, world: World, found: Mapping[str, Sequence[Row]]) -> Iterator[dict[str, Any]]:
-    """Yield for each task, in order, its opening, or why it has none."""
+def _first(
+    world: World, messages: Sequence[Mapping[str, Any]], num_calls: int
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Return the first of some jobs at load that does not fail, and its reply; a row may be one that cannot be begun.
+
+    Raises:
+      DomainError: all of them fail; with what is wrong with the first.
+    """
+    faults = []
+    for message in messages:
+        try:
+            return message, world.ask_one(message, num_calls)
+        except DomainError as error:
+            faults.append(error)
+    raise faults[0]
+
+
+def _open(
+    config: MultiTurnConfig, world: World, found: Mapping[str, Sequence[Row]], partial: pathlib.Path
+) -> list[dict[str, Any]]:
+    """Return for each task, in order, its opening, or why it has none; ``partial`` keeps what is known if this is cut off."""
     todo = [row for own in found.values() for row in own]
-    log.info("asking %s for the openings of %d tasks", config.environment, len(todo))
-    made: dict[int, dict[str, Any]] = {}
+    made = _read_partial(partial)
+    places = [place for place in range(len(todo)) if place not in made]
+    log.info("asking %s for the openings of %d tasks", config.environment, len(places))
     told = time.monotonic()
+    partial.parent.mkdir(parents=True, exist_ok=True)
     try:
-        for place, reply in world.ask([({"open": _row(config, row)}, 1, "") for row in todo]):
-            why = why_failed(reply)
-            made[place] = {"left_out": why} if why else {"opening": reply["opening"]}
-            if time.monotonic() - told > PROGRESS_SECS:
-                told = time.monotonic()
-                log.info("%d of %d openings", len(made), len(todo))
+        with partial.open("a") as file:
+            for index, reply in world.ask([({"open": _row(config, todo[place])}, 1, "") for place in places]):
+                why = why_failed(reply)
+                made[places[index]] = {"left_out": why} if why else {"opening": reply["opening"]}
+                file.write(json.dumps([places[index], made[places[index]]]) + "\n")
+                if time.monotonic() - told > PROGRESS_SECS:
+                    told = time.monotonic()
+                    file.flush()
+                    log.info("%d of %d openings", len(made), len(todo))
     except GradingError as error:
         raise DomainError(str(error)) from error
-    yield from (made[place] for place in range(len(todo)))
+    return [made[place] for place in range(len(todo))]
+
+
+def _read_partial(path: pathlib.Path) -> dict[int, dict[str, Any]]:
+    """Return the openings by place that were made before this was cut off; its last line may be half of one."""
+    made = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            place, one = json.loads(line)
+        except ValueError:
+            continue
+        made[place] = one
+    if made:
+        log.info("%d openings are there already", len(made))
+    return made
 
 
 def _tasks(

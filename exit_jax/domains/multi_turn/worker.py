@@ -171,7 +171,7 @@ class Player:
             told = [*texts[first:], *texts[:first]]
             played, again = [], []
             one, other = self.episode(row, told, max_turns), self.episode(row, told, max_turns)
-            for a, b in itertools.zip_longest(one, other) if concurrent else zip(list(one), list(other)):
+            for a, b in itertools.zip_longest(*((one, other) if concurrent else (list(one), list(other)))):
                 played.append(a)
                 again.append(b)
             if "raised" not in (played[1] or {}):

@@ -82,9 +82,10 @@ class World:
           DomainError: it cannot be made.
         """
         c = self.config
-        secs = lambda calls: WALL_FACTOR * (2 * c.reset_secs + (calls + 1) * c.step_secs) + SPARE_SECS
+        secs = lambda calls: WALL_FACTOR * (2 * c.reset_secs + (calls + 4) * c.step_secs) + SPARE_SECS
         try:
-            for place, reply in self._pool.run([Job(message, secs(calls), state) for message, calls, state in jobs]):
+            found = [Job(message, secs(calls), state, again=calls if state else 0) for message, calls, state in jobs]
+            for place, reply in self._pool.run(found):
                 if "missing" in reply:
                     raise DomainError(reply["missing"])
                 if "unavailable" in reply:
@@ -154,7 +155,7 @@ class World:
             "key": key,
         }
         message |= {"shared": shared, "last": len(turns) + 1 >= max_turns}
-        return message, len(turns) + 4, key
+        return message, len(turns) + 1, key
 
     def _after(self, episode: Episode, text: str, reply: Mapping[str, Any], max_turns: int) -> Episode:
         """Return an episode with one turn more, ended where the rules say so."""
