@@ -27,7 +27,7 @@ from exit_jax import domains
 from exit_jax import study as studies
 from exit_jax.config import learning
 from exit_jax.config.schema import Config
-from exit_jax.config.start import start
+from exit_jax.config.start import join, start
 from exit_jax.domains.task.prompts import SPLIT
 from exit_jax.errors import ConfigError
 from exit_jax.evaluation import asking, chains, programs, scaffolds
@@ -174,6 +174,7 @@ def improve(
         )
     if type(k) is not int or k < 0:
         raise ConfigError(f"k = {k!r} is no number of improvements; give 0 for first answers alone, or more")
+    join()
     name = os.fspath(checkpoint)
     workdir = pathlib.Path(name).expanduser().absolute()
     run_config = None

@@ -51,4 +51,4 @@ def test_notebook(name, tmp_path, monkeypatch):
     if name == "your_own_task":
         printed = "".join(output["text"] for output in outputs(notebook, "stream") if output["name"] == "stdout")
         assert printed.count("score 0.") + printed.count("score 1.") == 5, "a line for each k"
-        assert "A name with s, 5 letters\n  k=0  " in printed
+        assert "Which number has Leo?\n  k=0  " in printed

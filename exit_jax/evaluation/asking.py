@@ -82,7 +82,8 @@ def source_of_checkpoint(name: str, from_checkpoint: bool) -> Source:
 
 def on_this_machine(content: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     """Return a run's config with the mesh that is asked for, or else its own; one device where it had more than there are."""
-    mesh = content["run"]["mesh"]
+    groups: Any = content
+    mesh = groups.run.mesh
     asked_for = {name.removeprefix("run.mesh."): size for name, size in changes.items() if name.startswith("run.mesh.")}
     if not asked_for and math.prod(max(size, 1) for size in mesh.values()) > jax.device_count():
         asked_for = dict.fromkeys(mesh, 1)

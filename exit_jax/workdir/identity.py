@@ -67,9 +67,9 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     Raises:
       ConfigError: if it is damaged.
     """
-    content = read_object(workdir / "config.json").get("config")
-    groups = content if isinstance(content, dict) else {}
-    if not all(isinstance(groups.get(name), dict) for name in ("policy", "run")):
+    found = read_object(workdir / "config.json").get("config")
+    content = found if isinstance(found, dict) else {}
+    if not all(isinstance(content.get(name), dict) for name in ("policy", "run")):
         raise ConfigError(f"{workdir / 'config.json'} is damaged; restore it")
     if content.get("checkpoint"):
         content["policy"] |= no_shape()

@@ -49,15 +49,18 @@ class Asked(PromptsConfig):
     made_tokenizer: Any = None  # the tokenizer itself, of a domain that makes its own; None for that of ``tokenizer``
     longest: int = 0  # tokens of prompt and response that the checkpoint was trained on; 0 for any
 
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__  # type: ignore[assignment]
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
 
 class Prompts(Task):
     """Prompts, in as many tokens as they take."""
 
     config: Asked  # type: ignore[assignment]
-    notes = ()
+    notes = ()  # type: ignore[assignment]
 
     def __init__(self, config: Asked):
         """Read the prompts and choose their widths.
