@@ -1,23 +1,19 @@
 """A run on a real server of OpenEnv goes on to the same bits after the server was killed, and with one session for all."""
 
 import json
-import pathlib
 import runpy
-import sys
 import threading
 import time
 
 import jax
 import pytest
+from multi_turn_runs import SETTINGS, kept, kill_and_finish, says_digits
+from openenv_process import Server
 from small import ROOT
-from test_multi_turn_pipeline import SETTINGS, checkpoint, kept  # noqa: F401  # a fixture
 
 from exit_jax.config.parse import validate
 from exit_jax.errors import UserError
-from exit_jax.run import run_experiment
-
-sys.path.append(str(pathlib.Path(__file__).parent / "domains"))
-from test_openenv import Server
+from exit_jax.run import train
 
 pytestmark = pytest.mark.slow
 
@@ -27,16 +23,25 @@ def packages(require_parity):
     require_parity("websockets", "openenv", "fastapi", "fastmcp", "uvicorn")
 
 
-def make(checkpoint, folder, server, name="guess"):  # noqa: F811
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return says_digits(tmp_path_factory.mktemp("qwen") / "checkpoint")
+
+
+def settings(checkpoint, folder, server, name="guess"):
     changes = {
         "domain.data_dir": str(folder / "data"),
         "domain.environment_args": ("wait_secs=1",),
         "domain.max_instances": 4,
         "domain.reward_range": (-0.4, 1.0),
     }
-    argument = f"environment=openenv:{server.url(name)},checkpoint={checkpoint}"
+    return f"environment=openenv:{server.url(name)},checkpoint={checkpoint}", SETTINGS | changes
+
+
+def make(checkpoint, folder, server, name="guess"):
+    argument, changes = settings(checkpoint, folder, server, name)
     found = runpy.run_path(str(ROOT / "configs/multi_turn.py"))["get_config"](argument)
-    found.update_from_flattened_dict(SETTINGS | changes)
+    found.update_from_flattened_dict(changes)
     return validate(found, jax.device_count())
 
 
@@ -45,10 +50,10 @@ def evaluation(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(checkpoint, tmp_path_factory):  # noqa: F811
+def whole(checkpoint, tmp_path_factory):
     """Return the folder of a run that nothing has disturbed."""
     folder, server = tmp_path_factory.mktemp("whole"), Server()
-    run_experiment(make(checkpoint, folder, server), folder / "run")
+    train(make(checkpoint, folder, server), folder / "run")
     server.kill()
     return folder
 
@@ -60,7 +65,7 @@ def test_a_run_plays_on_the_server(whole):
     assert sum(row["grading_faults"] + row["grade/crashed"] for row in rows) == 0
 
 
-def test_a_run_goes_on_after_its_server_was_killed(whole, checkpoint, tmp_path):  # noqa: F811
+def test_a_run_goes_on_after_its_server_was_killed(whole, checkpoint, tmp_path):
     server = Server()
     config = make(checkpoint, tmp_path, server)
     path = tmp_path / "run/train.jsonl"
@@ -73,18 +78,28 @@ def test_a_run_goes_on_after_its_server_was_killed(whole, checkpoint, tmp_path):
     thread = threading.Thread(target=kill)
     thread.start()
     with pytest.raises(UserError, match=rf"is not available \({server.url('guess')}: the server is not there"):
-        run_experiment(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     thread.join()
     again = Server(server.port)
-    run_experiment(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     again.kill()
     assert kept(tmp_path / "run") == kept(whole / "run")
     assert evaluation(tmp_path) == evaluation(whole)
 
 
-def test_a_server_of_one_session_plays_the_same(whole, checkpoint, tmp_path):  # noqa: F811
+@pytest.mark.timeout(1200)
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(whole, checkpoint, tmp_path):
     server = Server()
-    run_experiment(make(checkpoint, tmp_path, server, "alone"), tmp_path / "run")
+    argument, changes = settings(checkpoint, tmp_path, server)
+    kill_and_finish(f"{ROOT / 'configs/multi_turn.py'}:{argument}", changes, tmp_path)
+    server.kill()
+    assert kept(tmp_path / "run") == kept(whole / "run")
+    assert evaluation(tmp_path) == evaluation(whole)
+
+
+def test_a_server_of_one_session_plays_the_same(whole, checkpoint, tmp_path):
+    server = Server()
+    train(make(checkpoint, tmp_path, server, "alone"), tmp_path / "run")
     server.kill()
     assert kept(tmp_path / "run") == kept(whole / "run")
     assert evaluation(tmp_path) == evaluation(whole)

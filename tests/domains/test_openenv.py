@@ -2,18 +2,15 @@
 
 import collections
 import json
-import pathlib
 import random
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 
 import pytest
-
-SERVER = pathlib.Path(__file__).parents[1] / "openenv_server.py"
+from openenv_process import Server
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,27 +34,6 @@ def make(adapter):
     yield one
     for each in made:
         each.close()
-
-
-class Server:
-    """A process of ``openenv_server.py``."""
-
-    def __init__(self, port=0):
-        command = [sys.executable, "-W", "ignore", str(SERVER), str(port)]
-        self.log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
-        line = self.process.stdout.readline()
-        self.log.seek(0)
-        assert line, self.log.read()
-        self.port = int(line)
-
-    def url(self, name):
-        return f"http://127.0.0.1:{self.port}/{name}"
-
-    def kill(self):
-        self.process.kill()
-        self.process.communicate()
-        self.log.close()
 
 
 @pytest.fixture(scope="module")
