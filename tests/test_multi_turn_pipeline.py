@@ -78,6 +78,7 @@ def test_a_run_goes_on_after_its_environment_went_away(whole, checkpoint, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.long  # test_openenv_pipeline.py kills one, too
 @pytest.mark.timeout(1200)
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(whole, checkpoint, tmp_path):
     argument, changes = settings(tmp_path, "Copied")

@@ -437,7 +437,7 @@ def test_the_copy_in_int8_is_split_as_its_kernels_are():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lion", "adafactor"])
+@pytest.mark.parametrize("kind", [pytest.param("lion", marks=pytest.mark.long), "adafactor"])
 def test_other_optimizers_train_and_resume(kind, tmp_path):
     config = smoke(changes={"optimizer.kind": kind}, num_iterations=10)
     whole, _ = train.train(config, tmp_path / "whole")

@@ -10,6 +10,7 @@ from exit_jax.domains.gym.settings import GymConfig
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason='needs pip install -e ".[gym]"'),
 ]
 COUNT = 6  # tasks of a set, of those that are tested

@@ -12,6 +12,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(importlib.util.find_spec("textarena") is None, reason='needs pip install -e ".[textarena]"'),
 ]
 PLAY = pathlib.Path(__file__).parents[1] / "textarena_play.py"
