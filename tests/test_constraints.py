@@ -12,9 +12,8 @@ def test_each_requirement_has_a_version_that_it_takes(monkeypatch):
     asked = {}
     monkeypatch.setattr(setuptools, "setup", asked.update)
     runpy.run_path(str(ROOT / "setup.py"))
-    requirements = [
-        Requirement(text) for group in (asked["install_requires"], *asked["extras_require"].values()) for text in group
-    ]
+    extras = [texts for name, texts in asked["extras_require"].items() if name not in ("map", "benchmark")]
+    requirements = [Requirement(text) for group in (asked["install_requires"], *extras) for text in group]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     versions = {canonicalize_name(name): version for name, version in pinned.items()}
