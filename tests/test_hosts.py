@@ -127,6 +127,7 @@ def test_each_process_grades_its_own_rows_and_a_fault_on_one_is_a_value(tmp_path
 import jax, numpy as np
 from exit_jax.parallel import hosts, mesh as meshes
 hosts.initialize()
+hosts.initialize()  # as a script does that trains and evaluates: they have been joined
 import jax.numpy as jnp
 mesh = meshes.make_mesh(meshes.MeshConfig(2, 2, 2))
 rows = jax.jit(lambda: jnp.arange(24.0).reshape(8, 3), out_shardings=meshes.by_row(mesh))()

@@ -274,6 +274,24 @@ def test_an_export_answers_as_its_workdir_does(trained):
     assert run.improve(whole, asked, 1, **settings, data=1) == by_workdir
 
 
+@pytest.mark.slow
+def test_a_run_that_began_from_a_checkpoint(checkpoint, folder):
+    """Its shape is the checkpoint's, its sampling what the run was evaluated with, unless changed."""
+    c = default("task", name="qwen", checkpoint=str(checkpoint))
+    shape = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
+    changes = {name: value for name, value in SMALL.items() if name.removeprefix("policy.") not in shape}
+    changes |= {"domain.tokenizer": str(checkpoint), "domain.max_request_tokens": 64, "warm_start.num_steps": 0}
+    c.update_from_flattened_dict(changes | {"run.num_iterations": 1, "run.export_dtype": "float32"})
+    c.domain.tasks, c.domain.reward = ("words.jsonl",), ("letters.py:score",)
+    run.train(c, "qwen")
+    asked, settings = ["Spell moss backwards", "Spell lake backwards"], {"temperature": 0.0, "dtype": "float32"}
+    answers = run.improve("qwen", asked, 1, **settings)
+    whole, *_ = run.export(c, "qwen")
+    assert run.improve(whole, asked, 1, **settings, max_tokens=8, data=1) == answers
+    with pytest.raises(UserError, match=r"run\.mesh\.fsdp = 'x' is a str"):
+        run.improve("qwen", asked, 1, fsdp="x")
+
+
 FAULTS = [
     (["a", ""], {}, "prompts\\[1\\]: empty prompt"),
     (

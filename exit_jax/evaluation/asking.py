@@ -87,7 +87,8 @@ def on_this_machine(content: ConfigDict, changes: Mapping[str, Any]) -> ConfigDi
     asked_for = {name.removeprefix("run.mesh."): size for name, size in changes.items() if name.startswith("run.mesh.")}
     if not asked_for and math.prod(max(size, 1) for size in mesh.values()) > jax.device_count():
         asked_for = dict.fromkeys(mesh, 1)
-    mesh.update(asked_for)
+    with mesh.ignore_type():  # validate tells what is of another type
+        mesh.update(asked_for)
     return content
 
 

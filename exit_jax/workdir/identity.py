@@ -69,7 +69,8 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     """
     found = read_object(workdir / "config.json").get("config")
     content = found if isinstance(found, dict) else {}
-    if not all(isinstance(content.get(name), dict) for name in ("policy", "run")):
+    groups = content.get("policy"), (content.get("run") or {}).get("mesh")
+    if not all(isinstance(group, dict) for group in groups):
         raise ConfigError(f"{workdir / 'config.json'} is damaged; restore it")
     if content.get("checkpoint"):
         content["policy"] |= no_shape()
