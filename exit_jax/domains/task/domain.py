@@ -65,7 +65,13 @@ class Task(ScoredDomain):
         return tuple(self.table.splits)
 
     def rows(self, split: str) -> Sequence[Row]:
-        """Return all rows of a split."""
+        """Return all rows of a split.
+
+        Raises:
+          DomainError: it has none; only rows tell whether a column says "validation".
+        """
+        if split not in self.splits:
+            raise DomainError(f"no row says that it is of the split {split!r}; there are {', '.join(self.splits)}")
         return self.table.splits[split]
 
     def prompt(self, row: Row) -> str:
