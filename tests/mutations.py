@@ -394,6 +394,9 @@ MUTATIONS = [
             "episode.verdicts[-1].success",
             f"{TOOLS}::test_the_first_request_is_the_first",
         ),
+    ),
+    *mutations(
+        "domains/text/transcripts.py",
         (
             "later turns are iterates, too",
             "+ 1 if u == 0 else 0",
@@ -402,7 +405,7 @@ MUTATIONS = [
         ),
         (
             "a replay that differs is taken",
-            "found[b] = episode if same and not episode.ended else None",
+            "found[b] = episode if same and not episode.how else None",
             "found[b] = episode",
             f"{TOOLS}::test_what_cannot_be_played_again_is_lost",
         ),
