@@ -14,7 +14,7 @@ from absl import flags
 from small import ROOT, TINY_MATH
 from test_requirements import WIDTHS
 
-from exit_jax import domains, run
+from exit_jax import domains
 from exit_jax import main as command_line
 from exit_jax.policy import decoder
 from exit_jax.policy.decoder import DecoderConfig, LoraConfig
@@ -97,7 +97,7 @@ def launch(root):
     with pytest.MonkeyPatch.context() as patch:
         for module in (start, train):
             patch.setattr(module, "run_loop", stop)
-        patch.setattr(run, "restore_params", restore)
+        patch.setattr(train, "restore_params", restore)
         yield launch
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
