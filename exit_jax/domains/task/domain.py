@@ -229,5 +229,5 @@ def make_domain(config: TaskConfig) -> Domain:
         feedback=(lambda history: task.texts_of(history, "feedback")) if config.max_feedback_tokens else None,
         demonstrations=task.demonstrations if config.gold_column else None,
         demonstrations_id=settings_id(config, ("data_dir",)) if config.gold_column else "",
-        files=lambda: task.table.files | task.rewards.files,
+        files=lambda: {**task.table.files, **task.rewards.files},
     )
