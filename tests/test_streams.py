@@ -107,7 +107,7 @@ def test_batches_and_steps_of_evaluated_episodes(config, monkeypatch):
     with_environment = dataclasses.replace(domain, test_environment=environment)
     monkeypatch.setattr(domains, "make", lambda *_: with_environment)
     for name in ("reshard", "conversations", "turns"):
-        monkeypatch.setattr(evaluated, name, lambda _: lambda given: None)
+        monkeypatch.setattr(evaluated, name, lambda *_: lambda given: None)
     monkeypatch.setattr(evaluated, "play_steps", played)
     evaluated.run_episodes(config, {}, "validation", None)
     assert len(set(keys)) == len(keys) == 2 * len(config.eval.steps)

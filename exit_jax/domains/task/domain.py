@@ -80,11 +80,12 @@ class Task(ScoredDomain):
 
     def tasks(self, split: str) -> History:
         """Return the base tasks of a split, in NumPy, once the rewards have been tried on the first of them."""
-        self._try_out(split)
+        self.try_rewards(split)
         return super().tasks(split)
 
     @functools.lru_cache  # noqa: B019
-    def _try_out(self, split: str) -> None:
+    def try_rewards(self, split: str) -> None:
+        """Raise DomainError if a reward fails on all of a few completions to the first tasks of a split."""
         found = self.kept(split)[0][: len(TRIAL)]
         texts = TRIAL[: len(found)]
         self.rewards.try_out(found, texts, [self.encode(text) for text in texts])

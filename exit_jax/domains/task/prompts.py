@@ -129,6 +129,9 @@ class Prompts(Task):
             wrong += [f"prompts[{place}]: {why}" for why in told]
         _raise("do not fit; shorten them, or change the widths that are named", wrong)
 
+    def try_rewards(self, split: str) -> None:
+        """Do nothing: there are none."""
+
     def score(self, found: Sequence[Row], responses: Sequence[Tokens]) -> list[Score]:
         """Return what is said of responses; they earn nothing."""
         scores, seen = [], set()
