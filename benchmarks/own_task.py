@@ -34,9 +34,12 @@ import sys
 sys.path.insert(0, {str(GRADING)!r})
 from worker import grade
 
+from exit_jax.domains.math.grader import extract_answer
+
 
 def score(completion, answer):
-    return float(grade(completion, answer)[0])
+    found = extract_answer(completion)
+    return float(bool(found) and grade(found, answer)[0])
 """
 
 
