@@ -17,8 +17,9 @@ import tempfile
 import time
 from typing import Any
 
-from exit_jax.domains.task.rewards import WALL_FACTOR, Rewards
+from exit_jax.domains.task.rewards import Rewards
 from exit_jax.domains.task.settings import TaskConfig
+from exit_jax.domains.worker_process import WALL_FACTOR
 
 REWARD = """
 import os

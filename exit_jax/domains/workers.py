@@ -15,6 +15,7 @@ import os
 import pathlib
 import selectors
 import signal
+import site
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 START_SECS = 120.0
+ROOT = str(pathlib.Path(__file__).parents[2])  # folder of this package
 MAX_FAILED_STARTS = 3
 MAX_OWNED = 1 << 16  # states whose worker is remembered
 RETIRE_BYTES = 512 << 20  # a worker that has grown beyond this is replaced
@@ -192,7 +194,8 @@ def start(command: list[str]) -> Worker:
     It is in a session of its own: a Ctrl-C, or a signal to the trainer's process group, would otherwise end it first, and its
     job would be put down as failed. Should this process be killed, an idle worker ends with its stdin, a busy one at its
     limit. PR_SET_PDEATHSIG would be wrong: it fires when the *thread* that started the worker ends. Hashes and the time zone
-    are fixed: sympy's order of terms, and back-ends that list a set or show a time, are alike on any machine and day.
+    are fixed: sympy's order of terms, and back-ends that list a set or show a time, are alike on any machine and day. This
+    package is on the worker's path, wherever the trainer has it from.
     """
     process = subprocess.Popen(
         command,
@@ -201,11 +204,20 @@ def start(command: list[str]) -> Worker:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env=os.environ | {"PYTHONHASHSEED": "0", "TZ": "UTC"},
+        env=os.environ | {"PYTHONHASHSEED": "0", "TZ": "UTC", "PYTHONPATH": python_path()},
     )
     assert process.stdin is not None
     assert process.stdout is not None
     return Worker(process, process.stdin, process.stdout, time.monotonic() + START_SECS)
+
+
+def python_path() -> str:
+    """Return PYTHONPATH for a worker: this package's folder, and what there is.
+
+    site-packages stays where it is: PYTHONPATH comes before the standard library, whose names some packages there have, too.
+    """
+    own = [] if ROOT in (*site.getsitepackages(), site.getusersitepackages()) else [ROOT]
+    return os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def end(closed: threading.Event, workers: list[Worker]):

@@ -12,10 +12,12 @@ import pathlib
 import random
 import subprocess
 import sys
+import sysconfig
 import time
 
 import pytest
 
+from exit_jax.domains import workers
 from exit_jax.domains.tool_use import bfcl
 from exit_jax.domains.tool_use.bfcl import BfclEnvironment
 from exit_jax.domains.tool_use.episode import Call, Episode, ReplayMismatch, Turn, system_prompt
@@ -196,11 +198,11 @@ def test_another_version_is_an_error(monkeypatch, version):
         bfcl.find_package()
 
 
-def test_the_worker_imports_neither_jax_nor_this_package():
+def test_the_worker_imports_no_jax():
     tree = ast.parse(bfcl.WORKER.read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) == {"bfcl_eval"}
+    assert {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) == {"bfcl_eval", "exit_jax"}
 
 
 # ---- episodes
@@ -672,6 +674,17 @@ def test_workers_that_cannot_start_and_closed_pools_are_errors(make_pool):
     assert worker.process.poll() is not None
     with pytest.raises(RuntimeError, match="closed"):
         run(pool, "")
+
+
+def test_a_worker_finds_this_package(make_pool, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "own")
+    (reply,) = run(make_pool(text=FAULTY.replace("os.getpid()", "__import__('exit_jax').__file__")), "")
+    assert pathlib.Path(reply["pid"]).parents[1] == pathlib.Path(workers.ROOT)
+    assert workers.python_path() == f"{workers.ROOT}{os.pathsep}own"
+    monkeypatch.delenv("PYTHONPATH")
+    assert workers.python_path() == workers.ROOT
+    monkeypatch.setattr(workers, "ROOT", sysconfig.get_path("purelib"))
+    assert workers.python_path() == "", "it is there already, behind the standard library"
 
 
 def test_turns_of_a_partial_history():

@@ -554,9 +554,7 @@ def test_a_job_waits_for_its_worker_if_that_is_the_shorter_way():
 
 def test_processes_import_no_jax():
     """What a worker imports before the environment."""
-    code = (
-        "import sys\nfrom exit_jax.domains.multi_turn import protocol\nfrom exit_jax.domains.task.calls import Caller\n"
-    )
-    code += "from exit_jax.domains.task import worker\nfrom exit_jax.domains.tool_use.worker import Cache\n"
+    code = "import sys\nfrom exit_jax.domains.gym import worker\nfrom exit_jax.domains.multi_turn import worker\n"
+    code += "from exit_jax.domains.task import calls, worker\nfrom exit_jax.domains.tool_use import worker\n"
     code += "print([name for name in ('jax', 'numpy', 'transformers') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

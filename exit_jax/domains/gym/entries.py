@@ -23,8 +23,8 @@ from typing import Any
 
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.gym.settings import GymConfig
-from exit_jax.domains.gym.worker import WALL_FACTOR
 from exit_jax.domains.text.settings import SPAN
+from exit_jax.domains.worker_process import WALL_FACTOR
 from exit_jax.domains.workers import Job, Pool
 
 log = logging.getLogger(__name__)

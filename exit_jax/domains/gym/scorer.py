@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-import logging
 import pathlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +17,10 @@ from typing import Any
 from exit_jax.domains.gym import entries
 from exit_jax.domains.gym.entries import Entry
 from exit_jax.domains.gym.settings import GymConfig
-from exit_jax.domains.gym.worker import WALL_FACTOR
-from exit_jax.domains.math.grader import read_ungraded
+from exit_jax.domains.ungraded import UngradedLog
+from exit_jax.domains.worker_process import WALL_FACTOR
 from exit_jax.domains.workers import Job
 
-log = logging.getLogger(__name__)
 CACHE_SIZE = 1 << 16
 ROUNDING = 1e-6
 EDGE_CHARS = 200  # length of the start of an ungraded answer, for its log
@@ -51,8 +49,7 @@ class Scorer:
         self._pool = entries.workers(config.num_workers)
         self._lock = threading.Lock()
         self._cache: collections.OrderedDict[bytes, Verdict] = collections.OrderedDict()
-        self._log = pathlib.Path(config.data_dir).expanduser().absolute() / "ungraded.jsonl"
-        self._ungraded = read_ungraded(self._log)
+        self._ungraded = UngradedLog(pathlib.Path(config.data_dir).expanduser().absolute() / "ungraded.jsonl")
 
     def score(self, pairs: Sequence[tuple[Entry, str]]) -> list[Verdict]:
         """Score (entry, answer) pairs; the order is kept. One thread at a time, the others wait.
@@ -77,8 +74,10 @@ class Scorer:
                     if len(self._cache) > CACHE_SIZE:
                         self._cache.popitem(last=False)
                 else:
-                    self._ungraded.add(key)
-                    self._note(key, *todo[key], reason)
+                    entry, answer = todo[key]
+                    said = {"set": entry.set, "question": entry.question[:EDGE_CHARS]}
+                    said |= {"num_chars": len(answer), "start": answer[:EDGE_CHARS]}
+                    self._ungraded.add(key, reason=reason, **said)
             return [verdicts[key] for key in keys]
 
     def _known(self, key: bytes) -> Verdict | None:
@@ -100,16 +99,6 @@ class Scorer:
         for place, reply in self._pool.run(jobs):
             error = reply.get("error")
             yield keys[place], UNGRADED if error else verdict_of(reply), str(error)
-
-    def _note(self, key: bytes, entry: Entry, answer: str, reason: str) -> None:
-        """Append one ungraded pair to the log."""
-        row = {"hash": key.hex(), "reason": reason, "set": entry.set, "question": entry.question[:EDGE_CHARS]}
-        row |= {"num_chars": len(answer), "start": answer[:EDGE_CHARS]}
-        try:
-            with open(self._log, "a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:  # a full disk costs the log a row, not the batch its scores
-            log.warning("cannot write to %s: %s", self._log, error)
 
 
 def verdict_of(reply: Mapping[str, Any]) -> Verdict:

@@ -1,7 +1,7 @@
 """What a process of reasoning-gym runs: it makes entries of a set, and scores answers to them. Started by path.
 
-It imports neither exit_jax nor JAX. Requests are JSON lines on stdin, each answered by one line, after a first line that says
-that the imports are done (see domains/workers.py):
+It imports no JAX. Requests are JSON lines on stdin, each answered by one line, after a first line that says that the imports
+are done (see domains/workers.py):
 
     {"set", "level", "seed", "size", "secs", "make": [index, ...]}  ->  {"entries": [{"entry": ...} or {"raised": why}, ...]}
     {"set", "level", "seed", "size", "secs", "entry", "answer"}     ->  {"score": number} or {"raised": why}
@@ -18,17 +18,15 @@ import fractions
 import functools
 import json
 import logging
-import os
 import random
-import resource
-import signal
 import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+from exit_jax.domains import worker_process
+
 TAG = "~"
-WALL_FACTOR = 4.0
 MAX_DATASETS = 16
 MAX_WHY_CHARS = 200
 FORMULA = (
@@ -187,47 +185,24 @@ def answer_request(request: dict, restart_timers: Callable[[], None]) -> dict:
     return {"entries": entries}
 
 
-def resident_bytes() -> int:
-    """Return this process's memory, 0 where /proc is missing."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
-
-
 def main(memory_bytes: int) -> None:
     """Answer requests until stdin ends."""
-    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # some sets print
-
-    def reply(**fields: Any) -> None:
-        replies.write(json.dumps(fields) + "\n")
-        replies.flush()
-
-    def set_timers(secs: float) -> None:
-        signal.setitimer(signal.ITIMER_PROF, secs)
-        signal.setitimer(signal.ITIMER_REAL, WALL_FACTOR * secs)
-
-    for limit, value in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(limit, (value, value))
-    for number in (signal.SIGPROF, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)  # to end the process, whatever it is in the middle of
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a cluster that ends a job: the trainer decides
+    replies = worker_process.begin()
+    worker_process.limit_address_space(memory_bytes)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     guard()
-    reply(ready=True)
+    worker_process.write_line(replies, {"ready": True})
     for line in sys.stdin.buffer:
         try:
             request = json.loads(line)
-            fields = answer_request(request, functools.partial(set_timers, request["secs"]))
+            fields = answer_request(request, functools.partial(worker_process.start_timers, request["secs"]))
         except MemoryError:
             fields = {"error": "out of memory"}
         except Exception as error:
             fields = {"error": repr(error)[:MAX_WHY_CHARS]}
-        set_timers(0.0)
-        reply(**fields, rss=resident_bytes())
+        worker_process.stop_timers()
+        worker_process.write_line(replies, fields | {"rss": worker_process.resident_bytes()})
 
 
 if __name__ == "__main__":

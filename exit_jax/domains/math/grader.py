@@ -14,16 +14,16 @@ import collections
 import dataclasses
 import hashlib
 import json
-import logging
 import pathlib
 import re
 import threading
 from collections.abc import Iterator, Sequence
 
 from exit_jax.domains.text.thoughts import final_answer
+from exit_jax.domains.ungraded import UngradedLog
+from exit_jax.domains.worker_process import WALL_FACTOR
 from exit_jax.domains.workers import Job, Pool
 
-log = logging.getLogger(__name__)
 WORKER = pathlib.Path(__file__).with_name("grading")  # a folder that Python runs, and puts on the path of what it runs
 # length of an answer or a gold answer; also keeps a request (12 bytes a character at most) within a pipe's 64 KiB
 MAX_CHARS = 2000
@@ -31,7 +31,6 @@ SCAN_CHARS = 100_000  # the end of a response, where boxes are looked for: 40 ms
 EDGE_CHARS = 200  # length of each end of an ungraded response, for its log
 CACHE_SIZE = 1 << 16
 MEMORY_BYTES = 2 << 30  # a worker's address space
-WALL_FACTOR = 4.0  # seconds by the clock for each of processor time
 
 BOX = r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*(?:\[[^\[\]]*\]\s*)*"
 BRACES = re.compile(rf"{BOX}\{{|{BOX}(?P<bare>\\[A-Za-z]+|-?[\w.]+)|\\.|[{{}}]", re.DOTALL)
@@ -170,8 +169,7 @@ class Grader:
         self._pool = Pool(WORKER, [str(limit) for limit in limits], num_workers, needs="math-verify")
         self._timeout_secs, self._lock = timeout_secs, threading.Lock()
         self._cache: collections.OrderedDict[bytes, Verdict] = collections.OrderedDict()
-        self._ungraded_log = ungraded_log
-        self._ungraded = set() if ungraded_log is None else read_ungraded(ungraded_log)
+        self._ungraded = UngradedLog(ungraded_log)
 
     @property
     def num_replaced(self) -> int:
@@ -207,9 +205,9 @@ class Grader:
                     if len(self._cache) > CACHE_SIZE:
                         self._cache.popitem(last=False)
                 else:
-                    self._ungraded.add(key)
                     response, gold = pairs[todo[key]]
-                    self._log(key, response, gold, reason)
+                    ends = {"start": response[:EDGE_CHARS], "end": response[-EDGE_CHARS:]}
+                    self._ungraded.add(key, reason=reason, gold=gold[:MAX_CHARS], num_chars=len(response), **ends)
             graded = [verdicts[key] for key in keys]
             self.stats.num_pairs += len(pairs)
             self.stats.num_cache_hits += len(pairs) - len(todo)
@@ -228,18 +226,6 @@ class Grader:
             self._cache.move_to_end(key)
         return self._cache.get(key)
 
-    def _log(self, key: bytes, response: str, gold: str, reason: str):
-        """Append one ungraded pair to the log."""
-        if self._ungraded_log is None:
-            return
-        row = {"hash": key.hex(), "reason": reason, "gold": gold[:MAX_CHARS]}
-        row |= {"num_chars": len(response), "start": response[:EDGE_CHARS], "end": response[-EDGE_CHARS:]}
-        try:
-            with open(self._ungraded_log, "a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:  # a full disk costs the log a row, not the batch its grades
-            log.warning("cannot write to %s: %s", self._ungraded_log, error)
-
     def _grade_new(self, requests: dict[bytes, tuple[str, str]]) -> Iterator[tuple[bytes, Verdict, str]]:
         """Yield (key, verdict, why it is ungraded) of pairs by key, as they come in."""
         jobs = {}
@@ -253,21 +239,3 @@ class Grader:
             error = reply.get("error")
             graded = error is None and Verdict(reply["correct"], True, reply["answer"])
             yield keys[index], graded or UNGRADED, str(error)
-
-
-def read_ungraded(path: pathlib.Path) -> set[bytes]:
-    """Return the keys in a log of ungraded pairs. A last line that was cut off is ended; unreadable lines are skipped."""
-    keys = set()
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return keys
-    lines = path.read_bytes().split(b"\n")
-    if lines[-1]:
-        with open(path, "ab") as file:
-            file.write(b"\n")
-    for line in lines:
-        try:
-            keys.add(bytes.fromhex(json.loads(line)["hash"]))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return keys

@@ -24,11 +24,15 @@ import copy
 import itertools
 import json
 import os
-import resource
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from exit_jax.domains import worker_process
+from exit_jax.domains.multi_turn import protocol
+from exit_jax.domains.state_cache import StateCache
+from exit_jax.domains.task.calls import what_it_raised
+from exit_jax.plugins import PluginError
 
 MAX_SAVED = 64  # copies of states in a process
 
@@ -39,7 +43,7 @@ class Player:
     def __init__(self, spec: Mapping[str, Any]):
         self.make = protocol.factory(spec["environment"], spec["arguments"])
         self.step_secs, self.reset_secs, self.alone = spec["step_secs"], spec["reset_secs"], spec["alone"]
-        self.live = Cache(spec["max_instances"], self.close)
+        self.live = StateCache(spec["max_instances"], self.close)
         self.saved: collections.OrderedDict[str, Any] = collections.OrderedDict()
 
     def do(self, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,31 +250,19 @@ def said(part: Mapping[str, Any] | None) -> str:
 
 @contextlib.contextmanager
 def limited(secs: float):
-    """Allow so much processor time, and WALL_FACTOR times that by the clock."""
-    start_timers(secs)
+    """Allow so much processor time, and four times that by the clock."""
+    worker_process.start_timers(secs)
     try:
         yield
     finally:
-        stop_timers()
+        worker_process.stop_timers()
 
 
 def main(spec: dict[str, Any]) -> None:
     """Answer jobs until stdin ends."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", encoding="ascii")
+    requests, replies = os.fdopen(os.dup(0), "rb"), worker_process.begin()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)  # what an environment prints must not be taken for a reply
-    # one thread a process, for there is one process a core; a device is the trainer's
-    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    os.environ.update({**single, "TOKENIZERS_PARALLELISM": "false"} | os.environ | {"JAX_PLATFORMS": "cpu"})
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for number in (signal.SIGPROF, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)  # the default ends the process, whatever it is in the middle of
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # signal of a cluster that ends a job: the trainer decides
-
-    def reply(fields: Mapping[str, Any]) -> None:
-        replies.write(json.dumps(fields) + "\n")
-        replies.flush()
-
+    worker_process.use_one_thread()
     player, wrong = None, ""
     try:
         player = Player(spec)
@@ -278,24 +270,17 @@ def main(spec: dict[str, Any]) -> None:
         wrong = str(error)
     except (Exception, SystemExit) as error:
         wrong = f"domain.environment = {spec['environment']!r}: {what_it_raised(error, '')}"
-    reply({"ready": True})
-    before = resident_bytes()
-    limit, hard = memory_bytes("VmData:") + spec["memory_bytes"], resource.getrlimit(resource.RLIMIT_DATA)[1]
-    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # address space that is reserved only is not in it
+    worker_process.write_line(replies, {"ready": True})
+    before = worker_process.resident_bytes()
+    worker_process.limit_growth(spec["memory_bytes"])
     for line in requests:
         found = player.do(json.loads(line)) if player else {"missing": wrong}
-        is_full = resident_bytes() - before > spec["memory_bytes"] // 2  # a leak: the next process begins with little
-        reply(found | {"retire": is_full})
+        # a leak: the next process begins with little
+        is_full = worker_process.resident_bytes() - before > spec["memory_bytes"] // 2
+        worker_process.write_line(replies, found | {"retire": is_full})
 
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     sys.path[:] = given["path"]  # the trainer's
-    from exit_jax.domains.multi_turn import protocol
-    from exit_jax.domains.task.calls import what_it_raised
-    from exit_jax.domains.task.worker import memory_bytes, resident_bytes
-    from exit_jax.domains.tool_use.worker import Cache, start_timers, stop_timers
-    from exit_jax.plugins import PluginError
-
     main(given)

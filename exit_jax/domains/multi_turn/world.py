@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from exit_jax.domains.domain import DomainError
-from exit_jax.domains.math.grader import read_ungraded
 from exit_jax.domains.multi_turn.episode import Episode, Turn
 from exit_jax.domains.multi_turn.protocol import digest
 from exit_jax.domains.multi_turn.settings import MultiTurnConfig
 from exit_jax.domains.text import chat
-from exit_jax.domains.tool_use.worker import WALL_FACTOR
+from exit_jax.domains.ungraded import UngradedLog
+from exit_jax.domains.worker_process import WALL_FACTOR
 from exit_jax.domains.workers import Job, Pool
 from exit_jax.errors import GradingError, UserError
 
@@ -43,8 +43,7 @@ class World:
         """
         self.config, self.identity = config, identity
         self.stats: collections.Counter[str] = collections.Counter()
-        self._log = pathlib.Path(config.data_dir).expanduser().absolute() / FILE
-        self._crashed = read_ungraded(self._log)
+        self._crashed = UngradedLog(pathlib.Path(config.data_dir).expanduser().absolute() / FILE)
         # the check at load, the calls that it makes, and what it came to
         self.reference: tuple[Mapping[str, Any], int, list[Any]] | None = None
         self._pool = self._make_pool(config.max_instances)
@@ -187,20 +186,14 @@ class World:
 
     def _remember(self, name: bytes, episode: Episode, text: str, why: str) -> None:
         """Tell of a crash, and enter it into the log."""
-        self._crashed.add(name)
         self.stats["warnings"] += 1
         turn, place = len(episode.turns) + 1, episode.task.place
         if self.stats["warnings"] <= NUM_WARNINGS:
             log.warning("turn %d of %s crashed on %r: %s", turn, place, text[:60], why)
         if self.stats["warnings"] == NUM_WARNINGS:
-            log.warning("further crashes are in %s only", self._log)
-        row = {"hash": name.hex(), "environment": self.config.environment, "reason": why, "task": place, "turn": turn}
-        try:
-            self._log.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._log, "a") as file:
-                file.write(json.dumps(row | {"text": text[:MAX_LOGGED_CHARS]}) + "\n")
-        except OSError as error:  # a full disk costs the log a row, and no more
-            log.warning("cannot write to %s: %s", self._log, error)
+            log.warning("further crashes are in %s only", self._crashed.path)
+        said = {"environment": self.config.environment, "reason": why, "task": place, "turn": turn}
+        self._crashed.add(name, **said, text=text[:MAX_LOGGED_CHARS])
 
 
 def why_failed(reply: Mapping[str, Any]) -> str:

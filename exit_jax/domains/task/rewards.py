@@ -28,17 +28,17 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from exit_jax.domains.math.grader import read_ungraded
 from exit_jax.domains.task import calls
 from exit_jax.domains.task.settings import TaskConfig
 from exit_jax.domains.text.scored import Score
+from exit_jax.domains.ungraded import UngradedLog
+from exit_jax.domains.worker_process import WALL_FACTOR
 from exit_jax.domains.workers import Job, Pool
 from exit_jax.errors import DomainError, GradingError
 from exit_jax.plugins import PluginError
 
 log = logging.getLogger(__name__)
 WORKER = pathlib.Path(__file__).with_name("worker.py")
-WALL_FACTOR = 4.0  # seconds by the clock for each of processor time
 # beyond all limits of a job, which a worker keeps itself; nobody knows how often a function runs code
 SPARE_SECS, DAY_SECS = 300.0, 86400.0
 MAX_BATCH = 16  # items of a call of a batched function
@@ -64,7 +64,7 @@ class Rewards:
           PluginError: functions that cannot be imported or called; each with its reason.
           DomainError: the sandbox cannot be had.
         """
-        self.config, self._log_path, self._lock = config, log, threading.Lock()
+        self.config, self._lock = config, threading.Lock()
         self._columns = None if columns is None else sorted(columns)
         found = self._check()
         self._functions = found["functions"]
@@ -76,7 +76,7 @@ class Rewards:
         self._each = _names_of_notes(config.reward)
         self.notes: tuple[str, ...] = ("reward_faults", "ungraded", *self._each, *config.figures)
         self._known: collections.OrderedDict[bytes, calls.Outcome] = collections.OrderedDict()
-        self._died = set() if log is None else read_ungraded(log)
+        self._died = UngradedLog(log)
         self._sizes = [MAX_BATCH] * len(config.reward)
         self._num_warnings = 0
         self._pool: Pool | None = None
@@ -281,9 +281,7 @@ class Rewards:
     def _keep(self, key: bytes, outcome: calls.Outcome, number: int, row: Any, item: dict) -> None:
         """Remember an outcome, and tell of a fault."""
         fault = outcome.get("fault")
-        if outcome.get("kind") == "died":
-            self._died.add(key)
-        elif outcome.get("kind") != "raised":  # a server may be back at the next call
+        if outcome.get("kind") not in ("died", "raised"):  # a server may be back at the next call
             self._known[key] = outcome
         if fault is None:
             return
@@ -291,19 +289,15 @@ class Rewards:
         self._num_warnings += 1
         if self._num_warnings <= NUM_WARNINGS:
             log.warning("no reward by %s for %r of %s: %s", name, completion[:60], place or "a row", fault)
-        if self._num_warnings == NUM_WARNINGS and self._log_path:
-            log.warning("further completions without a reward are in %s only", self._log_path)
-        if self._log_path is None:
-            return
-        fields = {"hash": key.hex()} if outcome["kind"] == "died" else {}  # what has one is not tried again
-        fields |= {"function": name, "kind": outcome["kind"], "reason": fault, "place": place}
-        fields |= {"prompt": item["prompt"][:EDGE_CHARS], "num_chars": len(completion)}
-        fields |= {"start": completion[:EDGE_CHARS], "end": completion[-EDGE_CHARS:]}
-        try:
-            with open(self._log_path, "a") as file:
-                file.write(json.dumps(fields) + "\n")
-        except OSError as error:  # a full disk costs the log a row, not the batch its scores
-            log.warning("cannot write to %s: %s", self._log_path, error)
+        if self._num_warnings == NUM_WARNINGS and self._died.path:
+            log.warning("further completions without a reward are in %s only", self._died.path)
+        said = {"function": name, "kind": outcome["kind"], "reason": fault, "place": place}
+        said |= {"prompt": item["prompt"][:EDGE_CHARS], "num_chars": len(completion)}
+        said |= {"start": completion[:EDGE_CHARS], "end": completion[-EDGE_CHARS:]}
+        if outcome["kind"] == "died":
+            self._died.add(key, **said)
+        else:  # a resumed run tries it again
+            self._died.write(**said)
 
     def _require_some(self, todo: list[dict[bytes, int]], fresh: Mapping[bytes, calls.Outcome]) -> None:
         """Raise GradingError if a function has failed on all of many items; accidents are the completions' own doing."""

@@ -21,13 +21,14 @@ import ctypes
 import json
 import os
 import random
-import resource
 import select
 import signal
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+from exit_jax.domains import worker_process
 
 IMPORT_SECS = 120.0
 LOOK_SECS = 1.0  # how often the keeper sees whether the trainer is there
@@ -122,9 +123,7 @@ class Keeper:
             if why := self.start(lambda line: None):
                 return why
         try:
-            line = json.dumps(request).encode() + b"\n"
-            while line:
-                line = line[os.write(self.to_child, line) :]
+            worker_process.write_line(self.to_child, request)
         except OSError:
             return self.end("")
         return self.listen(take, self.spec["wall_secs"], request["is_async"])
@@ -208,10 +207,8 @@ class Child:
         functions, caller = self.functions, make_caller(self)
         self.say(described(functions))
         self.say({"done": ""})
-        kept = resident_bytes()
-        limit, hard = memory_bytes("VmData:") + self.spec["memory_bytes"], resource.getrlimit(resource.RLIMIT_DATA)[1]
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # address space that is reserved only is not in it
+        kept = worker_process.resident_bytes()
+        worker_process.limit_growth(self.spec["memory_bytes"])
         for line in self.requests:
             request = json.loads(line)
             function = functions[request["function"]]
@@ -221,16 +218,14 @@ class Child:
             else:
                 caller.call(function, request["items"], lambda at, outcome: self.say({"at": at, "outcome": outcome}))
             signal.setitimer(signal.ITIMER_PROF, 0)
-            is_full = resident_bytes() - kept > self.spec["memory_bytes"] // 2
+            is_full = worker_process.resident_bytes() - kept > self.spec["memory_bytes"] // 2
             self.say({"done": "full" if is_full else ""})
 
     def say(self, line: dict) -> None:
         """Write a line to the keeper, unless this is a copy of the process that a function has forked."""
         if os.getpid() != self.pid:
             os._exit(1)
-        data = json.dumps(line).encode() + b"\n"
-        while data:
-            data = data[os.write(self.replies, data) :]
+        worker_process.write_line(self.replies, line)
 
     def begin(self, spare_secs: float = 0.0) -> None:
         """Give the next try its time."""
@@ -318,47 +313,17 @@ def described(functions: list[Any]) -> dict[str, Any]:
     return {"functions": words, "num_threads": num_threads}
 
 
-def memory_bytes(field: str) -> int:
-    """Return a line of this process's status in bytes, 0 where /proc is missing."""
-    try:
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) << 10 for line in file if line.startswith(field))
-    except OSError:
-        return 0
-
-
-def resident_bytes() -> int:
-    """Return this process's memory, 0 where /proc is missing."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
-
-
 def main(spec: dict[str, Any]) -> None:
     """Answer jobs until stdin ends."""
     sys.path[:] = spec["path"]  # the trainer's
-    # one thread a process, for there is one process a core; a device is the trainer's
-    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    os.environ.update({**single, "TOKENIZERS_PARALLELISM": "false"} | os.environ | {"JAX_PLATFORMS": "cpu"})
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    replies = os.dup(1)
-    os.dup2(2, 1)  # what a module prints must not be taken for a reply
-    # a cluster that ends a job sends them: the trainer decides, and has items in hand
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    worker_process.use_one_thread()
+    replies = worker_process.begin()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as SIGTERM
     keeper = Keeper(spec, replies)
-
-    def reply(fields: dict) -> None:
-        line = json.dumps(fields).encode() + b"\n"
-        while line:
-            line = line[os.write(replies, line) :]
-
-    reply({"ready": True})
+    worker_process.write_line(replies, {"ready": True})
     try:
         for line in sys.stdin.buffer:
-            reply(keeper.do(json.loads(line)))
+            worker_process.write_line(replies, keeper.do(json.loads(line)))
     finally:
         if keeper.pid:
             keeper.end("")

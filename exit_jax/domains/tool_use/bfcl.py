@@ -21,13 +21,11 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import logging
 import pathlib
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exit_jax.domains.math.grader import read_ungraded
 from exit_jax.domains.tool_use.episode import (
     Call,
     Episode,
@@ -42,10 +40,11 @@ from exit_jax.domains.tool_use.episode import (
     describe,
 )
 from exit_jax.domains.tool_use.parser import MARKERS, Markers, parse
-from exit_jax.domains.tool_use.worker import WALL_FACTOR, digest
+from exit_jax.domains.tool_use.worker import digest
+from exit_jax.domains.ungraded import UngradedLog
+from exit_jax.domains.worker_process import WALL_FACTOR
 from exit_jax.domains.workers import Job, Pool
 
-log = logging.getLogger(__name__)
 VERSION = "2026.3.23"
 INSTALL = f"pip install --no-deps bfcl-eval=={VERSION} mpmath==1.3.0"
 CATEGORY = "BFCL_v4_multi_turn_base.json"
@@ -206,8 +205,7 @@ class BfclEnvironment:
         if not call_secs > 0:
             raise ValueError(f"call_secs={call_secs} must be positive")
         self.tasks, self.markers, self.stats = tasks, markers, Stats()
-        self._call_secs, self._crash_log, self._lock = call_secs, crash_log, threading.Lock()
-        self._crashed = set() if crash_log is None else read_ungraded(crash_log)
+        self._call_secs, self._crashed, self._lock = call_secs, UngradedLog(crash_log), threading.Lock()
         self._pool = Pool(WORKER, [str(call_secs), str(MEMORY_BYTES)], num_workers, needs="bfcl-eval")
 
     @property
@@ -327,25 +325,14 @@ class BfclEnvironment:
             index = todo[position]
             replies[index] = reply
             if "error" in reply:
-                self._crashed.add(names[index])
-                self._log(names[index], jobs[index], reply["error"])
+                job = jobs[index]
+                self._crashed.add(names[index], reason=reply["error"], task=job.message["task"]["id"], **asked(job))
         with self._lock:
             for reply in replies.values():
                 self.stats.num_replayed += reply.get("replayed", 0)
                 self.stats.num_crashed += "error" in reply
                 self.stats.num_mismatches += "mismatch" in reply
         return replies
-
-    def _log(self, name: bytes, job: Job, reason: str):
-        """Append a crash to the log."""
-        if self._crash_log is None:
-            return
-        row = {"hash": name.hex(), "reason": reason, "task": job.message["task"]["id"], **asked(job)}
-        try:
-            with open(self._crash_log, "a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:  # a full disk costs the log a row, and no more
-            log.warning("cannot write to %s: %s", self._crash_log, error)
 
     def _broken(self, episode: Episode, turn: Turn, reply: dict[str, Any]) -> StepResult:
         """Return the end of an episode whose worker crashed in this turn, or whose past cannot be brought about again."""

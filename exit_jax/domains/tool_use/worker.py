@@ -1,8 +1,8 @@
 """What an environment process runs: calls on BFCL's back-ends, and the verdicts. Started by path (see domains/workers.py).
 
-It imports neither exit_jax nor JAX. Requests are JSON lines on stdin, each answered by one line, after a first line that says
-that the imports are done. A request names a state by the *key* of the calls that lead to it; the states held here are only
-a cache, and one that is missing is rebuilt by making those calls again and comparing what they return with what was recorded.
+It imports no JAX. Requests are JSON lines on stdin, each answered by one line, after a first line that says that the imports
+are done. A request names a state by the *key* of the calls that lead to it; the states held here are only a cache, and one
+that is missing is rebuilt by making those calls again and comparing what they return with what was recorded.
 
     {"task": {"id", "initial_config", "involved_classes"}, "history": [[name, arguments, observation], ...], "key": ...}
 
@@ -22,16 +22,15 @@ import importlib
 import inspect
 import itertools
 import json
-import os
-import resource
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from exit_jax.domains import worker_process
+from exit_jax.domains.state_cache import StateCache
+
 MAX_STATES = 512
 MAX_OBSERVATION_CHARS = 8000
-WALL_FACTOR = 4.0  # seconds by the clock for each of processor time
 CATEGORY = "multi_turn_base"
 APIS = (
     "GorillaFileSystem",
@@ -130,7 +129,7 @@ def execute(backends: Backends, state: dict, name: str, arguments: dict[str, Any
     Raises:
         MemoryError: it did not fit the process's limit.
     """
-    start_timers(backends.call_secs)
+    worker_process.start_timers(backends.call_secs)
     try:
         method, defaults = backends.find(state, name)
         result = method(**(defaults | copy.deepcopy(arguments)))
@@ -139,7 +138,7 @@ def execute(backends: Backends, state: dict, name: str, arguments: dict[str, Any
         raise
     except Exception as error:
         text = f"Error during execution: {error}"
-    stop_timers()
+    worker_process.stop_timers()
     if len(text) > MAX_OBSERVATION_CHARS:
         text = f"{text[:MAX_OBSERVATION_CHARS]}... ({len(text)} characters in all)"
     return text
@@ -210,7 +209,7 @@ def run_official(backends: Backends, task: dict, made: list, truth_texts: list) 
     """
     name = f"judge{next(COUNTER)}"
     steps = [[[render(*call)] for call in calls] for calls in made]
-    start_timers(backends.call_secs * (1 + sum(map(len, made)) + sum(map(len, truth_texts))))
+    worker_process.start_timers(backends.call_secs * (1 + sum(map(len, made)) + sum(map(len, truth_texts))))
     backends.forget()
     try:
         result = backends.check(steps, truth_texts, copy.deepcopy(task), CATEGORY, name)
@@ -222,7 +221,7 @@ def run_official(backends: Backends, task: dict, made: list, truth_texts: list) 
     finally:
         for variable in [variable for variable in vars(backends.utils) if variable.startswith(f"{name}_")]:
             del vars(backends.utils)[variable]
-    stop_timers()
+    worker_process.stop_timers()
     return verdict
 
 
@@ -238,49 +237,15 @@ def judge(backends: Backends, state: dict, job: dict) -> dict:
     official, official_error = False, "an earlier request failed"
     if job["judge"]["official"]:
         official, official_error = run_official(backends, job["task"], made, texts)
-    start_timers(backends.call_secs)
+    worker_process.start_timers(backends.call_secs)
     verdict = {
         "states_equal": states_equal(state, true_state),
         "calls_contained": contains(backends, state, list(itertools.chain(*made)), truth[-1]),
         "official": official,
         "official_error": official_error,
     }
-    stop_timers()
+    worker_process.stop_timers()
     return verdict
-
-
-class Cache:
-    """States by key, several of a kind; those used longest ago leave."""
-
-    def __init__(self, max_states: int = MAX_STATES, drop: Callable[[Any], None] = lambda state: None):
-        self.max_states, self.drop = max_states, drop
-        self.states: collections.OrderedDict[str, list[Any]] = collections.OrderedDict()
-        self.count = 0
-
-    def take(self, key: str) -> Any:
-        found = self.states.get(key)
-        if found is None:
-            return None
-        state = found.pop()
-        self.count -= 1
-        if not found:
-            del self.states[key]
-        return state
-
-    def put(self, key: str, state: Any):
-        self.states.setdefault(key, []).append(state)
-        self.states.move_to_end(key)
-        self.count += 1
-        self.keep(self.max_states)
-
-    def keep(self, count: int):
-        """Drop states until no more than ``count`` are held."""
-        while self.count > count:
-            key, found = next(iter(self.states.items()))
-            self.count -= 1
-            self.drop(found.pop(0))
-            if not found:
-                del self.states[key]
 
 
 def show(backends: Backends, job: dict) -> list[str]:
@@ -318,7 +283,7 @@ def plain(value, depth: int = 8):
     return {name: plain(item, depth - 1) for name, item in attributes.items() if name not in ("parent", "_parent")}
 
 
-def answer(backends: Backends, cache: Cache, job: dict) -> dict[str, Any]:
+def answer(backends: Backends, cache: StateCache, job: dict) -> dict[str, Any]:
     """Do one job."""
     if "show" in job:
         return {"changes": show(backends, job), "key": job["key"]}
@@ -343,56 +308,25 @@ def digest(value) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
 
 
-def start_timers(secs: float):
-    """Allow so much processor time from here, and four times that by the clock."""
-    signal.setitimer(signal.ITIMER_PROF, secs)
-    signal.setitimer(signal.ITIMER_REAL, WALL_FACTOR * secs)
-
-
-def stop_timers():
-    """End the allowance."""
-    signal.setitimer(signal.ITIMER_PROF, 0)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def resident_bytes() -> int:
-    """Return this process's memory, 0 where /proc is missing."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
-
-
 def main(call_secs: float, memory_bytes: int):
     """Answer requests until stdin ends. A call has ``call_secs`` of processor time, and four times that by the clock."""
-    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # what a library prints must not be taken for a reply
-
-    def reply(fields):
-        replies.write(json.dumps(fields) + "\n")
-        replies.flush()
-
-    for limit, value in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(limit, (value, value))
-    for number in (signal.SIGPROF, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)  # the default ends the process, whatever it is in the middle of
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # signal of a cluster that ends a job: the trainer decides
+    replies = worker_process.begin()
+    worker_process.limit_address_space(memory_bytes)
     try:
-        backends, cache = Backends(call_secs), Cache()
+        backends, cache = Backends(call_secs), StateCache(MAX_STATES)
         backends.load(APIS)
     except Exception as error:
-        return reply({"error": repr(error)})
-    reply({"ready": True})
+        return worker_process.write_line(replies, {"error": repr(error)})
+    worker_process.write_line(replies, {"ready": True})
     for line in sys.stdin.buffer:
         try:
-            fields = answer(backends, cache, json.loads(line)) | {"rss": resident_bytes()}
+            fields = answer(backends, cache, json.loads(line)) | {"rss": worker_process.resident_bytes()}
         except MemoryError:
             fields = {"error": "out of memory"}
         except Exception as error:
             fields = {"error": repr(error)[:200]}
-        stop_timers()
-        reply(fields)
+        worker_process.stop_timers()
+        worker_process.write_line(replies, fields)
 
 
 if __name__ == "__main__":
