@@ -1,16 +1,14 @@
 """The run of configs/gym.py from end to end on a small random Qwen2: tasks, train, resume, evaluate, report, export."""
 
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 
+import checkpoints
 import pytest
-from small import LLAMA, ROOT, random_params
+from small import ROOT
 
-from exit_jax.domains.text import tokenizer
-from exit_jax.policy.hf.export import export
 from exit_jax.workdir.metrics import read_jsonl
 
 if os.environ.get("EXIT_JAX_REQUIRE_PARITY") != "1":
@@ -44,16 +42,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Return a Hugging Face folder: random weights in the shape of Qwen2, and a tokenizer with a chat template."""
-    folder = tmp_path_factory.mktemp("qwen") / "checkpoint"
-    trained = tokenizer.train(
-        ["Find the Greatest Common Divisor of these numbers. <answer> Spell this word"], 300, folder.parent
-    )
-    shape = dataclasses.replace(LLAMA, vocab_size=len(trained) + 8, qkv_bias=True)
-    export(random_params(shape), shape, folder, None, "float32")
-    assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen2"
-    trained.save_pretrained(folder)
-    return folder
+    return checkpoints.random_qwen2(tmp_path_factory.mktemp("qwen") / "checkpoint")
 
 
 def run(checkpoint, folder, task, *args, **changes):
