@@ -78,9 +78,12 @@ def seen(box, grid, cell):
     return {grid[other] for unit in units(box) if cell in unit for other in unit - {cell}} - {0}
 
 
-def quality(box, given, grid):
+def quality(box, given, grid, solution=None):
+    """Return the share of blanks that are filled without a clash, or as the solution is, where there is one."""
     own = {cell for cell, digit in enumerate(given) if not digit}
-    return len({cell for cell in own if grid[cell]} - clashing(box, grid)) / len(own)
+    legal = {cell for cell in own if grid[cell]} - clashing(box, grid)
+    right = {cell for cell in own if grid[cell] == solution[cell]} if solution else legal
+    return len(right) / len(own)
 
 
 def feedback(box, grid):
@@ -231,9 +234,10 @@ def random_histories(c, rng, count):
     return given_BC.tolist(), grid_BC.tolist(), history
 
 
+@pytest.mark.parametrize("graded_by", ["rules", "solution"])
 @pytest.mark.parametrize(("box", "clues"), [(2, (4, 7)), (3, (34, 40))])
-def test_grades_are_those_of_plain_python(box, clues):
-    c, v, rng = settings(box, clues), Vocabulary(box), random.Random(0)
+def test_grades_are_those_of_plain_python(box, clues, graded_by):
+    c, v, rng = settings(box, clues, graded_by=graded_by), Vocabulary(box), random.Random(0)
     B, G, T = 30, 32, 11  # room for five pairs, two more than allowed
     given, grid, history = random_histories(c, rng, B)
     scripts = [[random_script(rng, v, given[b], T) for _ in range(G)] for b in range(B)]
@@ -254,7 +258,9 @@ def test_grades_are_those_of_plain_python(box, clues):
         valid, value, pay, says, result = (array[b, g].tolist() for array in ours)
         expected, is_valid = run_script(box, 3, given[b], grid[b], scripts[b][g][: lengths[b][g]])
         assert (valid, result) == (is_valid, expected)
-        assert value == pytest.approx(quality(box, given[b], expected) if is_valid else history.quality[b].item())
+        solution = train_puzzles(c)[1][b].tolist() if graded_by == "solution" else None
+        earned = quality(box, given[b], expected, solution)
+        assert value == pytest.approx(earned if is_valid else history.quality[b].item())
         assert pay == (value if is_valid else 0)
         assert says == feedback(box, expected)
         kinds["valid" if valid else "invalid"] += 1
@@ -284,6 +290,33 @@ def test_grades_are_those_of_plain_python(box, clues):
 def test_feedback(grid, expected):
     assert sudoku.feedback(2, jnp.array(parse(grid))) == expected
     assert feedback(2, parse(grid)) == expected
+
+
+@pytest.mark.parametrize(("box", "clues"), [(2, (4, 7)), (3, (34, 40))])
+def test_the_solutions_of_all_puzzles_are_known(box, clues):
+    c = settings(box, clues, graded_by="solution", demo_clues=(clues[0] + 1, clues[1] + 1))
+    for split in ("train", "validation", "test"):
+        given, solved = sudoku.make_puzzles(c, split)
+        np.testing.assert_array_equal(sudoku.solution_of(c, jnp.array(given)), solved)
+        np.testing.assert_array_equal(sudoku.quality(c, jnp.array(given), jnp.array(solved)), 1.0)
+    given, solved = sudoku.demo_puzzles(c)
+    np.testing.assert_array_equal(sudoku.solution_of(c, jnp.array(given)), solved)
+    if box == 2:
+        assert sudoku.known_solutions(c).shape == (288, 16)
+
+
+def test_a_legal_guess_is_not_paid_by_the_solution():
+    given, grid = parse("1... ..3. .4.. ...2"), parse("12.. ..3. .4.. ...2")
+    legal, right = (sudoku.quality(settings(graded_by=name), *map(jnp.array, (given, grid))) for name in ("rules", "solution"))
+    (solution,) = puzzles.solutions(given, box=2, limit=2)
+    assert solution[1] != 2
+    assert (legal, right) == (pytest.approx(1 / 12), 0)
+
+
+def test_demonstrations_do_not_depend_on_the_grade():
+    ids = {sudoku.make_domain(settings(graded_by=name)).demonstrations_id for name in ("rules", "solution")}
+    assert len(ids) == 1
+    assert "graded_by" not in ids.pop()  # so that policies that were warm-started before there was the setting stay of use
 
 
 def test_feedback_can_be_switched_off():

@@ -90,10 +90,46 @@ def clashes(box: int, grid: Array) -> Array:
     return (seen_digits(box, grid) & jax.nn.one_hot(grid - 1, box * box, dtype=bool)).any(-1)
 
 
-def quality(box: int, given: Array, grid: Array) -> Array:
-    """Return the share of non-given cells that are filled without a clash, float32 [...]; 1 means solved."""
-    right = (grid > 0) & ~clashes(box, grid) & (given == 0)
-    return right.sum(-1) / jnp.maximum((given == 0).sum(-1), 1)
+def quality(config: SudokuConfig, given: Array, grid: Array) -> Array:
+    """Return the share of the blanks of ``given`` [..., C] that ``grid`` [..., C] has right, float32 [...]; 1 means solved.
+
+    Right is the digit of the solution, or any without a clash, as ``graded_by`` says: a legal guess then earns as much as a
+    deduction.
+    """
+    if config.graded_by == "solution":
+        right = grid == solution_of(config, given)
+    else:
+        right = (grid > 0) & ~clashes(config.box, grid)
+    return (right & (given == 0)).sum(-1) / jnp.maximum((given == 0).sum(-1), 1)
+
+
+def solution_of(config: SudokuConfig, given: Array) -> Array:
+    """Return the only solutions [..., C] of known puzzles by their clues [..., C]; what it returns of others means nothing."""
+    known = jnp.asarray(known_solutions(config))
+    clues = given[..., None, :]
+    fits = ((clues == 0) | (clues == jnp.broadcast_to(known, (*given.shape[:-1], *known.shape)))).all(-1)
+    return known[jnp.argmax(fits, axis=-1)]
+
+
+@functools.lru_cache
+def known_solutions(config: SudokuConfig) -> np.ndarray:
+    """Return the solutions int32 [M, C] of all puzzles that a run meets; of 4x4 ones, all 288 that there are."""
+    if config.box == 2:
+        return np.array(puzzles.solutions([0] * 16, box=2, limit=289), np.int32)
+    solved = [make_puzzles(config, split)[1] for split in config.splits] + [demo_puzzles(config)[1]]
+    return np.unique(np.concatenate(solved), axis=0)
+
+
+def make_puzzles(config: SudokuConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tasks of a split: (puzzles, solutions), int32 [M, C] each."""
+    train = split == "train"
+    clues, count = (config.num_clues, config.num_train) if train else (config.eval_clues, config.num_eval)
+    return puzzles.generate(split, config.box, tuple(clues), count, config.data_seed)
+
+
+def demo_puzzles(config: SudokuConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return what demonstrations are made of, as ``make_puzzles``: puzzles of the training split."""
+    return puzzles.generate("train", config.box, tuple(config.demo_clues), config.num_train, config.data_seed)
 
 
 def feedback(box: int, grid: Array) -> Array:
@@ -161,14 +197,15 @@ def grade(config: SudokuConfig, instances: Instances, rollouts: Rollouts) -> Gra
     v = Vocabulary(config.box)
     parent = instances.history
     group = rollouts.tokens.shape[:2]
-    given, grid = (jnp.broadcast_to(x[:, None], (*group, v.cells)) for x in unpack(v, parent))
+    puzzle, held = (x[:, None] for x in unpack(v, parent))
+    given, grid = (jnp.broadcast_to(x, (*group, v.cells)) for x in (puzzle, held))
     tokens = jnp.where(rollouts.mask, rollouts.tokens, 0)
     edited, valid = apply_script(v, config.max_edits, given, grid, tokens)
 
     def spread(value):
         return jnp.broadcast_to(value[:, None, None], (*group, 1))
 
-    result = quality(config.box, given, edited)
+    result = quality(config, puzzle, edited)
     # an invalid script leaves the stored quality as it is, too: 0 for a base task, not the clue grid's own
     result = jnp.where(valid, result, parent.quality[:, None])
     children = pack_grids(
@@ -213,7 +250,7 @@ def demonstrate(config: SudokuConfig, solved: Array, clued: Array, key: Array, c
     started = fill.any(-1)
     mode = jnp.where(jax.random.bernoulli(next(keys), shape=(count,)), IMPROVE, DIVERGE)
     step = jnp.where(started, 0, -1)
-    history = pack_grids(config, given, grid, step, task=0, quality=quality(config.box, given, grid))
+    history = pack_grids(config, given, grid, step, task=0, quality=quality(config, given, grid))
 
     cell_key, digit_key, noise_key = next(keys), next(keys), next(keys)
     shape = (count, group_size, v.cells)
@@ -256,11 +293,6 @@ def make_domain(config: SudokuConfig) -> Domain:
     """Build the sudoku domain; puzzles of a split are generated when first asked for."""
     v = Vocabulary(config.box)
 
-    def generate(split):
-        train = split == "train"
-        clues, count = (config.num_clues, config.num_train) if train else (config.eval_clues, config.num_eval)
-        return puzzles.generate(split, config.box, tuple(clues), count, config.data_seed)
-
     @jax.jit
     def make_tasks(given: Array) -> History:
         row = jnp.arange(given.shape[0])
@@ -268,12 +300,10 @@ def make_domain(config: SudokuConfig) -> Domain:
 
     @functools.lru_cache
     def tasks(split: str) -> History:
-        return make_tasks(generate(split)[0])
+        return make_tasks(make_puzzles(config, split)[0])
 
     def demonstrations(key, step, count, group_size):
-        clued, solved = puzzles.generate(
-            "train", config.box, tuple(config.demo_clues), config.num_train, config.data_seed
-        )
+        clued, solved = demo_puzzles(config)
         key = jax.random.fold_in(key, step)
         return demonstrate(config, jnp.asarray(solved), jnp.asarray(clued), key, count, group_size)
 
@@ -283,6 +313,7 @@ def make_domain(config: SudokuConfig) -> Domain:
 
     modes = [(v.mode[mode],) for mode in (BASE, IMPROVE, DIVERGE)]
     demo = dataclasses.replace(config, num_clues=(1, 1), eval_clues=(1, 1), num_eval=1, on_host=False)  # not theirs
+    demo = dataclasses.replace(demo, graded_by="rules")
     return Domain(
         name=f"sudoku{v.digits}",
         splits=SudokuConfig.splits,
@@ -298,12 +329,12 @@ def make_domain(config: SudokuConfig) -> Domain:
             "diverge": (modes[2], "solution", "feedback"),
         },
         tasks=tasks,
-        difficulty=lambda split: {"clues": (generate(split)[0] > 0).sum(-1)},
+        difficulty=lambda split: {"clues": (make_puzzles(config, split)[0] > 0).sum(-1)},
         grade=jax.jit(functools.partial(grade, config)) if config.on_host else functools.partial(grade, config),
         on_host=config.on_host,
         complete=complete,
         demonstrations=demonstrations,
-        demonstrations_id=repr(demo),
+        demonstrations_id=repr(demo).replace(", graded_by='rules'", ""),  # as it was before that setting
         describe=functools.partial(describe, v),
         tokens_are=v.describe(),
     )

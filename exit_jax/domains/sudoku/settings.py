@@ -19,6 +19,12 @@ class SudokuConfig:
     max_edits: int = setting(3, "pairs (cell, digit) a response", within="[1, inf)")
     data_seed: int = setting(0, "seed that the puzzles are made with")
     feedback: bool = setting(True, 'whether the feedback token tells of the grid; if not it is always "open"')
+    graded_by: str = setting(
+        "rules",
+        'which own digits are right: with "solution" those of the puzzle\'s only solution, with "rules" all without a clash',
+        choices=("rules", "solution"),
+        younger=True,
+    )
     on_host: bool = setting(False, "grade between compiled programs, as other domains must; slower")
     demo_clues: tuple[int, int] = setting((4, 7), "fewest and most clues of the puzzles that the warm start is shown")
     demo_noise: float = setting(0.2, "share of demonstrated digits that are random instead of legal", within="[0, 1]")
