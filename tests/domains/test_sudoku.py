@@ -6,6 +6,7 @@ import functools
 import itertools
 import pathlib
 import random
+import re
 import runpy
 
 import jax
@@ -307,7 +308,9 @@ def test_the_solutions_of_all_puzzles_are_known(box, clues):
 
 def test_a_legal_guess_is_not_paid_by_the_solution():
     given, grid = parse("1... ..3. .4.. ...2"), parse("12.. ..3. .4.. ...2")
-    legal, right = (sudoku.quality(settings(graded_by=name), *map(jnp.array, (given, grid))) for name in ("rules", "solution"))
+    legal, right = (
+        sudoku.quality(settings(graded_by=name), *map(jnp.array, (given, grid))) for name in ("rules", "solution")
+    )
     (solution,) = puzzles.solutions(given, box=2, limit=2)
     assert solution[1] != 2
     assert (legal, right) == (pytest.approx(1 / 12), 0)
@@ -316,7 +319,8 @@ def test_a_legal_guess_is_not_paid_by_the_solution():
 def test_demonstrations_do_not_depend_on_the_grade():
     ids = {sudoku.make_domain(settings(graded_by=name)).demonstrations_id for name in ("rules", "solution")}
     assert len(ids) == 1
-    assert "graded_by" not in ids.pop()  # so that policies that were warm-started before there was the setting stay of use
+    # so that policies that were warm-started before there were these settings stay of use
+    assert not {"graded_by", "grid_copies"} & set(re.findall(r"\w+", ids.pop()))
 
 
 def test_feedback_can_be_switched_off():
@@ -421,6 +425,21 @@ def test_prompts(mode, step, expected):
     assert length == (33 if mode == BASE else 34)
     assert domain.vocab_size == 34
     assert history.tokens.shape == (1, domain.history_width)
+
+
+@pytest.mark.parametrize(("mode", "step"), [(BASE, -1), (IMPROVE, 0), (DIVERGE, 0)], ids=MODES)
+def test_a_prompt_may_hold_the_grid_twice(mode, step):
+    once, twice = (sudoku.make_domain(settings(grid_copies=copies)) for copies in (1, 2))
+    history = one_history(GIVEN, GRID, step)
+    rendered = [render_by_mode(d.templates, history, jnp.array([mode]), d.prompt_width) for d in (once, twice)]
+    (short, long), lengths = (
+        [tokens[0].tolist() for tokens, _ in rendered],
+        [int(length[0]) for _, length in rendered],
+    )
+    grid = short[1:33]
+    assert long == [short[0], *grid, *grid, *short[33:]]
+    assert lengths[1] == lengths[0] + 32
+    assert once.demonstrations_id != twice.demonstrations_id
 
 
 @pytest.mark.parametrize(("grid", "expected"), [(GRID, False), ("1111 1131 1111 1112", True)])

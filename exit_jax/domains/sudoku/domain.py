@@ -17,6 +17,7 @@ from exit_jax.algorithm.prompts import pack, piece
 from exit_jax.domains.domain import Domain
 from exit_jax.domains.sudoku import puzzles
 from exit_jax.domains.sudoku.settings import SudokuConfig
+from exit_jax.settings import younger_defaults
 from exit_jax.types import BASE, DIVERGE, IMPROVE, Array, Grades, History, Instances, Rollouts, make_history
 
 OPEN, STUCK, CLASH, DONE = range(4)  # what the feedback token says of a grid; all can be read off the grid itself
@@ -314,19 +315,22 @@ def make_domain(config: SudokuConfig) -> Domain:
     modes = [(v.mode[mode],) for mode in (BASE, IMPROVE, DIVERGE)]
     demo = dataclasses.replace(config, num_clues=(1, 1), eval_clues=(1, 1), num_eval=1, on_host=False)  # not theirs
     demo = dataclasses.replace(demo, graded_by="rules")
+    younger = younger_defaults(demo)
+    demo_fields = {name: value for name, value in vars(demo).items() if value != younger.get(name)}
+    request, solution = ((name,) * config.grid_copies for name in ("request", "solution"))
     return Domain(
         name=f"sudoku{v.digits}",
         splits=SudokuConfig.splits,
         vocab_size=v.size,
         history_width=4 * v.cells + 1,
-        prompt_width=2 * v.cells + 2,
+        prompt_width=2 * v.cells * config.grid_copies + 2,
         max_tokens=2 * config.max_edits + 1,
         stop_tokens=(v.end,),
         embedding_width=v.cells * v.digits,
         templates={
-            "base": (modes[0], "request"),
-            "improve": (modes[1], "solution", "feedback"),
-            "diverge": (modes[2], "solution", "feedback"),
+            "base": (modes[0], *request),
+            "improve": (modes[1], *solution, "feedback"),
+            "diverge": (modes[2], *solution, "feedback"),
         },
         tasks=tasks,
         difficulty=lambda split: {"clues": (make_puzzles(config, split)[0] > 0).sum(-1)},
@@ -334,7 +338,7 @@ def make_domain(config: SudokuConfig) -> Domain:
         on_host=config.on_host,
         complete=complete,
         demonstrations=demonstrations,
-        demonstrations_id=repr(demo).replace(", graded_by='rules'", ""),  # as it was before that setting
+        demonstrations_id=f"SudokuConfig({', '.join(f'{name}={value!r}' for name, value in demo_fields.items())})",
         describe=functools.partial(describe, v),
         tokens_are=v.describe(),
     )

@@ -25,6 +25,12 @@ class SudokuConfig:
         choices=("rules", "solution"),
         younger=True,
     )
+    grid_copies: int = setting(
+        1,
+        "times that a prompt holds the grid; a cell of the second copy has seen all others, one of the first the earlier ones",
+        choices=(1, 2),
+        younger=True,
+    )
     on_host: bool = setting(False, "grade between compiled programs, as other domains must; slower")
     demo_clues: tuple[int, int] = setting((4, 7), "fewest and most clues of the puzzles that the warm start is shown")
     demo_noise: float = setting(0.2, "share of demonstrated digits that are random instead of legal", within="[0, 1]")
