@@ -24,7 +24,6 @@ def get_config(arg: str = "") -> ConfigDict:
     d.eval_clues = d.demo_clues = CLUES["paper"]
     d.num_train, d.num_eval = 1024, 64
     d.max_edits = 1
-    d.graded_by = "solution"
     d.demo_noise = d.demo_wrong = 0.1
 
     p = c.policy

@@ -25,7 +25,6 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"setting={given['setting']} is not one of {tuple(CLUES)}")
     c = default("sudoku", name=f"sudoku-{given['setting']}", seed=given["seed"])
     c.domain.num_clues = CLUES[given["setting"]]
-    c.domain.graded_by = "solution"
 
     p = c.policy
     p.num_layers, p.embed_dim, p.mlp_dim = 3, 64, 192

@@ -24,7 +24,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.domain.num_clues = CLUES[given["setting"]]
     c.domain.eval_clues = c.domain.demo_clues = (36, 50)
     c.domain.max_edits = 8
-    c.domain.graded_by = "solution"
 
     p = c.policy
     p.num_layers, p.embed_dim, p.mlp_dim = 6, 512, 1408

@@ -29,7 +29,6 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"setting={given['setting']} is not one of {tuple(CLUES)}")
     c = default("sudoku", name=f"sudoku_hf-{given['setting']}", seed=given["seed"], checkpoint=given["checkpoint"])
     c.domain.num_clues = CLUES[given["setting"]]
-    c.domain.graded_by = "solution"
 
     c.policy.decode_stages = 1
     c.policy.lora.rank = given["lora"]
