@@ -144,7 +144,8 @@ class Attention(nnx.Module):
     def __call__(self, x: Array, turn: tuple[Array, Array], mask: Array, cache: Cache, layer: LayerCache):
         """X [B, G, S, D] -> [B, G, S, D], and the layer's own keys and values with these S tokens.
 
-        ``turn`` is the ``rotation`` of the tokens' positions, and ``mask`` is over the own slots that are looked at, bool [B, G, W], as it is after these tokens.
+        ``turn`` is the ``rotation`` of the tokens' positions. ``mask`` is over the own slots that are looked at, bool
+        [B, G, W], as it is after these tokens.
         """
         c = self.config
         B, G, S, _ = x.shape
