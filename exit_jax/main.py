@@ -76,12 +76,12 @@ def compute(mode: str, config: Any, experiment: Any) -> None:
     if mode == "study":
         variants, seeds = config.study.variants, config.study.seeds
         experiment.check(variants, seeds)
-        run.study(experiment.config, variants, seeds, workdir)
+        run.study(experiment.config, variants, seeds, workdir, config.study.rows)
         if hosts.is_lead():
             print((workdir / "study.md").read_text())
-            print_report(
-                workdir, [workdir / name / f"seed{seed}" for name in (study.BASE, *variants) for seed in seeds]
-            )
+            folders = [workdir / name / f"seed{seed}" for name in (study.BASE, *variants) for seed in seeds]
+            if found := [folder for folder in folders if folder.exists()]:  # of the others there are rows alone
+                print_report(workdir, found)
     elif mode == "export":
         folders = run.export(config, workdir)
         if hosts.is_lead():

@@ -114,11 +114,13 @@ def study(
     variants: Sequence[str],
     seeds: Sequence[int],
     workdir: str | os.PathLike,
+    rows: str | os.PathLike = "",
 ) -> dict[str, Any]:
     """Train and evaluate the base policy and all variants over seeds, each in a folder of its own below ``workdir``.
 
     Args:
       make_config: (variant, seed) -> the config of that run, as of ``train``.
+      rows: file of finished runs, as ``config.study.rows``.
 
     Returns:
       What ``study.json`` holds: figures by split and variant, means and spreads over seeds, differences to GRPO.
@@ -127,7 +129,9 @@ def study(
       ConfigError: as ``train``.
     """
     path = pathlib.Path(workdir).expanduser().absolute()
-    return studies.study(lambda variant, seed: _checked(make_config(variant, seed)), variants, seeds, path, train)
+    recorded = pathlib.Path(rows).expanduser().absolute() if rows else None
+    checked = lambda variant, seed: _checked(make_config(variant, seed))
+    return studies.study(checked, variants, seeds, path, train, recorded)
 
 
 def improve(

@@ -2,7 +2,8 @@
 
 Each run has a workdir of its own below the study's, so a study that is stopped goes on where it was, what is done is
 skipped, and several processes may share the work by taking different seeds. A finished run is evaluated anew where the
-settings of ``eval`` are others; one of another experiment is an error. Seeds share one warm start a seed.
+settings of ``eval`` are others; one of another experiment is an error. Seeds share one warm start a seed. A file of rows
+(workdir/rows.py) stands for the folders of runs that were made elsewhere.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from exit_jax.config.parse import validate
 from exit_jax.config.schema import Config, EvalConfig
 from exit_jax.errors import ConfigError
 from exit_jax.parallel import hosts
-from exit_jax.workdir import evaluation, identity
+from exit_jax.workdir import evaluation, identity, rows
 from exit_jax.workdir.evaluation import to_lists
 from exit_jax.workdir.markdown import table
 from exit_jax.workdir.metrics import trained_iterations
@@ -103,17 +104,20 @@ def study(
     seeds: Sequence[int],
     workdir: pathlib.Path,
     run: Callable[[Config, pathlib.Path], dict],
+    recorded: pathlib.Path | None = None,
 ) -> dict:
     """Run every (variant, seed) that is not done, then write ``study.json`` and ``study.md``.
 
     Args:
       make_config: (variant, seed) -> the config of that run.
       run: trains, or goes on training, and evaluates one config in a workdir and returns its evaluation.
+      recorded: the file of ``config.study.rows``: runs that it has are not made, and others are added when they end.
 
     Raises:
       ConfigError: if a finished run below ``workdir`` is of another experiment.
     """
     results: dict[str, dict[int, dict]] = {}
+    known = rows.read(recorded) if recorded else {}
     # one without a change, such as exit-blind's, which the base policy would be evaluated with
     plain = next((variant for variant in variants if "-" not in variant), variants[0])
     for seed in seeds:
@@ -126,10 +130,14 @@ def study(
                 config = dataclasses.replace(config, variant=BASE, algorithm=algorithm)
             config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changed))
             folder = workdir / variant / f"seed{seed}"
-            found = finished(config, folder)
-            results.setdefault(variant, {})[seed] = run(config, folder) if found is None else found
+            name = rows.name_of(config)
+            found = known.get(name) or finished(config, folder) or run(config, folder)
+            results.setdefault(variant, {})[seed] = found
+            if recorded and name not in known and hosts.is_lead():
+                rows.append(recorded, config, found)
     summary = over_seeds(results)
     if hosts.is_lead():
+        workdir.mkdir(parents=True, exist_ok=True)  # of rows alone
         identity.write_json(workdir / "study.json", summary)
         (workdir / "study.md").write_text(markdown(summary))
     return summary

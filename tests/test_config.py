@@ -261,7 +261,7 @@ def fake_evaluation(accuracy, settings=None):
 def fake_study(tmp_path):
     """Return a function that makes a study of runs that only leave files, under overrides; it returns what ran."""
 
-    def make_study(variants=("grpo", "exit"), seeds=(0, 1, 2), **overrides):
+    def make_study(variants=("grpo", "exit"), seeds=(0, 1, 2), folder=tmp_path, recorded=None, **overrides):
         ran = []
 
         def run(config, folder):
@@ -280,7 +280,7 @@ def fake_study(tmp_path):
             given.update_from_flattened_dict(overrides)
             return validate(given, 1)
 
-        return study(make, variants, seeds, tmp_path, run), ran
+        return study(make, variants, seeds, folder, run, recorded), ran
 
     return make_study
 
@@ -297,6 +297,46 @@ def test_study_skips_what_is_done_and_pairs_seeds(fake_study, tmp_path):
     assert exit_row["minus_grpo"][-1] == pytest.approx(0.3)
     assert exit_row["minus_grpo_ci95"][-1] == pytest.approx(0.0, abs=1e-6)
     assert "| exit | 0.000 ± 0.000 | 0.500 ± 0.100 |" in (tmp_path / "study.md").read_text()
+
+
+def test_a_study_goes_on_elsewhere_from_its_rows(fake_study, tmp_path, caplog):
+    rows, elsewhere = tmp_path / "kept/rows.jsonl", tmp_path / "elsewhere"
+    half, ran = fake_study(seeds=(0,), recorded=rows)
+    assert [(json.loads(line)["variant"], json.loads(line)["seed"]) for line in rows.read_text().splitlines()] == ran
+    whole, ran = fake_study(seeds=(0, 1), folder=elsewhere, recorded=rows)
+    assert {seed for _, seed in ran} == {1}
+    assert (
+        whole["test"]["variants"]["exit"]["accuracy"]["values"][0]
+        == half["test"]["variants"]["exit"]["accuracy"]["values"][0]
+    )
+    assert fake_study(seeds=(0, 1), folder=tmp_path / "third", recorded=rows) == (whole, [])
+    # what stands in folders alone is added
+    fake_study(seeds=(0, 1), folder=elsewhere, recorded=tmp_path / "again.jsonl")
+    assert len((tmp_path / "again.jsonl").read_text().splitlines()) == len(rows.read_text().splitlines()) == 6
+
+    cut_off = rows.read_bytes()[:-40]  # of the run exit, 1
+    rows.write_bytes(cut_off)
+    assert fake_study(seeds=(0, 1), folder=tmp_path / "fourth", recorded=rows) == (whole, [("exit", 1)])
+    assert "line 6" in caplog.text
+    assert fake_study(seeds=(0, 1), folder=tmp_path / "fifth", recorded=rows) == (whole, [])
+
+
+@pytest.mark.parametrize(
+    "change", [{"eval.steps": (0, 4)}, {"run.num_iterations": 10}, {"optimizer.learning_rate": 1e-5}]
+)
+def test_a_row_stands_for_no_other_run(fake_study, tmp_path, change):
+    rows = tmp_path / "rows.jsonl"
+    fake_study(("exit",), (0,), recorded=rows)
+    _, ran = fake_study(("exit",), (0,), folder=tmp_path / "other", recorded=rows, **change)
+    assert ("exit", 0) in ran
+
+
+def test_a_file_of_rows_that_cannot_be_used_is_one_error(fake_study, tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read study\.rows"):
+        fake_study(("exit",), (0,), recorded=tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot (read|write) study\.rows"):
+        fake_study(("exit",), (0,), recorded=tmp_path / "file/rows.jsonl")
 
 
 @pytest.mark.parametrize("text", ["{", '{"config": 3}', '{"config": []}', "[]"])

@@ -31,9 +31,10 @@ def concatenate(segments: Sequence[tuple[Array, Array]], width: int) -> tuple[Ar
         tokens = jnp.broadcast_to(tokens, (*shape, tokens.shape[-1]))
         source = position - offset[..., None]
         inside = (source >= 0) & (source < length[..., None])
+        if tokens.shape[-1] > 1:  # one is not gathered: XLA's CPU backend would compute it anew for each position
+            tokens = jnp.take_along_axis(tokens, jnp.clip(source, 0, tokens.shape[-1] - 1), axis=-1)
         if tokens.shape[-1]:
-            taken = jnp.take_along_axis(tokens, jnp.clip(source, 0, tokens.shape[-1] - 1), axis=-1)
-            joined = jnp.where(inside, taken, joined)
+            joined = jnp.where(inside, tokens, joined)
         offset = offset + length
     return joined, offset
 

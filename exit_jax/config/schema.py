@@ -151,6 +151,11 @@ class StudyConfig:
 
     variants: tuple[str, ...] = setting(tuple(VARIANTS), 'values of the config file\'s argument "variant"')
     seeds: tuple[int, ...] = setting((0, 1, 2), "seeds of each variant")
+    rows: str = setting(
+        "",
+        "file of JSON lines of finished runs, from any machine, which are not made again; a run that ends is added to it",
+        younger=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from exit_jax.policy.decoder import rope, rope_frequencies
+from exit_jax.policy.decoder import rope, rope_frequencies, rotation
 from exit_jax.types import Array, Params
 
 _tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
@@ -148,9 +148,9 @@ def _modernbert(e: Encoder, params: Params, tokens: Array, mask: Array, dtype: s
         layer, number, is_local = inputs
         normed = jnp.where(number == 0, x, _norm(e, layer["attn_norm"], x))  # the first layer has no such norm
         query, key, value = map(functools.partial(_heads, e), jnp.split(_linear(layer["attn"]["Wqkv"], normed), 3, -1))
-        turn = functools.partial(rope, positions=position, frequency=jnp.where(is_local, *frequency[::-1]))
+        turn = rotation(position, jnp.where(is_local, *frequency[::-1]))
         seen = mask[:, None, None] & (near | ~is_local)[None, None]
-        mixed = jax.nn.dot_product_attention(turn(query), turn(key), value, mask=seen)
+        mixed = jax.nn.dot_product_attention(rope(query, *turn), rope(key, *turn), value, mask=seen)
         x = x + _linear(layer["attn"]["Wo"], mixed.reshape(x.shape))
         inner, gate = jnp.split(_linear(layer["mlp"]["Wi"], _norm(e, layer["mlp_norm"], x)), 2, -1)
         return x + _linear(layer["mlp"]["Wo"], activate(inner) * gate), None

@@ -42,28 +42,29 @@ def grouped(query: Array, cache: LayerCache, prompt_mask: Any, mask: Array) -> A
     B, G, S, H, h = query.shape
     K = cache.key.shape[2]
     R = H // K
-    # The R query heads of a kv head are rows of one matmul; so is the whole group against its shared prompt.
-    query = query.reshape(B, G, S, K, R, h).transpose(0, 3, 1, 4, 2, 5)  # [B, K, G, R, S, h]
-    own = query.swapaxes(1, 2).reshape(B, G, K, R * S, h)
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    score = einsum("bgkqh,bgkth->bgkqt", own, cache.key).reshape(B, G, K, R, S, -1)
-    mask = mask[:, :, None, None]  # [B, G, 1, 1, S, T]
-    split = 0
+    # The R query heads of a kv head are rows of one matmul; so is the whole group against its shared prompt.
+    query = query.reshape(B, G, S, K, R, h)
+    own = query.transpose(0, 1, 3, 2, 4, 5).reshape(B, G, K, S * R, h)
+    score = einsum("bgkqh,bgkth->bgkqt", own, cache.key) * h**-0.5
+    score = jnp.where(jnp.repeat(mask[:, :, None], R, axis=3), score, -1e30)
+    top = jax.lax.stop_gradient(score).max(-1)
     if cache.prompt_key is not None:
-        shared = einsum("bkqh,bkph->bkqp", query.reshape(B, K, G * R * S, h), cache.prompt_key)
-        shared = shared.reshape(B, K, G, R, S, -1).swapaxes(1, 2)
-        split = shared.shape[-1]
-        seen = jnp.broadcast_to(prompt_mask[:, None, None, None, None], (B, G, 1, 1, S, split))
-        score = jnp.concatenate([shared, score], axis=-1)
-        mask = jnp.concatenate([seen, mask], axis=-1)
-    weight = jax.nn.softmax(jnp.where(mask, score * h**-0.5, -1e30), axis=-1).astype(query.dtype)
-    own_weight = weight[..., split:].reshape(B, G, K, R * S, -1)
-    mixed = einsum("bgkqt,bgkth->bgkqh", own_weight, cache.value).reshape(B, G, K, R, S, h)
+        by_prompt = lambda x: x.swapaxes(1, 2).reshape(B, K, G * S * R, *x.shape[4:])
+        by_row = lambda x: x.reshape(B, K, G, S * R, *x.shape[3:]).swapaxes(1, 2)
+        shared = einsum("bkqh,bkph->bkqp", by_prompt(own), cache.prompt_key) * h**-0.5
+        shared = jnp.where(prompt_mask[:, None, None], shared, -1e30)
+        top = jnp.maximum(top, by_row(jax.lax.stop_gradient(shared).max(-1)))
+        shared = jnp.exp(shared - by_prompt(top)[..., None])
+    # What is summed is divided by the total at the end: h numbers of each query instead of P + T.
+    weight = jnp.exp(score - top[..., None])
+    total = weight.sum(-1)
+    mixed = einsum("bgkqt,bgkth->bgkqh", weight.astype(query.dtype), cache.value)
     if cache.prompt_value is not None:
-        shared_weight = weight[..., :split].swapaxes(1, 2).reshape(B, K, G * R * S, split)
-        shared = einsum("bkqp,bkph->bkqh", shared_weight, cache.prompt_value)
-        mixed += shared.reshape(B, K, G, R, S, h).swapaxes(1, 2)
-    return mixed.transpose(0, 1, 4, 2, 3, 5).reshape(B, G, S, H, h).astype(query.dtype)
+        total += by_row(shared.sum(-1))
+        mixed += by_row(einsum("bkqp,bkph->bkqh", shared.astype(query.dtype), cache.prompt_value))
+    mixed = (mixed / total[..., None]).astype(query.dtype)
+    return mixed.reshape(B, G, K, S, R, h).transpose(0, 1, 3, 2, 4, 5).reshape(B, G, S, H, h)
 
 
 def flash(backend: str, query: Array, cache: LayerCache, prompt_mask: Any, mask: Array) -> Array:

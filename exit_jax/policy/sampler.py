@@ -67,11 +67,14 @@ def logprobs(
     last, prompt_cache = read_prompts(config, params, prompt, prompt_length)
     hidden = jnp.broadcast_to(last[:, None, None], (batch, group_size, 1, last.shape[-1]))
     if width > 1:
-        position = prompt_length[:, None, None] + jnp.broadcast_to(jnp.arange(width), tokens.shape)
+        # nothing follows the last token; it is read where the width then is whole tiles, or can be split over devices
+        mesh = jax.sharding.get_abstract_mesh()
+        is_split = not mesh.empty and mesh.shape["tensor"] > 1
+        read = tokens if is_split or width % 8 == 0 else tokens[..., :-1]
+        position = prompt_length[:, None, None] + jnp.broadcast_to(jnp.arange(read.shape[-1]), read.shape)
         cache = caches.share_prompt(prompt_cache, group_size, 0)
-        # nothing follows the last token; it is read so that the width can be split over devices
-        rest, _ = decoder.apply(config, params, tokens, position, jnp.ones(tokens.shape, bool), cache)
-        hidden = jnp.concatenate([hidden, rest[..., :-1, :]], axis=2)
+        rest, _ = decoder.apply(config, params, read, position, jnp.ones(read.shape, bool), cache)
+        hidden = jnp.concatenate([hidden, rest[..., : width - 1, :]], axis=2)
 
     def score(hidden: Array, tokens: Array) -> tuple[Array, Array]:
         logits = decoder.logits(config, params, hidden) / temperature
