@@ -50,7 +50,7 @@ exec(compile({code!r}, "solution.py", "exec"), {{"__name__": "__main__", "__file
 class Keeper:
     """Holds the child that is at work, and starts another when it is gone."""
 
-    def __init__(self, spec: dict[str, Any], trainer: int):
+    def __init__(self, spec: dict[str, Any], *trainer: int):
         self.spec, self.trainer, self.parent = spec, trainer, os.getppid()
         self.functions = load(spec) if spec["preload"] else []
         if spec["sandbox"] and spec["checked"]:
@@ -102,7 +102,7 @@ class Keeper:
         if not self.pid:
             try:
                 os.setpgid(0, 0)
-                for end in (requests[1], replies[0], self.trainer):
+                for end in (requests[1], replies[0], *self.trainer):
                     os.close(end)
                 Child(self.spec, self.functions, requests[0], replies[1], os.getppid()).serve()
             finally:
@@ -317,12 +317,13 @@ def main(spec: dict[str, Any]) -> None:
     """Answer jobs until stdin ends."""
     sys.path[:] = spec["path"]  # the trainer's
     worker_process.use_one_thread()
-    replies = worker_process.begin()
+    requests, replies = os.fdopen(os.dup(0), "rb"), worker_process.begin()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a module that reads stdin must not take a job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as SIGTERM
-    keeper = Keeper(spec, replies)
+    keeper = Keeper(spec, requests.fileno(), replies)
     worker_process.write_line(replies, {"ready": True})
     try:
-        for line in sys.stdin.buffer:
+        for line in requests:
             worker_process.write_line(replies, keeper.do(json.loads(line)))
     finally:
         if keeper.pid:
