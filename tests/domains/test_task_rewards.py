@@ -726,6 +726,20 @@ def test_rewards_that_run_code(make):
     assert [one.feedback for one in scores] == ["ok", "ok", "ok", "timeout", "crashed", "crashed"]
 
 
+@pytest.mark.parametrize("stdin", ["", "3"])
+def test_a_traceback_shows_the_lines_of_the_program(make, stdin):
+    if shutil.which("bwrap") is None and os.environ.get("EXIT_JAX_REQUIRE_SANDBOX") != "1":
+        pytest.skip("bubblewrap is not installed (apt-get install bubblewrap)")
+    code = """
+        def tests(completion, given, run):
+            return {"score": 1, "feedback": run(completion, stdin=given).stderr}
+    """
+    rewards = make(code, "tests", reward_runs="sandbox", columns=["given"])
+    (one,) = score(rewards, ["def f(x):\n    return x / 0\n\nf(3)\n"], Row("Mend it.", {"given": stdin}))
+    words = [line.strip() for line in one.feedback.splitlines()]
+    assert [line for line in words if line[:1] in "fr"] == ["f(3)", "return x / 0"]
+
+
 def test_a_sandbox_that_cannot_be_had(make, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(DomainError, match="bubblewrap"):
