@@ -141,8 +141,14 @@ def test_demonstrations_are_the_answers_of_a_column(make):
     by_prompt = {row.prompt: row.columns["answer"] for row in task.kept("train")[0]}
     expected = [by_prompt[prompt] for prompt in task.texts_of(history, "request") for _ in range(2)]
     assert [text.removesuffix(task.tokenizer.decode(task.stop_tokens[:1])) for text in said] == expected
-    with pytest.raises(DomainError, match=r"no training row has a response in its column 'gold'"):
-        make_domain(make(gold_column="gold").config).demonstrations(jax.random.key(0), np.int32(0), 4, 2)
+    with pytest.raises(
+        DomainError, match=r"has a response in its column 'answer' that fits into domain.max_tokens = 1;"
+    ):
+        make_domain(make(gold_column="answer", max_tokens=1).config).demonstrations(
+            jax.random.key(0), np.int32(0), 4, 2
+        )
+    with pytest.raises(DomainError, match=r"no training row has the column domain.gold_column = 'anwser'.*'answer'"):
+        make_domain(make(gold_column="anwser").config).demonstrations(jax.random.key(0), np.int32(0), 4, 2)
 
 
 def test_what_is_too_long_is_left_out_of_training_and_counts_as_wrong_in_tests(make, own_folder):

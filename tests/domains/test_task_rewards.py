@@ -130,7 +130,7 @@ def test_a_function_is_called_with_what_it_names(make, runs):
         "completion": "é\ud800",
         "answer": [2, None],
     }
-    assert third == "Two? é\ud800"
+    assert third == "Two? é?", "a tokenizer takes no half of a surrogate pair"
 
 
 @WHERE
@@ -192,11 +192,17 @@ def test_what_is_returned(make, runs):
         import math
         import numpy as np
 
+        class Unsaid:
+            def __str__(self):
+                raise RuntimeError("no words")
+
         GIVEN = {
             "int": 1, "bool": True, "none": None, "numpy": np.float32(0.5), "array": np.array([0.25]), "two": np.ones(2),
             "nan": math.nan, "inf": math.inf, "text": "1.0", "list": [1.0], "above": 1.0000001, "below": -0.5,
             "dict": {"quality": 0.5, "score": 7, "feedback": "half", "answer": 12, "size": np.int64(3), "why": "so"},
             "without": {"feedback": "."}, "no_text": {"score": 1, "feedback": 3}, "none_in": {"score": None},
+            "huge": 10**400, "unsaid": {"score": 1, "answer": Unsaid()},
+            "halves": {"score": 1, "feedback": "\\ud83d", "answer": "\\ude00", "size": 10**400},
         }
 
         def score(completion):
@@ -208,9 +214,9 @@ def test_what_is_returned(make, runs):
         def batch(completions):
             return [GIVEN[one] for one in completions]
     """
-    graded = {"int": 1.0, "bool": 1.0, "numpy": 0.5, "array": 0.25, "dict": 0.5}
+    graded = {"int": 1.0, "bool": 1.0, "numpy": 0.5, "array": 0.25, "dict": 0.5, "halves": 1.0}
     without = ["none", "none_in"]
-    faults = ["two", "nan", "inf", "text", "list", "above", "below", "without", "no_text"]
+    faults = ["two", "nan", "inf", "text", "list", "above", "below", "without", "no_text", "huge", "unsaid"]
     for name in ("score", "later", "batch"):
         rewards = make(code, name, figures=("score", "size"), reward_runs=runs)
         scores = dict(zip([*graded, *without, *faults], score(rewards, [*graded, *without, *faults])))
@@ -219,6 +225,7 @@ def test_what_is_returned(make, runs):
         assert [one for one in scores if scores[one].notes["reward_faults"]] == faults
         assert all(one.quality == 0.0 and one.notes["ungraded"] for one in scores.values() if not one.graded)
         assert (scores["dict"].feedback, scores["dict"].answer) == ("half", "12")
+        assert (scores["halves"].feedback, scores["halves"].answer) == ("?", "?")
         assert scores["dict"].notes == {"reward_faults": 0.0, "ungraded": 0.0, "score": 7.0, "size": 3.0}
         assert set(scores["int"].notes) == set(rewards.notes)
 
@@ -453,6 +460,11 @@ def test_a_process_that_dies_with_nothing_to_do_costs_nothing(make, own_folder):
     assert qualities(score(rewards, ["later"])) == [1.0]
     wait_until(lambda: not is_running(int((own_folder / "pid").read_text())))
     assert qualities(score(rewards, ["a", "b"])) == [1.0, 1.0]
+
+
+def test_a_module_that_reads_stdin_takes_no_job(make):
+    rewards = make("import sys\ngiven = sys.stdin.read()\ndef score(completion): return not given", "score")
+    assert qualities(score(rewards, ["a"])) == [1.0]
 
 
 def test_modules_with_threads_are_not_forked(make):
@@ -712,6 +724,20 @@ def test_rewards_that_run_code(make):
     scores = score(rewards, completions, row)
     assert qualities(scores) == [1.0, 1.0, 0.5, 0.0, 0.0, 0.0]
     assert [one.feedback for one in scores] == ["ok", "ok", "ok", "timeout", "crashed", "crashed"]
+
+
+@pytest.mark.parametrize("stdin", ["", "3"])
+def test_a_traceback_shows_the_lines_of_the_program(make, stdin):
+    if shutil.which("bwrap") is None and os.environ.get("EXIT_JAX_REQUIRE_SANDBOX") != "1":
+        pytest.skip("bubblewrap is not installed (apt-get install bubblewrap)")
+    code = """
+        def tests(completion, given, run):
+            return {"score": 1, "feedback": run(completion, stdin=given).stderr}
+    """
+    rewards = make(code, "tests", reward_runs="sandbox", columns=["given"])
+    (one,) = score(rewards, ["def f(x):\n    return x / 0\n\nf(3)\n"], Row("Mend it.", {"given": stdin}))
+    words = [line.strip() for line in one.feedback.splitlines()]
+    assert [line for line in words if line[:1] in "fr"] == ["f(3)", "return x / 0"]
 
 
 def test_a_sandbox_that_cannot_be_had(make, monkeypatch):

@@ -194,10 +194,15 @@ def read(given: Any) -> Outcome:
             continue  # what is no figure is for people who read what the function writes
     return {
         "value": _number(value),
-        "feedback": (feedback or "")[:MAX_TEXT_CHARS],
-        "answer": "" if answer is None else str(answer)[:MAX_TEXT_CHARS],
+        "feedback": _text(feedback or ""),
+        "answer": "" if answer is None else _text(str(answer)),
         "figures": {name: figure for name, figure in figures.items() if figure is not None},
     }
+
+
+def _text(given: str) -> str:
+    """Return a text that tokenizers take: not too long, and half of a surrogate pair, as JSON may hold, becomes "?"."""
+    return given[:MAX_TEXT_CHARS].encode(errors="replace").decode()
 
 
 def _number(given: Any) -> float | None:
@@ -211,9 +216,13 @@ def _number(given: Any) -> float | None:
             pass
     if not isinstance(given, numbers.Real):
         raise ValueFault(f"it returned {given!r:.60}, a {type(given).__name__}; it should be a number or None")
-    if not math.isfinite(given):
-        raise ValueFault(f"it returned {float(given)}; it should be a number or None")
-    return float(given)
+    try:
+        value = float(given)
+    except OverflowError:
+        raise ValueFault("it returned a number that no float can hold; it should be a finite one, or None") from None
+    if not math.isfinite(value):
+        raise ValueFault(f"it returned {value}; it should be a number or None")
+    return value
 
 
 def _read_batch(given: Any, count: int) -> list[Any]:
@@ -299,6 +308,9 @@ class Caller:
             await asyncio.sleep(pause) if function.is_async else time.sleep(pause)
         for place, one in zip(group, found, strict=True):
             try:
-                emit(place, read(one))
+                outcome = read(one)
             except ValueFault as error:
-                emit(place, {"fault": str(error), "kind": "value"})
+                outcome = {"fault": str(error), "kind": "value"}
+            except Exception as error:  # of a method of what it returned
+                outcome = {"fault": what_it_raised(error, function.file), "kind": "value"}
+            emit(place, outcome)

@@ -17,6 +17,7 @@ from exit_jax.domains.task import left_out, rows
 from exit_jax.domains.task.rewards import Rewards
 from exit_jax.domains.task.rows import Row
 from exit_jax.domains.task.settings import TaskConfig
+from exit_jax.domains.task.sources import near
 from exit_jax.domains.text import chat
 from exit_jax.domains.text.pieces import Tokens
 from exit_jax.domains.text.scored import Score, ScoredDomain
@@ -198,7 +199,14 @@ class Task(ScoredDomain):
         """The rows with a response to learn from that fits, and their requests."""
         column, room = self.config.gold_column, self.config.max_tokens
         gold = lambda row: str(row.columns.get(column) or "").strip()
-        taught = [pair for pair in zip(*self.kept("train"), strict=True) if gold(pair[0])]
+        pairs = [*zip(*self.kept("train"), strict=True)]
+        columns = {name for row, _ in pairs for name in row.columns}
+        if column not in columns:
+            raise DomainError(
+                f"no training row has the column domain.gold_column = {column!r}; there are "
+                f"{', '.join(sorted(columns)) or 'none'}{near(column, columns)}"
+            )
+        taught = [pair for pair in pairs if gold(pair[0])]
         fit = [pair for pair in taught if len(self.demonstrate(gold(pair[0]))) <= room]
         if not fit:
             raise DomainError(

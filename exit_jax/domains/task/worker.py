@@ -35,22 +35,24 @@ LOOK_SECS = 1.0  # how often the keeper sees whether the trainer is there
 EXHAUSTED = 77  # exit status of a child that is out of memory
 PR_SET_PDEATHSIG = 1
 SPARE_SECS = 60.0  # beyond a run's limit in the sandbox
+# the program takes the place of the one that gives it its stdin, so that a traceback shows its own lines
 STDIN = """\
-import os
+import os, sys
 with open(".stdin", "w+b", buffering=0) as file:
     os.remove(".stdin")
     file.write({given!r})
     file.seek(0)
     os.dup2(file.fileno(), 0)
-del file
-exec(compile({code!r}, "solution.py", "exec"), {{"__name__": "__main__", "__file__": "solution.py"}})
+with open("program.py", "wb") as file:  # solution.py, this one, belongs to another user
+    file.write({code!r})
+os.execv(sys.executable, [sys.executable, "program.py"])
 """
 
 
 class Keeper:
     """Holds the child that is at work, and starts another when it is gone."""
 
-    def __init__(self, spec: dict[str, Any], trainer: int):
+    def __init__(self, spec: dict[str, Any], *trainer: int):
         self.spec, self.trainer, self.parent = spec, trainer, os.getppid()
         self.functions = load(spec) if spec["preload"] else []
         if spec["sandbox"] and spec["checked"]:
@@ -102,7 +104,7 @@ class Keeper:
         if not self.pid:
             try:
                 os.setpgid(0, 0)
-                for end in (requests[1], replies[0], self.trainer):
+                for end in (requests[1], replies[0], *self.trainer):
                     os.close(end)
                 Child(self.spec, self.functions, requests[0], replies[1], os.getppid()).serve()
             finally:
@@ -262,7 +264,7 @@ def make_run(spec: dict[str, Any], extend: Callable[[float], None]) -> Callable:
         extend(secs + SPARE_SECS)
         if not made:
             made.append(Sandbox(spec["sandbox"]["isolation"], limits, num_workers=1))
-        program = STDIN.format(given=stdin.encode(), code=code) if stdin else code
+        program = STDIN.format(given=stdin.encode(), code=code.encode("utf-8", "surrogatepass")) if stdin else code
         (result,) = made[0].run([Job(program)])
         extend(0.0)
         if result.status == "fault":
@@ -317,12 +319,13 @@ def main(spec: dict[str, Any]) -> None:
     """Answer jobs until stdin ends."""
     sys.path[:] = spec["path"]  # the trainer's
     worker_process.use_one_thread()
-    replies = worker_process.begin()
+    requests, replies = os.fdopen(os.dup(0), "rb"), worker_process.begin()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a module that reads stdin must not take a job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as SIGTERM
-    keeper = Keeper(spec, replies)
+    keeper = Keeper(spec, requests.fileno(), replies)
     worker_process.write_line(replies, {"ready": True})
     try:
-        for line in sys.stdin.buffer:
+        for line in requests:
             worker_process.write_line(replies, keeper.do(json.loads(line)))
     finally:
         if keeper.pid:
