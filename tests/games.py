@@ -107,6 +107,13 @@ class Fragile(Guess):
         return super().step(text)
 
 
+class Exits(Guess):
+    """Takes its process along."""
+
+    def reset(self, row):
+        os._exit(3)
+
+
 class Raising(Guess):
     """Fails in every step once a file is there."""
 

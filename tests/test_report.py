@@ -486,7 +486,7 @@ def test_scores_of_one_run_by_k_and_by_task(tmp_path):
     by_k, by_task = (draw(loaded)[0] for draw in (scores.score_by_k, scores.score_by_task))
     kinds = ["plain chain, best so far", "greedy search", "best of n independent"]
     assert [line.get_label() for line in by_task.axes[0].get_lines()] == kinds, "all of them pick the best by the score"
-    assert [t.get_text() for t in by_k.legends[0].get_texts()] == [*kinds, "plain chain, last response"]
+    assert [t.get_text() for t in by_k.legends[0].get_texts()] == ["plain chain, last response", *kinds]
     lines = by_task.axes[-1].get_lines()
     np.testing.assert_allclose(
         lines[1].get_ydata(), 100 * np.array(figures["greedy"]["by_task"]["torn_scans"]["quality"])
@@ -509,20 +509,19 @@ def test_scores_of_variants_share_tables_and_panels(tmp_path):
     groups = finished.group([finished.load(path) for path in runs])
     fig = scores.score_by_k(groups)[0]
     assert [ax.get_title() for ax in fig.axes[::2]] == [
+        "train: plain chain, last response",
         "train: plain chain, best so far",
         "train: greedy search",
         "train: best of n independent",
     ]
-    np.testing.assert_allclose(fig.axes[3].get_lines()[1].get_ydata(), 100 * np.mean(found, 0))
-    assert [len(ax.get_lines()) for ax in fig.axes] == [5, 4, 2, 2, 2, 2], (
-        "and the last response, dashed, with its legend"
-    )
+    np.testing.assert_allclose(fig.axes[5].get_lines()[1].get_ydata(), 100 * np.mean(found, 0))
+    assert [len(ax.get_lines()) for ax in fig.axes] == [2] * 8
     best, last = (
         [chain_of(run.evaluation["test"])[name] for run in groups["exit"]] for name in ("best_quality", "quality")
     )
-    solid, dashed = fig.axes[1].get_lines()[2:]
-    np.testing.assert_allclose(solid.get_ydata(), 100 * np.mean(best, 0))
-    np.testing.assert_allclose(dashed.get_ydata(), 100 * np.mean(last, 0))
+    solid, dashed = fig.axes[1].get_lines()[1], fig.axes[3].get_lines()[1]
+    np.testing.assert_allclose(solid.get_ydata(), 100 * np.mean(last, 0))
+    np.testing.assert_allclose(dashed.get_ydata(), 100 * np.mean(best, 0))
     assert (solid.get_linestyle(), dashed.get_linestyle()) == ("-", "--")
     assert {line.get_color() for line in fig.axes[1].get_lines()} == set(plots.COLOURS[:2])
 

@@ -31,7 +31,7 @@ def read_rows(path: pathlib.Path, fields: set[str] | None = None) -> Iterator[tu
       fields: columns to read of a parquet file, None for all.
 
     Raises:
-      DomainError: if the file is damaged.
+      DomainError: if the file is damaged, or a .json file holds one thing.
     """
     try:
         if path.suffix == ".parquet":
@@ -52,6 +52,8 @@ def read_rows(path: pathlib.Path, fields: set[str] | None = None) -> Iterator[tu
                 for place, line in enumerate(file, 1):
                     if line.strip():
                         yield place, _parse(line)
+    except DomainError:
+        raise
     except (OSError, ValueError, RuntimeError, LookupError) as error:  # pyarrow's errors are among these
         raise DomainError(
             f"{path} is damaged ({cause_of(error)}); get it again, as JSONL, a JSON list or parquet"
@@ -68,7 +70,11 @@ def _rows_of(batches: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _whole(path: pathlib.Path) -> list[Any] | None:
-    """Return the list that a .json file holds, None if it holds lines."""
+    """Return the list that a .json file holds, None if it holds lines.
+
+    Raises:
+      DomainError: it holds something else.
+    """
     try:
         rows = json.loads(path.read_bytes()) if path.stat().st_size else []
     except json.JSONDecodeError as error:
@@ -76,7 +82,7 @@ def _whole(path: pathlib.Path) -> list[Any] | None:
             return None
         raise
     if not isinstance(rows, list):
-        raise ValueError("it is no list of objects")
+        raise DomainError(f"{path} holds one {type(rows).__name__}; put its rows into a list, or one a line")
     return rows
 
 

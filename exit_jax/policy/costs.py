@@ -75,7 +75,10 @@ def decode_flops(config: DecoderConfig, rows: int, prompt_width: int, max_tokens
 
 
 def forward_flops(config: DecoderConfig, prompts: int, group_size: int, prompt_width: int, max_tokens: int) -> int:
-    """Return FLOPs of the log-probs of all responses, as the learner and the reference take them: prompts once a group."""
+    """Return FLOPs of the log-probs of all responses, as the learner and the reference take them: prompts once a group.
+
+    The last token is counted, though the learner reads it only where that keeps the width in whole tiles (sampler.logprobs).
+    """
     rows = prompts * group_size
     responses = rows * max_tokens * (token_flops(config) + head_flops(config))
     pairs = response_pairs(rows, prompt_width, max_tokens)

@@ -1,7 +1,7 @@
 """Figures of evaluations whose quality is a score and not only right or wrong, as in ML engineering (ExIt Fig. 5, 9 and 10).
 
 Three ways to spend the same number of responses are compared by their best so far: the plain chain, the greedy search, which
-goes on from it, and chains that start over. The plain chain's last response, which takes no oracle, is set apart.
+goes on from it, and chains that start over; these take an oracle. The plain chain's last response does not, and stands out.
 """
 
 import itertools
@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from exit_jax.report.plots import (
-    GREY,
     PALE_BLUE,
     PALE_VERMILLION,
     STEP,
@@ -32,32 +31,25 @@ MAX_TASKS = 12  # panels
 
 
 def score_by_k(groups: Groups) -> Plot:
-    """Plot the best score so far by k on each split, a line a scaffold; of several groups, a row a scaffold and a line a group.
+    """Plot the score by k on each split, a line a scaffold; of several groups, a row a scaffold and a line a group.
 
-    The plain chain's last response, which an oracle has not picked, is drawn dashed.
+    What an oracle has picked is drawn dashed; a plain chain's last response is not.
     """
     splits = scored_splits(groups)
     if not splits:
         return None
     scaffolds, single = known_scaffolds(groups, splits), len(groups) == 1
-    compared = [name for name in scaffolds if name != CHAIN] or [CHAIN]
-    rows = [compared] if single else [[name] for name in compared]
+    rows = [list(scaffolds)] if single else [[name] for name in scaffolds]
     columns = len(splits)
     width = WIDTH if columns > 1 or not single else 5.2
     fig, axes = new_figure(len(rows) * columns, columns, width, 2.6 if len(rows) == 1 else 1.9, sharey=True)
     for ax, (names, (split, ks)) in zip(axes, itertools.product(rows, splits.items())):
-        x = np.arange(len(ks))
         for (i, name), (j, (label, runs)) in itertools.product(enumerate(names), enumerate(groups.items())):
             look: dict = style(max(i, j)) | {"label": name if single else label}
-            draw_by_k(ax, groups, runs, split, ks, *scaffolds[name], **look)
-            if name == CHAIN_BEST and CHAIN in scaffolds:
-                mean, _ = mean_std(by_k(runs, split, ks, *scaffolds[CHAIN]))
-                ax.plot(x, mean, color=look["color"], linestyle="--", linewidth=0.8)
+            picked = {} if name == CHAIN else {"linestyle": "--", "linewidth": 0.9}
+            draw_by_k(ax, groups, runs, split, ks, *scaffolds[name], **look | picked)
         ax.set(title=split if single else f"{split}: {names[0]}")
-        ax.set_xticks(x, [str(k) for k in ks])
-    if CHAIN in scaffolds:
-        colour = style(0)["color"] if single else GREY
-        axes[0].plot([], [], color=colour, linestyle="--", linewidth=0.8, label=CHAIN)
+        ax.set_xticks(range(len(ks)), [str(k) for k in ks])
     fig.supxlabel(STEP, fontsize=8)
     fig.supylabel("normalised score (%)", fontsize=8)
     add_legend(fig, axes)
@@ -74,7 +66,7 @@ def explain(scaffolds: Iterable[str]) -> str:
         "restarts, best so far": "the best so far of chains that start over (*restarts*)",
     }
     text = "; ".join(texts.get(name, f"*{name}*") for name in scaffolds) + ", at equal numbers of responses."
-    return text + " The score itself picks the best." if set(scaffolds) - {CHAIN} else text
+    return text + " The score itself picks the best: dashed." if set(scaffolds) - {CHAIN} else text
 
 
 def score_by_task(groups: Groups) -> Plot:

@@ -474,7 +474,6 @@ def test_both_years_of_amc_come_from_one_file(offline, tmp_path):
     [
         ("deepscaler.parquet", b"PAR1 cut off"),
         ("deepscaler.json", b'[{"problem": '),
-        ("deepscaler.json", b'{"data": []}'),
         ("deepscaler.json", b"[" * 200_000),
     ],
 )
@@ -484,6 +483,12 @@ def test_damaged_files_are_named(offline, tmp_path, name, content):
         data.prepare(tmp_path / "data", str(tmp_path), num_train=1)
     with pytest.raises(DomainError, match="--mode data"):
         data.load(tmp_path / "data", "train")
+
+
+def test_a_json_file_of_one_object_is_told(offline, tmp_path):
+    (tmp_path / "deepscaler.json").write_text('{"data": []}')
+    with pytest.raises(DomainError, match=r"deepscaler.json holds one dict; put its rows into a list, or one a line"):
+        data.prepare(tmp_path / "data", str(tmp_path), num_train=1)
 
 
 @pytest.mark.parametrize("suffix", problems.SUFFIXES)

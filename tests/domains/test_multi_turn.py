@@ -482,6 +482,11 @@ def test_a_task_that_does_not_fit(make, caplog):
         ("Returns", ("what=nan",), r"the reward nan; it should be a finite number"),
         ("Returns", ("what=words",), r"the reward '1'"),
         ("Returns", ("what=int",), r"done = 1, a int; it should be True or False"),
+        (
+            "Exits",
+            (),
+            r"ended with status 3, in the constructor, reset or step; domain.reset_secs = .* domain.memory_mb",
+        ),
         ("Returns", ("what=raises",), r"on each of domain.check_texts = .*, it raised ValueError: no move '1'"),
     ],
 )

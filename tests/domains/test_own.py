@@ -219,16 +219,28 @@ def test_a_warm_start_without_demonstrations_is_refused(monkeypatch):
         make_program(validate(content, 8))
 
 
-@pytest.mark.parametrize("given", [1.5, -0.1, float("nan"), "good", None, (0.5, 3)])
-def test_a_score_that_is_none_is_told_with_task_and_answer(given):
-    domain = plain(Plain(), score=lambda task, answer: given)
+def one_rollout(domain):
+    """Return an instance of the first task, and a rollout that ends at once."""
     tasks, tokens = domain.tasks("train"), np.full((1, 1, 4), domain.stop_tokens[0], np.int32)
     zeros: Any = np.zeros(1, np.int32)
     no, mask, blank = zeros > 0, tokens > 0, 0.0 * tokens
     rollouts: Any = Rollouts(*map(jnp.asarray, (tokens, mask, blank, blank, mask[..., 0], blank)))
-    rollouts = jax.device_get(rollouts)
+    return Instances(tasks, zeros, no, no, zeros, zeros), jax.device_get(rollouts)
+
+
+@pytest.mark.parametrize("given", [1.5, -0.1, float("nan"), "good", None, (0.5, 3)])
+def test_a_score_that_is_none_is_told_with_task_and_answer(given):
+    domain = plain(Plain(), score=lambda task, answer: given)
     with pytest.raises(ContractError, match=r"the score of the task 'Hello' is .* for the answer ''; it should be"):
-        domain.grade(Instances(tasks, zeros, no, no, zeros, zeros), rollouts)
+        domain.grade(*one_rollout(domain))
+
+
+def test_half_of_a_surrogate_pair_in_feedback_is_a_question_mark():
+    domain = plain(Plain(max_feedback_tokens=8), score=lambda task, answer: (0.5, "so \ud83d"))
+    grades = domain.grade(*one_rollout(domain))
+    children = jax.tree.map(lambda leaf: np.asarray(leaf)[:, 0, 0], grades.children)
+    assert domain.feedback is not None
+    assert domain.feedback(children) == ["so ?"]
 
 
 def test_tasks_that_are_none_are_told():

@@ -230,6 +230,22 @@ def test_what_is_returned(make, runs):
         assert set(scores["int"].notes) == set(rewards.notes)
 
 
+@WHERE
+def test_a_reward_that_ends_its_process_costs_one_item(make, runs):
+    code = """
+        import sys
+
+        def score(completion):
+            return sys.exit(3) if completion == "end" else 1.0
+
+        async def later(completion):
+            return score(completion)
+    """
+    for name in ("score", "later"):
+        rewards = make(code, name, reward_runs=runs)
+        assert qualities(score(rewards, ["a", "end", "b"])) == [1.0, None, 1.0]
+
+
 def test_weights_and_ranges(make):
     code = """
         def good(completion):

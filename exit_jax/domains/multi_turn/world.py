@@ -108,7 +108,14 @@ class World:
         except GradingError as error:
             raise DomainError(str(error)) from error
         if why := why_failed(reply):
-            raise DomainError(f"domain.environment = {self.config.environment!r}: {why}")
+            c = self.config
+            if "error" in reply:  # the process is gone, and with it which call it was
+                called = "rows" if "rows" in message else "the constructor, reset or step"
+                why = (
+                    f"{why}, in {called}; domain.reset_secs = {c.reset_secs:g} and domain.step_secs = {c.step_secs:g} limit "
+                    f"processor time ({WALL_FACTOR:g} times that by the clock), domain.memory_mb = {c.memory_mb} limits memory"
+                )
+            raise DomainError(f"domain.environment = {c.environment!r}: {why}")
         return reply
 
     def step_many(self, pairs: Sequence[tuple[Episode, str]], max_turns: int) -> list[Episode]:

@@ -243,6 +243,14 @@ def what_it_raised(error: BaseException, file: str) -> str:
     return f"it raised {type(error).__name__}: {words} ({last.filename}, line {last.lineno})"
 
 
+async def _awaited(given: Any) -> Any:
+    """Await a call; SystemExit, with which asyncio ends its loop, becomes an error like others."""
+    try:
+        return await given
+    except SystemExit as error:
+        raise RuntimeError(f"SystemExit: {error}").with_traceback(error.__traceback__) from None
+
+
 class Caller:
     """Calls functions on items: each try under the eyes of ``begin``, those that raise once more after a pause."""
 
@@ -286,7 +294,7 @@ class Caller:
                 self.begin(self.wall_secs / 2 if function.is_async else 0.0)  # its own limit comes first
                 given = function.call(**function.arguments([items[place] for place in group], self._run))
                 if function.is_async:
-                    given = await asyncio.wait_for(given, self.wall_secs)
+                    given = await asyncio.wait_for(_awaited(given), self.wall_secs)
                 found = _read_batch(given, len(group)) if function.is_batched else [given]
                 break
             except MemoryError as error:

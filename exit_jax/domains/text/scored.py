@@ -167,7 +167,9 @@ class ScoredDomain(SingleTurnDomain):
         shown = [self.shown(response, sizes["solution"], self.config.truncate) for response in responses]
         held = zip(piece_rows(history, "context"), piece_rows(history, "request"), strict=True)
         begun = [pieces for pieces in held for _ in range(group)]
-        feedback = [self.encode(score.feedback)[: sizes.get("feedback", 0)] for score in scores]
+        # half of a surrogate pair, which a text from JSON may hold, is nothing that a tokenizer takes
+        said = [score.feedback.encode(errors="replace").decode() for score in scores]
+        feedback = [self.encode(text)[: sizes.get("feedback", 0)] for text in said]
 
         def per_rollout(values, kind: Any = np.float32) -> Any:
             return np.array(list(values), kind).reshape(batch, group)
