@@ -238,8 +238,10 @@ def test_iterations_from_which_nothing_is_learnt_are_told_of_once(caplog):
     watch = Watch("train")
     ones, zeros = np.ones(3), np.zeros(3)
     for step in range(1, 31, 3):
-        watch.look(step, {"unfinished": ones, "zero_variance_groups": ones * 0.99, "params_moved": zeros})
-    assert [record.getMessage().partition(",")[0] for record in caplog.records] == ["train"] * 2
+        share = {"zero_variance_groups": ones * 0.99, "params_moved": zeros, "end/overlong_response": ones}
+        watch.look(step, {"unfinished": ones} | share)
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == ["train"] * 3
+    assert "steps 1 to 5: every episode ended with a response that was cut off" in caplog.text
     assert "steps 1 to 5: no response ended" in caplog.text
     assert "steps 1 to 5: no update changed" in caplog.text
     caplog.clear()

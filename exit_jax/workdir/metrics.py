@@ -146,6 +146,11 @@ class Watch:
                 "no response ended within its room: none can be improved on, and algorithm.mask_overlong takes the gradient of "
                 "all; raise domain.max_tokens, or see whether the policy knows the stop tokens",
             ),
+            "end/overlong_response": (
+                1.0,
+                "every episode ended with a response that was cut off at its limit, and those are not played; raise "
+                "domain.max_tokens, or see whether the policy knows the stop tokens (one from random weights needs a warm start)",
+            ),
             "zero_variance_groups": (
                 1.0,
                 "the responses of each group were all paid alike, so no advantage differs from 0; the tasks are too hard or "
