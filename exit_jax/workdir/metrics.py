@@ -149,7 +149,7 @@ class Watch:
             "end/overlong_response": (
                 1.0,
                 "every episode ended with a response that was cut off at its limit, and those are not played; raise "
-                "domain.max_tokens, or see whether the policy knows the stop tokens (one from random weights needs a warm start)",
+                "domain.max_tokens, or see whether the policy knows the stop tokens (a random one needs a warm start)",
             ),
             "zero_variance_groups": (
                 1.0,
