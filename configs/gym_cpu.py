@@ -7,8 +7,7 @@
 A decoder of 0.2 million parameters, for which every byte is a token, fills in 4x4 sudokus (mini_sudoku) and spells words
 backward (spell_backward). Either answer can be checked without knowing the right one, and mended in part: the improve prompt
 says which rows, columns, boxes or letters are wrong, and never what should stand there. It is warm-started on the answers of a
-teacher who slips, then trained by RL with the sets' own scorers, in processes of their own: some nine minutes on 2 free cores,
-and two more to evaluate.
+teacher who slips, then trained by RL with the sets' own scorers, in processes of their own.
 
 Arguments:
   variant: grpo | curriculum | improve | diverge | exit (ExIt §5), or one with a change, as exit-blind, which has no feedback.

@@ -55,8 +55,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: tuple[float, ...]) ->
 def rotation(positions: Array, frequency: Array) -> tuple[Array, Array]:
     """Return sin and cos of the angles that positions [B, ...] turn pairs by, float32 [B, ..., h / 2].
 
-    Their length is 1 already. Divided by it, they are tables to XLA's CPU backend, which takes a plain sine for cheap and
-    computes it again for every head, in forward and backward pass: a tenth of an iteration of a small policy.
+    Their length is 1 already. Undivided, XLA's CPU backend takes a sine for cheap and computes it anew for every head and pass.
     """
     angle = positions[..., None].astype(jnp.float32) * jnp.expand_dims(frequency, range(positions.ndim))
     sin, cos = jnp.sin(angle), jnp.cos(angle)

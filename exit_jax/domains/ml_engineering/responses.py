@@ -6,6 +6,7 @@ Not here: running scripts (exit_jax/sandbox) and grading what they wrote (submis
 import re
 from collections.abc import Mapping
 
+from exit_jax.domains.text.surrogates import replace_surrogates
 from exit_jax.domains.text.thoughts import final_answer
 
 MAX_STDERR = 1 << 16  # characters looked at, from the end
@@ -79,7 +80,7 @@ def error_tail(stderr: str | bytes, max_chars: int, paths: Mapping[str, str] = N
       paths: prefixes of the sandbox's and what to write in their place, for messages: {"/run/data": "DATA_DIR"}.
     """
     text = stderr[-4 * MAX_STDERR :].decode("utf-8", errors="replace") if isinstance(stderr, bytes) else stderr
-    text = text[-MAX_STDERR:].encode(errors="replace").decode()  # a lone surrogate could not be tokenised
+    text = replace_surrogates(text[-MAX_STDERR:])
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = _CONTROL.sub("", _ESCAPE.sub("", text)).replace("\ufffd", "?")
     text = _FILE.sub(lambda match: f"{match[1]}{_shorten(match[2])}{match[3]}", text)

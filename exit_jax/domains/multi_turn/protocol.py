@@ -37,6 +37,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from exit_jax import plugins
+from exit_jax.domains.text.surrogates import replace_surrogates
 from exit_jax.plugins import PluginError
 
 MAX_OBSERVATION_CHARS = 100_000  # length of an observation; of a longer one the middle is left out
@@ -181,7 +182,7 @@ def read_opening(given: Any) -> list[list[str]]:
         )
     if not found[-1][1].strip():
         raise Fault("reset returned a last message that is empty")
-    return [[role, as_text(content)] for role, content in found]
+    return [[role, replace_surrogates(content)] for role, content in found]
 
 
 def read_step(given: Any) -> tuple[str, float, bool]:
@@ -202,12 +203,7 @@ def read_step(given: Any) -> tuple[str, float, bool]:
         raise Fault(f"step returned the reward {reward!r:.100}; it should be a finite number")
     if not isinstance(done, bool):
         raise Fault(f"step returned done = {done!r:.100}, a {type(done).__name__}; it should be True or False")
-    return shorten(as_text(observation)), float(reward), done
-
-
-def as_text(text: str) -> str:
-    """Return a text that can be written: half of a surrogate pair becomes "?"."""
-    return text.encode(errors="replace").decode()
+    return shorten(replace_surrogates(observation)), float(reward), done
 
 
 def shorten(text: str) -> str:

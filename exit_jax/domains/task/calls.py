@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from exit_jax import plugins
+from exit_jax.domains.text.surrogates import replace_surrogates
 
 BATCHED = ("completions", "prompts", "completion_ids")  # parameters that only TRL's form has
 SINGLE = ("prompt", "completion")
@@ -201,8 +202,8 @@ def read(given: Any) -> Outcome:
 
 
 def _text(given: str) -> str:
-    """Return a text that tokenizers take: not too long, and half of a surrogate pair, as JSON may hold, becomes "?"."""
-    return given[:MAX_TEXT_CHARS].encode(errors="replace").decode()
+    """Return a text that is not too long and can be written."""
+    return replace_surrogates(given[:MAX_TEXT_CHARS])
 
 
 def _number(given: Any) -> float | None:

@@ -21,6 +21,7 @@ from exit_jax.domains.text import chat, tokenizer
 from exit_jax.domains.text.pieces import SingleTurnDomain, Tokens
 from exit_jax.domains.text.prompts import IMPROVE, IMPROVE_BY_FEEDBACK
 from exit_jax.domains.text.settings import SPAN, TextConfig
+from exit_jax.domains.text.surrogates import replace_surrogates
 from exit_jax.domains.traits import Traits
 from exit_jax.types import BASE, MODES, Grades, History, Instances, Rollouts
 
@@ -167,8 +168,7 @@ class ScoredDomain(SingleTurnDomain):
         shown = [self.shown(response, sizes["solution"], self.config.truncate) for response in responses]
         held = zip(piece_rows(history, "context"), piece_rows(history, "request"), strict=True)
         begun = [pieces for pieces in held for _ in range(group)]
-        # half of a surrogate pair, which a text from JSON may hold, is nothing that a tokenizer takes
-        said = [score.feedback.encode(errors="replace").decode() for score in scores]
+        said = [replace_surrogates(score.feedback) for score in scores]
         feedback = [self.encode(text)[: sizes.get("feedback", 0)] for text in said]
 
         def per_rollout(values, kind: Any = np.float32) -> Any:
