@@ -254,6 +254,8 @@ def make_children(
     wanted_BGU = wanted_BGU & ~same_BGU
     if config.max_depth:
         wanted_BGU = wanted_BGU & (children.step + 1 <= config.max_depth)
+    if config.children == "improved":
+        wanted_BGU = wanted_BGU & (grades.quality > instances.history.quality[:, None])[..., None]
     if config.children in ("best", "one"):
         preference = grades.quality if config.children == "best" else jax.random.uniform(key, grades.quality.shape)
         chosen = jnp.argmax(jnp.where(wanted_BGU.any(-1), preference, -1.0), axis=1)

@@ -37,8 +37,9 @@ class ExItConfig:
     )
     children: str = setting(
         "all",
-        "rollouts of a group that enter the buffer; distinct are those that are not there yet (our choice)",
-        choices=("all", "distinct", "best", "one"),
+        "rollouts of a group that enter the buffer; distinct are those that are not there yet, improved those with a higher "
+        "quality than what they began from (our choice)",
+        choices=("all", "distinct", "improved", "best", "one"),
     )
     learnability_of: str = setting("quality", "the score S of a group of rollouts (our choice)", choices=SCORES)
     # reward (ExIt §4, App. A)

@@ -96,7 +96,7 @@ def buffer_fault(a: Any, num_iterations: int, num_tasks: int, children_per_rollo
     """
     if not a.selection_prob or not num_iterations:
         return "", False
-    per_prompt = children_per_rollout * (a.group_size if a.children == "all" else 1)
+    per_prompt = children_per_rollout * (1 if a.children in ("best", "one") else a.group_size)
     before_last = num_iterations - 1 - a.rollout_lag  # batches learnt from when the last one is selected
     reachable = min(a.num_prompts * before_last, num_tasks) + a.num_prompts * per_prompt * before_last
     never = not per_prompt and num_tasks < a.min_buffer_size

@@ -7,14 +7,18 @@ import ml_collections
 
 from exit_jax.algorithm.settings import VARIANTS
 
-# one change at a time, by the fields that it sets, as in exit-uniform; "fresh" keeps a quarter of the buffer
+# one change at a time, by the fields that it sets, as in exit-uniform; "fresh" keeps a quarter of the buffer, "late" fills it first
 CHANGES: Mapping[str, Callable[[ml_collections.ConfigDict], Mapping[str, Any]]] = {
     "uniform": lambda c: {"algorithm.selection": "uniform"},
     "sharp": lambda c: {"algorithm.score_temperature": 200.0},
     "shallow": lambda c: {"algorithm.max_depth": 4},
     "best": lambda c: {"algorithm.children": "best"},
     "one": lambda c: {"algorithm.children": "one"},
+    "improved": lambda c: {"algorithm.children": "improved"},
     "fresh": lambda c: {"algorithm.buffer_size": c.algorithm.buffer_size // 4},
+    "late": lambda c: {"algorithm.min_buffer_size": c.algorithm.buffer_size},
+    "seldom": lambda c: {"algorithm.selection_prob": 0.25},
+    "often": lambda c: {"algorithm.selection_prob": 0.75},
     "gain": lambda c: {"algorithm.reward": "improve_or_keep", "algorithm.learnability_of": "reward"},
     "blind": lambda c: {"domain.feedback": False},
 }

@@ -331,6 +331,9 @@ class Oracle:
                 kept = [dataclasses.replace(child, **bare) for child in kept if child.turn > 0]
             kept = [child for child in kept if not equal(child, instance.held)]
             by_rollout.append([child for child in kept if not c.max_depth or child.step + 1 <= c.max_depth])
+        if c.children == "improved":
+            rose = [rollout.quality > instance.held.quality for rollout in instance.rollouts]
+            by_rollout = [kept if better else [] for kept, better in zip(by_rollout, rose)]
         if c.children in ("best", "one"):
             prefer = lambda r: r.quality if c.children == "best" else r.preference
             some = [g for g in range(len(by_rollout)) if by_rollout[g]]

@@ -47,7 +47,7 @@ FACTORS = {
     "recompute_logp": (False, True),
     "rollout_lag": (0, 1),
     "num_microbatches": (1, 2),
-    "children": ("all", "distinct", "best", "one"),
+    "children": ("all", "distinct", "improved", "best", "one"),
     "self_iteration": (True, False),
     "divergence_prob": (0.5, 0.0),
     "max_depth": (0, 2),
