@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
     d.sets = ("mini_sudoku", "spell_backward")
     d.levels = (1,)  # 4 to 8 blanks, words of 3 to 5 letters
     d.data_dir = "data/gym_cpu"
-    d.num_train, d.num_validation, d.num_test = 2048, 128, 256
+    d.num_train, d.num_validation, d.num_test = 8192, 128, 256
     d.brief = True
     d.answers = "any"
     # a response then follows the request as in a base prompt: with what varies in length between, little is learnt in this time
@@ -59,12 +59,12 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optimizer.learning_rate = 3e-4
 
     c.eval.splits = d.sets
-    c.eval.samples_per_task = 2
+    c.eval.samples_per_task = 1
     c.eval.from_checkpoint = False
     c.eval.temperature = 0.5
     c.eval.num_chains_saved = 100
 
-    c.run.num_iterations = 250
+    c.run.num_iterations = 150
     c.run.token_chunk = 0
     c.run.checkpoint_every = 50
     c.run.export_dtype = "float32"
