@@ -9,7 +9,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from exit_jax.report.plots import GREY, PALE_BLUE, WIDTH, Plot, add_legend, count_iterations, draw_mean, new_figure, style
+from exit_jax.report.plots import (
+    GREY,
+    PALE_BLUE,
+    WIDTH,
+    Plot,
+    add_legend,
+    count_iterations,
+    draw_mean,
+    new_figure,
+    style,
+)
 from exit_jax.report.runs import Groups, all_runs, over_training, relative_to_grpo, running_mean
 from exit_jax.types import MODES
 
