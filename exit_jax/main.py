@@ -6,9 +6,12 @@ Any field of the config can be set on the command line: --config.algorithm.group
 """
 
 import logging
+import os
 import pathlib
 import re
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -138,8 +141,19 @@ def main(_) -> int:
     return exit_status(carry_out)
 
 
+def repeat_ctrl_c(unraisable: Any) -> None:
+    """Let a Ctrl-C that came where Python can raise nothing, as in JAX's callback of the garbage collector, come once more."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 def entry() -> None:
     """Run the command line."""
+    sys.unraisablehook = repeat_ctrl_c
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse_flags)
 

@@ -102,3 +102,30 @@ def test_libtpu_is_asked_only_where_there_may_be_a_tpu(files, chosen, tmp_path, 
     monkeypatch.setattr(hosts.importlib.metadata, "entry_points", lambda group: ("cuda",))
     hosts.skip_absent_tpu(tmp_path)
     assert not updates
+
+
+def test_a_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost():
+    """JAX has such a callback; Python can only report what is raised in it."""
+    code = """
+import gc, signal, time
+from exit_jax import main
+
+def callback(*_):
+    gc.callbacks.clear()
+    signal.raise_signal(signal.SIGINT)
+
+def carry_out():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.callbacks.append(callback)
+    gc.collect()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+    return 0
+
+main.carry_out = carry_out
+main.entry()
+"""
+    command = [sys.executable, "-c", code, "--config", "configs/smoke.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "\nstopped; the same command goes on\n")
