@@ -71,27 +71,25 @@ class MetricsWriter:
 
         Of "instances", fingerprints uint32 [n, B, 2], it is written how many different ones there have been.
         """
-        with name_folder(self._workdir):
-            return self._write(first_step, dict(metrics), extra)
-
-    def _write(self, first_step: int, metrics: dict[str, np.ndarray], extra: Mapping[str, float]) -> dict:
         row: dict[str, float | None] = {}
+        metrics = dict(metrics)
         marks = metrics.pop("instances", None)
-        if marks is not None and self._file:
-            self._distinct = self._distinct or DistinctInstances(self._workdir / "instances.jsonl", first_step - 1)
-            metrics["distinct_instances"] = self._distinct.add(first_step, marks)
-        count = len(next(iter(metrics.values())))
-        for i in range(count):
-            row = {"step": first_step + i}
-            for key, value in (*((k, v[i]) for k, v in metrics.items()), *extra.items()):
-                number = float(value)
-                row[key] = number if math.isfinite(number) else None
-            if self._file and self._events:
-                self._file.write(json.dumps(row) + "\n")
-                known = {key: value for key, value in row.items() if value is not None and key != "step"}
-                self._events.add_scalars(first_step + i, known)
-        if self._file:
-            self._file.flush()
+        with name_folder(self._workdir):
+            if marks is not None and self._file:
+                self._distinct = self._distinct or DistinctInstances(self._workdir / "instances.jsonl", first_step - 1)
+                metrics["distinct_instances"] = self._distinct.add(first_step, marks)
+            count = len(next(iter(metrics.values())))
+            for i in range(count):
+                row = {"step": first_step + i}
+                for key, value in (*((k, v[i]) for k, v in metrics.items()), *extra.items()):
+                    number = float(value)
+                    row[key] = number if math.isfinite(number) else None
+                if self._file and self._events:
+                    self._file.write(json.dumps(row) + "\n")
+                    known = {key: value for key, value in row.items() if value is not None and key != "step"}
+                    self._events.add_scalars(first_step + i, known)
+            if self._file:
+                self._file.flush()
         return row
 
     def close(self) -> None:
