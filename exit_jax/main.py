@@ -5,10 +5,14 @@
 Any field of the config can be set on the command line: --config.algorithm.group_size=16.
 """
 
+import atexit
 import logging
+import os
 import pathlib
 import re
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -135,11 +139,35 @@ def main(_) -> int:
     """Carry out --mode; a fault of the user's making is one clear error and exit status 2."""
     for noisy in ("absl", "jax"):  # they report probes for a TPU, and failed saves by a page of traceback
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    return exit_status(carry_out)
+    stopped: list[int] = []
+    atexit.register(leave, stopped)  # here, before what computes registers its own: the first runs last
+    status = exit_status(carry_out)
+    if status > 128:
+        stopped.append(status)
+    return status
+
+
+def leave(stopped: Sequence[int]) -> None:
+    """End the process of a run that a signal stopped: threads of libraries that compute on make Python's own end crash."""
+    for status in stopped:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def repeat_ctrl_c(unraisable: Any) -> None:
+    """Let a Ctrl-C that came where Python can raise nothing, as in JAX's callback of the garbage collector, come once more."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def entry() -> None:
     """Run the command line."""
+    sys.unraisablehook = repeat_ctrl_c
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse_flags)
 

@@ -1,5 +1,6 @@
 """Environments for the tests of domains/multi_turn: a game of guessing a number, and what can be wrong with one."""
 
+import asyncio
 import itertools
 import os
 import pathlib
@@ -98,6 +99,8 @@ class Fragile(Guess):
             time.sleep(1e6)
         if text == "exit":
             os._exit(3)
+        if text == "cancel":
+            raise asyncio.CancelledError
         if text == "raise":
             raise KeyError("no such word")
         if text == "nan":
@@ -199,8 +202,13 @@ class SameRows(Guess):
 
 
 class NoRows(Guess):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
     def rows(self, split, count, first):
-        return [{"seed": {1, 2}}]
+        wrong = {"set": [{"seed": {1, 2}}], "number": 3, "none": None, "row": {"seed": 1}, "numbers": [1, 2]}
+        return wrong[self.kind]
 
 
 class Random(Guess):
@@ -265,12 +273,15 @@ class Returns(Guess):
             "assistant": [{"role": "assistant", "content": "a"}],
             "parts": [{"role": "user", "content": [{"type": "text"}]}],
             "blank": " ",
+            "info": ("?", {}),
         }
         return openings.get(self.what, "?")
 
     def step(self, text):
         steps = {
             "pair": ("", 0.0),
+            "gym": ("", 0.0, False, {}),
+            "gymnasium": ("", 0.0, False, False, {}),
             "None": (None, 0.0, False),
             "nan": ("", float("nan"), False),
             "words": ("", "1", False),

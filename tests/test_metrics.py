@@ -120,3 +120,12 @@ def test_how_far_a_run_is_trained(tmp_path):
     (tmp_path / "checkpoints/4").mkdir(parents=True)
     (tmp_path / "checkpoints/5.orbax-checkpoint-tmp").mkdir()
     assert trained_iterations(tmp_path) == 4
+
+
+def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path):
+    writer = MetricsWriter(tmp_path, "train", 0)
+    writer._file = open("/dev/full", "a")
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
+        writer.write(1, {"loss": np.ones(1)}, {})
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
+        writer.close()

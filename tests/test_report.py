@@ -445,6 +445,24 @@ def test_the_map_leaves_out_what_another_encoder_made(make_run, tmp_path):
     assert "exit" in plot[1]
 
 
+def test_a_short_run_has_whole_iterations_and_no_ticks_of_rounding_errors(make_run):
+    path = make_run(num_rows=2)
+    rng = np.random.default_rng(0)
+    held = {"iteration": np.arange(24) % 2 + 1, "embedding": 1 + 1e-4 * rng.normal(size=(24, 8))}
+    np.savez(path / "instances.npz", **held)
+    groups = finished.group([finished.load(path)])
+    figures = [plot(groups)[0] for plot in (varied.distances, varied.instance_map, training.curriculum)]
+    for fig in figures:
+        fig.draw_without_rendering()
+    (cosine, l2), bar, panel = figures[0].axes, figures[1].axes[-1], figures[2].axes[0]
+    for axis in (cosine.xaxis, l2.xaxis, bar.yaxis, panel.xaxis):
+        assert all(float(at).is_integer() for at in axis.get_ticklocs()), axis
+    for ax in (cosine, l2):
+        assert not ax.yaxis.get_offset_text().get_text()
+        assert ax.get_ylim()[0] < np.nanmin(ax.lines[0].get_ydata()) < ax.get_ylim()[1]
+        assert np.ptp(ax.get_ylim()) >= varied.MIN_SPAN
+
+
 def test_rows_that_are_no_chains_are_passed_over_and_counted(make_run):
     path = make_run()
     good = (path / "chains.jsonl").read_text()

@@ -102,3 +102,46 @@ def test_libtpu_is_asked_only_where_there_may_be_a_tpu(files, chosen, tmp_path, 
     monkeypatch.setattr(hosts.importlib.metadata, "entry_points", lambda group: ("cuda",))
     hosts.skip_absent_tpu(tmp_path)
     assert not updates
+
+
+def carried_out(code: str) -> tuple[int, str, str]:
+    """Run the command line with a ``carry_out`` of its own; returns status, stdout and stderr."""
+    before = "import atexit, gc, signal, threading, time\nfrom exit_jax import main\n"
+    code = f"{before}{code}\nmain.carry_out = carry_out\nmain.entry()"
+    command = [sys.executable, "-c", code, "--config", "configs/smoke.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost():
+    """JAX has such a callback; Python can only report what is raised in it."""
+    code = """
+def callback(*_):
+    gc.callbacks.clear()
+    signal.raise_signal(signal.SIGINT)
+
+def carry_out():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.callbacks.append(callback)
+    gc.collect()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+"""
+    assert carried_out(code) == (130, "", "\nstopped; the same command goes on\n")
+
+
+def test_a_stopped_run_does_not_crash_at_its_end():
+    """A daemon thread that waits in XLA, as a library may have one, aborts the process when Python ends it."""
+    code = """
+def carry_out():
+    import jax
+    step = lambda _, x: jax.numpy.tanh(x @ x)
+    found = jax.jit(lambda x: jax.lax.fori_loop(0, 2**20, step, x))(jax.numpy.ones((256, 256)))
+    threading.Thread(target=jax.block_until_ready, args=[found], daemon=True).start()
+    time.sleep(0.3)
+    atexit.register(print, "the others are called")
+    raise KeyboardInterrupt
+"""
+    ended = (130, "the others are called\n", "\nstopped; the same command goes on\n")
+    assert carried_out(code) == ended

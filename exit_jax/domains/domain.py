@@ -77,7 +77,7 @@ class Domain:
     on_host: bool = True
     notes: tuple[str, ...] = ()  # names of Grades.notes
     timings: tuple[str, ...] = ()  # those notes that may differ where a response is graded again
-    # split -> int [M] by name, what results are broken down by
+    # split -> int or float [M] by name, what results are broken down by
     difficulty: Callable[[str], Mapping[str, np.ndarray]] = lambda split: {}
     # split -> name of each task's category [M], by what they are categories of; results are broken down by them, too
     category: Callable[[str], Mapping[str, Sequence[str]]] = lambda split: {}

@@ -162,11 +162,20 @@ def by_category(split: Split, right: np.ndarray, quality: np.ndarray) -> dict[st
 
 
 def levels(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Return bool [M] by level; more than MAX_LEVELS are put together in ranges of about equally many tasks."""
+    """Return bool [M] by level; more than MAX_LEVELS are put together in ranges of about equally many tasks.
+
+    >>> list(levels(np.arange(12))), list(levels(np.arange(12) / 4))
+    (['0-1', '2-4', '5-7', '8-11'], ['0 to 0.5', '0.5 to 1.25', '1.25 to 2', '2 to 2.75'])
+    """
     distinct = np.unique(values)
     if distinct.size <= MAX_LEVELS:
         return {str(level): values == level for level in distinct}
     edges = np.unique(np.quantile(values, np.linspace(0, 1, 5), method="lower"))
+    if not np.issubdtype(values.dtype, np.integer):  # a range ends before the next, the last one with the largest value
+        return {
+            f"{low:.10g} to {high:.10g}": (values >= low) & ((values < high) | (high == edges[-1]))
+            for low, high in itertools.pairwise(edges)
+        }
     edges[-1] += 1
     return {
         f"{low}-{high - 1}" if high - 1 > low else str(low): (values >= low) & (values < high)

@@ -57,7 +57,7 @@ class Split:
 
     settings: EvalConfig
     domain: Domain
-    difficulty: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # int [M] by name
+    difficulty: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # int or float [M] by name
     names: Sequence[str] = ()  # [M]: what the domain calls its tasks; () where it does not name them all
     num_too_long: int = 0  # tasks that do not fit into a prompt, and count as wrong
     category: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # [M] by kind, as Domain.category

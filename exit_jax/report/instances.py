@@ -7,12 +7,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from scipy.linalg import eigh
 
-from exit_jax.report.plots import WIDTH, Plot, add_legend, draw_mean, new_figure, style
+from exit_jax.report.plots import WIDTH, Plot, add_legend, count_iterations, draw_mean, new_figure, style, widen
 from exit_jax.report.runs import MAX_INSTANCES, Groups, all_runs
 from exit_jax.report.tables import cells
 from exit_jax.workdir.markdown import table
 
 WINDOWS = 10  # parts of training, for the distances over it
+MIN_SPAN = 0.01  # of the distances' axes; without it instances that are alike get ticks of rounding errors
 MAX_POINTS = 1000  # a panel of the map
 MEASURES = ("cosine distance", "L2 distance")
 
@@ -54,6 +55,8 @@ def distances(groups: Groups) -> Plot:
     for ax, name in zip(axes, MEASURES):
         ax.set_title(f"mean pairwise {name}", loc="left")
         ax.set(xlabel="iteration", xlim=(0, last + 1))
+        count_iterations(ax.xaxis)
+        widen(ax, MIN_SPAN)
     add_legend(fig, axes)
     text = f"Distances between the embeddings of instances in the final buffer that were made within {edges[1]:.3g} "
     text += f"iterations, and below of all of them: of all pairs of at most {MAX_INSTANCES} instances a run.\n\n"
@@ -104,7 +107,8 @@ def instance_map(groups: Groups) -> Plot:
         ax.spines[:].set(visible=True, color="#C8C8C8")
         start += at.size
     scale = ScalarMappable(Normalize(0, last), "viridis")
-    fig.colorbar(scale, ax=axes, label="iteration", fraction=0.04, shrink=0.8, aspect=30)
+    bar = fig.colorbar(scale, ax=axes, label="iteration", fraction=0.04, shrink=0.8, aspect=30)
+    count_iterations(bar.ax.yaxis)
     text = f"Instances in the final buffer, at most {MAX_POINTS} a variant, by {method}; one plane for all variants."
     if left_out:
         text += f" Left out, since of another encoder: {', '.join(left_out)}."

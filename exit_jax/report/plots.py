@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from exit_jax.report.runs import (
     Groups,
@@ -127,13 +129,23 @@ def plot_by_k(groups: Groups, ylabel: str, metric: str, thin: tuple[str, str, in
         ax.set(title=split)
         ax.set_xticks(x, [str(k) for k in ks])
     for ax in axes[: len(splits)]:
-        low, high = ax.get_ylim()
-        if high - low < 1:  # ticks of hundredths of a percent would say nothing of a line that does not move
-            ax.set_ylim(low, low + 1)
+        widen(ax, 1)  # ticks of hundredths of a percent would say nothing of a line that does not move
     fig.supxlabel(STEP, fontsize=8)
     fig.supylabel(ylabel, fontsize=8)
     add_legend(fig, axes)
     return fig
+
+
+def widen(ax: Axes, span: float) -> None:
+    """Let the y axis span at least so much, with a margin below what is drawn."""
+    low, high = ax.get_ylim()
+    if high - low < span:
+        ax.set_ylim(low - 0.05 * span, low + span)
+
+
+def count_iterations(axis: Axis) -> None:
+    """Let an axis of iterations have no ticks between them, however few there are."""
+    axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
 
 
 def draw_by_k(ax: Axes, groups: Groups, runs: Sequence[Run], split: str, ks: Sequence[int], *path: str, **look) -> None:

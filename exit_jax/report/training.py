@@ -9,7 +9,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from exit_jax.report.plots import GREY, PALE_BLUE, WIDTH, Plot, add_legend, draw_mean, new_figure, style
+from exit_jax.report.plots import (
+    GREY,
+    PALE_BLUE,
+    WIDTH,
+    Plot,
+    add_legend,
+    count_iterations,
+    draw_mean,
+    new_figure,
+    style,
+)
 from exit_jax.report.runs import Groups, all_runs, over_training, relative_to_grpo, running_mean
 from exit_jax.types import MODES
 
@@ -82,6 +92,7 @@ def plot_over_training(
         ax.set_title(textwrap.fill(name, 26), loc="left")  # as wide as one of four panels
         is_lowest = i // columns == (num_panels - 1) // columns
         ax.set(xlim=(0, 1.03 * last), xlabel="iteration" if is_lowest else None)
+        count_iterations(ax.xaxis)
     for ax, draw in zip(axes[len(wanted) :], extra):
         draw(ax)
     add_legend(fig, axes)

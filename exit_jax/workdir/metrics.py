@@ -8,7 +8,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -55,10 +55,9 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, name: str, step: int):
-        self._file = self._events = self._distinct = None
+        self._workdir, self._file, self._events, self._distinct = workdir, None, None, None
         if not hosts.is_lead():
             return
-        self._workdir = workdir
         path = workdir / f"{name}.jsonl"
         kept = [row for row in read_jsonl(path, "step") if row["step"] <= step]
         partial = path.with_suffix(".tmp")
@@ -75,29 +74,38 @@ class MetricsWriter:
         row: dict[str, float | None] = {}
         metrics = dict(metrics)
         marks = metrics.pop("instances", None)
-        if marks is not None and self._file:
-            self._distinct = self._distinct or DistinctInstances(self._workdir / "instances.jsonl", first_step - 1)
-            metrics["distinct_instances"] = self._distinct.add(first_step, marks)
-        count = len(next(iter(metrics.values())))
-        for i in range(count):
-            row = {"step": first_step + i}
-            for key, value in (*((k, v[i]) for k, v in metrics.items()), *extra.items()):
-                number = float(value)
-                row[key] = number if math.isfinite(number) else None
-            if self._file and self._events:
-                self._file.write(json.dumps(row) + "\n")
-                known = {key: value for key, value in row.items() if value is not None and key != "step"}
-                self._events.add_scalars(first_step + i, known)
-        if self._file:
-            self._file.flush()
+        with name_folder(self._workdir):
+            if marks is not None and self._file:
+                self._distinct = self._distinct or DistinctInstances(self._workdir / "instances.jsonl", first_step - 1)
+                metrics["distinct_instances"] = self._distinct.add(first_step, marks)
+            count = len(next(iter(metrics.values())))
+            for i in range(count):
+                row = {"step": first_step + i}
+                for key, value in (*((k, v[i]) for k, v in metrics.items()), *extra.items()):
+                    number = float(value)
+                    row[key] = number if math.isfinite(number) else None
+                if self._file and self._events:
+                    self._file.write(json.dumps(row) + "\n")
+                    known = {key: value for key, value in row.items() if value is not None and key != "step"}
+                    self._events.add_scalars(first_step + i, known)
+            if self._file:
+                self._file.flush()
         return row
 
     def close(self) -> None:
-        if self._file and self._events:
-            self._file.close()
-            self._events.close()
-        if self._distinct:
-            self._distinct.close()
+        """Close the files."""
+        with name_folder(self._workdir):
+            for file in filter(None, (self._file, self._events, self._distinct)):
+                file.close()
+
+
+@contextlib.contextmanager
+def name_folder(folder: pathlib.Path) -> Iterator[None]:
+    """Name the folder in an error of writing there: that of a full disk names no file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 class DistinctInstances:

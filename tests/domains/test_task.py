@@ -1,5 +1,6 @@
 """Tasks of one's own as a domain: prompts as the chat template has them, grades, feedback, votes, demonstrations."""
 
+import dataclasses
 import json
 
 import checkpoints
@@ -131,6 +132,38 @@ def test_what_people_read_of_tasks(make):
     assert [row["request"] for row in about] == [row.prompt for row in task.kept("test")[0]]
     assert all(row["answer"] and row["source"] for row in about)
     assert sorted(domain.files()) == sorted(task.table.files | task.rewards.files)
+
+
+def test_results_are_broken_down_by_a_column_with_numbers(make, own_folder):
+    lines = [json.dumps({"prompt": f"Say {i}", "answer": "", "level": i / 1, "share": i / 8}) for i in range(9)]
+    (own_folder / "plain.jsonl").write_text("\n".join(lines))
+    assert make_domain(make("plain").config).difficulty("train") == {}
+    for column, scale in (("level", 1), ("share", 8)):
+        task = make("plain", difficulty_column=column)
+        for split in ("train", "test"):
+            (found,) = make_domain(task.config).difficulty(split).items()
+            assert found[0] == column
+            assert (scale * found[1]).tolist() == [int(row.prompt.split()[1]) for row in task.kept(split)[0]]
+            assert np.issubdtype(found[1].dtype, np.integer) == (column == "level")
+    taught = [
+        make_domain(make("plain", gold_column="answer", **more).config) for more in ({}, {"difficulty_column": "level"})
+    ]
+    assert len({domain.demonstrations_id for domain in taught}) == 1, "demonstrations are the same"
+
+
+@pytest.mark.parametrize("value", ["hard", None, True, float("nan"), [1], "absent"])
+def test_a_difficulty_that_is_no_number_is_one_error(make, own_folder, value):
+    rows = [{"prompt": f"Say {i}", "answer": "", "level": i} for i in range(9)]
+    rows[5] |= {"level": value}
+    if value == "absent":
+        del rows[5]["level"]
+    (own_folder / "plain.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = "is missing in" if value == "absent" else "is .* in"
+    config = make("plain").config
+    with pytest.raises(DomainError, match=rf"domain.difficulty_column = 'level' {words} .*plain.jsonl:6; each row"):
+        Task(dataclasses.replace(config, difficulty_column="level")).table  # noqa: B018
+    with pytest.raises(DomainError, match=r"'levels' is missing; did you mean 'level'\? in .*plain.jsonl"):
+        Task(dataclasses.replace(config, difficulty_column="levels")).table  # noqa: B018
 
 
 def test_demonstrations_are_the_answers_of_a_column(make):

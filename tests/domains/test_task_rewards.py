@@ -231,19 +231,74 @@ def test_what_is_returned(make, runs):
 
 
 @WHERE
-def test_a_reward_that_ends_its_process_costs_one_item(make, runs):
+def test_a_reward_that_ends_its_process_costs_one_item(make, runs, tmp_path):
+    """What is no Exception, too, is counted and logged as what raises, and tried again, wherever the reward runs."""
     code = """
-        import sys
+        import asyncio, sys
+
+        class Own(BaseException):
+            pass
+
+        class Value:
+            def item(self):
+                raise asyncio.CancelledError
+
+        RAISED = {"cancelled": asyncio.CancelledError, "interrupt": KeyboardInterrupt, "own": Own, "closed": GeneratorExit}
 
         def score(completion):
+            if completion in RAISED:
+                raise RAISED[completion]
+            if completion == "value":
+                return Value()
             return sys.exit(3) if completion == "end" else 1.0
 
         async def later(completion):
             return score(completion)
+
+        async def cancelled(completion):
+            if completion == "itself":
+                asyncio.current_task().cancel()
+                await asyncio.sleep(0)
+            return score(completion)
+
+        def batch(completions):
+            return [score(one) for one in completions]
     """
-    for name in ("score", "later"):
-        rewards = make(code, name, reward_runs=runs)
-        assert qualities(score(rewards, ["a", "end", "b"])) == [1.0, None, 1.0]
+    wrong = ["end", "cancelled", "own", "closed", "value"]
+    for name in ("score", "later", "cancelled", "batch"):
+        is_async = name in ("later", "cancelled")
+        ends = wrong + ["interrupt"] * (
+            is_async or runs == "workers"
+        )  # inline and in the main thread it may be the user's
+        ends += ["itself"] * (name == "cancelled")
+        log = tmp_path / f"{name}.jsonl"
+        rewards = make(code, name, reward_runs=runs, retries=1, log=log)
+        scores = score(rewards, ["a", *ends, "b"])
+        assert qualities(scores) == [1.0, *[None] * len(ends), 1.0], name
+        assert [one.notes["reward_faults"] for one in scores] == [0.0, *[1.0] * len(ends), 0.0]
+        kinds = [json.loads(line)["kind"] for line in log.read_text().splitlines()]
+        assert kinds == ["value" if one == "value" else "raised" for one in ends]
+
+
+def test_an_inline_reward_does_not_keep_a_ctrl_c(make, monkeypatch):
+    """One of the user ends the run; with the training loop's handler, which only notes it, it is the reward's own."""
+    code = """
+        import signal
+
+        def score(completion):
+            signal.raise_signal(signal.SIGINT)
+            if completion == "own":
+                raise KeyboardInterrupt
+            return 1.0
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            score(make(code, "score", reward_runs="inline"), ["a"])
+        signal.signal(signal.SIGINT, lambda *_: None)
+        assert qualities(score(make(code, "score", reward_runs="inline"), ["a", "own"])) == [1.0, None]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_weights_and_ranges(make):

@@ -29,11 +29,12 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import json
 import math
 import numbers
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from exit_jax import plugins
@@ -169,7 +170,11 @@ def read_opening(given: Any) -> list[list[str]]:
     """
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
     if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
-        raise Fault(f"reset returned {given!r:.100}; it should return a text, or messages with role and content")
+        is_gymnasium = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)
+        remedy = "; of gymnasium's (observation, info) return the observation alone" if is_gymnasium else ""
+        raise Fault(
+            f"reset returned {given!r:.100}; it should return a text, or messages with role and content{remedy}"
+        )
     found: list[Any] = [[m.get("role"), m.get("content")] for m in messages]
     if not all(isinstance(part, str) for message in found for part in message):
         raise Fault(f"reset returned {given!r:.100}; role and content of each message should be texts")
@@ -192,7 +197,13 @@ def read_step(given: Any) -> tuple[str, float, bool]:
       Fault: it is no such thing.
     """
     if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 3:
-        raise Fault(f"step returned {given!r:.100}; it should return (observation, reward, done)")
+        remedies = {
+            4: "; leave gym's info out",
+            5: "; of gymnasium's (observation, reward, terminated, truncated, info) leave info out, with done = terminated or "
+            "truncated",
+        }
+        remedy = remedies.get(len(given), "") if isinstance(given, tuple) else ""
+        raise Fault(f"step returned {given!r:.100}; it should return (observation, reward, done){remedy}")
     observation, reward, done = given
     if not isinstance(observation, str):
         raise Fault(
@@ -204,6 +215,25 @@ def read_step(given: Any) -> tuple[str, float, bool]:
     if not isinstance(done, bool):
         raise Fault(f"step returned done = {done!r:.100}, a {type(done).__name__}; it should be True or False")
     return shorten(replace_surrogates(observation)), float(reward), done
+
+
+def read_rows(given: Any, count: int) -> list[Any]:
+    """Return the first ``count`` tasks that ``rows`` returned, as JSON values.
+
+    Raises:
+      Fault: it returned none, or something else.
+    """
+    if not isinstance(given, Iterable) or isinstance(given, str | Mapping):
+        raise Fault(
+            f"rows returned {given!r:.100}, a {type(given).__name__}; it should return a list of mappings, a task each"
+        )
+    found = list(itertools.islice(given, count))
+    if wrong := [row for row in found if not isinstance(row, Mapping)]:
+        raise Fault(f"rows returned {wrong[0]!r:.100} as a task; it should return mappings")
+    try:
+        return json.loads(json.dumps(found))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Fault(f"rows returned tasks that are no JSON ({error})") from error
 
 
 def shorten(text: str) -> str:

@@ -60,7 +60,7 @@ class Player:
             return {"fault": str(error)}
         except MemoryError:
             return {"error": "out of memory"}
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # nobody sends signals here: it is the environment's own, too
             return {"fault": what_it_raised(error, "")}
 
     # Single calls
@@ -83,7 +83,7 @@ class Player:
 
     def close(self, instance: Any) -> None:
         """End an instance, whose faults no longer matter."""
-        with contextlib.suppress(Exception), limited(self.step_secs):
+        with contextlib.suppress(BaseException), limited(self.step_secs):
             getattr(instance, "close", lambda: None)()
 
     # Steps
@@ -143,15 +143,9 @@ class Player:
             if not hasattr(instance, "rows"):
                 return {"rows": [{"seed": first + i} for i in range(count)]}
             with limited(self.reset_secs):
-                given = list(itertools.islice(instance.rows(job["rows"], count, first), count))
+                return {"rows": protocol.read_rows(instance.rows(job["rows"], count, first), count)}
         finally:
             self.close(instance)
-        if wrong := [row for row in given if not isinstance(row, Mapping)]:
-            raise protocol.Fault(f"rows returned {wrong[0]!r:.100} as a task; it should return mappings")
-        try:
-            return {"rows": json.loads(json.dumps(given))}
-        except (TypeError, ValueError, OverflowError) as error:
-            raise protocol.Fault(f"rows returned tasks that are no JSON ({error})") from error
 
     def open(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Return the opening of a task."""
@@ -202,7 +196,7 @@ class Player:
                     turn = self.play(instance, text)
                 except (protocol.Unavailable, protocol.Refused, protocol.Fault, MemoryError):
                     raise
-                except (Exception, SystemExit) as error:
+                except BaseException as error:
                     yield {"raised": type(error).__name__, "why": what_it_raised(error, "")}
                     return
                 yield {"turn": [text, *turn]}
@@ -268,7 +262,7 @@ def main(spec: dict[str, Any]) -> None:
         player = Player(spec)
     except PluginError as error:
         wrong = str(error)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         wrong = f"domain.environment = {spec['environment']!r}: {what_it_raised(error, '')}"
     worker_process.write_line(replies, {"ready": True})
     before = worker_process.resident_bytes()

@@ -17,6 +17,8 @@ import inspect
 import math
 import numbers
 import pathlib
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -240,16 +242,25 @@ def what_it_raised(error: BaseException, file: str) -> str:
     """Return an exception in one line, with the last line of a file that led to it, or else the last one of all."""
     frames = traceback.extract_tb(error.__traceback__)
     *_, last = [frame for frame in frames if frame.filename == file] or frames
-    words = " ".join(str(error).split())[:300]
-    return f"it raised {type(error).__name__}: {words} ({last.filename}, line {last.lineno})"
+    words = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())[:300]]))
+    return f"it raised {words} ({last.filename}, line {last.lineno})"
 
 
 async def _awaited(given: Any) -> Any:
-    """Await a call; SystemExit, with which asyncio ends its loop, becomes an error like others."""
+    """Await a call; what asyncio ends its loop or a task with becomes an error like others, unless its time is up."""
     try:
         return await given
-    except SystemExit as error:
-        raise RuntimeError(f"SystemExit: {error}").with_traceback(error.__traceback__) from None
+    except (SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+            raise
+        raise RuntimeError(repr(error)).with_traceback(error.__traceback__) from None
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Return whether this is a user's Ctrl-C, which only a main thread with Python's own handler gets, not a function's own."""
+    is_main, handler = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGINT)
+    return isinstance(error, KeyboardInterrupt) and is_main and handler is signal.default_int_handler
 
 
 class Caller:
@@ -304,7 +315,9 @@ class Caller:
             except ValueFault as error:
                 fault = {"fault": str(error), "kind": "value"}
                 attempt = self.retries  # it would return the same once more
-            except (Exception, SystemExit) as error:
+            except BaseException as error:  # SystemExit and CancelledError are a function's own, too
+                if _is_ctrl_c(error):
+                    raise
                 fault = {"fault": what_it_raised(error, function.file), "kind": "raised"}
             if len(group) > 1:
                 for place in group:
@@ -320,6 +333,8 @@ class Caller:
                 outcome = read(one)
             except ValueFault as error:
                 outcome = {"fault": str(error), "kind": "value"}
-            except Exception as error:  # of a method of what it returned
+            except BaseException as error:  # of a method of what it returned
+                if _is_ctrl_c(error):
+                    raise
                 outcome = {"fault": what_it_raised(error, function.file), "kind": "value"}
             emit(place, outcome)

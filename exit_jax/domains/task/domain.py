@@ -6,6 +6,7 @@ text of that message, its solution the final answer of a response.
 
 import functools
 import logging
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -40,6 +41,9 @@ class Task(ScoredDomain):
         """The rows of all splits, and what was left out of them."""
         table = rows.load(self.config)
         left_out.write_left_out(self.data_dir, table.left_out)
+        if self.config.difficulty_column:
+            for split in table.splits.values():
+                difficulties(split, self.config.difficulty_column)  # raises before anything is compiled
         if table.left_out:
             log.warning("%s; listed in %s", table.account().splitlines()[-1], self.data_dir / left_out.FILE)
         return table
@@ -192,6 +196,11 @@ class Task(ScoredDomain):
         sources = [row.source for row in self.kept(split)[0]]
         return {"source": sources} if len(set(sources)) > 1 else {}
 
+    def difficulty(self, split: str) -> dict[str, np.ndarray]:
+        """Return the numbers of the column that results are broken down by, if one is named."""
+        column = self.config.difficulty_column
+        return {column: difficulties(self.kept(split)[0], column)} if column else {}
+
     # Demonstrations
 
     @functools.cached_property
@@ -222,6 +231,25 @@ class Task(ScoredDomain):
         return [self.context(row), request, (), ()], BASE, [response] * group_size
 
 
+def difficulties(found: Sequence[Row], column: str) -> np.ndarray:
+    """Return the number that each row has in a column: int32 [M] where all are whole, else float64.
+
+    Raises:
+      DomainError: naming the first row that has none.
+    """
+    for row in found:
+        value = row.columns.get(column)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            has = f"is {value!r:.60}" if column in row.columns else f"is missing{near(column, row.columns)}"
+            raise DomainError(
+                f"domain.difficulty_column = {column!r} {has} in {row.place}; each row, of all splits, needs a finite number "
+                'there, or set domain.difficulty_column to ""'
+            )
+    values = np.array([row.columns[column] for row in found], np.float64)
+    is_whole = (values == np.round(values)).all() and np.abs(values).max(initial=0.0) < 1 << 31
+    return values.astype(np.int32) if is_whole else values
+
+
 def make_domain(config: TaskConfig) -> Domain:
     """Build the domain of a user's own rows and rewards.
 
@@ -234,9 +262,10 @@ def make_domain(config: TaskConfig) -> Domain:
         name="task",
         about=task.about,
         category=task.category,
+        difficulty=task.difficulty,
         answers=task.answers if config.votes else None,
         feedback=(lambda history: task.texts_of(history, "feedback")) if config.max_feedback_tokens else None,
         demonstrations=task.demonstrations if config.gold_column else None,
-        demonstrations_id=settings_id(config, ("data_dir",)) if config.gold_column else "",
+        demonstrations_id=settings_id(config, ("data_dir", "difficulty_column")) if config.gold_column else "",
         files=lambda: {**task.table.files, **task.rewards.files},
     )
