@@ -149,10 +149,10 @@ def main(_) -> int:
 
 def leave(stopped: Sequence[int]) -> None:
     """End the process of a run that a signal stopped: threads of libraries that compute on make Python's own end crash."""
-    for status in stopped:
+    if stopped:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
+        os._exit(stopped[0])
 
 
 def repeat_ctrl_c(unraisable: Any) -> None:
