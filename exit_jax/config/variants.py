@@ -7,7 +7,8 @@ import ml_collections
 
 from exit_jax.algorithm.settings import VARIANTS
 
-# one change at a time, by the fields that it sets, as in exit-uniform; "fresh" keeps a quarter of the buffer, "late" fills it first
+# one change at a time, by the fields that it sets, as in exit-uniform; "fresh" keeps a quarter of the buffer, "late" fills it
+# before it is drawn from
 CHANGES: Mapping[str, Callable[[ml_collections.ConfigDict], Mapping[str, Any]]] = {
     "uniform": lambda c: {"algorithm.selection": "uniform"},
     "sharp": lambda c: {"algorithm.score_temperature": 200.0},

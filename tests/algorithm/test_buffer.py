@@ -303,7 +303,9 @@ def inserted_answers(buffer):
     return sorted(buffer.history.tokens[buffers.filled(buffer) & (buffer.history.step >= 0)][:, 1].tolist())
 
 
-@pytest.mark.parametrize(("children", "answers"), [("all", [1, 3, 4]), ("improved", [3]), ("best", [3]), ("one", [[1], [3], [4]])])
+@pytest.mark.parametrize(
+    ("children", "answers"), [("all", [1, 3, 4]), ("improved", [3]), ("best", [3]), ("one", [[1], [3], [4]])]
+)
 def test_which_rollouts_become_children(exit_config, make_history, children, answers):
     # Answer 2 has the highest quality but is unfinished, so 3 is the best, and the only one above what was held.
     history = make_history(1, task=[0], tokens=[1, 0, 0, 0], lengths=[0, 1, 0, 0], quality=0.5)
