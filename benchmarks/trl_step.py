@@ -90,13 +90,13 @@ def make_theirs(config: Config, attention: str, folder: pathlib.Path) -> Callabl
         num_key_value_heads=c.num_kv_heads,
         head_dim=c.head_dim,
         tie_word_embeddings=c.tie_embeddings,
-        attn_implementation=attention,
         bos_token_id=None,
         eos_token_id=end,
         pad_token_id=0,
     )
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(llama)
+    model.set_attn_implementation(attention)
     ids = np.random.default_rng(0).integers(
         end + 1, c.vocab_size, ((num_steps + 1) * a.num_prompts, domain.prompt_width)
     )
