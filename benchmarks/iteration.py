@@ -26,6 +26,13 @@ from exit_jax.training import train
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/sudoku.py"
 
 
+def read_config(**changes: object) -> Config:
+    """Return the config on one device, with the settings that ``changes`` names by their dotted paths."""
+    content = runpy.run_path(str(CONFIG))["get_config"]()
+    content.update_from_flattened_dict({"run.mesh.data": 1} | changes)
+    return validate(content, jax.device_count())
+
+
 def matmul_flops(config: Config) -> tuple[float, float]:
     """Return floating-point operations of the matrix products of one iteration: sampling, and learning.
 
@@ -58,11 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="speed of one ExIt iteration")
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
-    content = runpy.run_path(str(CONFIG))["get_config"]()
-    content.run.mesh.data = 1
-    config = validate(content, jax.device_count())
-    content.domain.on_host, content.run.steps_per_call = True, 1  # the host is between any two iterations
-    hosted_config = validate(content, jax.device_count())
+    config = read_config()
+    hosted_config = read_config(**{"domain.on_host": True, "run.steps_per_call": 1})  # the host is between iterations
     program, hosted = make_program(config), make_program(hosted_config)
     constants = Constants(train.base_tasks(config, "train"), None)
     num_steps = config.run.steps_per_call

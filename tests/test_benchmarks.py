@@ -77,3 +77,12 @@ def test_benchmarks_against_torch(require_parity, command):
     names = [row[0] for row in run("policy_torch.py", command, "--small")]
     assert any(name.startswith("exit_jax") for name in names)
     assert any(name.startswith("torch") for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_benchmark_against_trl(require_parity):
+    require_parity("torch", "transformers", "tokenizers", "datasets", "trl.trainer.grpo_trainer")
+    rows = run("trl_step.py", "--small")
+    assert [row[0] for row in rows] == ["exit_jax", "TRL, sdpa", "TRL, eager"]
+    assert all(float(cell.split()[0]) > 0 for row in rows for cell in row[1:])

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from exit_jax.policy.decoder import rope, rope_frequencies, rotation
+from exit_jax.policy.rope import rope, rope_frequencies, rotation
 from exit_jax.types import Array, Params
 
 _tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)

@@ -59,9 +59,23 @@ def response_pairs(rows: int, prompt_width: int, width: int) -> int:
     return rows * width * prompt_width + prompt_pairs(rows, width)
 
 
+def unasked_flops(config: DecoderConfig, prompts: int, prompt_width: int) -> tuple[int, int]:
+    """Return FLOPs that prompts save in the last layer, where all tokens but the last make keys and values alone.
+
+    Those of its kernels, and those of its adapters and attention.
+    """
+    sizes = {name: size for name, size in projection_sizes(config).items() if name not in ("key", "value")}
+    tokens = prompts * (prompt_width - 1)
+    adapters = 2 * config.lora.rank * sum(sum(size) for name, size in sizes.items() if name in config.lora.targets)
+    pairs = prompt_pairs(prompts, prompt_width) - prompts * prompt_width
+    attention = attention_flops(config, pairs) // config.num_layers
+    return tokens * 2 * sum(n * m for n, m in sizes.values()), tokens * adapters + attention
+
+
 def prefill_flops(config: DecoderConfig, prompts: int, prompt_width: int) -> int:
     """Return FLOPs of reading prompts once a group; the first token's logits count as decoding."""
-    return prompts * prompt_width * token_flops(config) + attention_flops(config, prompt_pairs(prompts, prompt_width))
+    whole = prompts * prompt_width * token_flops(config) + attention_flops(config, prompt_pairs(prompts, prompt_width))
+    return whole - sum(unasked_flops(config, prompts, prompt_width))
 
 
 def decode_flops(config: DecoderConfig, rows: int, prompt_width: int, max_tokens: int) -> int:
@@ -78,11 +92,13 @@ def forward_flops(config: DecoderConfig, prompts: int, group_size: int, prompt_w
     """Return FLOPs of the log-probs of all responses, as the learner and the reference take them: prompts once a group.
 
     The last token is counted, though the learner reads it only where that keeps the width in whole tiles (sampler.logprobs).
+    Layers that are scanned are all alike, so that the last one saves nothing.
     """
     rows = prompts * group_size
     responses = rows * max_tokens * (token_flops(config) + head_flops(config))
     pairs = response_pairs(rows, prompt_width, max_tokens)
-    return prefill_flops(config, prompts, prompt_width) + responses + attention_flops(config, pairs)
+    scanned = 0 if config.unroll_layers else sum(unasked_flops(config, prompts, prompt_width))
+    return prefill_flops(config, prompts, prompt_width) + scanned + responses + attention_flops(config, pairs)
 
 
 def backward_flops(config: DecoderConfig, prompts: int, group_size: int, prompt_width: int, max_tokens: int) -> int:
@@ -92,7 +108,8 @@ def backward_flops(config: DecoderConfig, prompts: int, group_size: int, prompt_
     if not config.lora.rank:
         return whole
     frozen = tokens * layers_flops(config) + prompts * group_size * max_tokens * head_flops(config)
-    return whole - frozen
+    saved = unasked_flops(config, prompts, prompt_width)[0] if config.unroll_layers else 0
+    return whole - (frozen - saved)
 
 
 def recomputed_flops(

@@ -12,13 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
 from exit_jax.parallel.mesh import BATCH
 from exit_jax.policy import attention
 from exit_jax.policy.cache import Cache, LayerCache, causal_mask, write
+from exit_jax.policy.rope import rope, rope_frequencies, rotation
 from exit_jax.policy.shape import COMPUTE_FIELDS as COMPUTE_FIELDS  # older config files know it by this name
 from exit_jax.policy.shape import PROJECTIONS as PROJECTIONS
 from exit_jax.policy.shape import DecoderConfig, LoraConfig
@@ -33,42 +33,6 @@ class Int8:
 
     values: Array  # int8 [..., n, m], -127 to 127
     scale: Array  # float32 [..., m]
-
-
-def rope_frequencies(head_dim: int, theta: float, scaling: tuple[float, ...]) -> Array:
-    """Return the angle a position adds to each pair, float32 [head_dim / 2].
-
-    With Llama 3's scaling, wavelengths above ``original length / low`` are stretched by ``factor``, those below ``original
-    length / high`` are kept, and the ones between are interpolated. Computed in NumPy in the order of transformers, since a
-    frequency that is off by an ulp turns position 3000 by 2e-4.
-    """
-    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequency = np.float32(1) / (theta ** exponent.astype(np.float64)).astype(np.float32)
-    if scaling:
-        factor, low, high, original = map(np.float32, scaling)
-        turns = original / (np.float32(2 * np.pi) / frequency)  # turns within the original length
-        kept = np.clip((turns - low) / (high - low), np.float32(0), np.float32(1))
-        frequency = (1 - kept) * frequency / factor + kept * frequency
-    return jnp.asarray(frequency)
-
-
-def rotation(positions: Array, frequency: Array) -> tuple[Array, Array]:
-    """Return sin and cos of the angles that positions [B, ...] turn pairs by, float32 [B, ..., h / 2].
-
-    Their length is 1 already. Undivided, XLA's CPU backend takes a sine for cheap and computes it anew for every head and pass.
-    """
-    angle = positions[..., None].astype(jnp.float32) * jnp.expand_dims(frequency, range(positions.ndim))
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
-    length = jnp.sqrt(sin**2 + cos**2)
-    return sin / length, cos / length
-
-
-def rope(x: Array, sin: Array, cos: Array) -> Array:
-    """Rotate x [B, ..., H, h] by its ``rotation`` (RoFormer, arXiv 2104.09864; halves as in Llama's HF layout)."""
-    half = x.shape[-1] // 2
-    sin, cos = sin[..., None, :], cos[..., None, :]
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -140,33 +104,42 @@ class Attention(nnx.Module):
         self.query_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
         self.key_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
 
-    def __call__(self, x: Array, turn: tuple[Array, Array], mask: Array, cache: Cache, layer: LayerCache):
+    def __call__(
+        self,
+        x: Array,
+        turn: tuple[Array, Array],
+        mask: Array,
+        cache: Cache,
+        layer: LayerCache,
+        last: Array | None = None,
+    ):
         """X [B, G, S, D] -> [B, G, S, D], and the layer's own keys and values with these S tokens.
 
         ``turn`` is the ``rotation`` of the tokens' positions. ``mask`` is over the own slots that are looked at, bool
-        [B, G, W], as it is after these tokens.
+        [B, G, W], as it is after these tokens. Of ``last``, as in ``apply``, the output is [B, G, 1, D].
         """
         c = self.config
         B, G, S, _ = x.shape
-        query = self.query(x).reshape(B, G, S, c.num_heads, c.head_dim)
+        query = self.query(pick(x, last)).reshape(B, G, -1, c.num_heads, c.head_dim)
         key = self.key(x).reshape(B, G, S, c.num_kv_heads, c.head_dim)
         value = self.value(x).reshape(B, G, S, c.num_kv_heads, c.head_dim).swapaxes(2, 3)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        query, key = rope(query, *turn), rope(key, *turn).swapaxes(2, 3)
+        query, key = rope(query, *(pick(part, last) for part in turn)), rope(key, *turn).swapaxes(2, 3)
 
         backend = attention.resolve(c.attention, jax.default_backend(), c.dtype)
         if layer.key is not None:
             key, value = write(layer.key, key, cache.used), write(layer.value, value, cache.used)
-            backend = "xla"  # the kernels have no form for slots that are filled in part
+        if layer.key is not None or last is not None:
+            backend = "xla"  # the kernels have no form for slots that are filled in part, nor for a single query
         layer = dataclasses.replace(layer, key=key, value=value)
         if backend == "xla":
             window = mask.shape[-1]
             seen = dataclasses.replace(layer, key=key[..., :window, :], value=value[..., :window, :])
-            mixed = attention.grouped(query, seen, cache.prompt_mask, causal_mask(mask, cache.used, S))
+            mixed = attention.grouped(query, seen, cache.prompt_mask, causal_mask(mask, cache.used, query.shape[2]))
         else:
             mixed = attention.flash(backend, query, layer, cache.prompt_mask, mask)
-        return self.out(mixed.reshape(B, G, S, -1)), (key, value)
+        return self.out(mixed.reshape(*mixed.shape[:3], -1)), (key, value)
 
 
 class MLP(nnx.Module):
@@ -189,9 +162,17 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.embed_dim, config.norm_eps)
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x: Array, turn: tuple[Array, Array], mask: Array, cache: Cache, layer: LayerCache):
-        mixed, own = self.attention(self.attention_norm(x), turn, mask, cache, layer)
-        x = x + mixed
+    def __call__(
+        self,
+        x: Array,
+        turn: tuple[Array, Array],
+        mask: Array,
+        cache: Cache,
+        layer: LayerCache,
+        last: Array | None = None,
+    ):
+        mixed, own = self.attention(self.attention_norm(x), turn, mask, cache, layer, last)
+        x = pick(x, last) + mixed
         return x + self.mlp(self.mlp_norm(x)), own
 
 
@@ -247,7 +228,13 @@ def _ends(config: DecoderConfig, params: Params) -> Ends:
 
 
 def apply(
-    config: DecoderConfig, params: Params, tokens: Array, positions: Array, mask: Array, cache: Cache | None = None
+    config: DecoderConfig,
+    params: Params,
+    tokens: Array,
+    positions: Array,
+    mask: Array,
+    cache: Cache | None = None,
+    last: Array | None = None,
 ) -> tuple[Array, Cache]:
     """Run the decoder over new tokens int32 [B, G, S].
 
@@ -256,9 +243,11 @@ def apply(
       positions: int32 [B, G, S].
       mask: bool [B, G, S], False for padding, which no token attends to.
       cache: what the tokens see besides each other; None for nothing.
+      last: int32 [B, G], where each row's last real token is, if its hidden state is all that is asked for. The last layer
+        then makes keys and values of all S tokens, and the rest of this one alone; but not where layers are scanned.
 
     Returns:
-      Final hidden states [B, G, S, D], and the cache with the S tokens after what it held.
+      Final hidden states [B, G, S, D], or [B, G, 1, D] of ``last``; the cache with the S tokens after what it held.
     """
     ends, blocks = _ends(config, params), params["blocks"]
     unrolled = isinstance(blocks, tuple)
@@ -266,15 +255,16 @@ def apply(
     seen = mask if cache.mask is None else jax.lax.dynamic_update_slice(cache.mask, mask, (0, 0, cache.used))
     turn = rotation(positions, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
 
-    def run(x, inputs):
+    def run(x, inputs, last=None):
         block, layer = inputs
-        return _merge(Block, config, block)(x, turn, seen, cache, layer)
+        return _merge(Block, config, block)(x, turn, seen, cache, layer, last)
 
     x = ends.embedding[...][tokens].astype(config.dtype)
+    final = config.num_layers - 1
     if unrolled:
         layers = []
-        for block, layer in zip(blocks, cache.layers):
-            x, (key, value) = run(x, (block, layer))
+        for index, (block, layer) in enumerate(zip(blocks, cache.layers)):
+            x, (key, value) = run(x, (block, layer), last if index == final else None)
             if tokens.shape[-1] > 1:  # or XLA overlaps the layers of a long prompt: 64 GiB more, for 70B on v5p:2x4x4
                 x, key, value = jax.lax.optimization_barrier((x, key, value))
             layers.append(dataclasses.replace(layer, key=key, value=value))
@@ -282,12 +272,25 @@ def apply(
     else:
         if config.remat != "none":
             run = jax.checkpoint(run, policy=_keep_dots if config.remat == "dots" else None)
-        unroll = config.num_layers if config.unroll_layers else 1
-        step = lambda x, inputs: run(split_tokens(x), inputs)
-        x, (key, value) = jax.lax.scan(step, x, (blocks, cache.layers), unroll=unroll)
+        step = lambda x, inputs, last=None: run(split_tokens(x), inputs, last)
+        if config.unroll_layers:
+            each = []
+            for index in range(config.num_layers):
+                inputs = jax.tree.map(lambda leaf, index=index: leaf[index], (blocks, cache.layers))
+                x, own = step(x, inputs, last if index == final else None)
+                each.append(own)
+            key, value = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+        else:
+            x, (key, value) = jax.lax.scan(step, x, (blocks, cache.layers))
+            x = pick(x, last)
         layers = dataclasses.replace(cache.layers, key=key, value=value)
     used = cache.used + tokens.shape[-1]
     return ends.final_norm(x), dataclasses.replace(cache, layers=layers, mask=seen, used=used)
+
+
+def pick(x: Array, index: Array | None) -> Array:
+    """Return x [B, G, S, ...] at token ``index`` [B, G] of each row, [B, G, 1, ...]; all of it for None."""
+    return x if index is None else jnp.take_along_axis(x, index[..., None, None], axis=2)
 
 
 def split_tokens(x: Array) -> Array:

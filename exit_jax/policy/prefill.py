@@ -37,9 +37,8 @@ def read_prompts(config: DecoderConfig, params: Params, prompt: Array, prompt_le
     batch, width = prompt.shape
     position = jnp.broadcast_to(jnp.arange(width), (batch, 1, width))
     mask = position < prompt_length[:, None, None]
-    hidden, cache = decoder.apply(config, params, prompt[:, None], position, mask)
-    last = jnp.take_along_axis(hidden[:, 0], (prompt_length - 1)[:, None, None], axis=1)
-    return last[:, 0], cache
+    hidden, cache = decoder.apply(config, params, prompt[:, None], position, mask, last=prompt_length[:, None] - 1)
+    return hidden[:, 0, 0], cache
 
 
 def start(

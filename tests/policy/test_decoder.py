@@ -79,10 +79,16 @@ def test_content_of_the_padding_is_irrelevant():
     assert (no_padding != one[0])[1:].all()
 
 
+@pytest.mark.parametrize("layers", ["scanned", "unrolled", "unstacked"])
 @each_config
-def test_shared_prompt_equals_plain_sequences(config):
+def test_shared_prompt_equals_plain_sequences(config, layers):
+    """Also where the last layer computes nothing but keys and values of most of the prompt."""
+    config = dataclasses.replace(config, unroll_layers=layers == "unrolled")
+
     @jax.jit
     def read_shared(params, prompt_BP, length_B, tokens_BGT):
+        if layers == "unstacked":
+            params = decoder.unstack(config, params)
         last_BD, prompt = prefill.read_prompts(config, params, prompt_BP, length_B)
         position_BGT = length_B[:, None, None] + jnp.broadcast_to(jnp.arange(6), tokens_BGT.shape)
         cache = caches.share_prompt(prompt, group_size=2, width=6)
@@ -179,3 +185,16 @@ def test_what_layers_are_recomputed_from_is_split_by_tokens():
     inputs = config.num_layers * 1024 * config.embed_dim * 4
     saved = temporaries(1023) - temporaries(1024)
     assert saved > 0.7 * inputs, (saved, inputs)
+
+
+@pytest.mark.parametrize("layers", ["unrolled", "unstacked"])
+def test_the_last_layer_takes_most_of_a_prompt_for_keys_and_values_alone(layers):
+    """Its MLP computes one row a prompt, that of layers before it one a token."""
+    config = dataclasses.replace(LLAMA, unroll_layers=True)
+    params = random_params(config)
+    if layers == "unstacked":
+        params = decoder.unstack(config, params)
+    read = jax.jit(lambda params: prefill.read_prompts(config, params, PROMPT_BP, LENGTHS_B))
+    products = [line for line in read.lower(params).as_text().splitlines() if "dot_general" in line]
+    rows = lambda count: sum(f"tensor<{count}x{config.mlp_dim}x" in line.rpartition("->")[2] for line in products)
+    assert (rows(PROMPT_BP.size), rows(len(PROMPT_BP))) == (2 * (config.num_layers - 1), 2)  # gate and up

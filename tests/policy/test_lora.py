@@ -124,9 +124,14 @@ def test_merging_keeps_float32(kernel):
 
 
 def test_decoding_counts_the_adapters():
-    """Rank 8 beside all projections of 2 layers: 2 · 8 (n + m) FLOPs each a token."""
-    adapters = sum(2 * 2 * 8 * (n + m) for n, m in costs.projection_sizes(LORA).values())
-    assert costs.prefill_flops(LORA, 3, 5) - costs.prefill_flops(WIDE, 3, 5) == 3 * 5 * adapters
+    """Rank 8 beside all projections of 2 layers: 2 · 8 (n + m) FLOPs each a token.
+
+    Of a prompt's tokens, all but the last meet only those of keys and values in the second layer.
+    """
+    sizes = costs.projection_sizes(LORA)
+    adapters = sum(2 * 2 * 8 * (n + m) for n, m in sizes.values())
+    others = adapters // 2 - sum(2 * 8 * sum(sizes[name]) for name in ("key", "value"))
+    assert costs.prefill_flops(LORA, 3, 5) - costs.prefill_flops(WIDE, 3, 5) == 3 * (5 * adapters - 4 * others)
     assert costs.decode_flops(LORA, 4, 5, 9) - costs.decode_flops(WIDE, 4, 5, 9) == 4 * 8 * adapters
     assert costs.forward_flops(LORA, 1, 2, 5, 9) - costs.forward_flops(WIDE, 1, 2, 5, 9) == (5 + 2 * 9) * adapters
 
