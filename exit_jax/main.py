@@ -1,8 +1,9 @@
 """Command line of exit_jax.
 
-    python -m exit_jax.main --config configs/sudoku.py:variant=exit,seed=0 [--workdir runs/mine] [--mode train]
+    exit-jax --config sudoku:variant=exit,seed=0 [--workdir runs/mine] [--mode train]
 
-Any field of the config can be set on the command line: --config.algorithm.group_size=16.
+``python -m exit_jax.main`` is the same command. A config is the name of one that ships, or a file; any of its fields can be set
+on the command line: --config.algorithm.group_size=16.
 """
 
 import atexit
@@ -19,7 +20,8 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from exit_jax.errors import ConfigError, exit_status
+from exit_jax import __version__
+from exit_jax.errors import exit_status
 
 FLAGS = flags.FLAGS
 MODES = {
@@ -32,7 +34,35 @@ MODES = {
     "compile": "what the config would take on the TPU slice --topology; needs libtpu, but no TPU",
     "settings": "every field of the config with its value, its default and its meaning",
 }
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment to run, as <file>[:name=value,...].")
+
+
+class ConfigParser(flags.ArgumentParser):
+    """Parser of --config: that of files, for names of configs that ship, too."""
+
+    def __init__(self, of_files: flags.ArgumentParser):
+        self._of_files = of_files
+
+    def parse(self, argument: str) -> Any:
+        """Return the content of the config that ``argument`` names."""
+        from exit_jax.config import shipped
+
+        name, colon, arguments = argument.partition(":")
+        return self._of_files.parse(f"{shipped.find(name)}{colon}{arguments}")
+
+
+class VersionFlag(flags.BooleanFlag):
+    """--version: prints, and ends the program before anything else is asked for."""
+
+    def parse(self, argument: Any):
+        """Print the version."""
+        if self._parse(argument):
+            print(f"exit_jax {__version__}")
+            sys.exit(0)
+
+
+flags.DEFINE_flag(VersionFlag("version", False, "Print the version."))
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment to run, as <name or file>[:name=value,...].")
+FLAGS["config"].parser = ConfigParser(FLAGS["config"].parser)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<name>-<variant>-seed<seed>.")
 _MODE = flags.DEFINE_enum("mode", "train", [*MODES], "; ".join(f"{mode}: {what}" for mode, what in MODES.items()) + ".")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "With --mode compile: the TPU slice, as v5e:4x4.")
@@ -41,9 +71,7 @@ _RUNS = flags.DEFINE_list("runs", [], "With --mode report: folders of finished r
 
 def carry_out() -> int:
     """Carry out --mode; returns the exit status. What computes is imported here, so that a misspelt flag is told at once."""
-    file, _, arguments = config_flags.get_config_filename(FLAGS["config"]).partition(":")
-    if not pathlib.Path(file).is_file():
-        raise ConfigError(f"--config: there is no file {file}; name one such as configs/sudoku.py")
+    name, _, arguments = config_flags.get_config_filename(FLAGS["config"]).partition(":")
     content, overrides = _CONFIG.value, config_flags.get_override_values(FLAGS["config"])
     match _MODE.value:
         case "settings":
@@ -67,7 +95,7 @@ def carry_out() -> int:
             config = start(content, overrides, trains=mode in ("train", "study"))
             from exit_jax.study import Experiment  # a fault of the config is told without what this imports
 
-            compute(mode, config, Experiment(file, arguments, overrides))
+            compute(mode, config, Experiment(name, arguments, overrides))
     return 0
 
 

@@ -53,7 +53,7 @@ def train(config: ConfigDict | Config, workdir: str | os.PathLike | None = None)
     """Train, or go on training where the workdir stands, then evaluate.
 
     Args:
-      config: what ``get_config`` of a config file or ``exit_jax.config.default`` returns, or the same already checked.
+      config: what ``exit_jax.config.default`` or ``.load`` returns, or the same already checked.
       workdir: folder of the run; by default runs/<name>-<variant>-seed<seed>, as the command line's.
 
     Returns:
@@ -204,8 +204,7 @@ def _checked(config: ConfigDict | Config, trains: bool = True) -> Config:
     """Return a config as the command line checks it; what was made of files that have changed since is forgotten."""
     if not isinstance(config, ConfigDict | Config):
         raise ConfigError(
-            f"config = {config!r:.60} is a {type(config).__name__}; give what exit_jax.config.default or a config file's "
-            "get_config returns"
+            f"config = {config!r:.60} is a {type(config).__name__}; give what exit_jax.config.default or .load returns"
         )
     config = config if isinstance(config, Config) else start(config, trains=trains)
     _forget_if_changed(config)

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import runpy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict
 from exit_jax.algorithm.settings import VARIANTS
 from exit_jax.config.parse import validate
 from exit_jax.config.schema import Config, EvalConfig
+from exit_jax.config.shipped import load
 from exit_jax.errors import ConfigError
 from exit_jax.parallel import hosts
 from exit_jax.workdir import evaluation, identity, rows
@@ -57,18 +57,18 @@ that goes on from it and of restarts."""
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A config file under its arguments and overrides, read anew for each variant and seed."""
+    """A config under its arguments and overrides, read anew for each variant and seed."""
 
-    file: str
+    name: str  # of a config that ships, or its file
     arguments: str  # name=value,... of the command line
     overrides: Mapping[str, Any]  # dotted field -> value
 
     def read(self, variant: str, seed: int) -> ConfigDict:
-        """Return what the file says of another variant and seed, without the overrides."""
+        """Return what the config says of another variant and seed, without the overrides."""
         items = [
             item for item in self.arguments.split(",") if item and item.partition("=")[0] not in ("variant", "seed")
         ]
-        return runpy.run_path(self.file)["get_config"](",".join([*items, f"variant={variant}", f"seed={seed}"]))
+        return load(f"{self.name}:" + ",".join([*items, f"variant={variant}", f"seed={seed}"]))
 
     def config(self, variant: str, seed: int) -> Config:
         """Return the experiment for another variant and seed, under the overrides."""
@@ -80,7 +80,7 @@ class Experiment:
         """Refuse a study whose overrides would make its runs alike in what they are to differ in.
 
         Raises:
-          ConfigError: naming the overrides, or a variant that the file does not have; or if there is no run at all.
+          ConfigError: naming the overrides, or a variant that the config does not have; or if there is no run at all.
         """
         if not variants or not seeds:
             raise ConfigError(f"config.study has variants = {variants} and seeds = {seeds}; name at least one of each")

@@ -14,7 +14,7 @@
 #   RUNTIME   TPU software version  [by TYPE]      SPOT      1 for a pre-emptible one  [0]
 #   BUCKET    gs://... for the workdir, mounted on every worker; a pod cannot do without  [none: the VM's disk]
 #   RUN       name of the run       [NAME]         WORKER    whose log to follow: all, 0, 1...  [all]
-#   REVISION  of git to install     [HEAD]         EXTRAS    of setup.py to install  [tpu]
+#   REVISION  of git to install     [HEAD]         EXTRAS    of setup.py to install  [tpu,math]
 
 # shellcheck disable=SC2016,SC2088  # remote commands: $ and ~ are for the worker's shell
 set -euo pipefail
@@ -54,7 +54,7 @@ on_workers() {
 install_command() {
   printf '%s' 'rm -rf ~/exit_jax && mkdir ~/exit_jax && tar -xzf ~/exit_jax.tar.gz -C ~/exit_jax' \
     ' && curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv --python 3.12 ~/exit_jax/.venv' \
-    " && ~/.local/bin/uv pip install --python ~/exit_jax/.venv/bin/python -e ~/exit_jax\"[${EXTRAS:-tpu}]\""
+    " && ~/.local/bin/uv pip install --python ~/exit_jax/.venv/bin/python -e ~/exit_jax\"[${EXTRAS:-tpu,math}]\""
 }
 
 # The command that installs Cloud Storage FUSE where the image lacks it.

@@ -13,7 +13,7 @@
 #   BUCKET   gs://... for the workdir (no default; a container's disk is lost with it)
 #   NAME     of the cluster   [exit-jax]           TYPE      of the slice  [v5litepod-16]
 #   RUN      of the workload  [NAME]               SPOT      1 for a pre-emptible slice  [0]
-#   EXTRAS   of setup.py to install  [tpu]         REVISION  of git to run  [HEAD]
+#   EXTRAS   of setup.py to install  [tpu,math]    REVISION  of git to run  [HEAD]
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -49,7 +49,7 @@ case "$command" in
     job="EXIT_JAX_DISTRIBUTED=1 python -m exit_jax.main --workdir /bucket/$RUN $(quoted "${arguments[@]}")"
     execute xpk workload create --workload="$RUN" --cluster="$NAME" "${where[@]}" --tpu-type="$TYPE" --num-slices=1 \
       --base-docker-image=python:3.12 --script-dir="$root/build/xpk" --termination-grace-period-seconds=300 \
-      --command="pip install --quiet -e '.[${EXTRAS:-tpu}]' && exec env $job"
+      --command="pip install --quiet -e '.[${EXTRAS:-tpu,math}]' && exec env $job"
     ;;
   logs)
     execute kubectl logs --follow --prefix --tail=50 --max-log-requests=256 --container=jax-tpu \

@@ -264,7 +264,7 @@ def test_unknown_topologies_are_named(name):
 
 def test_without_libtpu_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install -e \.\[tpu\]"):
+    with pytest.raises(ConfigError, match=r'pip install "exit_jax\[tpu\]"'):
         find_topology("v5e:2x2")
 
 

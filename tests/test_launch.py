@@ -185,7 +185,7 @@ def test_xpk_run_keeps_every_argument(tmp_path):
     assert "EXIT_JAX_DISTRIBUTED=1 python" in command
     done = subprocess.run(["bash", "-c", f"({command})"], env=env, capture_output=True, text=True, check=True)
     pip, python = done.stdout.split("python\n")
-    assert pip.split() == ["pip", "install", "--quiet", "-e", ".[tpu]"]
+    assert pip.split() == ["pip", "install", "--quiet", "-e", ".[tpu,math]"]
     assert python.splitlines() == ["-m", "exit_jax.main", "--workdir", "/bucket/seed0", *AWKWARD]
 
 
@@ -297,9 +297,9 @@ def test_sky_resources_are_a_tpu_with_its_runtime_and_gpus():
     tpu, gpu = (yaml.safe_load((LAUNCH / f"sky_{kind}.yaml").read_text()) for kind in ("tpu", "gpu"))
     assert tpu["resources"]["accelerators"].startswith("tpu-v6e-")
     assert tpu["resources"]["accelerator_args"]["runtime_version"] == "v2-alpha-tpuv6e"
-    assert ".[tpu]" in tpu["setup"]
+    assert ".[tpu,math]" in tpu["setup"]
     assert "EXIT_JAX_DISTRIBUTED=1" in tpu["run"]
-    assert "jax[cuda12]" in gpu["setup"]
+    assert ".[cuda,math]" in gpu["setup"]
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

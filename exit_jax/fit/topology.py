@@ -51,7 +51,7 @@ def find_topology(name: str) -> Topology:
         raise ConfigError(f"--topology={name!r} is not a slice such as v5e:4x4; known are {known}")
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
-            f"--topology={name} needs TPU's compiler, libtpu, which runs without a TPU: pip install -e .[tpu]"
+            f'--topology={name} needs TPU\'s compiler, libtpu, which runs without a TPU: pip install "exit_jax[tpu]"'
         )
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)

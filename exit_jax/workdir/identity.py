@@ -1,5 +1,6 @@
 """A run's folder: config.json says which experiment it belongs to, and what is written there is never half written."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from exit_jax import domains, settings
+from exit_jax import __version__, domains, settings
 from exit_jax.config.parse import field_types
 from exit_jax.config.schema import OPERATIONAL, Config, RunConfig
 from exit_jax.errors import ConfigError
@@ -191,13 +192,12 @@ def write_json(path: pathlib.Path, content) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return versions of what determines a result, and the git revision of this checkout ("" outside one)."""
+    """Return versions of what determines a result, and the git revision of this checkout, or else the version of exit_jax."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    here = pathlib.Path(__file__).parents[1]
-    try:
-        git = ["git", "-C", str(here), "describe", "--always", "--dirty"]
-        revision = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        revision = ""
+    checkout, revision = pathlib.Path(__file__).parents[2], ""
+    if (checkout / ".git").exists():  # an environment that lies within another repository is none of ours
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            git = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
+            revision = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
     found = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), "exit_jax_revision": revision, **found}
+    return {"python": platform.python_version(), "exit_jax_revision": revision or __version__, **found}

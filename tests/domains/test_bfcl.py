@@ -194,7 +194,10 @@ def test_another_version_is_an_error(monkeypatch, version):
         return version
 
     monkeypatch.setattr(importlib.metadata, "version", installed)
-    with pytest.raises(ImportError, match=r"bfcl-eval is (1.0|missing), .*: pip install --no-deps bfcl-eval=="):
+    with pytest.raises(
+        ImportError,
+        match=r"bfcl-eval is (1.0|missing), .*: pip install \"exit_jax\[tools\]\" && pip install --no-deps bfcl-eval==",
+    ):
         bfcl.find_package()
 
 

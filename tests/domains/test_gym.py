@@ -325,7 +325,7 @@ def test_a_set_that_takes_too_long_is_named(make, tmp_path):
 
 def test_without_the_package_its_extra_is_named(monkeypatch, make):
     monkeypatch.setattr(entries, "PACKAGE", "no-such-package")
-    with pytest.raises(DomainError, match=r'needs no-such-package: pip install -e "\.\[gym\]"'):
+    with pytest.raises(DomainError, match=r'needs no-such-package: pip install "exit_jax\[gym\]"'):
         domains.make("gym", make("maze"))
 
 

@@ -84,7 +84,7 @@ def version() -> str:
     try:
         return importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError as error:
-        raise DomainError(f'the domain gym needs {PACKAGE}: pip install -e ".[gym]"') from error
+        raise DomainError(f'the domain gym needs {PACKAGE}: pip install "exit_jax[gym]"') from error
 
 
 @functools.cache

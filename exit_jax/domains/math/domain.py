@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from exit_jax.domains import extras
 from exit_jax.domains.domain import Domain, DomainError, settings_id
 from exit_jax.domains.math import arithmetic, data
 from exit_jax.domains.math.grader import Grader
@@ -165,8 +166,9 @@ def make_domain(config: MathConfig) -> Domain:
     """Build the math domain.
 
     Raises:
-      DomainError: if the tokenizer cannot be had, or the prompts do not fit.
+      DomainError: if math-verify is not installed, the tokenizer cannot be had, or the prompts do not fit.
     """
+    extras.require("math", "math", "math_verify")
     math = Math(config)
     return Domain(
         **math.fields(),

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from exit_jax.domains import extras
 from exit_jax.domains.domain import Domain, DomainError, settings_id
 from exit_jax.domains.ml_engineering import embedded, fragments, mlebench_adapter, prompts, submissions, tokenizer
 from exit_jax.domains.ml_engineering.competitions import Competition
@@ -340,8 +341,10 @@ def make_domain(config: MleConfig) -> Domain:
     """Build the ML-engineering domain.
 
     Raises:
-      DomainError: if the tokenizer or a competition cannot be had, or the prompts do not fit.
+      DomainError: if pandas or scikit-learn is not installed, the tokenizer or a competition cannot be had, or the prompts do
+        not fit.
     """
+    extras.require("ml_engineering", "mle", "pandas", "sklearn")
     mle = MlEngineering(config)
     return Domain(
         name="ml_engineering",

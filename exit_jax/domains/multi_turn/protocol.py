@@ -65,9 +65,9 @@ class Adapter(NamedTuple):
 
 
 ADAPTERS: Mapping[str, Adapter] = {
-    "openenv": Adapter("exit_jax.domains.multi_turn.openenv:OpenEnv", 'pip install -e ".[openenv]"'),
-    "textarena": Adapter("exit_jax.domains.multi_turn.textarena:TextArena", 'pip install -e ".[textarena]"'),
-    "verifiers": Adapter("exit_jax.domains.multi_turn.verifiers:Verifiers", 'pip install -e ".[verifiers]"'),
+    "openenv": Adapter("exit_jax.domains.multi_turn.openenv:OpenEnv", 'pip install "exit_jax[openenv]"'),
+    "textarena": Adapter("exit_jax.domains.multi_turn.textarena:TextArena", 'pip install "exit_jax[textarena]"'),
+    "verifiers": Adapter("exit_jax.domains.multi_turn.verifiers:Verifiers", 'pip install "exit_jax[verifiers]"'),
 }
 
 

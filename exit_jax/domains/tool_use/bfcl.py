@@ -46,7 +46,7 @@ from exit_jax.domains.worker_process import WALL_FACTOR
 from exit_jax.domains.workers import Job, Pool
 
 VERSION = "2026.3.23"
-INSTALL = f"pip install --no-deps bfcl-eval=={VERSION} mpmath==1.3.0"
+INSTALL = f'pip install "exit_jax[tools]" && pip install --no-deps bfcl-eval=={VERSION}'
 CATEGORY = "BFCL_v4_multi_turn_base.json"
 SPLIT_SEED = 20250904
 NUM_VALIDATION = 25
