@@ -38,6 +38,7 @@ OF_EXTRAS = {
 }
 SOURCES = ("exit_jax", "configs", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE")
 SHORT = {"run.num_iterations": 5, "run.checkpoint_every": 5, "warm_start.num_steps": 20}
+SHORT |= {"eval.splits": "('test',)", "eval.restart_every": 0}
 
 
 def run(*command, folder):
