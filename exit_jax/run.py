@@ -40,7 +40,7 @@ from exit_jax.training import train as training
 from exit_jax.training.export import export_policy
 from exit_jax.training.record import record_buffer
 from exit_jax.types import Params
-from exit_jax.workdir import identity, inputs
+from exit_jax.workdir import identity, inputs, trackers
 from exit_jax.workdir.identity import holds_run, open_workdir, read_object, write_json
 from exit_jax.workdir.metrics import Timing, trained_iterations
 
@@ -66,6 +66,7 @@ def train(config: ConfigDict | Config, workdir: str | os.PathLike | None = None)
     """
     config = _checked(config)
     scaffolds.chosen(config.eval)  # raises before anything is trained
+    trackers.require_installed(config.run.trackers)
     for line in learning.warnings_of(config) if hosts.is_lead() else ():
         warn(line)
     workdir = open_workdir(workdir or identity.default_workdir(config), config)

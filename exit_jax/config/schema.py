@@ -13,6 +13,7 @@ from exit_jax.parallel.settings import MeshConfig
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.settings import group, setting
 
+TRACKERS = ("tensorboard", "trackio", "wandb")  # rows of the table in workdir/trackers.py, which is above this floor
 OPTIMIZERS = ("adamw", "lion", "adafactor")
 
 
@@ -142,6 +143,9 @@ class RunConfig:
     )
     check_grades: bool = setting(
         False, "hold the values of grades made on the device to the domain's contract; slower", younger=True
+    )
+    trackers: tuple[str, ...] = setting(
+        ("tensorboard",), "where the figures of training go, besides train.jsonl", choices=TRACKERS, younger=True
     )
 
 

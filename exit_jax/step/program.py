@@ -52,6 +52,7 @@ def compile_key(config: Config) -> Config:
         warm_start_dir="",
         export_dtype="",
         profile=False,
+        trackers=(),
     )
     rest = {"run": run, "eval": EvalConfig(), "study": StudyConfig((), ())}
     return dataclasses.replace(config, name="", variant="", seed=0, checkpoint="", **rest)

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import pathlib
+from collections.abc import Mapping
 
 import jax
 
@@ -55,10 +56,15 @@ def train(config: Config, workdir: pathlib.Path) -> tuple[State, Params]:
             total=config.run.num_iterations,
             checkpoint_dir=workdir / "checkpoints",
             metrics_dir=workdir,
-            describe=lambda row: f"quality {row['quality']:.3f}  depth {row['start_depth']:.1f}",
+            describe=describe,
         )
     state = state_of(carry)
     return state, decoder.join(state.params, frozen)
+
+
+def describe(row: Mapping[str, float]) -> str:
+    """Return what the progress line says of a row of metrics."""
+    return f"{row['time/tokens_per_sec']:.0f} tokens/s  quality {row['quality']:.3f}  depth {row['start_depth']:.1f}"
 
 
 def require_learnable(config: Config) -> None:
