@@ -30,7 +30,7 @@ from exit_jax.config.schema import Config
 from exit_jax.config.start import join, start
 from exit_jax.domains.task.prompts import SPLIT
 from exit_jax.errors import ConfigError
-from exit_jax.evaluation import asking, chains, programs, scaffolds
+from exit_jax.evaluation import asking, chains, during, programs, scaffolds
 from exit_jax.evaluation import evaluate as evaluation
 from exit_jax.parallel import hosts
 from exit_jax.step import program
@@ -79,7 +79,7 @@ def train(config: ConfigDict | Config, workdir: str | os.PathLike | None = None)
         old.rename(old.with_stem(f"evaluation-{trained}"))
     timing = Timing()
     with timing.phase("train"):
-        state, params = training.train(config, workdir)
+        state, params = training.train(config, workdir, during.make(config) if config.run.eval_every else None)
         record_buffer(config, state, params, workdir)
     with timing.phase("evaluate"):
         results = evaluation.evaluate(config, params, workdir)

@@ -144,6 +144,16 @@ class RunConfig:
     check_grades: bool = setting(
         False, "hold the values of grades made on the device to the domain's contract; slower", younger=True
     )
+    eval_every: int = setting(
+        0,
+        "iterations between evaluations during training, on a sample of tasks; a multiple of steps_per_call; 0 for none",
+        within="[0, inf)",
+        younger=True,
+    )
+    eval_tasks: int = setting(64, "tasks of each split in that sample, a chain each", within="[1, inf)", younger=True)
+    eval_splits: tuple[str, ...] = setting(
+        (), "splits that it is drawn from; () for validation, or eval.splits where there is none", younger=True
+    )
     trackers: tuple[str, ...] = setting(
         ("tensorboard",), "where the figures of training go, besides train.jsonl", choices=TRACKERS, younger=True
     )

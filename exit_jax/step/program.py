@@ -53,6 +53,9 @@ def compile_key(config: Config) -> Config:
         export_dtype="",
         profile=False,
         trackers=(),
+        eval_every=0,
+        eval_tasks=1,
+        eval_splits=(),
     )
     rest = {"run": run, "eval": EvalConfig(), "study": StudyConfig((), ())}
     return dataclasses.replace(config, name="", variant="", seed=0, checkpoint="", **rest)

@@ -35,6 +35,7 @@ def run_loop(
     checkpoint_dir: pathlib.Path,
     metrics_dir: pathlib.Path,
     describe: Callable[[Mapping[str, Any]], str],
+    look: Callable[[int, Any], dict[str, float]] = lambda step, state: {},
 ) -> Any:
     """Call a program until ``state.step`` reaches ``total``: restore, write metrics, save, stop at a signal.
 
@@ -44,6 +45,7 @@ def run_loop(
       checkpoint_dir: a run that is restored from there continues exactly.
       metrics_dir: where ``<title>.jsonl`` and what trackers keep below a folder go.
       describe: the last row of metrics -> a short note for the progress line.
+      look: (step, state) -> what else the row of the step says; called after each program call.
 
     Returns:
       The state at ``total``, on the devices.
@@ -82,7 +84,7 @@ def run_loop(
                 )
                 watch.look(step + 1, metrics)
                 rates = _rates(config, metrics, done / secs)
-                row = writer.write(step + 1, metrics, rates)
+                row = writer.write(step + 1, metrics, rates, look(step + done, state))
                 step += done
                 if hosts.is_lead():
                     pace.look(step, rates)

@@ -4,12 +4,12 @@ import contextlib
 import functools
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 
 from exit_jax import domains
-from exit_jax.algorithm.iteration import state_of
+from exit_jax.algorithm.iteration import Carry, state_of
 from exit_jax.config import learning
 from exit_jax.config.schema import Config
 from exit_jax.errors import ConfigError
@@ -40,12 +40,24 @@ def restore_params(config: Config, workdir: pathlib.Path) -> Params | None:
     return None if carry is None else decoder.join(state_of(carry).params, frozen_params(config))
 
 
-def train(config: Config, workdir: pathlib.Path) -> tuple[State, Params]:
-    """Train, or go on training, in ``workdir``; returns the final state and all parameters of its policy."""
+def train(
+    config: Config, workdir: pathlib.Path, evaluate: Callable[[Params], dict[str, float]] | None = None
+) -> tuple[State, Params]:
+    """Train, or go on training, in ``workdir``; returns the final state and all parameters of its policy.
+
+    Args:
+      evaluate: all parameters -> figures for the row of every ``run.eval_every``-th iteration.
+    """
     program = make_program(config)
     require_learnable(config)
     frozen = frozen_params(config)
     constants = Constants(base_tasks(config, "train"), frozen)
+
+    def look(step: int, carry: Carry) -> dict[str, float]:
+        if not evaluate or not config.run.eval_every or step % config.run.eval_every:
+            return {}
+        return evaluate(decoder.join(state_of(carry).params, frozen))
+
     with explain(config, lambda: untrained(config), None):
         carry = run_loop(
             "train",
@@ -57,6 +69,7 @@ def train(config: Config, workdir: pathlib.Path) -> tuple[State, Params]:
             checkpoint_dir=workdir / "checkpoints",
             metrics_dir=workdir,
             describe=describe,
+            look=look,
         )
     state = state_of(carry)
     return state, decoder.join(state.params, frozen)

@@ -79,10 +79,17 @@ class MetricsWriter:
         reached = max((row["step"] for row in found), default=step)
         self._trackers = Trackers(trackers, about, workdir, name, step, reached)
 
-    def write(self, first_step: int, metrics: Mapping[str, np.ndarray], extra: Mapping[str, float]) -> dict:
+    def write(
+        self,
+        first_step: int,
+        metrics: Mapping[str, np.ndarray],
+        extra: Mapping[str, float],
+        last: Mapping[str, float] = MappingProxyType({}),
+    ) -> dict:
         """Write the rows of several iterations, metrics [n] each, and return the last; NaN, "nothing to average", is null.
 
-        Of "instances", fingerprints uint32 [n, B, 2], it is written how many different ones there have been.
+        ``extra`` is of each row, ``last`` of the last alone. Of "instances", fingerprints uint32 [n, B, 2], it is written how
+        many different ones there have been.
         """
         row: dict[str, float | None] = {}
         metrics = dict(metrics)
@@ -93,7 +100,8 @@ class MetricsWriter:
         count = len(next(iter(metrics.values())))
         for i in range(count):
             row = {"step": first_step + i}
-            for key, value in (*((k, v[i]) for k, v in metrics.items()), *extra.items()):
+            more = {**extra, **last} if i == count - 1 else extra
+            for key, value in (*((k, v[i]) for k, v in metrics.items()), *more.items()):
                 number = float(value)
                 row[key] = number if math.isfinite(number) else None
             if self._file and self._trackers:
