@@ -154,6 +154,16 @@ class RunConfig:
     eval_splits: tuple[str, ...] = setting(
         (), "splits that it is drawn from; () for validation, or eval.splits where there is none", younger=True
     )
+    rollouts_every: int = setting(
+        0,
+        "iterations between those whose rollouts are kept for people, in Parquet; 0 for none",
+        within="[0, inf)",
+        younger=True,
+    )
+    rollouts_kept: int = setting(4, "groups of such an iteration that are kept", within="[1, inf)", younger=True)
+    rollouts_max_mb: int = setting(
+        100, "megabytes of kept rollouts, beyond which the oldest are removed", within="[1, inf)", younger=True
+    )
     trackers: tuple[str, ...] = setting(
         ("tensorboard",), "where the figures of training go, besides train.jsonl", choices=TRACKERS, younger=True
     )

@@ -35,7 +35,7 @@ def run_loop(
     checkpoint_dir: pathlib.Path,
     metrics_dir: pathlib.Path,
     describe: Callable[[Mapping[str, Any]], str],
-    look: Callable[[int, Any], dict[str, float]] = lambda step, state: {},
+    look: Callable[[int, Any, Any], dict[str, float]] = lambda step, state, shown: {},
 ) -> Any:
     """Call a program until ``state.step`` reaches ``total``: restore, write metrics, save, stop at a signal.
 
@@ -45,7 +45,7 @@ def run_loop(
       checkpoint_dir: a run that is restored from there continues exactly.
       metrics_dir: where ``<title>.jsonl`` and what trackers keep below a folder go.
       describe: the last row of metrics -> a short note for the progress line.
-      look: (step, state) -> what else the row of the step says; called after each program call.
+      look: (step, state, rollouts to show or None) -> what else the row of the step says; called after each program call.
 
     Returns:
       The state at ``total``, on the devices.
@@ -77,6 +77,7 @@ def run_loop(
                 with jax.profiler.trace(str(metrics_dir / "profile")) if profiled else contextlib.nullcontext():
                     state, metrics = call(state)
                     metrics = jax.device_get(metrics)
+                shown = metrics.pop("rollouts", None)
                 secs = time.monotonic() - started
                 done = len(next(iter(metrics.values())))
                 _require_finite(
@@ -84,7 +85,7 @@ def run_loop(
                 )
                 watch.look(step + 1, metrics)
                 rates = _rates(config, metrics, done / secs)
-                row = writer.write(step + 1, metrics, rates, look(step + done, state))
+                row = writer.write(step + 1, metrics, rates, look(step + done, state, shown))
                 step += done
                 if hosts.is_lead():
                     pace.look(step, rates)

@@ -5,6 +5,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
@@ -20,6 +21,7 @@ from exit_jax.step.device import Constants
 from exit_jax.step.finite import explain
 from exit_jax.step.program import make_program
 from exit_jax.training.loop import run_loop
+from exit_jax.training.rollouts import RolloutWriter
 from exit_jax.training.start import frozen_params, untrained, warm_start
 from exit_jax.types import History, Params, State
 from exit_jax.workdir.checkpoint import Checkpoints
@@ -53,7 +55,11 @@ def train(
     frozen = frozen_params(config)
     constants = Constants(base_tasks(config, "train"), frozen)
 
-    def look(step: int, carry: Carry) -> dict[str, float]:
+    writer = RolloutWriter(config, domains.make(config.domain_name, config.domain), workdir)
+
+    def look(step: int, carry: Carry, shown: dict[str, Any] | None) -> dict[str, float]:
+        if shown and hosts.is_lead():
+            writer.write(step, shown)
         if not evaluate or not config.run.eval_every or step % config.run.eval_every:
             return {}
         return evaluate(decoder.join(state_of(carry).params, frozen))
