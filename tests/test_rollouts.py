@@ -1,7 +1,9 @@
 """Training rollouts that are kept for people: what they say is what was trained on, and training is the same without them."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -71,6 +73,31 @@ def test_of_a_domain_of_text_they_are_texts_and_are_read_in_the_page_of_chains(t
     page, note = made
     assert "All 32 saved chains." in note
     assert page.count('"split":"training, iteration 4"') == 16
+
+
+def test_a_lone_half_of_a_surrogate_pair_costs_no_file(tmp_path):
+    config = smoke(rollouts_every=1)
+    domain = domains.make(config.domain_name, config.domain)
+    told = dataclasses.replace(domain, describe=lambda history: ["a \ud800 b"] * len(history.task))
+    writer = rollouts.RolloutWriter(config, told, tmp_path)
+    some = jax.tree.map(lambda leaf: leaf[None], sampled(domain))
+    writer.write(1, some)
+    (row,) = kept(tmp_path)[1]
+    assert row["response"] == row["prompt"] == "a ? b"
+
+
+def sampled(domain):
+    """Return a group of one rollout, as the iteration hands it out."""
+    task = jax.tree.map(lambda leaf: np.asarray(leaf[:1]), domain.tasks("train"))
+    one, tokens = np.zeros((1, 1), np.float32), np.zeros((1, 1, 3), np.int32)
+    numbers = {name: one for name in ("quality", "reward", "advantage", "valid", "finished")}
+    instance = {"history": task, "mode": np.zeros(1, int), "learnability": one[0]}
+    instance |= {"prompt": tokens[0], "prompt_length": np.ones(1, int)}
+    return (
+        instance
+        | numbers
+        | {"tokens": tokens, "mask": tokens == 0, "children": jax.tree.map(lambda leaf: leaf[None], task)}
+    )
 
 
 def test_the_oldest_are_removed_and_one_file_always_stays(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import Domain
+from exit_jax.domains.text.surrogates import replace_surrogates
 from exit_jax.types import MODES, History
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,11 @@ def rows_of(domain: Domain, step: int, sampled: dict[str, Any]) -> list[dict]:
             row = instance | {"rollout": g, "response": read(domain, tokens, left[b * size + g])}
             row |= {"feedback": feedback[b * size + g], "num_tokens": int(used.size)}
             row |= {name: float(sampled[name][b, g]) for name in ("quality", "reward", "advantage")}
-            rows.append(row | {name: bool(sampled[name][b, g]) for name in ("valid", "finished")})
+            row |= {name: bool(sampled[name][b, g]) for name in ("valid", "finished")}
+            # what UTF-8 cannot hold would cost the whole file
+            rows.append(
+                {key: replace_surrogates(value) if isinstance(value, str) else value for key, value in row.items()}
+            )
     return rows
 
 
