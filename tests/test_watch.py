@@ -116,7 +116,7 @@ def test_faults_are_told(tmp_path):
     long_ago = time.time() - 600
     os.utime(tmp_path / "train.jsonl", (long_ago, long_ago))
     told = watch.look(tmp_path)["faults"]
-    assert told[0].startswith("no new row for 600 s, where an iteration takes 2 s")
+    assert told[0].startswith("no new row for 600 s, where one came at least every 2 s")
     assert "the responses of each group were all paid alike in the last 5 iterations: nothing is learnt" in told
     assert "grading failed as a whole in 2 of the iterations: 4, 3" in told
     write(tmp_path, [*rows, row(11)])
@@ -163,7 +163,10 @@ def wait(driver, condition):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_the_page_follows_a_run_and_runs_no_text_of_a_model(driver, address, tmp_path, size, scheme):
-    write(tmp_path, [row(step, grading_faults=float(step == 3)) for step in range(1, 21)])
+    compiles = {"time/secs_per_step": 60.0}
+    write(
+        tmp_path, [row(step, grading_faults=float(step == 3), **compiles if step == 1 else {}) for step in range(1, 21)]
+    )
     write_rollouts(tmp_path, 20, [text for text in HOSTILE if text])
     resize(driver, size)
     driver.execute_cdp_cmd(
@@ -175,8 +178,11 @@ def test_the_page_follows_a_run_and_runs_no_text_of_a_model(driver, address, tmp
     assert text_of(driver, "#facts").startswith("20 of 40 iterations2 s each5,000 tokens/s0:40 left")
     assert text_of(driver, "#faults") == "grading failed as a whole in 1 of the iterations: 3"
     assert text_of(driver, "figure figcaption") == "test: accuracy by k"
-    assert text_of(driver, "figure .legend") == "k = 0 0.2k = 2 0.22k = 16 0.36"
+    assert text_of(driver, "figure .legend") == "k = 0: 0.2k = 2: 0.22k = 16: 0.36"
     assert len(find_all(driver, "figure:first-child polyline")) == 3
+    captions = [caption.text for caption in find_all(driver, "figcaption")]
+    assert "seconds an iteration, cut: up to 60" in captions, "the first compiles"
+    assert "reward" in captions
     first = find(driver, "details")
     first.find_element("css selector", "summary").click()
     assert text_of(driver, "summary") == (
@@ -196,7 +202,7 @@ def test_the_page_follows_a_run_and_runs_no_text_of_a_model(driver, address, tmp
     # the run goes on: curves and facts change, and what is open stays open until there are newer rollouts
     write(tmp_path, [row(step) for step in range(1, 26)])
     wait(driver, lambda: text_of(driver, "#facts").startswith("25 of 40"))
-    assert text_of(driver, "figure .legend").startswith("k = 0 0.25")
+    assert text_of(driver, "figure .legend").startswith("k = 0: 0.25")
     assert not find(driver, "#faults").is_displayed()
     assert find(driver, "details").get_attribute("open")
     write_rollouts(tmp_path, 25, ["newer"])

@@ -52,11 +52,10 @@ def look(workdir: pathlib.Path) -> dict[str, Any]:
     changed = file.stat().st_mtime if file.exists() else None
     rows = _read_rows(file, changed)
     total = planned(recorded, title)
-    secs = [
-        row["time/secs_per_step"] + (row.get("time/eval_secs") or 0.0)
-        for row in rows[-RECENT:]
-        if row.get("time/secs_per_step")
-    ]
+    recent = [row for row in rows[-RECENT:] if row.get("time/secs_per_step")]
+    secs = [row["time/secs_per_step"] for row in recent]
+    usual = float(np.median(secs)) if secs else None  # one that compiles says nothing of the rest
+    evaluating = sum(row.get("time/eval_secs") or 0.0 for row in recent) / max(len(recent), 1)
     step = rows[-1]["step"] if rows else 0
     age = None if changed is None else max(time.time() - changed, 0.0)
     config = recorded.get("config", {})
@@ -66,12 +65,12 @@ def look(workdir: pathlib.Path) -> dict[str, Any]:
         "phase": title.replace("_", " "),
         "step": step,
         "total": total,
-        "secs_per_step": float(np.median(secs)) if secs else None,
+        "secs_per_step": usual,
         "tokens_per_sec": rows[-1].get("time/tokens_per_sec") if rows else None,
-        "left_secs": max(total - step, 0) * float(np.mean(secs)) if secs and total else None,
+        "left_secs": max(total - step, 0) * (usual + evaluating) if usual and total else None,
         "age_secs": age,
         "done": (workdir / "evaluation.json").exists() and step >= total > 0,
-        "faults": faults(rows, age, secs, step >= total),
+        "faults": faults(rows, age, max(secs, default=0.0) + evaluating * RECENT, step >= total),
         "panels": panels(rows),
         "rollouts": newest_rollouts(workdir),
         "has_chains": (workdir / "chains.jsonl").exists() or any((workdir / "rollouts").glob("*.parquet")),
@@ -93,12 +92,12 @@ def planned(recorded: dict, title: str) -> int:
     return int([config.get("run", {}).get("num_iterations", 0), *later][-1])
 
 
-def faults(rows: Sequence[dict], age: float | None, secs: Sequence[float], is_over: bool) -> list[str]:
-    """Return a sentence for each thing that looks wrong, the newest first."""
+def faults(rows: Sequence[dict], age: float | None, longest: float, is_over: bool) -> list[str]:
+    """Return a sentence for each thing that looks wrong; ``longest`` are seconds that an iteration may take."""
     found = []
-    if age is not None and secs and not is_over and age > 60 + 10 * max(secs):
+    if age is not None and longest and not is_over and age > 60 + 10 * longest:
         found.append(
-            f"no new row for {age:.0f} s, where an iteration takes {np.median(secs):.3g} s: has the process ended?"
+            f"no new row for {age:.0f} s, where one came at least every {longest:.3g} s: has the process ended?"
         )
     if len(rows) >= 5 and all(row.get("zero_variance_groups") == 1.0 for row in rows[-5:]):
         found.append("the responses of each group were all paid alike in the last 5 iterations: nothing is learnt")
