@@ -3,12 +3,17 @@
 import http.client
 import json
 import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from mutations import ROOT
 from test_browser import HOSTILE, NARROW, WIDE, contrast, find, find_all, is_wider_than_the_screen, resize, text_of
 
 from exit_jax.domains.text.surrogates import replace_surrogates
@@ -151,6 +156,25 @@ def test_only_this_machine_is_answered_and_only_what_the_page_asks(address, tmp_
         watch.make_server(tmp_path, address[1])
     with pytest.raises(ConfigError, match="is no folder"):
         watch.make_server(tmp_path / "none", 0)
+
+
+def test_the_command_line_serves_it_until_it_is_interrupted(tmp_path):
+    write(tmp_path, [row(1)])
+    flags = ("--config", "configs/smoke.py", "--mode", "watch", "--workdir", str(tmp_path), "--port", "0")
+    command = [sys.executable, "-m", "exit_jax.main", *flags]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        line = process.stdout.readline()
+        place = re.search(r"http://127\.0\.0\.1:(\d+) ", line)
+        assert place, line
+        connection = http.client.HTTPConnection("127.0.0.1", int(place[1]))
+        connection.request("GET", "/look")
+        assert json.loads(connection.getresponse().read())["step"] == 1
+        connection.close()
+        process.send_signal(signal.SIGINT)
+        _, faults = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert not faults
 
 
 def wait(driver, condition):
