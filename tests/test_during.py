@@ -71,10 +71,10 @@ def test_the_tasks_are_those_that_were_sampled():
     params = train.make_program(config).init_params(3)
     some = during.sample_tasks(config, domain, "test")
     assert not np.array_equal(some, np.arange(5)), "the first five: this test would prove too little"
-    whole = run_chains(config, params, "test").chains
-    sampled = run_chains(during.shrink(config, 5), params, "test", rows=some).chains
-    np.testing.assert_array_equal(sampled.quality, whole.quality[:, some])
-    np.testing.assert_array_equal(sampled.tokens, whole.tokens[:, some])
+    whole = run_chains(config, params, "test")
+    sampled = run_chains(during.shrink(config, 5), params, "test", rows=some)
+    np.testing.assert_array_equal(sampled.chains.quality, whole.chains.quality[:, some])
+    assert [sampled.describe(i) for i in range(5)] == [whole.describe(int(row)) for row in some], "the same grids"
     other = dataclasses.replace(config, seed=7)
     assert during.sample_tasks(other, domain, "test").tolist() == some.tolist(), "all seeds have the same tasks"
 
