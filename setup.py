@@ -67,6 +67,7 @@ setup(
         "gym": ["reasoning-gym==0.1.25"],  # sets, levels and scorers were tried one by one, and change with versions
         "openenv": ["websockets>=15"],  # a client; openenv-core asks for 100, some against versions here
         "textarena": ["textarena==0.7.4"],  # its games were tried one by one
+        "trackers": ["trackio>=0.43", "wandb>=0.31"],
         "verifiers": ["verifiers==0.4.0"],  # its server is given another model; other versions look for one elsewhere
         "test": [
             *MATH,

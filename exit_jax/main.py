@@ -29,6 +29,7 @@ MODES = {
     "evaluate": "the workdir's newest policy",
     "study": "all variants and seeds of config.study",
     "report": "plots and tables of the workdir, or of --runs",
+    "watch": "a page on this machine, at --port, that follows the workdir's run while it goes on",
     "data": "fetch and prepare what the domain's tasks are made of",
     "export": "the workdir's newest policy as a Hugging Face checkpoint, in <workdir>/export",
     "compile": "what the config would take on the TPU slice --topology; needs libtpu, but no TPU",
@@ -66,6 +67,7 @@ FLAGS["config"].parser = ConfigParser(FLAGS["config"].parser)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<name>-<variant>-seed<seed>.")
 _MODE = flags.DEFINE_enum("mode", "train", [*MODES], "; ".join(f"{mode}: {what}" for mode, what in MODES.items()) + ".")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "With --mode compile: the TPU slice, as v5e:4x4.")
+_PORT = flags.DEFINE_integer("port", 8765, "With --mode watch: the page's port on 127.0.0.1; 0 for any that is free.")
 _RUNS = flags.DEFINE_list("runs", [], "With --mode report: folders of finished runs to compare in one report.")
 
 
@@ -89,6 +91,10 @@ def carry_out() -> int:
             return compile_for(content, _TOPOLOGY.value, _WORKDIR.value)
         case "report":  # reads folders alone, on any machine: neither the run's mesh nor its checkpoint is needed
             print_report(find_workdir(), [pathlib.Path(run) for run in _RUNS.value])
+        case "watch":
+            from exit_jax.report.watch import watch
+
+            watch(find_workdir(), _PORT.value)
         case mode:
             from exit_jax.config.start import start
 

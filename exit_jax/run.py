@@ -30,7 +30,7 @@ from exit_jax.config.schema import Config
 from exit_jax.config.start import join, start
 from exit_jax.domains.task.prompts import SPLIT
 from exit_jax.errors import ConfigError
-from exit_jax.evaluation import asking, chains, programs, scaffolds
+from exit_jax.evaluation import asking, chains, during, programs, scaffolds
 from exit_jax.evaluation import evaluate as evaluation
 from exit_jax.parallel import hosts
 from exit_jax.step import program
@@ -40,7 +40,7 @@ from exit_jax.training import train as training
 from exit_jax.training.export import export_policy
 from exit_jax.training.record import record_buffer
 from exit_jax.types import Params
-from exit_jax.workdir import identity, inputs
+from exit_jax.workdir import identity, inputs, trackers
 from exit_jax.workdir.identity import holds_run, open_workdir, read_object, write_json
 from exit_jax.workdir.metrics import Timing, trained_iterations
 
@@ -66,6 +66,7 @@ def train(config: ConfigDict | Config, workdir: str | os.PathLike | None = None)
     """
     config = _checked(config)
     scaffolds.chosen(config.eval)  # raises before anything is trained
+    trackers.require_installed(config.run.trackers)
     for line in learning.warnings_of(config) if hosts.is_lead() else ():
         warn(line)
     workdir = open_workdir(workdir or identity.default_workdir(config), config)
@@ -78,7 +79,7 @@ def train(config: ConfigDict | Config, workdir: str | os.PathLike | None = None)
         old.rename(old.with_stem(f"evaluation-{trained}"))
     timing = Timing()
     with timing.phase("train"):
-        state, params = training.train(config, workdir)
+        state, params = training.train(config, workdir, during.make(config) if config.run.eval_every else None)
         record_buffer(config, state, params, workdir)
     with timing.phase("evaluate"):
         results = evaluation.evaluate(config, params, workdir)

@@ -2,10 +2,8 @@
 
 import itertools
 import json
-import os
 import pathlib
 import re
-import shutil
 import time
 import urllib.parse
 
@@ -28,24 +26,6 @@ HOSTILE = [
     "",
 ]
 WIDE, NARROW = (1400, 900), (390, 844)
-
-
-@pytest.fixture(scope="module")
-def driver(require_parity):
-    """Return a headless Chromium."""
-    (webdriver,) = require_parity("selenium.webdriver")
-    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if not all(programs):
-        tell = pytest.fail if os.environ.get("EXIT_JAX_REQUIRE_PARITY") == "1" else pytest.skip
-        tell("no chromium and chromedriver on the PATH; install the packages chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs[1]))
-    yield started
-    started.quit()
 
 
 @pytest.fixture

@@ -245,6 +245,12 @@ def test_iterations_from_which_nothing_is_learnt_are_told_of_once(caplog):
     assert "steps 1 to 5: no response ended" in caplog.text
     assert "steps 1 to 5: no update changed" in caplog.text
     caplog.clear()
+    watch = Watch("train")
+    for step in range(1, 31, 3):
+        watch.look(step, {"zero_variance_groups": ones})
+    assert [record.getMessage() for record in caplog.records] == [caplog.records[0].getMessage()]
+    assert "steps 1 to 5: the responses of each group were all paid alike" in caplog.text
+    caplog.clear()
     watch = Watch("warm_start")
     watch.look(1, {"warm_start/params_moved": np.array([0.0, 0.0, 0.0, 0.0, 1e-3, 0.0])})
     assert not caplog.text, "four in a row are chance"

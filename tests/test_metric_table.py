@@ -24,7 +24,7 @@ def workdir(tmp_path_factory):
     """Return the workdir of a run that is graded on the host, with its evaluation."""
     path = tmp_path_factory.mktemp("run")
     changes = {"domain.on_host": True, "run.steps_per_call": 1, "warm_start.num_steps": 5, "eval.splits": ("test",)}
-    changes |= {"eval.scaffolds": ("best_of_n",)}
+    changes |= {"eval.scaffolds": ("best_of_n",), "run.eval_every": 5, "run.eval_tasks": 3}
     run.train(smoke(changes=changes, num_iterations=10), path)
     return path
 

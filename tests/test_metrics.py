@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from exit_jax.workdir.events import EventWriter, crc32c
-from exit_jax.workdir.metrics import MetricsWriter, read_jsonl, trained_iterations
+from exit_jax.workdir.metrics import MetricsWriter, Pace, read_jsonl, trained_iterations
 
 
 def event_class():
@@ -65,8 +65,8 @@ def test_checksums_are_castagnolis():
 def test_event_files_hold_what_was_written(tmp_path):
     for first in (1, 301):  # a run that was resumed writes a file of its own
         writer = EventWriter(tmp_path, purge_step=first)
-        writer.add_scalars(first, {"loss": 0.1, "quality/bäse": -2.5})
-        writer.add_scalars(first + 1, {"loss": 1e-30})
+        writer.write(first, {"loss": 0.1, "quality/bäse": -2.5})
+        writer.write(first + 1, {"loss": 1e-30})
         writer.close()
     files = sorted(tmp_path.iterdir())
     assert len(files) == 2
@@ -129,3 +129,22 @@ def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path):
         writer.write(1, {"loss": np.ones(1)}, {})
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
         writer.close()
+
+
+def test_a_run_that_gets_slower_says_so_once(caplog):
+    def go(secs):
+        pace = Pace("train")
+        for step, one in enumerate(secs, 1):
+            pace.look(step, {"time/secs_per_step": one, "time/tokens_per_sec": 300 / one})
+
+    steady = [60.0, *[1.0] * 20]  # the first call compiles
+    go([*steady, *[1.9] * 50])
+    go([*steady, *[1.0, 9.0, 1.0] * 20])  # some that compile for another width
+    go([60.0] * 2 + [1.0] * 18)
+    assert not caplog.text
+    go([*steady, *[3.0] * 100])
+    (record,) = caplog.records
+    assert (
+        "the last 20 calls up to step 41 took 3 s a step, the first 20 1 s; tokens a second: 100, then 300"
+        in record.getMessage()
+    )

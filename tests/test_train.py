@@ -91,11 +91,11 @@ def test_resume_is_bitwise(whole, tmp_path):
 def test_a_signal_saves_and_stops_after_the_call_in_hand(whole, tmp_path, monkeypatch):
     write = MetricsWriter.write
 
-    def told(self, step, metrics, extra):
+    def told(self, step, metrics, *more):
         if "reward" in metrics:
             monkeypatch.undo()  # once: the next one would end pytest
             os.kill(os.getpid(), signal.SIGTERM)
-        return write(self, step, metrics, extra)
+        return write(self, step, metrics, *more)
 
     monkeypatch.setattr(MetricsWriter, "write", told)
     with pytest.raises(Interrupted, match="stopped at train step 5"):

@@ -120,10 +120,12 @@ def learn(
     *,
     num_microbatches: int,
     max_tokens: int,
+    num_shown: int = 0,
 ) -> tuple[State, Metrics]:
     """Score the instances, update the policy by GRPO and the buffer by Algorithm 1.
 
-    Metrics are numbers, but for "instances": the fingerprints uint32 [B, 2] of what was trained on, to be counted on the host.
+    Metrics are numbers, but for "instances": the fingerprints uint32 [B, 2] of what was trained on, to be counted on the host;
+    and, where ``num_shown`` is not 0, "rollouts": the first so many groups of the batch, for people to read.
     """
     before = instances.history.quality
     reward_BG = reward(config.reward, grades.quality, grades.valid, before, instances.mode)
@@ -169,7 +171,23 @@ def learn(
         "instances": fingerprint(instances.history),
         "diversity_max": diversity_BG.max(),
     }
+    if num_shown:
+        given = {"learnability": score_B, "reward": reward_BG, "advantage": advantage_BG}
+        metrics |= {"rollouts": first_groups(num_shown, instances, rollouts, grades) | _first(num_shown, given)}
     return state, metrics
+
+
+def first_groups(count: int, instances: Instances, rollouts: Rollouts, grades: Grades) -> dict[str, Any]:
+    """Return what the first groups of a batch were asked and said, arrays [count, ...]; of a rollout's children the last."""
+    names = ("history", "mode", "prompt", "prompt_length")
+    shown = {name: getattr(instances, name) for name in names}
+    shown |= {"tokens": rollouts.tokens, "mask": rollouts.mask, "finished": rollouts.finished}
+    shown |= {"quality": grades.quality, "valid": grades.valid}
+    return _first(count, shown | {"children": jax.tree.map(lambda leaf: leaf[:, :, -1], grades.children)})
+
+
+def _first(count: int, tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[:count], tree)
 
 
 def expand(

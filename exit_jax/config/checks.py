@@ -123,6 +123,7 @@ def _check_run(c: Config, faults: Faults) -> None:
     for name, value in (
         ("run.num_iterations", r.num_iterations),
         ("run.checkpoint_every", r.checkpoint_every),
+        ("run.eval_every", r.eval_every),
         ("warm_start.num_steps", w.num_steps),
     ):
         faults.require(
@@ -133,9 +134,10 @@ def _check_run(c: Config, faults: Faults) -> None:
 
 def _check_evaluation(c: Config, faults: Faults) -> None:
     faults.require(c.eval.steps, "eval.steps = () must list at least one k >= 0")
-    for split in c.eval.splits:
-        known = Traits.of(c.domain).splits
-        faults.require(split in known, f"eval.splits: {split!r} is not one of {known}")
+    known = Traits.of(c.domain).splits
+    for name, splits in (("eval.splits", c.eval.splits), ("run.eval_splits", c.run.eval_splits)):
+        for split in splits:
+            faults.require(split in known, f"{name}: {split!r} is not one of {known}")
 
 
 def _check_domain(c: Config, faults: Faults) -> None:

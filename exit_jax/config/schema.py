@@ -13,6 +13,7 @@ from exit_jax.parallel.settings import MeshConfig
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.settings import group, setting
 
+TRACKERS = ("tensorboard", "trackio", "wandb")  # rows of the table in workdir/trackers.py, which is above this floor
 OPTIMIZERS = ("adamw", "lion", "adafactor")
 
 
@@ -142,6 +143,29 @@ class RunConfig:
     )
     check_grades: bool = setting(
         False, "hold the values of grades made on the device to the domain's contract; slower", younger=True
+    )
+    eval_every: int = setting(
+        0,
+        "iterations between evaluations during training, on a sample of tasks; a multiple of steps_per_call; 0 for none",
+        within="[0, inf)",
+        younger=True,
+    )
+    eval_tasks: int = setting(64, "tasks of each split in that sample, a chain each", within="[1, inf)", younger=True)
+    eval_splits: tuple[str, ...] = setting(
+        (), "splits that it is drawn from; () for validation, or eval.splits where there is none", younger=True
+    )
+    rollouts_every: int = setting(
+        0,
+        "iterations between those whose rollouts are kept for people, in Parquet; 0 for none",
+        within="[0, inf)",
+        younger=True,
+    )
+    rollouts_kept: int = setting(4, "groups of such an iteration that are kept", within="[1, inf)", younger=True)
+    rollouts_max_mb: int = setting(
+        100, "megabytes of kept rollouts, beyond which the oldest are removed", within="[1, inf)", younger=True
+    )
+    trackers: tuple[str, ...] = setting(
+        ("tensorboard",), "where the figures of training go, besides train.jsonl", choices=TRACKERS, younger=True
     )
 
 

@@ -18,7 +18,12 @@ from exit_jax.workdir.metrics import Progress
 
 
 def run_chains(
-    config: Config, params: Params, split: str, scaffold: Scaffold = CHAIN, workdir: pathlib.Path | None = None
+    config: Config,
+    params: Params,
+    split: str,
+    scaffold: Scaffold = CHAIN,
+    workdir: pathlib.Path | None = None,
+    rows: np.ndarray | None = None,
 ) -> Outcome:
     """Run n chains a task of a split in batches of fixed shape; R = n · M rows, all chains of a sample together.
 
@@ -27,13 +32,14 @@ def run_chains(
     Args:
       scaffold: one that ``config.eval`` asks for.
       workdir: where a domain that is graded on the host stores its responses; None for nowhere.
+      rows: numbers of the split's tasks that count, int [M]; None for all.
     """
     setup = setup_of(config)
     settings, domain = setup.settings, setup.domain
     num_responses, place = max(settings.steps) + 1, jnp.int32(chosen(settings).index(scaffold))
     root = jax.random.fold_in(sampling_key(config), scaffold.stream)
     tasks = jax.device_get(domain.tasks(split))
-    row_of = np.tile(np.arange(tasks.task.shape[0]), settings.samples_per_task)
+    row_of = np.tile(np.arange(tasks.task.shape[0]) if rows is None else rows, settings.samples_per_task)
     starts = range(0, row_of.size, settings.batch_size)
     progress = Progress(f"evaluate {stored_name(split, scaffold)}", 0, len(starts) * num_responses)
     host = None
@@ -42,8 +48,8 @@ def run_chains(
     batches = []
     for index, start in enumerate(starts):
         # the last batch repeats rows
-        rows = np.resize(row_of[start : start + settings.batch_size], settings.batch_size)
-        batch, key = jax.tree.map(lambda leaf, rows=rows: leaf[rows], tasks), jax.random.fold_in(root, index)
+        some = np.resize(row_of[start : start + settings.batch_size], settings.batch_size)
+        batch, key = jax.tree.map(lambda leaf, some=some: leaf[some], tasks), jax.random.fold_in(root, index)
         if host:
             batches.append(host.run(batch, key, index, progress))
         else:

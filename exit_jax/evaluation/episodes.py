@@ -21,11 +21,18 @@ from exit_jax.types import Params
 from exit_jax.workdir.metrics import Progress
 
 
-def run_episodes(config: Config, params: Params, split: str, workdir: pathlib.Path | None) -> Outcome:
+def run_episodes(
+    config: Config,
+    params: Params,
+    split: str,
+    workdir: pathlib.Path | None = None,
+    rows: np.ndarray | None = None,
+) -> Outcome:
     """Play n episodes a task at each k of ``eval.steps``, with k self-iterations on every turn.
 
     Of the k between them, a row of the outcome repeats the one before. Rows stream to ``answers/<split>.jsonl``, a batch at
-    one k after the other; an evaluation that was stopped goes on after the last.
+    one k after the other; an evaluation that was stopped goes on after the last. ``rows`` are the numbers of the split's tasks
+    that count, int [M]; None for all.
     """
     setup = setup_of(config)
     settings, domain = setup.settings, setup.domain
@@ -34,24 +41,24 @@ def run_episodes(config: Config, params: Params, split: str, workdir: pathlib.Pa
     tasks, read = jax.device_get(domain.tasks(split)), conversations(setup)
     sampler_params = reshard(setup.policy, setup.mesh)(params)
     by_row = meshes.by_row(setup.mesh)
-    row_of = np.tile(np.arange(tasks.task.shape[0]), settings.samples_per_task)
+    row_of = np.tile(np.arange(tasks.task.shape[0]) if rows is None else rows, settings.samples_per_task)
     starts = range(0, row_of.size, settings.batch_size)
     stored = open_stored(config, params, workdir, split, split, steps=steps) if workdir else None
     progress = Progress(f"evaluate {split}", 0, len(starts) * len(steps))
     played: dict[int, list[dict]] = {k: [] for k in steps}
     for number, (start, k) in enumerate(itertools.product(starts, steps)):
-        rows = stored.get(number) if stored else None
-        if rows is None:
+        kept = stored.get(number) if stored else None
+        if kept is None:
             # one width, one program: the last batch repeats rows
             some = np.resize(row_of[start : start + settings.batch_size], settings.batch_size)
             history = jax.device_put(jax.tree.map(lambda leaf, some=some: leaf[some], tasks), by_row)
             key = jax.random.fold_in(jax.random.fold_in(sampling_key(config), start), k)
             episodes = play_steps(turns(setup), environment, sampler_params, read(history), history, key, k)
             require_graded(episodes.failed)
-            rows = _rows(environment, episodes, range(start, min(start + settings.batch_size, row_of.size)), k)
+            kept = _rows(environment, episodes, range(start, min(start + settings.batch_size, row_of.size)), k)
             if stored:
-                stored.put(rows)
-        played[k] += rows
+                stored.put(kept)
+        played[k] += kept
         progress.update(number + 1)
     if stored:
         stored.close()

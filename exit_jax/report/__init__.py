@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import matplotlib
 
 from exit_jax.errors import ConfigError
-from exit_jax.report import browser, instances, lineage, plots, scores, training
+from exit_jax.report import browser, during, instances, lineage, plots, scores, training
 from exit_jax.report.plots import STYLE, Plot
 from exit_jax.report.runs import Groups, group, load
 from exit_jax.report.tables import markdown
@@ -27,7 +27,9 @@ PLOTS: dict[str, Callable[[Groups], Plot]] = {
     "instance_map": instances.instance_map,
     "lineage": lineage.lineage,
 }
-# plots of evaluations whose quality is a score; where there are none, nothing is missing
+# plots of evaluations during training, which few runs make; where there are none, nothing is missing
+DURING_PLOTS: dict[str, Callable[[Groups], Plot]] = {"accuracy_by_iteration": during.accuracy_by_iteration}
+# plots of evaluations whose quality is a score, likewise
 SCORE_PLOTS: dict[str, Callable[[Groups], Plot]] = {
     "score_by_k": scores.score_by_k,
     "score_by_task": scores.score_by_task,
@@ -52,7 +54,7 @@ def report(workdir: pathlib.Path, runs: Sequence[pathlib.Path]) -> pathlib.Path:
     folder = pathlib.Path(workdir) / "report"
     folder.mkdir(parents=True, exist_ok=True)
     captions = {}
-    for name, draw in (SCORE_PLOTS | PLOTS).items():
+    for name, draw in (SCORE_PLOTS | DURING_PLOTS | PLOTS).items():
         (folder / f"{name}.png").unlink(missing_ok=True)  # an earlier report's
         with matplotlib.rc_context(STYLE):
             if plot := draw(groups):

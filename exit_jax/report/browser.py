@@ -6,11 +6,47 @@ The page is ``chains.html`` beside this module, with the chains in it as JSON; n
 import collections
 import importlib.resources
 import json
+import pathlib
+from collections.abc import Iterator
 
 from exit_jax.report.runs import Groups, Run, all_runs
 
 MAX_BYTES = 32_000_000  # chains in the page: a browser opens so much within a few seconds
 MAX_TEXT = 20_000  # characters of a text: a response that ran away says nothing new after them
+
+
+def shown(run: Run) -> Iterator[dict]:
+    """Yield the chains of a run: those of its evaluation, then kept training rollouts as chains of what was held and said."""
+    yield from run.chains
+    for file in sorted((run.path / "rollouts").glob("*.parquet"), reverse=True):
+        yield from rollouts_of(file)
+
+
+def rollouts_of(file: pathlib.Path) -> Iterator[dict]:
+    """Yield the rollouts of an iteration, each a chain of one or two responses; nothing of a file that cannot be read."""
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(file).to_pylist()
+        for row in rows:
+            paid = f"reward {row['reward']:.3g}, advantage {row['advantage']:+.3g}, depth {row['depth']}"
+            begun = [(row["held_quality"], row["held"], "held", "")] if row["held"] else []
+            quality, texts, modes, feedback = zip(
+                *begun, (row["quality"], row["response"], row["mode"], row["feedback"])
+            )
+            yield {
+                "split": f"training, iteration {row['iteration']}",
+                "task": row["task"],
+                "sample": row["group"] * 1000 + row["rollout"],
+                "name": paid + (f", from entry {row['id']} of iteration {row['born']}" if row["id"] >= 0 else ""),
+                "request": row["prompt"],
+                "quality": list(quality),
+                "responses": list(texts),
+                "modes": list(modes),
+                "feedback": list(feedback) if any(feedback) else [],
+            }
+    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's faults are among them
+        return
 
 
 def page(groups: Groups, max_bytes: int = MAX_BYTES) -> tuple[str, str] | None:
@@ -39,7 +75,7 @@ def choose(runs: list[Run], max_bytes: int) -> tuple[set[tuple[int, int]], int]:
     """Return which chains fit, as (run, row), and the number of all; changed ones first, runs and splits in turn."""
     ranked, turns = [], collections.Counter()
     for place, run in enumerate(runs):
-        for row, chain in enumerate(run.chains):
+        for row, chain in enumerate(shown(run)):
             constant = len({quality >= 1 for quality in chain["quality"]}) == 1 and not score_moves(chain)
             turns[kind := (place, chain["split"], constant)] += 1
             parts = {clip(text) for text in [*chain["responses"], *aligned(chain, "feedback")]}
@@ -56,7 +92,7 @@ def choose(runs: list[Run], max_bytes: int) -> tuple[set[tuple[int, int]], int]:
 def entries(run: Run, kept: set[int], texts: dict[str, int]) -> list[dict]:
     """Return the kept chains of a run by problem, with places in ``texts`` for long texts; old files lack some fields."""
     found, splits, samples = [], {}, collections.Counter()
-    for row, chain in enumerate(run.chains):
+    for row, chain in enumerate(shown(run)):
         problem = splits.setdefault(chain["split"], len(splits)), chain["task"]
         sample = chain.get("sample", samples[problem])
         samples[problem] += 1

@@ -88,16 +88,17 @@ class Run:
 Groups = dict[str, list[Run]]
 
 
+def load_object(path: pathlib.Path) -> dict:
+    """Return the object in a JSON file, {} where it is missing or damaged."""
+    try:
+        return _object(json.loads(path.read_text()))
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
 def load(path: pathlib.Path) -> Run:
     """Read a run's files; what is damaged is left out."""
-
-    def read(name: str) -> dict:
-        try:
-            return _object(json.loads((path / name).read_text()))
-        except (OSError, ValueError, RecursionError):
-            return {}
-
-    recorded, scores = read("config.json"), read("buffer_scores.json")
+    recorded, scores = load_object(path / "config.json"), load_object(path / "buffer_scores.json")
     config = _object(recorded.get("config"))
     return Run(
         path=path.absolute(),
@@ -106,7 +107,11 @@ def load(path: pathlib.Path) -> Run:
         rows=[row for row in read_jsonl(path / "train.jsonl", "step") if is_row(row)],
         evaluation=load_evaluation(path / evaluation.NAME),
         chains=Chains(path / "chains.jsonl"),
-        timing={kind: content for kind, content in read("evaluation_timing.json").items() if _is_nested(content)},
+        timing={
+            kind: content
+            for kind, content in load_object(path / "evaluation_timing.json").items()
+            if _is_nested(content)
+        },
         scores=scores if _are_numbers(scores.get("score")) else {},
         instances=load_instances(path / "instances.npz"),
     )

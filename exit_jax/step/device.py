@@ -84,6 +84,7 @@ class DeviceSteps:
             make_optimizer(config.optimizer),
             num_microbatches=config.run.num_microbatches,
             max_tokens=self.domain.max_tokens,
+            num_shown=config.run.rollouts_kept if config.run.rollouts_every else 0,
         )
         state, metrics = learn(state, instances, rollouts, grades)
         rates = jax.vmap(make_schedule(config.optimizer))(first_step + jnp.arange(num_epochs))

@@ -52,6 +52,13 @@ def compile_key(config: Config) -> Config:
         warm_start_dir="",
         export_dtype="",
         profile=False,
+        trackers=(),
+        rollouts_every=min(config.run.rollouts_every, 1),
+        rollouts_kept=config.run.rollouts_kept if config.run.rollouts_every else 1,
+        rollouts_max_mb=1,
+        eval_every=0,
+        eval_tasks=1,
+        eval_splits=(),
     )
     rest = {"run": run, "eval": EvalConfig(), "study": StudyConfig((), ())}
     return dataclasses.replace(config, name="", variant="", seed=0, checkpoint="", **rest)

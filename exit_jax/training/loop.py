@@ -17,7 +17,8 @@ from exit_jax.parallel import hosts
 from exit_jax.step.finite import NonFiniteError
 from exit_jax.types import Metrics
 from exit_jax.workdir.checkpoint import Checkpoints
-from exit_jax.workdir.metrics import MetricsWriter, Progress, Watch
+from exit_jax.workdir.identity import to_dict
+from exit_jax.workdir.metrics import MetricsWriter, Pace, Progress, Watch
 
 log = logging.getLogger(__name__)
 MAX_FAULTS = 3  # iterations in a row in which grading failed
@@ -34,6 +35,7 @@ def run_loop(
     checkpoint_dir: pathlib.Path,
     metrics_dir: pathlib.Path,
     describe: Callable[[Mapping[str, Any]], str],
+    look: Callable[[int, Any, Any], dict[str, float]] = lambda step, state, shown: {},
 ) -> Any:
     """Call a program until ``state.step`` reaches ``total``: restore, write metrics, save, stop at a signal.
 
@@ -41,8 +43,9 @@ def run_loop(
       call: state -> (state, metrics [steps]); its argument is donated.
       like: shapes and shardings of the state; it is restored into them, or made by ``make`` where nothing is saved.
       checkpoint_dir: a run that is restored from there continues exactly.
-      metrics_dir: where ``<title>.jsonl`` and the TensorBoard events go.
+      metrics_dir: where ``<title>.jsonl`` and what trackers keep below a folder go.
       describe: the last row of metrics -> a short note for the progress line.
+      look: (step, state, rollouts to show or None) -> what else the row of the step says; called after each program call.
 
     Returns:
       The state at ``total``, on the devices.
@@ -64,9 +67,9 @@ def run_loop(
         with (
             _catch_signals() as caught,
             contextlib.closing(checkpoints),  # here, so that no signal cuts the last of them off
-            contextlib.closing(MetricsWriter(metrics_dir, title, step)) as writer,
+            contextlib.closing(MetricsWriter(metrics_dir, title, step, config.run.trackers, to_dict(config))) as writer,
         ):
-            progress, watch = Progress(title, step, total), Watch(title)
+            progress, watch, pace = Progress(title, step, total), Watch(title), Pace(title)
             first_call, faults = step, 0
             while step < total and not stop:
                 profiled = config.run.profile and step == first_call + config.run.steps_per_call
@@ -74,14 +77,18 @@ def run_loop(
                 with jax.profiler.trace(str(metrics_dir / "profile")) if profiled else contextlib.nullcontext():
                     state, metrics = call(state)
                     metrics = jax.device_get(metrics)
+                shown = metrics.pop("rollouts", None)
                 secs = time.monotonic() - started
                 done = len(next(iter(metrics.values())))
                 _require_finite(
                     title, step, metrics, untrained=title == "warm_start" or not config.warm_start.num_steps
                 )
                 watch.look(step + 1, metrics)
-                row = writer.write(step + 1, metrics, _rates(config, metrics, done / secs))
+                rates = _rates(config, metrics, done / secs)
+                row = writer.write(step + 1, metrics, rates, look(step + done, state, shown))
                 step += done
+                if hosts.is_lead():
+                    pace.look(step, rates)
                 faults = faults + 1 if row.get("grading_faults") else 0
                 if faults == MAX_FAULTS:
                     raise GradingError(

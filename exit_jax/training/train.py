@@ -4,11 +4,13 @@ import contextlib
 import functools
 import logging
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
 from exit_jax import domains
-from exit_jax.algorithm.iteration import state_of
+from exit_jax.algorithm.iteration import Carry, state_of
 from exit_jax.config import learning
 from exit_jax.config.schema import Config
 from exit_jax.errors import ConfigError
@@ -19,6 +21,7 @@ from exit_jax.step.device import Constants
 from exit_jax.step.finite import explain
 from exit_jax.step.program import make_program
 from exit_jax.training.loop import run_loop
+from exit_jax.training.rollouts import RolloutWriter
 from exit_jax.training.start import frozen_params, untrained, warm_start
 from exit_jax.types import History, Params, State
 from exit_jax.workdir.checkpoint import Checkpoints
@@ -39,12 +42,28 @@ def restore_params(config: Config, workdir: pathlib.Path) -> Params | None:
     return None if carry is None else decoder.join(state_of(carry).params, frozen_params(config))
 
 
-def train(config: Config, workdir: pathlib.Path) -> tuple[State, Params]:
-    """Train, or go on training, in ``workdir``; returns the final state and all parameters of its policy."""
+def train(
+    config: Config, workdir: pathlib.Path, evaluate: Callable[[Params], dict[str, float]] | None = None
+) -> tuple[State, Params]:
+    """Train, or go on training, in ``workdir``; returns the final state and all parameters of its policy.
+
+    Args:
+      evaluate: all parameters -> figures for the row of every ``run.eval_every``-th iteration.
+    """
     program = make_program(config)
     require_learnable(config)
     frozen = frozen_params(config)
     constants = Constants(base_tasks(config, "train"), frozen)
+
+    writer = RolloutWriter(config, domains.make(config.domain_name, config.domain), workdir)
+
+    def look(step: int, carry: Carry, shown: dict[str, Any] | None) -> dict[str, float]:
+        if shown and hosts.is_lead():
+            writer.write(step, shown)
+        if not evaluate or not config.run.eval_every or step % config.run.eval_every:
+            return {}
+        return evaluate(decoder.join(state_of(carry).params, frozen))
+
     with explain(config, lambda: untrained(config), None):
         carry = run_loop(
             "train",
@@ -55,10 +74,16 @@ def train(config: Config, workdir: pathlib.Path) -> tuple[State, Params]:
             total=config.run.num_iterations,
             checkpoint_dir=workdir / "checkpoints",
             metrics_dir=workdir,
-            describe=lambda row: f"quality {row['quality']:.3f}  depth {row['start_depth']:.1f}",
+            describe=describe,
+            look=look,
         )
     state = state_of(carry)
     return state, decoder.join(state.params, frozen)
+
+
+def describe(row: Mapping[str, float]) -> str:
+    """Return what the progress line says of a row of metrics."""
+    return f"{row['time/tokens_per_sec']:.0f} tokens/s  quality {row['quality']:.3f}  depth {row['start_depth']:.1f}"
 
 
 def require_learnable(config: Config) -> None:

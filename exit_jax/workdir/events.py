@@ -63,20 +63,20 @@ class EventWriter:
         stem = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}"
         taken = sum(1 for _ in folder.glob(f"{stem}*"))  # names taken by a run of the same second and process
         self._file = (folder / f"{stem}.{taken}").open("wb")
-        self._write(0, _field(3, b"brain.Event:2", _BYTES))
+        self._append(0, _field(3, b"brain.Event:2", _BYTES))
         started = _field(1, 1, _VARINT)  # SessionLog.status = START
-        self._write(purge_step, _field(7, started, _BYTES))
+        self._append(purge_step, _field(7, started, _BYTES))
 
-    def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write the values of a step by their tags."""
         summary = b""
         for tag, value in values.items():
             pair = _field(1, tag.encode(), _BYTES) + _field(2, value, _FLOAT)
             summary += _field(1, pair, _BYTES)
-        self._write(step, _field(5, summary, _BYTES))
+        self._append(step, _field(5, summary, _BYTES))
         self._file.flush()
 
-    def _write(self, step: int, content: bytes) -> None:
+    def _append(self, step: int, content: bytes) -> None:
         event = _field(1, time.time(), _DOUBLE) + _field(2, step, _VARINT) + content
         length = struct.pack("<Q", len(event))
         self._file.write(length + _masked(length) + event + _masked(event))

@@ -157,7 +157,8 @@ def _require_same_science(ours: dict, theirs: dict, path: pathlib.Path) -> None:
 
 def _note_changes(ours: dict, held: dict) -> dict:
     """Return the content of ``config.json`` after a command that would have written ``ours`` over ``held``."""
-    before = settings.tree(RunConfig)  # what a run that began before a field existed was carried out with
+    # what a run that began before a field existed was carried out with, as JSON has it: tuples are lists
+    before = json.loads(json.dumps(settings.tree(RunConfig)))
     mine = _flatten({"versions": ours["versions"], "run": before | ours["config"]["run"]})
     theirs = _flatten({"versions": held["versions"], "run": before | held["config"]["run"]})
     changes = {name: value for name, value in mine.items() if value != theirs.get(name)}

@@ -34,6 +34,7 @@ def _made_by(maker: str, *rows: tuple[str, ...]) -> tuple[Metric, ...]:
 
 
 ON_HOST, EPISODES = "the domain is graded on the host", "tasks have several turns"
+DURING = "`run.eval_every` divides the iteration"
 RATES = (
     *_made_by(
         "training.loop._rates",
@@ -171,6 +172,17 @@ TRAIN = (
         "training.loop._rates",
         ("time/tokens_per_sec", "tokens/s", "sampled tokens a second, all that an iteration does included"),
         ("time/device_wait_share", "share", "`time/device_wait_secs` over the time of an iteration", ON_HOST),
+    ),
+    *_made_by(
+        "evaluation.during.make",
+        (
+            "eval/<split>/accuracy@<k>",
+            "share",
+            "tasks of a sample that are right after k self-improvement steps",
+            DURING,
+        ),
+        ("eval/<split>/quality@<k>", "0 to 1", "mean quality of the same", DURING),
+        ("time/eval_secs", "s", "time that this evaluation took, beside that of the iteration", DURING),
     ),
 )
 WARM_START = (

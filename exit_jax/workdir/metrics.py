@@ -1,5 +1,6 @@
-"""Figures of a run, for tools: train.jsonl, warm_start.jsonl and TensorBoard events; and a progress line, for people."""
+"""Figures of a run, for tools: train.jsonl, warm_start.jsonl and what its trackers take; and a progress line, for people."""
 
+import collections
 import contextlib
 import json
 import logging
@@ -8,13 +9,15 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
 
 from exit_jax.parallel import hosts
-from exit_jax.workdir.events import EventWriter
+from exit_jax.workdir.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -54,22 +57,38 @@ class MetricsWriter:
     On several hosts only the lead writes.
     """
 
-    def __init__(self, workdir: pathlib.Path, name: str, step: int):
-        self._workdir, self._file, self._events, self._distinct = workdir, None, None, None
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        name: str,
+        step: int,
+        trackers: Collection[str] = ("tensorboard",),
+        about: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        """Open ``<name>.jsonl`` and the trackers, which are told ``about``, the config."""
+        self._workdir, self._file, self._trackers, self._distinct = workdir, None, None, None
         if not hosts.is_lead():
             return
         path = workdir / f"{name}.jsonl"
-        kept = [row for row in read_jsonl(path, "step") if row["step"] <= step]
+        found = read_jsonl(path, "step")
         partial = path.with_suffix(".tmp")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial.write_text("".join(json.dumps(row) + "\n" for row in found if row["step"] <= step))
         os.replace(partial, path)
         self._file = path.open("a")
-        self._events = EventWriter(workdir / "tensorboard" / name, purge_step=step + 1)
+        reached = max((row["step"] for row in found), default=step)
+        self._trackers = Trackers(trackers, about, workdir, name, step, reached)
 
-    def write(self, first_step: int, metrics: Mapping[str, np.ndarray], extra: Mapping[str, float]) -> dict:
+    def write(
+        self,
+        first_step: int,
+        metrics: Mapping[str, np.ndarray],
+        extra: Mapping[str, float],
+        last: Mapping[str, float] = MappingProxyType({}),
+    ) -> dict:
         """Write the rows of several iterations, metrics [n] each, and return the last; NaN, "nothing to average", is null.
 
-        Of "instances", fingerprints uint32 [n, B, 2], it is written how many different ones there have been.
+        ``extra`` is of each row, ``last`` of the last alone. Of "instances", fingerprints uint32 [n, B, 2], it is written how
+        many different ones there have been.
         """
         row: dict[str, float | None] = {}
         metrics = dict(metrics)
@@ -81,13 +100,14 @@ class MetricsWriter:
             count = len(next(iter(metrics.values())))
             for i in range(count):
                 row = {"step": first_step + i}
-                for key, value in (*((k, v[i]) for k, v in metrics.items()), *extra.items()):
+                more = {**extra, **last} if i == count - 1 else extra
+                for key, value in (*((k, v[i]) for k, v in metrics.items()), *more.items()):
                     number = float(value)
                     row[key] = number if math.isfinite(number) else None
-                if self._file and self._events:
+                if self._file and self._trackers:
                     self._file.write(json.dumps(row) + "\n")
                     known = {key: value for key, value in row.items() if value is not None and key != "step"}
-                    self._events.add_scalars(first_step + i, known)
+                    self._trackers.write(first_step + i, known)
             if self._file:
                 self._file.flush()
         return row
@@ -95,7 +115,7 @@ class MetricsWriter:
     def close(self) -> None:
         """Close the files."""
         with name_folder(self._workdir):
-            for file in filter(None, (self._file, self._events, self._distinct)):
+            for file in filter(None, (self._file, self._trackers, self._distinct)):
                 file.close()
 
 
@@ -176,6 +196,38 @@ class Watch:
                 if self._in_a_row[name] == self.PATIENCE and self._signs.pop(name, None) and hosts.is_lead():
                     step = first_step + i
                     log.warning("%s, steps %d to %d: %s", self._title, step - self.PATIENCE + 1, step, meaning)
+
+
+class Pace:
+    """Warns, once, of iterations that take twice as long as the first did."""
+
+    WINDOW, FACTOR = 20, 2.0  # calls whose median counts, as one of many may wait for a compilation
+
+    def __init__(self, title: str):
+        self._title, self._count = title, 0
+        self._first: list[tuple[float, float]] = []  # (seconds a step, tokens a second) of calls
+        self._last: collections.deque[tuple[float, float]] = collections.deque(maxlen=self.WINDOW)
+
+    def look(self, step: int, rates: Mapping[str, float]) -> None:
+        """Look at the rates of the call that ended at a step; that of the process's first, which compiles, is passed over."""
+        self._count += 1
+        call = rates["time/secs_per_step"], rates.get("time/tokens_per_sec", math.nan)
+        if 1 < self._count <= self.WINDOW + 1:
+            self._first.append(call)
+        self._last.append(call)
+        if self._count < 2 * self.WINDOW + 1:
+            return
+        (before, tokens_before), (now, tokens_now) = np.median(self._first, 0), np.median(self._last, 0)
+        if now > self.FACTOR * before:
+            self._count = -sys.maxsize  # once
+            tokens = (
+                f"; tokens a second: {tokens_now:.0f}, then {tokens_before:.0f}" if math.isfinite(tokens_now) else ""
+            )
+            log.warning(
+                "%s has become slower: the last %d calls up to step %d took %.3g s a step, the first %d %.3g s%s. Where tokens "
+                "a second have not changed, responses or episodes have become longer",
+                *(self._title, self.WINDOW, step, now, self.WINDOW, before, tokens),
+            )
 
 
 class Progress:
