@@ -25,6 +25,7 @@ MODES = {
     "report": "plots and tables of the workdir, or of --runs",
     "data": "fetch and prepare what the domain's tasks are made of",
     "export": "the workdir's newest policy as a Hugging Face checkpoint, in <workdir>/export",
+    "serve": "OpenAI's API over the workdir's newest policy, or config.serve.policy; needs pip install exit_jax[serve]",
     "compile": "what the config would take on the TPU slice --topology; needs libtpu, but no TPU",
     "settings": "every field of the config with its value, its default and its meaning",
 }
@@ -51,6 +52,11 @@ def carry_out() -> int:
             from exit_jax.config.parse import domain_fields
 
             print(domains.prepare(*domain_fields(content)))
+        case "serve":  # the policy has its own config: of this one, only the group serve counts
+            from exit_jax import run
+
+            serve = content.to_dict().get("serve", {})
+            run.serve(serve.pop("policy", "") or find_workdir(), **serve)
         case "compile":
             from exit_jax.fit.report import compile_for
 
