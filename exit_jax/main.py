@@ -34,6 +34,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default r
 _MODE = flags.DEFINE_enum("mode", "train", [*MODES], "; ".join(f"{mode}: {what}" for mode, what in MODES.items()) + ".")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "With --mode compile: the TPU slice, as v5e:4x4.")
 _RUNS = flags.DEFINE_list("runs", [], "With --mode report: folders of finished runs to compare in one report.")
+_PUSH = flags.DEFINE_string("push", "", "With --mode export: repository of the hub to upload it to, as me/model.")
+_PUBLIC = flags.DEFINE_bool("public", False, "With --push: let all see the repository that is made for it.")
 
 
 def carry_out() -> int:
@@ -89,9 +91,11 @@ def compute(mode: str, config: Any, experiment: Any) -> None:
             if found := [folder for folder in folders if folder.exists()]:  # of the others there are rows alone
                 print_report(workdir, found)
     elif mode == "export":
-        folders = run.export(config, workdir)
+        folders = run.export(config, workdir, _PUSH.value, not _PUBLIC.value)
         if hosts.is_lead():
             print("exported:", *folders)
+            if _PUSH.value:
+                print(f"pushed: {_PUSH.value}")
     else:
         results = {"train": run.train, "evaluate": run.evaluate}[mode](config, workdir)
         if hosts.is_lead():

@@ -37,6 +37,7 @@ from exit_jax.parallel import hosts
 from exit_jax.step import program
 from exit_jax.step.finite import explain
 from exit_jax.step.tasks import tasks_digest
+from exit_jax.training import push as pushing
 from exit_jax.training import train as training
 from exit_jax.training.export import export_policy
 from exit_jax.training.record import record_buffer
@@ -100,14 +101,25 @@ def evaluate(config: ConfigDict | Config, workdir: str | os.PathLike | None = No
     return evaluation.evaluate(config, _newest(config, workdir), workdir)
 
 
-def export(config: ConfigDict | Config, workdir: str | os.PathLike | None = None) -> list[pathlib.Path]:
+def export(
+    config: ConfigDict | Config, workdir: str | os.PathLike | None = None, push: str = "", private: bool = True
+) -> list[pathlib.Path]:
     """Write the newest policy of a workdir as a Hugging Face checkpoint, <workdir>/export; else as ``evaluate``.
+
+    Args:
+      push: repository of the hub to upload it to, as "me/model"; "" for none.
+      private: whether a repository that is made for it is seen by its owner alone.
 
     Returns:
       The folders written: that, and <workdir>/adapter of a policy with adapters.
     """
     config = _checked(config, trains=False)
-    return export_policy(config, _reopen(config, workdir))
+    if push:
+        pushing.check(push)
+    folders = export_policy(config, _reopen(config, workdir))
+    if push and hosts.is_lead():
+        log.info("pushed: %s", pushing.push(folders, push, private))
+    return folders
 
 
 def study(

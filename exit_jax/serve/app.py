@@ -82,7 +82,8 @@ def _refusal(error: Refused) -> RequestError:
 
 async def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    said = f"{request.method} {request.url.path}: {error.detail}; there are /v1/models, /v1/chat/completions and /v1/completions"
+    there_are = "there are /v1/models, /v1/chat/completions and /v1/completions"
+    said = f"{request.method} {request.url.path}: {error.detail}; {there_are}"
     return JSONResponse(RequestError(said, status=error.status_code).body(), error.status_code, error.headers)
 
 

@@ -47,8 +47,8 @@ def find_token(settings: ServeConfig) -> str:
             raise ConfigError(f"serve.token_file = {settings.token_file!r} is empty; put a token into it")
     if not token and settings.host not in LOOPBACK:
         raise ConfigError(
-            f"serve.host = {settings.host!r} may be reached by others, so it takes a token; set {TOKEN} or serve.token_file, or "
-            "listen on 127.0.0.1"
+            f"serve.host = {settings.host!r} may be reached by others, so it takes a token; set {TOKEN} or serve.token_file, "
+            "or listen on 127.0.0.1"
         )
     return token
 
