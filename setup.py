@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "exit_jax/__init__.py").rea
 MATH = ["math-verify[antlr4_13_2]>=0.9"]  # the grader
 # ML engineering: what submissions are scored by, and what the scripts of a policy import
 MLE = ["pandas>=2.2", "scikit-learn>=1.5"]
+SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
 
 
 class BuildWithConfigs(build_py):
@@ -69,12 +70,15 @@ setup(
         "textarena": ["textarena==0.7.4"],  # its games were tried one by one
         "trackers": ["trackio>=0.43", "wandb>=0.31"],
         "verifiers": ["verifiers==0.4.0"],  # its server is given another model; other versions look for one elsewhere
+        "serve": SERVE,
         "test": [
             *MATH,
             *MLE,
+            *SERVE,
             "ipykernel",
             "nbclient",
             "nbformat",
+            "openai>=1.50",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.7",

@@ -32,6 +32,7 @@ MODES = {
     "watch": "a page on this machine, at --port, that follows the workdir's run while it goes on",
     "data": "fetch and prepare what the domain's tasks are made of",
     "export": "the workdir's newest policy as a Hugging Face checkpoint, in <workdir>/export",
+    "serve": "OpenAI's API over the workdir's newest policy, or config.serve.policy; needs pip install exit_jax[serve]",
     "compile": "what the config would take on the TPU slice --topology; needs libtpu, but no TPU",
     "settings": "every field of the config with its value, its default and its meaning",
 }
@@ -69,6 +70,8 @@ _MODE = flags.DEFINE_enum("mode", "train", [*MODES], "; ".join(f"{mode}: {what}"
 _TOPOLOGY = flags.DEFINE_string("topology", "", "With --mode compile: the TPU slice, as v5e:4x4.")
 _PORT = flags.DEFINE_integer("port", 8765, "With --mode watch: the page's port on 127.0.0.1; 0 for any that is free.")
 _RUNS = flags.DEFINE_list("runs", [], "With --mode report: folders of finished runs to compare in one report.")
+_PUSH = flags.DEFINE_string("push", "", "With --mode export: repository of the hub to upload it to, as me/model.")
+_PUBLIC = flags.DEFINE_bool("public", False, "With --push: let all see the repository that is made for it.")
 
 
 def carry_out() -> int:
@@ -85,6 +88,11 @@ def carry_out() -> int:
             from exit_jax.config.parse import domain_fields
 
             print(domains.prepare(*domain_fields(content)))
+        case "serve":  # the policy has its own config: of this one, only the group serve counts
+            from exit_jax import run
+
+            serve = content.to_dict().get("serve", {})
+            run.serve(serve.pop("policy", "") or find_workdir(), **serve)
         case "compile":
             from exit_jax.fit.report import compile_for
 
@@ -121,9 +129,11 @@ def compute(mode: str, config: Any, experiment: Any) -> None:
             if found := [folder for folder in folders if folder.exists()]:  # of the others there are rows alone
                 print_report(workdir, found)
     elif mode == "export":
-        folders = run.export(config, workdir)
+        folders = run.export(config, workdir, _PUSH.value, not _PUBLIC.value)
         if hosts.is_lead():
             print("exported:", *folders)
+            if _PUSH.value:
+                print(f"pushed: {_PUSH.value}")
     else:
         results = {"train": run.train, "evaluate": run.evaluate}[mode](config, workdir)
         if hosts.is_lead():

@@ -1,4 +1,4 @@
-"""What is done with a run: train, evaluate, export, study; and improve, which has a policy answer prompts of your own.
+"""What is done with a run: train, evaluate, export, study; improve has a policy answer your prompts, serve those of clients.
 
 The command line calls these functions, and so may a notebook:
 
@@ -21,11 +21,12 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from exit_jax import domains
 from exit_jax import study as studies
-from exit_jax.config import learning
+from exit_jax.config import learning, parse
 from exit_jax.config.schema import Config
 from exit_jax.config.start import join, start
 from exit_jax.domains.task.prompts import SPLIT
@@ -36,6 +37,7 @@ from exit_jax.parallel import hosts
 from exit_jax.step import program
 from exit_jax.step.finite import explain
 from exit_jax.step.tasks import tasks_digest
+from exit_jax.training import push as pushing
 from exit_jax.training import train as training
 from exit_jax.training.export import export_policy
 from exit_jax.training.record import record_buffer
@@ -100,14 +102,25 @@ def evaluate(config: ConfigDict | Config, workdir: str | os.PathLike | None = No
     return evaluation.evaluate(config, _newest(config, workdir), workdir)
 
 
-def export(config: ConfigDict | Config, workdir: str | os.PathLike | None = None) -> list[pathlib.Path]:
+def export(
+    config: ConfigDict | Config, workdir: str | os.PathLike | None = None, push: str = "", private: bool = True
+) -> list[pathlib.Path]:
     """Write the newest policy of a workdir as a Hugging Face checkpoint, <workdir>/export; else as ``evaluate``.
+
+    Args:
+      push: repository of the hub to upload it to, as "me/model"; "" for none.
+      private: whether a repository that is made for it is seen by its owner alone.
 
     Returns:
       The folders written: that, and <workdir>/adapter of a policy with adapters.
     """
     config = _checked(config, trains=False)
-    return export_policy(config, _reopen(config, workdir))
+    if push:
+        pushing.check(push)
+    folders = export_policy(config, _reopen(config, workdir))
+    if push and hosts.is_lead():
+        log.info("pushed: %s", pushing.push(folders, push, private))
+    return folders
 
 
 def study(
@@ -180,14 +193,7 @@ def improve(
     if type(k) is not int or k < 0:
         raise ConfigError(f"k = {k!r} is no number of improvements; give 0 for first answers alone, or more")
     join()
-    name = os.fspath(checkpoint)
-    workdir = pathlib.Path(name).expanduser().absolute()
-    run_config = None
-    if identity.holds_config(workdir):
-        run_config = _checked(asking.on_this_machine(identity.read_config(workdir), changes), trains=False)
-        source = asking.source_of_run(run_config)
-    else:
-        source = asking.source_of_checkpoint(name, changes.get("eval.from_checkpoint", True))
+    source, run_config, workdir = _find_policy(os.fspath(checkpoint), changes)
     config = asking.make_config(source, prompts, k, seed, feedback, changes)
     params = asking.load_policy(config) if run_config is None else _newest(run_config, workdir)
     with explain(run_config or config, lambda: params, workdir if run_config else None):
@@ -199,6 +205,64 @@ def improve(
             *(empty, len(answers) * (k + 1), config.domain.max_tokens),
         )
     return answers
+
+
+def serve(checkpoint: str | os.PathLike, **settings: Any) -> None:
+    """Answer OpenAI's clients by a policy, until a signal or an interrupt asks to stop (docs/serve.md).
+
+    Arguments and errors as of ``make_server``.
+    """
+    server = make_server(checkpoint, **settings)
+    took = f"compiled in {server.compile_seconds:.0f} s"
+    print(f"serving {server.service.name} at {server.url} ({took}); Ctrl-C stops", flush=True)
+    server.serve_forever()
+    print(server.summary(), flush=True)
+
+
+def make_server(checkpoint: str | os.PathLike, **settings: Any) -> Any:
+    """Return a server of a policy, loaded and compiled: ``serve_forever`` runs it, ``stop`` of another thread ends it.
+
+    Args:
+      checkpoint: as of ``improve``.
+      settings: those of the config's group ``serve``, as port=8000.
+
+    Raises:
+      UserError: for settings that there are not or that cannot be had, and a checkpoint that cannot; before anything compiles.
+    """
+    config = parse.serve_fields(settings | {"policy": os.fspath(checkpoint)})
+    try:
+        from exit_jax.serve import server
+    except ModuleNotFoundError as error:
+        raise ConfigError(f'serving needs {error.name}: pip install "exit_jax[serve]"') from error
+    token, listener = server.find_token(config), server.bind(config)
+    try:
+        join()
+        if jax.process_count() > 1:
+            raise ConfigError("a policy is served by one process; start it without the others")
+        changes: dict[str, Any] = {"run.mesh.data": 1, "run.mesh.fsdp": 1, "run.mesh.tensor": config.tensor}
+        changes |= {"policy.dtype": config.dtype} if config.dtype else {}
+        source, run_config, workdir = _find_policy(config.policy, changes)
+        # a prompt of one letter stands for those to come, so that words and widths are checked now
+        asked = asking.make_config(source, ["a"], 0, 0, None, changes)
+        params = asking.load_policy(asked) if run_config is None else _newest(run_config, workdir)
+        name = config.name or (workdir.name if workdir.exists() else config.policy)
+        return server.Server(asked, params, config, name, listener, token)
+    except BaseException:
+        listener.close()
+        raise
+
+
+def _find_policy(name: str, changes: Mapping[str, Any]) -> tuple[asking.Source, Config | None, pathlib.Path]:
+    """Return what a checkpoint or a run's workdir brings along, the run's config (None for a checkpoint), and the folder.
+
+    Args:
+      changes: settings by dotted name.
+    """
+    workdir = pathlib.Path(name).expanduser().absolute()
+    if not identity.holds_config(workdir):
+        return asking.source_of_checkpoint(name, changes.get("eval.from_checkpoint", True)), None, workdir
+    config = _checked(asking.on_this_machine(identity.read_config(workdir), changes), trains=False)
+    return asking.source_of_run(config), config, workdir
 
 
 def _checked(config: ConfigDict | Config, trains: bool = True) -> Config:

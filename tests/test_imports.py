@@ -10,6 +10,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "exit_jax"
 FLOORS = (
     ("main",),
     ("run",),
+    ("serve",),
     ("study", "evaluation", "training", "report", "fit"),
     ("step",),
     ("workdir",),

@@ -11,7 +11,7 @@ import ml_collections
 from exit_jax import domains, plugins, settings
 from exit_jax.config import learning
 from exit_jax.config.checks import contradictions
-from exit_jax.config.schema import Config
+from exit_jax.config.schema import Config, ServeConfig
 from exit_jax.errors import ConfigError, UserError
 from exit_jax.policy.shape import no_shape
 
@@ -90,6 +90,19 @@ def domain_fields(config: ml_collections.ConfigDict) -> tuple[str, typing.Any]:
     if faults := settings.faults(fields, "domain."):
         raise ConfigError(_list_faults(faults))
     return name, fields
+
+
+def serve_fields(values: Mapping[str, typing.Any]) -> ServeConfig:
+    """Return the group ``serve``, whatever the rest of a config says: what is served has a config of its own.
+
+    Raises:
+      ConfigError: as ``validate``, for this group alone.
+    """
+    faults: list[str] = []
+    fields = _parse(ServeConfig, values, "serve", faults)
+    if faults := faults or settings.faults(fields, "serve."):
+        raise ConfigError(_list_faults(faults))
+    return fields
 
 
 def _with_shape(values: dict, faults: list[str]) -> dict:

@@ -183,6 +183,41 @@ class StudyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ServeConfig:
+    """What --mode serve listens to, and its limits (docs/serve.md)."""
+
+    policy: str = setting("", 'Hugging Face folder, hub id or a run\'s workdir; "" for --workdir', younger=True)
+    name: str = setting("", 'what clients call the model; "" for the name of the folder, or the hub id', younger=True)
+    host: str = setting("127.0.0.1", "address to listen on; one that others reach takes a token", younger=True)
+    port: int = setting(8000, "port to listen on; 0 for a free one", within="[0, 65535]", younger=True)
+    token_file: str = setting(
+        "", 'file that holds the token; "" for the environment variable EXIT_JAX_SERVE_TOKEN', younger=True
+    )
+    rows: int = setting(16, "responses that are sampled at once", within="[1, inf)", younger=True)
+    context: int = setting(
+        2048, "tokens of a prompt and its response; no more than the checkpoint's", within="[2, inf)", younger=True
+    )
+    tokens_per_call: int = setting(
+        8, "tokens a response that are sampled between two looks at the queue", within="[1, inf)", younger=True
+    )
+    max_queue: int = setting(
+        256, "responses that may wait for a row; beyond it requests are refused", within="[1, inf)", younger=True
+    )
+    max_steps: int = setting(16, "largest k, self-improvement steps of a request", within="[0, inf)", younger=True)
+    max_body: int = setting(1 << 20, "bytes of a request", within="[1024, inf)", younger=True)
+    grace: float = setting(
+        30.0, "seconds that requests have to finish once the server is to stop", within="[0, inf)", younger=True
+    )
+    dtype: str = setting(
+        "",
+        'what is computed with; "" for the run\'s own, or bfloat16 for a checkpoint',
+        choices=("", "float32", "bfloat16"),
+        younger=True,
+    )
+    tensor: int = setting(1, "devices that split heads, MLP and vocabulary", within="[1, inf)", younger=True)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One experiment."""
 
@@ -205,10 +240,20 @@ class Config:
     eval: EvalConfig = group(EvalConfig, "K-step evaluation")
     run: RunConfig = group(RunConfig, "how the run is carried out")
     study: StudyConfig = group(StudyConfig, "the runs of --mode study")
+    serve: ServeConfig = group(ServeConfig, "what --mode serve listens to")
 
 
 OPERATIONAL = (
-    *("run", "eval", "study", "policy.attention", "policy.remat", "policy.unroll_layers", "policy.decode_stages"),
+    *(
+        "run",
+        "eval",
+        "study",
+        "serve",
+        "policy.attention",
+        "policy.remat",
+        "policy.unroll_layers",
+        "policy.decode_stages",
+    ),
     *("domain.data_dir", "domain.files_dir", "domain.cache_dir", "domain.num_workers", "domain.max_instances"),
 )
 # what a warm start depends on, besides the domain's demonstrations

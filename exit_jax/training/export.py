@@ -5,6 +5,7 @@ With the weights goes what they were trained and evaluated with: tokenizer and c
 """
 
 import copy
+import dataclasses
 import logging
 import pathlib
 from typing import Any
@@ -19,6 +20,7 @@ from exit_jax.policy.hf import generation
 from exit_jax.policy.hf.export import Words, export, export_adapter
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.step.policy import decoder_config, evaluation_sampling
+from exit_jax.training import card
 from exit_jax.training.train import restore_params
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ def write_policy(config: Config, params: Any, workdir: pathlib.Path) -> list[pat
     """Write all parameters of a policy, merged or not; as ``export_policy``."""
     policy, whole, adapter = decoder_config(config), workdir / "export", workdir / "adapter"
     words, dtype = make_words(config, policy), config.run.export_dtype
+    of = lambda library: dataclasses.replace(words, readme=card.make(config, workdir, words.readme, library))
     if policy.lora.rank and dtype != "float32":
         log.warning(
             "run.export_dtype = %r: adapters are merged in float32 and then rounded, by which much of a short training is "
@@ -51,10 +54,10 @@ def write_policy(config: Config, params: Any, workdir: pathlib.Path) -> list[pat
         )
     try:
         source = hf_config.resolve(config.checkpoint) if config.checkpoint else None
-        export(params, policy, whole, source, dtype, words=words)
+        export(params, policy, whole, source, dtype, words=of("transformers"))
         if not policy.lora.rank:
             return [whole]
-        export_adapter(params, policy, adapter, config.checkpoint or None, words=words)
+        export_adapter(params, policy, adapter, config.checkpoint or None, words=of("peft"))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return [whole, adapter]

@@ -120,7 +120,7 @@ def answer(tokenizer: Tokenizer, ids: Any, control: Collection[int], thinking: b
       ids: as sampled, a list or an array.
       thinking: whether the prompt has begun the thought (``opens_thought``).
     """
-    return final_answer(_with_thoughts(tokenizer, ids, control), thinking)
+    return final_answer(with_thoughts(tokenizer, ids, control), thinking)
 
 
 def shown(
@@ -132,14 +132,14 @@ def shown(
     white space at an end, which chat templates drop, what is left is encoded anew. What is longer than ``room`` tokens loses
     its "front" or its "middle", as ``truncate`` says.
     """
-    text = _with_thoughts(tokenizer, ids, control)
+    text = with_thoughts(tokenizer, ids, control)
     stripped = final_answer(text, thinking).strip()
     whole = stripped == text
     kept = [int(token) for token in ids if int(token) not in control] if whole else encode_piece(tokenizer, stripped)
     return shorten(tokenizer, kept, room, truncate)
 
 
-def _with_thoughts(tokenizer: Tokenizer, ids: Any, control: Collection[int]) -> str:
+def with_thoughts(tokenizer: Tokenizer, ids: Any, control: Collection[int]) -> str:
     """Return the text of a response without the ids ``control``, but for those that mark thoughts, mostly two of them."""
     dropped = {*control}.difference(_ids_of(tokenizer, (START, END)))
     return _decode(tokenizer, [int(token) for token in ids if int(token) not in dropped])
