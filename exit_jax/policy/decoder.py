@@ -349,10 +349,8 @@ def split_adapters(params: Params) -> tuple[Params, Params]:
 
     def pick(node, adapters):
         kept = {name: pick(value, adapters) for name, value in node.items() if isinstance(value, dict)}
-        leaves = {
-            name: x for name, x in node.items() if not isinstance(x, dict) and name.startswith("lora_") == adapters
-        }
-        return {name: value for name, value in kept.items() if value} | leaves
+        own = [name for name, x in node.items() if not isinstance(x, dict) and name.startswith("lora_") == adapters]
+        return {name: value for name, value in kept.items() if value} | {name: node[name] for name in own}
 
     return pick(params, True), pick(params, False)
 
@@ -361,9 +359,8 @@ def join(left: Params, right: Params | None) -> Params:
     """Put two nested dicts with different leaves together."""
     if right is None:
         return left
-    return left | {
-        name: join(left[name], value) if isinstance(left.get(name), dict) else value for name, value in right.items()
-    }
+    both = lambda name, value: join(left[name], value) if isinstance(left.get(name), dict) else value
+    return left | {name: both(name, value) for name, value in right.items()}
 
 
 def merge(kernel: Array, lora_a: Array, lora_b: Array, scale: float) -> Array:
