@@ -325,7 +325,7 @@ def test_candidates_fit_the_slice_and_name_what_they_change():
 
 def test_programs_export_for_tpu():
     """Lowering for TPU needs no libtpu: it finds what Pallas, Mosaic and StableHLO have no form for."""
-    config = small(policy__attention="splash")
+    config = small(policy__attention="splash", policy__num_layers=2)  # of the last layer, one token of a prompt asks
     program = make_program(config, tuple(jax.devices()[:4]))
     laid_out = plan(config, program)
     for name, (function, args) in laid_out.programs.items():

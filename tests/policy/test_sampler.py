@@ -156,9 +156,9 @@ def test_decoding_ends_with_the_last_row(monkeypatch, stops, passes):
     tree["head"]["kernel"] = jnp.zeros((16, 11)).at[0, STOP if stops else 3].set(100.0)
     calls, apply = [], decoder.apply
 
-    def counted(*args):
+    def counted(*args, **more):
         jax.debug.callback(lambda: calls.append(1))
-        return apply(*args)
+        return apply(*args, **more)
 
     monkeypatch.setattr(decoder, "apply", counted)
     run = jax.jit(functools.partial(sampler.sample, POLICY, PLAIN, 4))
