@@ -74,6 +74,7 @@ def installed(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # .ci/run does the same in empty environments
 def test_a_wheel_trains_away_from_the_checkout(installed, tmp_path):
     where = run(installed / "bin/python", "-c", "import exit_jax; print(exit_jax.__file__)", folder=tmp_path)
     assert where.startswith(str(installed))

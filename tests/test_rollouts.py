@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -11,6 +12,7 @@ from small import tiny_math
 from test_train import assert_same, smoke
 
 from exit_jax import domains
+from exit_jax.algorithm import iteration
 from exit_jax.report import browser, runs
 from exit_jax.step.program import compile_key
 from exit_jax.training import rollouts, train
@@ -56,6 +58,24 @@ def test_they_are_what_was_trained_on_and_change_nothing(tmp_path):
     )
     assert all((row["held"] == "") == (row["depth"] == 1) for row in last)
     assert "rollouts" not in metrics[10]
+
+
+def test_a_row_says_its_own_reward_and_advantage(tmp_path, monkeypatch):
+    """Of rewards that differ within each group, which a policy that has learnt nothing yet does not get."""
+    paid = np.arange(8) / 16
+    by_place = lambda kind, quality, valid, before, mode: jnp.broadcast_to(
+        jnp.asarray(paid[: quality.shape[1]]), quality.shape
+    )
+    monkeypatch.setattr(iteration, "reward", by_place)
+    changes = {"warm_start.num_steps": 5, "algorithm.diversity_bonus": False, "algorithm.advantage_eps": 1e-3}
+    config = smoke(changes=changes, num_iterations=5, checkpoint_every=5, steps_per_call=5, rollouts_every=5)
+    train.train(config, tmp_path)
+    (rows,) = kept(tmp_path).values()
+    paid = paid[: config.algorithm.group_size]
+    advantage = (paid - paid.mean()) / (paid.std() + 1e-3)
+    for row in rows:
+        assert row["reward"] == paid[row["rollout"]]
+        assert row["advantage"] == pytest.approx(advantage[row["rollout"]], rel=1e-4)
 
 
 def test_of_a_domain_of_text_they_are_texts_and_are_read_in_the_page_of_chains(tmp_path):
