@@ -159,9 +159,8 @@ def test_logprobs_are_the_learners(running):
     tokens = words.raw(found.text)
     theirs = sampled(running, prompt, seed=2)
     assert len(theirs) == len(found.logprobs.token_logprobs)
-    learner, _ = sampler.logprobs(
-        engine.config, 1.0, 0, engine.params, jnp.array([prompt]), jnp.array([len(prompt)]), jnp.array([[theirs]])
-    )
+    score = jax.jit(lambda *given: sampler.logprobs(engine.config, 1.0, 0, engine.params, *given)[0])
+    learner = score(jnp.array([prompt]), jnp.array([len(prompt)]), jnp.array([[theirs]]))
     np.testing.assert_allclose(found.logprobs.token_logprobs, np.asarray(learner)[0, 0], atol=2e-4)
     assert found.logprobs.text_offset[1] == len(found.logprobs.tokens[0])
     assert tokens
