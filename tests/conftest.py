@@ -63,6 +63,7 @@ LONGEST = (
     "mle_pipeline",
     "math_pipeline",
     "compile",
+    "serve",
     "sampler",
     "checkpoint_policy",
 )
