@@ -7,6 +7,7 @@ import pathlib
 import runpy
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -371,6 +372,8 @@ def test_the_first_process_alone_writes_and_says_what_is_written_once(fake_study
     monkeypatch.setattr(run, "evaluate", lambda *_: fake_evaluation(0.1))
     monkeypatch.setattr(run, "export", lambda *_: [tmp_path])
     monkeypatch.setattr(main, "find_workdir", lambda: tmp_path)
+    for name in ("PUSH", "PUBLIC"):  # as if the command line had been parsed
+        monkeypatch.setattr(main, f"_{name}", types.SimpleNamespace(value=main.FLAGS[name.lower()].default))
     for mode in ("evaluate", "export", "study"):
         main.compute(mode, validate(content(), 1), experiment(tmp_path, ""))
     assert not capsys.readouterr().out
