@@ -1,5 +1,6 @@
 """The page that follows a run: what it reads of a workdir, whom it answers, and how it looks in a real headless browser."""
 
+import functools
 import http.client
 import json
 import os
@@ -162,17 +163,22 @@ def test_the_command_line_serves_it_until_it_is_interrupted(tmp_path):
     write(tmp_path, [row(1)])
     flags = ("--config", "configs/smoke.py", "--mode", "watch", "--workdir", str(tmp_path), "--port", "0")
     command = [sys.executable, "-m", "exit_jax.main", *flags]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        line = process.stdout.readline()
-        place = re.search(r"http://127\.0\.0\.1:(\d+) ", line)
-        assert place, line
-        connection = http.client.HTTPConnection("127.0.0.1", int(place[1]))
-        connection.request("GET", "/look")
-        assert json.loads(connection.getresponse().read())["step"] == 1
-        connection.close()
-        process.send_signal(signal.SIGINT)
-        _, faults = process.communicate(timeout=60)
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=heed, **pipes) as process:
+        try:
+            assert process.stdout
+            line = process.stdout.readline()
+            place = re.search(r"http://127\.0\.0\.1:(\d+) ", line)
+            assert place, line
+            connection = http.client.HTTPConnection("127.0.0.1", int(place[1]))
+            connection.request("GET", "/look")
+            assert json.loads(connection.getresponse().read())["step"] == 1
+            connection.close()
+            process.send_signal(signal.SIGINT)
+            _, faults = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0
     assert not faults
 
