@@ -38,6 +38,7 @@ def untimed(rows):
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, HOSTED], ids=["device", "hosted, one batch ahead"])
 def test_training_is_the_same_with_it_and_it_goes_on_exactly(changes, tmp_path):
     plain, _ = train.train(config_of(changes), tmp_path / "plain")

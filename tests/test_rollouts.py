@@ -41,6 +41,7 @@ def check(rows, metrics, groups, size):
         assert (np.ptp([row["advantage"] for row in group]) > 0) == (spread > 0)
 
 
+@pytest.mark.slow
 def test_they_are_what_was_trained_on_and_change_nothing(tmp_path):
     run: dict = {"num_iterations": 10, "checkpoint_every": 10, "steps_per_call": 5}
     changes = {"warm_start.num_steps": 5, "algorithm.min_buffer_size": 8}
@@ -138,6 +139,7 @@ def test_the_oldest_are_removed_and_one_file_always_stays(tmp_path):
     assert list(kept(tmp_path)) == [12]
 
 
+@pytest.mark.slow
 def test_a_fault_is_told_once_and_stops_nothing(tmp_path, caplog, monkeypatch):
     (tmp_path / "rollouts").write_text("in the way")
     train.train(smoke(changes={"warm_start.num_steps": 5}, num_iterations=10, rollouts_every=1), tmp_path)

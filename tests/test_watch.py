@@ -159,6 +159,7 @@ def test_only_this_machine_is_answered_and_only_what_the_page_asks(address, tmp_
         watch.make_server(tmp_path / "none", 0)
 
 
+@pytest.mark.slow
 def test_the_command_line_serves_it_until_it_is_interrupted(tmp_path):
     write(tmp_path, [row(1)])
     flags = ("--config", "configs/smoke.py", "--mode", "watch", "--workdir", str(tmp_path), "--port", "0")
@@ -191,7 +192,7 @@ def wait(driver, condition):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("size", [WIDE, pytest.param(NARROW, marks=pytest.mark.slow)], ids=["wide", "narrow"])
 def test_the_page_follows_a_run_and_runs_no_text_of_a_model(driver, address, tmp_path, size, scheme):
     compiles = {"time/secs_per_step": 60.0}
     write(
