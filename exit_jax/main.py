@@ -21,7 +21,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from exit_jax import __version__
-from exit_jax.errors import exit_status
+from exit_jax.errors import ConfigError, exit_status
 
 FLAGS = flags.FLAGS
 MODES = {
@@ -78,6 +78,8 @@ def carry_out() -> int:
     """Carry out --mode; returns the exit status. What computes is imported here, so that a misspelt flag is told at once."""
     name, _, arguments = config_flags.get_config_filename(FLAGS["config"]).partition(":")
     content, overrides = _CONFIG.value, config_flags.get_override_values(FLAGS["config"])
+    if (_PUSH.value and _MODE.value != "export") or (_PUBLIC.value and not _PUSH.value):
+        raise ConfigError("--push is for --mode export, and --public for --push; add these, or leave it out")
     match _MODE.value:
         case "settings":
             from exit_jax.config import listing
