@@ -79,12 +79,17 @@ def seen(box, grid, cell):
     return {grid[other] for unit in units(box) if cell in unit for other in unit - {cell}} - {0}
 
 
-def quality(box, given, grid, solution=None):
-    """Return the share of blanks that are filled without a clash, or as the solution is, where there is one."""
+def quality(box, given, grid, solution=None, wrong_cost=0.0):
+    """Return the marks for all blanks between the worst and the best there are: 1 a right digit, -wrong_cost a wrong one.
+
+    Right is what the solution has, where there is one, or what has no clash.
+    """
     own = {cell for cell, digit in enumerate(given) if not digit}
-    legal = {cell for cell in own if grid[cell]} - clashing(box, grid)
-    right = {cell for cell in own if grid[cell] == solution[cell]} if solution else legal
-    return len(right) / len(own)
+    full = {cell for cell in own if grid[cell]}
+    right = {cell for cell in full if grid[cell] == solution[cell]} if solution else full - clashing(box, grid)
+    marks = sum(1 if cell in right else -wrong_cost for cell in full)
+    worst, best = -wrong_cost * len(own), len(own)
+    return (marks - worst) / (best - worst)
 
 
 def feedback(box, grid):
@@ -96,8 +101,8 @@ def feedback(box, grid):
     return OPEN if blanks else DONE
 
 
-def run_script(box, max_edits, given, grid, tokens):
-    """Return the grid after a script, and whether the script is valid."""
+def run_script(box, max_edits, given, grid, tokens, erase=False):
+    """Return the grid after a script, and whether the script is valid; with ``erase`` a blank may be written."""
     n = box * box
     if END not in tokens:
         return grid, False
@@ -106,8 +111,8 @@ def run_script(box, max_edits, given, grid, tokens):
         return grid, False
     after = list(grid)
     for word, answer in zip(words[::2], words[1::2]):
-        cell, digit = word - (BLANK + 2 * n + 1), answer - (BLANK + n)
-        if cell not in range(n * n) or digit not in range(1, n + 1) or given[cell]:
+        cell, digit = word - (BLANK + 2 * n + 1), 0 if answer == BLANK else answer - (BLANK + n)
+        if cell not in range(n * n) or digit not in range(0 if erase else 1, n + 1) or given[cell]:
             return grid, False
         after[cell] = digit
     return after, True
@@ -191,7 +196,7 @@ def test_impossible_request_raises():
 def random_script(rng, v, given, length):
     """Return a script that is often valid, often nearly so, and at times noise."""
     noise = range(v.size + 2)  # a policy may pad its vocabulary
-    digits, cells = range(v.own + 1, v.own + v.digits + 1), range(v.cell, v.cell + v.cells)
+    digits, cells = [v.blank, *range(v.own + 1, v.own + v.digits + 1)], range(v.cell, v.cell + v.cells)
     free, clues = ([cell for cell, digit in zip(cells, given) if bool(digit) == clue] for clue in (False, True))
     pairs = rng.choice([0, 1, 2, 2, 3, 3, 3, 4, 5])
     words = [word for _ in range(pairs) for word in (rng.choice(free), rng.choice(digits))]
@@ -235,10 +240,14 @@ def random_histories(c, rng, count):
     return given_BC.tolist(), grid_BC.tolist(), history
 
 
-@pytest.mark.parametrize("graded_by", ["rules", "solution"])
+@pytest.mark.parametrize(
+    ("graded_by", "wrong_cost", "erase"),
+    [("rules", 0.0, False), ("rules", 1.0, True), ("solution", 0.0, False), ("solution", 0.5, True)],
+)
 @pytest.mark.parametrize(("box", "clues"), [(2, (4, 7)), (3, (34, 40))])
-def test_grades_are_those_of_plain_python(box, clues, graded_by):
+def test_grades_are_those_of_plain_python(box, clues, graded_by, wrong_cost, erase):
     c, v, rng = settings(box, clues, graded_by=graded_by), Vocabulary(box), random.Random(0)
+    c = dataclasses.replace(c, wrong_cost=wrong_cost, erase=erase)
     B, G, T = 30, 32, 11  # room for five pairs, two more than allowed
     given, grid, history = random_histories(c, rng, B)
     scripts = [[random_script(rng, v, given[b], T) for _ in range(G)] for b in range(B)]
@@ -257,15 +266,18 @@ def test_grades_are_those_of_plain_python(box, clues, graded_by):
     kinds = collections.Counter()
     for b, g in itertools.product(range(B), range(G)):
         valid, value, pay, says, result = (array[b, g].tolist() for array in ours)
-        expected, is_valid = run_script(box, 3, given[b], grid[b], scripts[b][g][: lengths[b][g]])
+        expected, is_valid = run_script(box, 3, given[b], grid[b], scripts[b][g][: lengths[b][g]], erase)
         assert (valid, result) == (is_valid, expected)
         solution = train_puzzles(c)[1][b].tolist() if graded_by == "solution" else None
-        earned = quality(box, given[b], expected, solution)
+        earned = quality(box, given[b], expected, solution, wrong_cost)
         assert value == pytest.approx(earned if is_valid else history.quality[b].item())
         assert pay == (value if is_valid else 0)
         assert says == feedback(box, expected)
         kinds["valid" if valid else "invalid"] += 1
         kinds[says] += 1
+        kinds["erased"] += any(before and not now for before, now in zip(grid[b], result))
+    assert erase == (kinds["erased"] > 0)
+    del kinds["erased"]
     assert len(kinds) == 6, kinds
     assert min(kinds.values()) > 10, kinds
 
@@ -316,11 +328,25 @@ def test_a_legal_guess_is_not_paid_by_the_solution():
     assert (legal, right) == (pytest.approx(1 / 12), 0)
 
 
+def test_a_guess_that_is_as_often_wrong_as_right_earns_nothing_on_average_at_a_cost_of_one():
+    c = settings(graded_by="solution", wrong_cost=1.0)
+    given = parse("1... ..3. .4.. ...2")
+    (solution,) = puzzles.solutions(given, box=2, limit=2)
+    cell = given.index(0)
+    put = lambda digit: [*given[:cell], digit, *given[cell + 1 :]]
+    wrong = next(digit for digit in range(1, 5) if digit != solution[cell])
+    left, right, lost = (sudoku.quality(c, *map(jnp.array, (given, put(d)))) for d in (0, solution[cell], wrong))
+    assert left == pytest.approx(1 / 2)
+    assert (right - left, left - lost) == (pytest.approx(1 / 24), pytest.approx(1 / 24))
+
+
 def test_demonstrations_do_not_depend_on_the_grade():
-    ids = {sudoku.make_domain(settings(graded_by=name)).demonstrations_id for name in ("rules", "solution")}
+    changes = [{"graded_by": "rules"}, {"graded_by": "solution"}, {"graded_by": "solution", "wrong_cost": 1.0}]
+    ids = {sudoku.make_domain(settings(**change)).demonstrations_id for change in changes}
     assert len(ids) == 1
+    assert sudoku.make_domain(settings(erase=True)).demonstrations_id not in ids
     # so that policies that were warm-started before there were these settings stay of use
-    assert not {"graded_by", "grid_copies"} & set(re.findall(r"\w+", ids.pop()))
+    assert not {"graded_by", "grid_copies", "wrong_cost", "erase"} & set(re.findall(r"\w+", ids.pop()))
 
 
 def test_feedback_can_be_switched_off():
@@ -379,9 +405,75 @@ def test_demonstrations_are_short_noisy_scripts_where_something_is_due():
     assert abs(is_illegal.sum() - probability.sum()) < 4 * (probability * (1 - probability)).sum() ** 0.5
 
 
-def test_demonstrations_use_no_key_twice():
+def test_demonstrations_erase_what_may_be_wrong():
+    c, v, K, G = settings(erase=True, demo_noise=0.0), Vocabulary(2), 256, 8
+    demonstrations = jax.jit(sudoku.make_domain(c).demonstrations, static_argnums=(2, 3))
+    history, _, tokens_KGT, mask_KGT = jax.device_get(demonstrations(jax.random.key(0), 0, K, G))
+    given_KC, grid_KC = (x.tolist() for x in sudoku.unpack(v, history))
+    kinds = collections.Counter()
+    for given, grid, tokens_GT, mask_GT in zip(given_KC, grid_KC, tokens_KGT, mask_KGT):
+        fits = {cell: set(range(1, 5)) - seen(2, grid, cell) for cell in range(16)}
+        stuck = {cell for cell, digit in enumerate(grid) if not digit and not fits[cell]}
+        beside = {other for unit in units(2) if unit & stuck for other in unit}
+        doubted = {cell for cell, digit in enumerate(grid) if digit and not given[cell]} & (clashing(2, grid) | beside)
+        due = doubted | {cell for cell, digit in enumerate(grid) if not digit} - stuck
+        assert (not due) == (feedback(2, grid) == DONE)  # to leave a wrong grid as it is would teach to freeze
+        for tokens_T, mask_T in zip(tokens_GT, mask_GT):
+            script = tokens_T[mask_T].tolist()
+            assert run_script(2, 3, given, grid, script, erase=True)[1]
+            cells = [token - v.cell for token in script[:-1:2]]
+            assert cells == sorted(set(cells) & due)
+            assert len(cells) == min(3, len(due))
+            for cell, content in zip(cells, script[1::2]):
+                assert content == BLANK or content - v.own in fits[cell]
+                if grid[cell]:
+                    kinds["some fit" if fits[cell] else "none fits", content == BLANK] += 1
+                else:
+                    assert content != BLANK
+    assert set(kinds) == {("none fits", True), ("some fit", True), ("some fit", False)}
+    erased, kept = kinds["some fit", True], kinds["some fit", False]
+    assert abs(erased - kept) < 4 * (erased + kept) ** 0.5
+
+
+@pytest.mark.parametrize(("erase", "share"), [(False, 1.0), (True, 1.0), (True, 0.4)])
+def test_a_share_of_demonstrations_edits_what_is_certain(erase, share):
+    c, v, K, G = settings(erase=erase, demo_deduce=share, demo_noise=0.0, demo_wrong=0.1), Vocabulary(2), 256, 8
+    demonstrations = jax.jit(sudoku.make_domain(c).demonstrations, static_argnums=(2, 3))
+    history, _, tokens_KGT, mask_KGT = jax.device_get(demonstrations(jax.random.key(0), 0, K, G))
+    given_KC, grid_KC = (x.tolist() for x in sudoku.unpack(v, history))
+    kinds, of_many, deduced = collections.Counter(), 0, 0
+    for given, grid, tokens_GT, mask_GT in zip(given_KC, grid_KC, tokens_KGT, mask_KGT):
+        blanks = [cell for cell, digit in enumerate(grid) if not digit]
+        forced = {cell for cell in blanks if len(seen(2, grid, cell)) == 3}
+        own = {cell for cell, digit in enumerate(grid) if digit and not given[cell]}
+        refuted = {cell for cell in own if grid[cell] in seen(2, given, cell)}
+        certain = forced | refuted
+        for tokens_T, mask_T in zip(tokens_GT, mask_GT):
+            script = tokens_T[mask_T].tolist()
+            assert run_script(2, 3, given, grid, script, erase)[1]
+            cells = {token - v.cell for token in script[:-1:2]}
+            if share == 1 and certain:
+                assert cells <= certain
+                assert len(cells) == min(3, len(certain))
+                kinds["forced"] += len(cells & forced)
+                kinds["refuted"] += len(cells & refuted)
+            elif certain and len(blanks) >= 3 + len(certain):  # else guesses may be of these cells alone
+                of_many += 1
+                deduced += cells <= certain
+            kinds["nothing certain"] += not certain
+    if share == 1:
+        assert min(kinds.values()) > 10, kinds
+        assert len(kinds) == 3
+    else:
+        assert of_many > 100
+        assert share - 0.1 < deduced / of_many < share + 0.2
+
+
+@pytest.mark.parametrize("changes", [{}, {"erase": True}, {"erase": True, "demo_deduce": 0.5}])
+def test_demonstrations_use_no_key_twice(changes):
+    domain = sudoku.make_domain(settings(**changes))
     with jax.debug_key_reuse(True):
-        jax.jit(lambda key: sudoku.make_domain(settings()).demonstrations(key, 0, 4, 2))(jax.random.key(1))
+        jax.jit(lambda key: domain.demonstrations(key, 0, 4, 2))(jax.random.key(1))
 
 
 # Text

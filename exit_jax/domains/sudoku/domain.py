@@ -80,10 +80,17 @@ def grid_tokens(vocabulary: Vocabulary, given: Array, grid: Array) -> Array:
 
 def seen_digits(box: int, grid: Array) -> Array:
     """Return which digits stand in the row, column or box of each cell, the cell itself aside: bool [..., C, n]."""
-    is_peer = np.zeros((box**4, box**4), np.float32)
+    peers = jnp.asarray(is_peer(box), jnp.float32)
+    return jnp.einsum("...cd,ec->...ed", jax.nn.one_hot(grid - 1, box * box), peers) > 0
+
+
+@functools.lru_cache
+def is_peer(box: int) -> np.ndarray:
+    """Return which cells share a row, column or box with each other, bool [C, C]."""
+    shared = np.zeros((box**4, box**4), bool)
     for cell, neighbours in enumerate(puzzles.peers(box)):
-        is_peer[cell, list(neighbours)] = 1.0
-    return jnp.einsum("...cd,ec->...ed", jax.nn.one_hot(grid - 1, box * box), jnp.asarray(is_peer)) > 0
+        shared[cell, list(neighbours)] = True
+    return shared
 
 
 def clashes(box: int, grid: Array) -> Array:
@@ -92,16 +99,22 @@ def clashes(box: int, grid: Array) -> Array:
 
 
 def quality(config: SudokuConfig, given: Array, grid: Array) -> Array:
-    """Return the share of the blanks of ``given`` [..., C] that ``grid`` [..., C] has right, float32 [...]; 1 means solved.
+    """Return how many of the blanks of ``given`` [..., C] have a right digit in ``grid`` [..., C], float32 [...]; 1 means all.
 
     Right is the digit of the solution, or any without a clash, as ``graded_by`` says: a legal guess then earns as much as a
-    deduction.
+    deduction. Without ``wrong_cost`` this is a share. With it a wrong digit takes off what so many right ones earn, and the
+    scale is moved so that 0 still means all wrong: a blank grid then has wrong_cost / (1 + wrong_cost).
     """
     if config.graded_by == "solution":
         right = grid == solution_of(config, given)
     else:
         right = (grid > 0) & ~clashes(config.box, grid)
-    return (right & (given == 0)).sum(-1) / jnp.maximum((given == 0).sum(-1), 1)
+    blank, cost = given == 0, config.wrong_cost
+    wrong = (grid > 0) & ~right
+    earned = (right & blank).sum(-1)
+    if cost:
+        earned = (earned + cost * (blank & ~wrong).sum(-1)) / (1 + cost)
+    return earned / jnp.maximum(blank.sum(-1), 1)
 
 
 def solution_of(config: SudokuConfig, given: Array) -> Array:
@@ -142,12 +155,13 @@ def feedback(box: int, grid: Array) -> Array:
 
 
 def apply_script(
-    vocabulary: Vocabulary, max_edits: int, given: Array, grid: Array, tokens: Array
+    vocabulary: Vocabulary, max_edits: int, given: Array, grid: Array, tokens: Array, erase: bool = False
 ) -> tuple[Array, Array]:
     """Apply edit scripts tokens [..., T] to grids [..., C].
 
     A script is up to ``max_edits`` pairs (cell, digit), then the end token; what stands after it is ignored. Edits apply in
-    order, so the last one of a cell counts. Any other sequence, and any edit of a given cell, is invalid and changes nothing.
+    order, so the last one of a cell counts. With ``erase`` a blank may stand for the digit. Any other sequence, and any edit
+    of a given cell, is invalid and changes nothing.
 
     Returns:
       The grids after the scripts, and valid bool [...].
@@ -159,9 +173,14 @@ def apply_script(
     edited = grid
     for edit in range(max_edits):
         used = 2 * edit < length
-        cell, digit = tokens[..., 2 * edit] - v.cell, tokens[..., 2 * edit + 1] - v.own
+        cell, content = tokens[..., 2 * edit] - v.cell, tokens[..., 2 * edit + 1]
         target = jax.nn.one_hot(cell, v.cells, dtype=bool)
-        legal = target.any(-1) & (digit >= 1) & (digit <= v.digits) & ~(target & (given > 0)).any(-1)
+        digit = content - v.own
+        is_content = (digit >= 1) & (digit <= v.digits)
+        if erase:
+            is_content |= content == v.blank
+            digit = jnp.maximum(digit, 0)  # the blank's id is below those of the digits
+        legal = target.any(-1) & is_content & ~(target & (given > 0)).any(-1)
         valid &= legal | ~used
         edited = jnp.where(target & used[..., None], digit[..., None], edited)
     return jnp.where(valid[..., None], edited, grid), valid
@@ -201,7 +220,7 @@ def grade(config: SudokuConfig, instances: Instances, rollouts: Rollouts) -> Gra
     puzzle, held = (x[:, None] for x in unpack(v, parent))
     given, grid = (jnp.broadcast_to(x, (*group, v.cells)) for x in (puzzle, held))
     tokens = jnp.where(rollouts.mask, rollouts.tokens, 0)
-    edited, valid = apply_script(v, config.max_edits, given, grid, tokens)
+    edited, valid = apply_script(v, config.max_edits, given, grid, tokens, config.erase)
 
     def spread(value):
         return jnp.broadcast_to(value[:, None, None], (*group, 1))
@@ -231,7 +250,10 @@ def demonstrate(config: SudokuConfig, solved: Array, clued: Array, key: Array, c
     Each script edits up to ``max_edits`` random cells that are blank or clash, in the order of cells, never without need.
     A digit is random among those that no peer holds, or among all where there is none or with probability
     ``demo_noise``. A solved grid is answered by the end token alone. Teaching the solution's digits instead makes the policy
-    learn the training solutions by heart (docs/results.md).
+    learn the training solutions by heart (docs/results.md). With ``erase`` a blank that no digit fits stays one, own digits
+    beside it are edited as those that clash are, and such edits erase where no digit fits, else every other time. A share
+    ``demo_deduce`` of scripts edits only what is certain by the rules, where anything is: blanks that a single digit fits, and
+    own digits that clash with a clue.
 
     Args:
       solved, clued: digits [M, C] of the puzzles to draw from.
@@ -254,18 +276,40 @@ def demonstrate(config: SudokuConfig, solved: Array, clued: Array, key: Array, c
     history = pack_grids(config, given, grid, step, task=0, quality=quality(config, given, grid))
 
     cell_key, digit_key, noise_key = next(keys), next(keys), next(keys)
+    if config.erase:
+        noise_key, erase_key = jax.random.split(noise_key)
+    if config.demo_deduce:
+        cell_key, deduce_key = jax.random.split(cell_key)
     shape = (count, group_size, v.cells)
-    due = (given == 0) & ((grid == 0) | clashes(config.box, grid))
+    seen = seen_digits(config.box, grid)
+    clash, stuck = clashes(config.box, grid), (grid == 0) & seen.all(-1)
+    if config.erase:
+        num_stuck_peers = jnp.einsum("kc,ec->ke", stuck.astype(jnp.int32), jnp.asarray(is_peer(config.box), jnp.int32))
+        doubted = (grid > 0) & (clash | (num_stuck_peers > 0))
+        due = (given == 0) & ((grid == 0) & ~stuck | doubted)
+    else:
+        due = (given == 0) & ((grid == 0) | clash)
     due = jnp.broadcast_to(due[:, None], shape)
+    if config.demo_deduce:
+        forced = (grid == 0) & (seen.sum(-1) == v.digits - 1)
+        refuted = (given == 0) & (seen_digits(config.box, given) & jax.nn.one_hot(grid - 1, v.digits, dtype=bool)).any(
+            -1
+        )
+        certain = jnp.broadcast_to((forced | refuted)[:, None], shape)
+        deduces = jax.random.bernoulli(deduce_key, config.demo_deduce, (*shape[:2], 1)) & certain.any(-1, keepdims=True)
+        due = jnp.where(deduces, certain, due)
     best, cells = jax.lax.top_k(jnp.where(due, jax.random.uniform(cell_key, shape), -1.0), config.max_edits)
     cells = jnp.sort(jnp.where(best > 0, cells, v.cells), axis=-1)  # unneeded edits last
-    seen = seen_digits(config.box, grid)
     any_digit = jnp.broadcast_to((seen.all(-1, keepdims=True))[:, None], (*shape, 1))
     any_digit |= jax.random.bernoulli(noise_key, config.demo_noise, (*shape, 1))
     allowed = any_digit | jnp.broadcast_to(~seen[:, None], (*shape, v.digits))
     digits = 1 + jax.random.categorical(digit_key, jnp.where(allowed, 0.0, -jnp.inf))
-    digits = jnp.take_along_axis(digits, jnp.minimum(cells, v.cells - 1), axis=-1)
-    pairs = jnp.stack([v.cell + cells, v.own + digits], axis=-1).reshape(count, group_size, -1)
+    contents = v.own + digits
+    if config.erase:
+        erased = seen.all(-1)[:, None] | jax.random.bernoulli(erase_key, 0.5, shape)
+        contents = jnp.where((grid > 0)[:, None] & erased, v.blank, contents)
+    contents = jnp.take_along_axis(contents, jnp.minimum(cells, v.cells - 1), axis=-1)
+    pairs = jnp.stack([v.cell + cells, contents], axis=-1).reshape(count, group_size, -1)
     num_tokens = 2 * (cells < v.cells).sum(-1, keepdims=True)
     position = jnp.arange(2 * config.max_edits + 1).reshape(1, 1, -1)
     padded = jnp.pad(pairs, ((0, 0), (0, 0), (0, 1)))
@@ -314,7 +358,7 @@ def make_domain(config: SudokuConfig) -> Domain:
 
     modes = [(v.mode[mode],) for mode in (BASE, IMPROVE, DIVERGE)]
     demo = dataclasses.replace(config, num_clues=(1, 1), eval_clues=(1, 1), num_eval=1, on_host=False)  # not theirs
-    demo = dataclasses.replace(demo, graded_by="rules")
+    demo = dataclasses.replace(demo, graded_by="rules", wrong_cost=0.0)
     younger = younger_defaults(demo)
     demo_fields = {name: value for name, value in vars(demo).items() if value != younger.get(name)}
     request, solution = ((name,) * config.grid_copies for name in ("request", "solution"))

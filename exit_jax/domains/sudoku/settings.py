@@ -31,10 +31,24 @@ class SudokuConfig:
         choices=(1, 2),
         younger=True,
     )
+    wrong_cost: float = setting(
+        0.0,
+        "what a wrong digit takes off, in right ones; at 0 a guess costs nothing, so a policy is paid for guessing",
+        within="[0, inf)",
+        younger=True,
+    )
+    erase: bool = setting(
+        False,
+        "whether an edit may make a cell blank again, as demonstrations then do with digits that clash",
+        younger=True,
+    )
     on_host: bool = setting(False, "grade between compiled programs, as other domains must; slower")
     demo_clues: tuple[int, int] = setting((4, 7), "fewest and most clues of the puzzles that the warm start is shown")
     demo_noise: float = setting(0.2, "share of demonstrated digits that are random instead of legal", within="[0, 1]")
     demo_wrong: float = setting(0.3, "share of own digits in a demonstration's grid that are random", within="[0, 1]")
+    demo_deduce: float = setting(
+        0.0, "share of demonstrations that edit only what follows from the rules", within="[0, 1]", younger=True
+    )
 
     def faults(self) -> list[str]:
         """Return a sentence for each contradiction."""
