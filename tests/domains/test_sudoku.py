@@ -28,8 +28,10 @@ END, BLANK = 8, 9  # then n clues, n own digits and n² cells
 
 
 def settings(box=2, clues=(4, 7), **changes):
+    height, width = sides(box)
     plain = SudokuConfig(
-        box=box,
+        box=height,
+        box_columns=0 if isinstance(box, int) else width,
         num_clues=clues,
         num_train=64,
         eval_clues=clues,
@@ -43,6 +45,15 @@ def settings(box=2, clues=(4, 7), **changes):
         demo_wrong=0.3,
     )
     return dataclasses.replace(plain, **changes)
+
+
+def sides(box):
+    return box if isinstance(box, tuple) else (box, box)
+
+
+def size(box):
+    """Return the number of digits."""
+    return sides(box)[0] * sides(box)[1]
 
 
 def parse(text):
@@ -61,9 +72,9 @@ def one_history(given, grid, step, c=None):
 @functools.cache
 def units(box):
     """Return the cells of each row, column and box."""
-    n = box * box
+    n, (height, width) = size(box), sides(box)
     cells = [(row, column) for row in range(n) for column in range(n)]
-    keys = (lambda r, c: ("row", r), lambda r, c: ("column", c), lambda r, c: ("box", r // box, c // box))
+    keys = (lambda r, c: ("row", r), lambda r, c: ("column", c), lambda r, c: ("box", r // height, c // width))
     names = sorted({key(*cell) for key in keys for cell in cells})
     return [{r * n + c for r, c in cells if name in {key(r, c) for key in keys}} for name in names]
 
@@ -96,14 +107,14 @@ def feedback(box, grid):
     if clashing(box, grid):
         return CLASH
     blanks = [cell for cell, digit in enumerate(grid) if not digit]
-    if any(len(seen(box, grid, cell)) == box * box for cell in blanks):
+    if any(len(seen(box, grid, cell)) == size(box) for cell in blanks):
         return STUCK
     return OPEN if blanks else DONE
 
 
 def run_script(box, max_edits, given, grid, tokens, erase=False):
     """Return the grid after a script, and whether the script is valid; with ``erase`` a blank may be written."""
-    n = box * box
+    n = size(box)
     if END not in tokens:
         return grid, False
     words = tokens[: tokens.index(END)]
@@ -111,10 +122,11 @@ def run_script(box, max_edits, given, grid, tokens, erase=False):
         return grid, False
     after = list(grid)
     for word, answer in zip(words[::2], words[1::2]):
-        cell, digit = word - (BLANK + 2 * n + 1), 0 if answer == BLANK else answer - (BLANK + n)
-        if cell not in range(n * n) or digit not in range(0 if erase else 1, n + 1) or given[cell]:
+        contents = {BLANK + n + digit: digit for digit in range(1, n + 1)} | ({BLANK: 0} if erase else {})
+        cell = word - (BLANK + 2 * n + 1)
+        if cell not in range(n * n) or answer not in contents or given[cell]:
             return grid, False
-        after[cell] = digit
+        after[cell] = contents[answer]
     return after, True
 
 
@@ -160,12 +172,27 @@ def test_small_puzzles_are_unique_distinct_and_of_all_difficulties(split):
     assert collections.Counter((puzzle_MC > 0).sum(1).tolist()) == {4: 10, 5: 10, 6: 10, 7: 10}
 
 
-def test_large_puzzles_follow_the_rules():
-    puzzle_MC, solution_MC = puzzles.generate("train", 3, (30, 33), 8, 0)
-    assert not any(clashing(3, grid) for grid in solution_MC.tolist())
-    assert solution_MC.min() == 1
+@pytest.mark.parametrize(("box", "fewest"), [(3, 30), ((2, 3), 10), ((3, 2), 10)])
+def test_large_puzzles_follow_the_rules(box, fewest):
+    puzzle_MC, solution_MC = puzzles.generate("train", box, (fewest, fewest + 3), 8, 0)
+    assert not any(clashing(box, grid) for grid in solution_MC.tolist())
+    assert (solution_MC.min(), solution_MC.max()) == (1, size(box))
     assert (puzzle_MC[puzzle_MC > 0] == solution_MC[puzzle_MC > 0]).all()
-    assert sorted((puzzle_MC > 0).sum(1)) == [30, 30, 31, 31, 32, 32, 33, 33]
+    assert sorted((puzzle_MC > 0).sum(1) - fewest) == [0, 0, 1, 1, 2, 2, 3, 3]
+    for puzzle, solution in zip(puzzle_MC.tolist(), solution_MC.tolist()):
+        assert completions_by_units(box, puzzle) == [solution]
+
+
+def completions_by_units(box, grid):
+    """Return all completions of a grid by trying every digit in the first blank."""
+    if clashing(box, grid):
+        return []
+    if 0 not in grid:
+        return [grid]
+    blanks = [cell for cell, digit in enumerate(grid) if not digit]
+    cell = max(blanks, key=lambda cell: len(seen(box, grid, cell)))  # one with fewest digits left, or it takes too long
+    rest = set(range(1, size(box) + 1)) - seen(box, grid, cell)
+    return [found for digit in rest for found in completions_by_units(box, [*grid[:cell], digit, *grid[cell + 1 :]])]
 
 
 def test_splits_share_no_solution():
@@ -218,7 +245,7 @@ def random_script(rng, v, given, length):
 
 
 def train_puzzles(c):
-    return puzzles.generate("train", c.box, c.num_clues, c.num_train, c.data_seed)
+    return puzzles.generate("train", c.shape, c.num_clues, c.num_train, c.data_seed)
 
 
 def random_histories(c, rng, count):
@@ -228,7 +255,7 @@ def random_histories(c, rng, count):
     for grid, solution in zip(grid_BC[count // 3 :], solved_BC[count // 3 :]):
         share, slip = rng.choice([0.3, 0.6, 0.9, 1.0]), rng.choice([0.0, 0.1, 1.0])
         for cell in np.flatnonzero(grid == 0):
-            legal = set(range(1, c.box**2 + 1)) - seen(c.box, grid, cell)
+            legal = set(range(1, size(c.shape) + 1)) - seen(c.shape, grid, cell)
             if rng.random() < share and legal:
                 grid[cell] = rng.choice(sorted(legal)) if rng.random() < slip else solution[cell]
     step_B = jnp.where(jnp.arange(count) < count // 3, -1, jnp.arange(count))
@@ -241,13 +268,18 @@ def random_histories(c, rng, count):
 
 
 @pytest.mark.parametrize(
-    ("graded_by", "wrong_cost", "erase"),
-    [("rules", 0.0, False), ("rules", 1.0, True), ("solution", 0.0, False), ("solution", 0.5, True)],
+    ("graded_by", "wrong_cost", "erase", "marks"),
+    [
+        ("rules", 0.0, False, "none"),
+        ("rules", 1.0, True, "improve"),
+        ("solution", 0.0, False, "none"),
+        ("solution", 0.5, True, "all"),
+    ],
 )
-@pytest.mark.parametrize(("box", "clues"), [(2, (4, 7)), (3, (34, 40))])
-def test_grades_are_those_of_plain_python(box, clues, graded_by, wrong_cost, erase):
-    c, v, rng = settings(box, clues, graded_by=graded_by), Vocabulary(box), random.Random(0)
-    c = dataclasses.replace(c, wrong_cost=wrong_cost, erase=erase)
+@pytest.mark.parametrize(("box", "clues"), [(2, (4, 7)), ((2, 3), (10, 13)), (3, (34, 40))])
+def test_grades_are_those_of_plain_python(box, clues, graded_by, wrong_cost, erase, marks):
+    c, v, rng = settings(box, clues, graded_by=graded_by), Vocabulary(box, marks != "none"), random.Random(0)
+    c = dataclasses.replace(c, wrong_cost=wrong_cost, erase=erase, pencil_marks=marks)
     B, G, T = 30, 32, 11  # room for five pairs, two more than allowed
     given, grid, history = random_histories(c, rng, B)
     scripts = [[random_script(rng, v, given[b], T) for _ in range(G)] for b in range(B)]
@@ -305,7 +337,7 @@ def test_feedback(grid, expected):
     assert feedback(2, parse(grid)) == expected
 
 
-@pytest.mark.parametrize(("box", "clues"), [(2, (4, 7)), (3, (34, 40))])
+@pytest.mark.parametrize(("box", "clues"), [(2, (4, 7)), ((2, 3), (10, 13)), (3, (34, 40))])
 def test_the_solutions_of_all_puzzles_are_known(box, clues):
     c = settings(box, clues, graded_by="solution", demo_clues=(clues[0] + 1, clues[1] + 1))
     for split in ("train", "validation", "test"):
@@ -346,7 +378,34 @@ def test_demonstrations_do_not_depend_on_the_grade():
     assert len(ids) == 1
     assert sudoku.make_domain(settings(erase=True)).demonstrations_id not in ids
     # so that policies that were warm-started before there were these settings stay of use
-    assert not {"graded_by", "grid_copies", "wrong_cost", "erase"} & set(re.findall(r"\w+", ids.pop()))
+    younger = {"graded_by", "grid_copies", "wrong_cost", "erase", "pencil_marks", "box_columns", "demo_deduce"}
+    assert not younger & set(re.findall(r"\w+", ids.pop()))
+
+
+@pytest.mark.parametrize("marks", ["none", "improve", "all"])
+@pytest.mark.parametrize(("box", "clues"), [(2, (4, 7)), ((2, 3), (10, 13)), (3, (34, 40))])
+def test_pencil_marks_are_what_the_rules_say(box, clues, marks):
+    c, v, n = settings(box, clues, pencil_marks=marks), Vocabulary(box, marks != "none"), size(box)
+    given_BC, grid_BC, history = random_histories(c, random.Random(1), 30)
+    assert [x.tolist() for x in sudoku.unpack(v, history)] == [given_BC, grid_BC]
+    first_mark = BLANK + 2 * n + 1 + n * n  # behind the cells: own digits that clash, then sets of digits
+    for name, grids in (("request", given_BC), ("solution", grid_BC)):
+        tokens, lengths = sudoku.piece(history, name, 2 * n * n)
+        marked = marks == "all" or (marks == "improve" and name == "solution")
+        for b, (given, grid) in enumerate(zip(given_BC, grids)):
+            if not lengths[b]:
+                continue
+            clash = clashing(box, grid)
+            for cell, token in enumerate(tokens[b, 1::2].tolist()):
+                fits = set(range(1, n + 1)) - seen(box, grid, cell)
+                if marked and not grid[cell]:
+                    expected = first_mark + n + sum(2 ** (digit - 1) for digit in fits)
+                elif marked and not given[cell] and cell in clash:
+                    expected = first_mark + grid[cell] - 1
+                else:
+                    expected = BLANK + grid[cell] + n * (grid[cell] > 0 and not given[cell])
+                assert token == expected
+                assert token < v.size
 
 
 def test_feedback_can_be_switched_off():
@@ -497,6 +556,18 @@ def test_describe_draws_clues_own_digits_and_blanks():
         " .  1 | .  . \n"
         "(1) . |(4) 2 "
     ]  # fmt: skip
+
+
+def test_describe_draws_boxes_that_are_not_square():
+    c = settings((2, 3), (10, 13))
+    grid = jnp.arange(36)[None] % 7
+    history = sudoku.pack_grids(c, jnp.where(grid > 3, grid, 0), grid, jnp.array([0]), task=0)
+    assert sudoku.describe(Vocabulary((2, 3)), history)[0].splitlines()[:4] == [
+        " . (1)(2)|(3) 4  5 ",
+        " 6  . (1)|(2)(3) 4 ",
+        "---------+---------",
+        " 5  6  . |(1)(2)(3)",
+    ]
 
 
 @pytest.mark.parametrize(

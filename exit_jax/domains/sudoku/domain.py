@@ -16,7 +16,7 @@ import numpy as np
 from exit_jax.algorithm.prompts import pack, piece
 from exit_jax.domains.domain import Domain
 from exit_jax.domains.sudoku import puzzles
-from exit_jax.domains.sudoku.settings import SudokuConfig
+from exit_jax.domains.sudoku.settings import Box, SudokuConfig, num_digits, sides
 from exit_jax.settings import younger_defaults
 from exit_jax.types import BASE, DIVERGE, IMPROVE, Array, Grades, History, Instances, Rollouts, make_history
 
@@ -25,14 +25,15 @@ OPEN, STUCK, CLASH, DONE = range(4)  # what the feedback token says of a grid; a
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """Token ids: pad, modes, feedback, end, blank, clues 1..n, own digits 1..n, cells.
+    """Token ids: pad, modes, feedback, end, blank, clues 1..n, own digits 1..n, cells; then those of pencil marks, if any.
 
     A grid is written as a script is, in pairs (cell, content): cells and digits then mean the same in prompt and response.
     One token a cell, whether with content alone or with cell and content in one, learned less from the same
     demonstrations (docs/results.md).
     """
 
-    box: int
+    box: Box
+    pencil_marks: bool = False
 
     mode = (1, 2, 3)
     feedback = 4  # + OPEN .. DONE
@@ -41,11 +42,11 @@ class Vocabulary:
 
     @property
     def digits(self) -> int:
-        return self.box**2
+        return num_digits(self.box)
 
     @property
     def cells(self) -> int:
-        return self.box**4
+        return self.digits**2
 
     @property
     def own(self) -> int:  # own digit d is own + d
@@ -56,8 +57,16 @@ class Vocabulary:
         return self.own + self.digits + 1
 
     @property
+    def clashing(self) -> int:  # own digit d that clashes is clashing + d
+        return self.cell + self.cells - 1
+
+    @property
+    def marks(self) -> int:  # a blank that the digits d, ... fit is marks + 2^(d-1) + ...
+        return self.clashing + self.digits + 1
+
+    @property
     def size(self) -> int:
-        return self.cell + self.cells
+        return self.marks + 2**self.digits if self.pencil_marks else self.cell + self.cells
 
     def describe(self) -> str:
         """Return what the ids are, for people."""
@@ -67,35 +76,47 @@ class Vocabulary:
             f"diverge prompt, {span(self.feedback, 4)} say that a grid is open, stuck, clashing or done, {self.end} ends a "
             f"response, {self.blank} is a blank, {span(self.blank + 1, self.digits)} are clues, "
             f"{span(self.own + 1, self.digits)} the policy's own digits, {span(self.cell, self.cells)} cells."
+        ) + (
+            f" {span(self.clashing + 1, self.digits)} are own digits that clash, {span(self.marks, 2**self.digits)} blanks by "
+            "the set of digits that fit."
+            if self.pencil_marks
+            else ""
         )
 
 
-def grid_tokens(vocabulary: Vocabulary, given: Array, grid: Array) -> Array:
-    """Return the tokens [..., 2C] of grids [..., C] whose non-zero cells of ``given`` are clues."""
+def grid_tokens(vocabulary: Vocabulary, given: Array, grid: Array, marked: bool = False) -> Array:
+    """Return the tokens [..., 2C] of grids [..., C] whose non-zero cells of ``given`` are clues; with pencil marks if asked."""
     v = vocabulary
     content = v.blank + grid + jnp.where((given == 0) & (grid > 0), v.digits, 0)
+    if marked:
+        seen = seen_digits(v.box, grid)
+        fitting = jnp.einsum("...d,d->...", (~seen).astype(jnp.int32), 2 ** jnp.arange(v.digits))
+        is_clash = (seen & jax.nn.one_hot(grid - 1, v.digits, dtype=bool)).any(-1)
+        content = jnp.where(is_clash & (given == 0), v.clashing + grid, content)
+        content = jnp.where(grid == 0, v.marks + fitting, content)
     cell = jnp.broadcast_to(v.cell + jnp.arange(v.cells), grid.shape)
     return jnp.stack([cell, content], axis=-1).reshape(*grid.shape[:-1], 2 * v.cells)
 
 
-def seen_digits(box: int, grid: Array) -> Array:
+def seen_digits(box: Box, grid: Array) -> Array:
     """Return which digits stand in the row, column or box of each cell, the cell itself aside: bool [..., C, n]."""
     peers = jnp.asarray(is_peer(box), jnp.float32)
-    return jnp.einsum("...cd,ec->...ed", jax.nn.one_hot(grid - 1, box * box), peers) > 0
+    return jnp.einsum("...cd,ec->...ed", jax.nn.one_hot(grid - 1, num_digits(box)), peers) > 0
 
 
 @functools.lru_cache
-def is_peer(box: int) -> np.ndarray:
+def is_peer(box: Box) -> np.ndarray:
     """Return which cells share a row, column or box with each other, bool [C, C]."""
-    shared = np.zeros((box**4, box**4), bool)
-    for cell, neighbours in enumerate(puzzles.peers(box)):
+    peers = puzzles.peers(box)
+    shared = np.zeros((len(peers), len(peers)), bool)
+    for cell, neighbours in enumerate(peers):
         shared[cell, list(neighbours)] = True
     return shared
 
 
-def clashes(box: int, grid: Array) -> Array:
+def clashes(box: Box, grid: Array) -> Array:
     """Return which filled cells share a row, column or box with an equal digit, bool [..., C]."""
-    return (seen_digits(box, grid) & jax.nn.one_hot(grid - 1, box * box, dtype=bool)).any(-1)
+    return (seen_digits(box, grid) & jax.nn.one_hot(grid - 1, num_digits(box), dtype=bool)).any(-1)
 
 
 def quality(config: SudokuConfig, given: Array, grid: Array) -> Array:
@@ -108,7 +129,7 @@ def quality(config: SudokuConfig, given: Array, grid: Array) -> Array:
     if config.graded_by == "solution":
         right = grid == solution_of(config, given)
     else:
-        right = (grid > 0) & ~clashes(config.box, grid)
+        right = (grid > 0) & ~clashes(config.shape, grid)
     blank, cost = given == 0, config.wrong_cost
     wrong = (grid > 0) & ~right
     earned = (right & blank).sum(-1)
@@ -128,7 +149,7 @@ def solution_of(config: SudokuConfig, given: Array) -> Array:
 @functools.lru_cache
 def known_solutions(config: SudokuConfig) -> np.ndarray:
     """Return the solutions int32 [M, C] of all puzzles that a run meets; of 4x4 ones, all 288 that there are."""
-    if config.box == 2:
+    if config.shape == 2:  # all are known
         return np.array(puzzles.solutions([0] * 16, box=2, limit=289), np.int32)
     solved = [make_puzzles(config, split)[1] for split in config.splits] + [demo_puzzles(config)[1]]
     return np.unique(np.concatenate(solved), axis=0)
@@ -138,15 +159,15 @@ def make_puzzles(config: SudokuConfig, split: str) -> tuple[np.ndarray, np.ndarr
     """Return the tasks of a split: (puzzles, solutions), int32 [M, C] each."""
     train = split == "train"
     clues, count = (config.num_clues, config.num_train) if train else (config.eval_clues, config.num_eval)
-    return puzzles.generate(split, config.box, tuple(clues), count, config.data_seed)
+    return puzzles.generate(split, config.shape, tuple(clues), count, config.data_seed)
 
 
 def demo_puzzles(config: SudokuConfig) -> tuple[np.ndarray, np.ndarray]:
     """Return what demonstrations are made of, as ``make_puzzles``: puzzles of the training split."""
-    return puzzles.generate("train", config.box, tuple(config.demo_clues), config.num_train, config.data_seed)
+    return puzzles.generate("train", config.shape, tuple(config.demo_clues), config.num_train, config.data_seed)
 
 
-def feedback(box: int, grid: Array) -> Array:
+def feedback(box: Box, grid: Array) -> Array:
     """Return what can be read off a grid [..., C]: CLASH, else DONE, else STUCK (a blank without a digit), else OPEN."""
     blank = grid == 0
     stuck = (blank & seen_digits(box, grid).all(-1)).any(-1)
@@ -189,22 +210,33 @@ def apply_script(
 def unpack(vocabulary: Vocabulary, history: History) -> tuple[Array, Array]:
     """Return the clues and the current grid of histories, digits [..., C] each; without a solution they are equal."""
     v = vocabulary
-    given = piece(history, "request", 2 * v.cells)[0][..., 1::2] - v.blank
+    request, _ = piece(history, "request", 2 * v.cells)
     solution, length = piece(history, "solution", 2 * v.cells)
-    content = jnp.where((length > 0)[..., None], solution[..., 1::2] - v.blank, given)
-    return given, jnp.where(content > v.digits, content - v.digits, content)
+    given, grid = (digits_of(v, tokens[..., 1::2]) for tokens in (request, solution))
+    return given, jnp.where((length > 0)[..., None], grid, given)
+
+
+def digits_of(vocabulary: Vocabulary, content: Array) -> Array:
+    """Return the digits, 0 for a blank, that content tokens of a grid stand for."""
+    v = vocabulary
+    digit = content - v.blank
+    digit = jnp.where(digit > v.digits, digit - v.digits, digit)
+    if v.pencil_marks:
+        digit = jnp.where(content > v.clashing, content - v.clashing, digit)
+        digit = jnp.where(content >= v.marks, 0, digit)
+    return digit
 
 
 def pack_grids(config: SudokuConfig, given: Array, grid: Array, step: Array, **fields: Any) -> History:
     """Pack clues and grids [..., C] as histories; those at step -1 hold a request only."""
-    v = Vocabulary(config.box)
+    v = Vocabulary(config.shape, config.pencil_marks != "none")
     shape = given.shape[:-1]
     held = step >= 0
-    state = feedback(config.box, grid) if config.feedback else jnp.zeros(shape, jnp.int32)
+    state = feedback(config.shape, grid) if config.feedback else jnp.zeros(shape, jnp.int32)
     tokens, lengths = pack(
         {
-            "request": (grid_tokens(v, given, given), jnp.full(shape, 2 * v.cells)),
-            "solution": (grid_tokens(v, given, grid), jnp.where(held, 2 * v.cells, 0)),
+            "request": (grid_tokens(v, given, given, config.pencil_marks == "all"), jnp.full(shape, 2 * v.cells)),
+            "solution": (grid_tokens(v, given, grid, config.pencil_marks != "none"), jnp.where(held, 2 * v.cells, 0)),
             "feedback": ((v.feedback + state)[..., None], held.astype(jnp.int32)),
         },
         width=4 * v.cells + 1,
@@ -214,7 +246,7 @@ def pack_grids(config: SudokuConfig, given: Array, grid: Array, step: Array, **f
 
 def grade(config: SudokuConfig, instances: Instances, rollouts: Rollouts) -> Grades:
     """Run every script on the grid of its instance. The embedding is the grid that results, one-hot."""
-    v = Vocabulary(config.box)
+    v = Vocabulary(config.shape, config.pencil_marks != "none")
     parent = instances.history
     group = rollouts.tokens.shape[:2]
     puzzle, held = (x[:, None] for x in unpack(v, parent))
@@ -261,7 +293,7 @@ def demonstrate(config: SudokuConfig, solved: Array, clued: Array, key: Array, c
     Returns:
       Histories [K], their modes [K], and their scripts: tokens [K, G, T], mask [K, G, T]; K = count, G = group_size.
     """
-    v = Vocabulary(config.box)
+    v = Vocabulary(config.shape, config.pencil_marks != "none")
     keys = iter(jax.random.split(key, 9))
     row = jax.random.randint(next(keys), (count,), 0, solved.shape[0])
     solution, given = solved[row], clued[row]
@@ -281,10 +313,12 @@ def demonstrate(config: SudokuConfig, solved: Array, clued: Array, key: Array, c
     if config.demo_deduce:
         cell_key, deduce_key = jax.random.split(cell_key)
     shape = (count, group_size, v.cells)
-    seen = seen_digits(config.box, grid)
-    clash, stuck = clashes(config.box, grid), (grid == 0) & seen.all(-1)
+    seen = seen_digits(config.shape, grid)
+    clash, stuck = clashes(config.shape, grid), (grid == 0) & seen.all(-1)
     if config.erase:
-        num_stuck_peers = jnp.einsum("kc,ec->ke", stuck.astype(jnp.int32), jnp.asarray(is_peer(config.box), jnp.int32))
+        num_stuck_peers = jnp.einsum(
+            "kc,ec->ke", stuck.astype(jnp.int32), jnp.asarray(is_peer(config.shape), jnp.int32)
+        )
         doubted = (grid > 0) & (clash | (num_stuck_peers > 0))
         due = (given == 0) & ((grid == 0) & ~stuck | doubted)
     else:
@@ -292,9 +326,9 @@ def demonstrate(config: SudokuConfig, solved: Array, clued: Array, key: Array, c
     due = jnp.broadcast_to(due[:, None], shape)
     if config.demo_deduce:
         forced = (grid == 0) & (seen.sum(-1) == v.digits - 1)
-        refuted = (given == 0) & (seen_digits(config.box, given) & jax.nn.one_hot(grid - 1, v.digits, dtype=bool)).any(
-            -1
-        )
+        refuted = (given == 0) & (
+            seen_digits(config.shape, given) & jax.nn.one_hot(grid - 1, v.digits, dtype=bool)
+        ).any(-1)
         certain = jnp.broadcast_to((forced | refuted)[:, None], shape)
         deduces = jax.random.bernoulli(deduce_key, config.demo_deduce, (*shape[:2], 1)) & certain.any(-1, keepdims=True)
         due = jnp.where(deduces, certain, due)
@@ -320,23 +354,23 @@ def demonstrate(config: SudokuConfig, solved: Array, clued: Array, key: Array, c
 def describe(vocabulary: Vocabulary, history: History) -> list[str]:
     """Draw each grid [K]: clues as digits, own digits in brackets, blanks as dots."""
     given, grid = jax.device_get(jax.jit(unpack, static_argnums=0)(vocabulary, history))
-    n, box = vocabulary.digits, vocabulary.box
+    n, (height, width) = vocabulary.digits, sides(vocabulary.box)
 
     def cell(clue, digit):
         return f" {clue} " if clue else f"({digit})" if digit else " . "
 
     def draw(clues, digits):
         rows = [[cell(c, d) for c, d in zip(clues[i : i + n], digits[i : i + n])] for i in range(0, n * n, n)]
-        bars = ["|".join("".join(row[i : i + box]) for i in range(0, n, box)) for row in rows]
-        rule = "+".join("-" * 3 * box for _ in range(box))
-        return f"\n{rule}\n".join("\n".join(bars[i : i + box]) for i in range(0, n, box))
+        bars = ["|".join("".join(row[i : i + width]) for i in range(0, n, width)) for row in rows]
+        rule = "+".join("-" * 3 * width for _ in range(height))
+        return f"\n{rule}\n".join("\n".join(bars[i : i + height]) for i in range(0, n, height))
 
     return [draw(clues, digits) for clues, digits in zip(given, grid)]
 
 
 def make_domain(config: SudokuConfig) -> Domain:
     """Build the sudoku domain; puzzles of a split are generated when first asked for."""
-    v = Vocabulary(config.box)
+    v = Vocabulary(config.shape, config.pencil_marks != "none")
 
     @jax.jit
     def make_tasks(given: Array) -> History:

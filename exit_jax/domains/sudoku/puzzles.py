@@ -1,6 +1,7 @@
 """Puzzles with a verified unique solution, split by solution grid. Plain Python and NumPy, on the host, at start.
 
-A grid is a flat list of C = n² digits in row-major order, 0 for empty, n = box² (4 for box 2, 9 for box 3).
+A grid is a flat list of C = n² digits in row-major order, 0 for empty. A box has n cells: ``box`` rows and columns, or
+(rows, columns) where these differ; so n is 4 for 2, 6 for (2, 3) and 9 for 3.
 """
 
 import functools
@@ -10,29 +11,30 @@ import zlib
 import numpy as np
 
 from exit_jax.domains.domain import DomainError
+from exit_jax.domains.sudoku.settings import Box, num_digits, sides
 
 # A 4x4 sudoku has only 288 solutions, so puzzles are kept apart by solution: nobody trains on a test answer.
 SPLIT_SHARE = {"train": range(0, 14), "validation": range(14, 17), "test": range(17, 20)}
 
 
 @functools.lru_cache
-def peers(box: int) -> tuple[tuple[int, ...], ...]:
+def peers(box: Box) -> tuple[tuple[int, ...], ...]:
     """Return for each cell the cells that share its row, column or box."""
-    n = box * box
+    n, (rows, columns) = num_digits(box), sides(box)
 
     def units(cell):
         row, column = divmod(cell, n)
-        return row, n + column, 2 * n + (row // box) * box + column // box
+        return row, n + column, 2 * n + (row // rows) * rows + column // columns
 
     return tuple(tuple(b for b in range(n * n) if b != a and set(units(a)) & set(units(b))) for a in range(n * n))
 
 
-def solutions(grid: list[int], box: int, limit: int, rng: random.Random | None = None) -> list[list[int]]:
+def solutions(grid: list[int], box: Box, limit: int, rng: random.Random | None = None) -> list[list[int]]:
     """Return up to ``limit`` completions of ``grid``, by depth-first search on the cell with fewest candidates.
 
     ``rng`` shuffles the digits tried, which makes the first completion of an empty grid a random one.
     """
-    n, neighbours = box * box, peers(box)
+    n, neighbours = num_digits(box), peers(box)
     grid = list(grid)
     found: list[list[int]] = []
     allowed = []
@@ -73,7 +75,7 @@ def split_of(solution: list[int]) -> str:
     return next(split for split, buckets in SPLIT_SHARE.items() if bucket in buckets)
 
 
-def dig(solution: list[int], box: int, num_clues: int, rng: random.Random) -> list[int] | None:
+def dig(solution: list[int], box: Box, num_clues: int, rng: random.Random) -> list[int] | None:
     """Empty cells in random order while the solution stays unique, down to ``num_clues``; None if stuck above that."""
     puzzle = list(solution)
     cells = list(range(len(puzzle)))
@@ -91,7 +93,7 @@ def dig(solution: list[int], box: int, num_clues: int, rng: random.Random) -> li
 
 
 @functools.lru_cache
-def generate(split: str, box: int, clues: tuple[int, int], count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def generate(split: str, box: Box, clues: tuple[int, int], count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Generate ``count`` distinct puzzles of a split: (puzzles, solutions), int32 [count, C] each.
 
     Clue counts go round-robin over the inclusive range ``clues``, easiest last, so that difficulties are equally common.
@@ -106,7 +108,7 @@ def generate(split: str, box: int, clues: tuple[int, int], count: int, seed: int
     puzzles: dict[tuple[int, ...], list[int]] = {}
     failures = 0
     while len(puzzles) < count:
-        solution = solutions([0] * box**4, box, limit=1, rng=rng)[0]
+        solution = solutions([0] * num_digits(box) ** 2, box, limit=1, rng=rng)[0]
         if split_of(solution) != split:
             continue
         puzzle = dig(solution, box, levels[len(puzzles) % len(levels)], rng)

@@ -1,9 +1,22 @@
 """Settings of sudoku."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 from exit_jax.settings import setting
+
+Box = int | tuple[int, int]
+
+
+def sides(box: Box) -> tuple[int, int]:
+    """Return the rows and columns of a box."""
+    return (box, box) if isinstance(box, int) else box
+
+
+def num_digits(box: Box) -> int:
+    """Return n: the digits of a puzzle, its rows, its columns and its boxes."""
+    return math.prod(sides(box))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +44,18 @@ class SudokuConfig:
         choices=(1, 2),
         younger=True,
     )
+    box_columns: int = setting(
+        0,
+        "columns of a box, where it is not square: 3 for 6x6 puzzles, whose boxes have 2 rows",
+        choices=(0, 2, 3),
+        younger=True,
+    )
+    pencil_marks: str = setting(
+        "none",
+        "prompts that show which digits fit each blank, as a player notes them, and which own digits clash; by the rules alone",
+        choices=("none", "improve", "all"),
+        younger=True,
+    )
     wrong_cost: float = setting(
         0.0,
         "what a wrong digit takes off, in right ones; at 0 a guess costs nothing, so a policy is paid for guessing",
@@ -50,9 +75,16 @@ class SudokuConfig:
         0.0, "share of demonstrations that edit only what follows from the rules", within="[0, 1]", younger=True
     )
 
+    @property
+    def shape(self) -> Box:
+        """Rows and columns of a box, one number where they are equal."""
+        return self.box if self.box_columns in (0, self.box) else (self.box, self.box_columns)
+
     def faults(self) -> list[str]:
         """Return a sentence for each contradiction."""
-        cells = self.box**4
+        if self.box not in (2, 3) or self.box_columns not in (0, 2, 3):
+            return []  # their choices are checked elsewhere
+        cells = num_digits(self.shape) ** 2
         wrong = [
             f"domain.{name} = {value} is not a range of clues within 1 and {cells - 1}"
             for name, value in (
@@ -64,4 +96,4 @@ class SudokuConfig:
         ]
         if self.max_edits > cells:
             wrong.append(f"domain.max_edits = {self.max_edits} is above {cells}, the cells that a script can edit")
-        return wrong if self.box in (2, 3) else []
+        return wrong
