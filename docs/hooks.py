@@ -19,7 +19,9 @@ OUTSIDE = (
 )
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 MATHJAX = re.compile(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", re.DOTALL | re.IGNORECASE)
-FOREIGN = re.compile(r"<(?:script|img|iframe|source|link rel=\"?(?:stylesheet|preconnect))[^>]*?((?:https?:)?//[^\s\">]+)")
+FOREIGN = re.compile(
+    r"<(?:script|img|iframe|source|link rel=\"?(?:stylesheet|preconnect))[^>]*?((?:https?:)?//[^\s\">]+)"
+)
 
 
 @event_priority(100)  # before mkdocs-jupyter looks for notebooks
