@@ -18,6 +18,7 @@ OUTSIDE = (
     "notebooks/your_own_task.ipynb",
 )
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
+PICTURE = re.compile(r'<img [^>]*src="([^"]+)"[^>]*>(?!</a>)')
 MATHJAX = re.compile(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", re.DOTALL | re.IGNORECASE)
 FOREIGN = re.compile(
     r"<(?:script|img|iframe|source|link rel=\"?(?:stylesheet|preconnect))[^>]*?((?:https?:)?//[^\s\">]+)"
@@ -48,8 +49,8 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(html, page, config, files):
-    """Leave out the formula renderer that nbconvert would load from another server: the notebooks have no formulas."""
-    return MATHJAX.sub("", html)
+    """Let pictures be opened in full size, and leave out nbconvert's renderer of formulas: it is another server's."""
+    return PICTURE.sub(r'<a href="\1">\g<0></a>', MATHJAX.sub("", html))
 
 
 def on_post_page(output, page, config):

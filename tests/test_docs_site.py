@@ -1,4 +1,4 @@
-"""The site of the documentation: every page is in its navigation, every config on its page, every quoted message in the code."""
+"""The site: every page is in its navigation, every config on its page, every quoted message in the code."""
 
 import ast
 import functools
