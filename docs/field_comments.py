@@ -29,5 +29,5 @@ class FieldComments(griffe.Extension):
         if cls.docstring is None or "Attributes:" in cls.docstring.value or not any(told.values()):
             return
         escaped = {name: re.sub(r"([\[\]<*_])", r"\\\1", comment) for name, comment in told.items()}
-        rows = "\n".join(f"  {name}: {comment or name}" for name, comment in escaped.items())
+        rows = "\n".join(f"  {name}: {comment or '&nbsp;'}" for name, comment in escaped.items())
         cls.docstring.value += f"\n\nAttributes:\n{rows}"

@@ -8,7 +8,7 @@ import pytest
 from mutations import ROOT
 
 DOCS = ROOT / "docs"
-TEXT = re.compile(r"^```text\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+QUOTED = re.compile(r"^```output\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SHORTEST = 10  # characters of a fragment that is looked for
 
 
@@ -48,7 +48,7 @@ def test_every_config_is_on_its_page():
     assert sorted(headings) == sorted(path.stem for path in ROOT.glob("configs/*.py"))
 
 
-@pytest.mark.parametrize("message", TEXT.findall((DOCS / "troubleshooting.md").read_text()))
+@pytest.mark.parametrize("message", QUOTED.findall((DOCS / "troubleshooting.md").read_text()))
 def test_a_quoted_message_is_one_of_the_code(message):
     assert any(len(part.strip()) >= SHORTEST for part in message.split("..."))
     assert missing(message) == []
