@@ -1,4 +1,4 @@
-"""An extension of griffe: fields that comments describe, as those of dataclasses here, are listed below their class's docstring."""
+"""An extension of griffe: fields that comments describe, as those of dataclasses, are listed below their class's docstring."""
 
 import io
 import re
