@@ -2,7 +2,7 @@
 PYTHON ?= python
 
 # what a change of the method, of settings or of docs breaks first: under two minutes on 2 cores
-FAST = tests/algorithm $(patsubst %,tests/test_%.py,constraints docs doctests imports mutations settings) -k "not microbatches"
+FAST = tests/algorithm $(patsubst %,tests/test_%.py,constraints docs docs_site doctests imports mutations settings) -k "not microbatches"
 
 .PHONY: fast test lint docs site smoke
 

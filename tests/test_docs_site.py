@@ -65,3 +65,9 @@ def test_every_module_of_the_reference_is_there():
     for name in named:
         path = ROOT / name.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__init__.py").exists(), name
+
+
+@pytest.mark.parametrize("page", [*DOCS.rglob("*.md"), ROOT / "launch/README.md"], ids=lambda page: page.name)
+def test_no_placeholder_is_taken_for_html(page):
+    prose = re.sub(r"^```.*?^```$|^(?:    | {8}).*?$|(`+).*?\1", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert re.findall(r"<(?!/?sup>)/?[a-z][^>\n]*>", prose) == [], "write it as code, or &lt;"
