@@ -2,9 +2,9 @@
 PYTHON ?= python
 
 # what a change of the method, of settings or of docs breaks first: under two minutes on 2 cores
-FAST = tests/algorithm $(patsubst %,tests/test_%.py,constraints docs doctests imports mutations settings) -k "not microbatches"
+FAST = tests/algorithm $(patsubst %,tests/test_%.py,constraints docs docs_site doctests imports mutations settings) -k "not microbatches"
 
-.PHONY: fast test lint docs smoke
+.PHONY: fast test lint docs site smoke
 
 fast:
 	$(PYTHON) -m pytest $(FAST)
@@ -23,6 +23,9 @@ lint:
 docs:
 	$(PYTHON) -m exit_jax.config.listing > docs/settings.md
 	$(PYTHON) -m exit_jax.workdir.metric_table > docs/metrics.md
+
+site:
+	mkdocs build --strict
 
 smoke:
 	$(PYTHON) -m exit_jax.main --config smoke --workdir "$$(mktemp -d)/smoke"

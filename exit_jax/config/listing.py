@@ -94,7 +94,7 @@ def markdown() -> str:
     for title, members in groups.items():
         parts.append(f"## {title}\n\n| field | default | meaning |\n|---|---|---|")
         parts[-1] += "".join(
-            f"\n| `{row.name}` | `{_cell(shown(row.default))}` | {_cell(meaning(row.setting))}{_mark(row.name)} |"
+            f"\n| `{row.name}` | `{_cell(shown(row.default))}` | {_prose(meaning(row.setting))}{_mark(row.name)} |"
             for row in members
         )
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -106,6 +106,11 @@ def _mark(name: str) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _prose(text: str) -> str:
+    """Return a cell that is no code, where <name> would be taken for HTML and shown as nothing."""
+    return _cell(text).replace("<", "&lt;")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def find(name: str) -> pathlib.Path:
 
 
 def load(experiment: str) -> ml_collections.ConfigDict:
-    """Return the config that ``--config`` stands for, without overrides: "<name or file>[:name=value,...]".
+    """Return the config that ``--config`` stands for, without overrides: ``<name or file>[:name=value,...]``.
 
     Raises:
       ConfigError: if there is no such config.

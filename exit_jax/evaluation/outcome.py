@@ -42,7 +42,7 @@ class Outcome:
 
 
 def read_column(table: Sequence[Sequence[str]]) -> Callable[[int], list[str]]:
-    """Return the function from the number of a chain to its K + 1 entries of a table [K + 1][R]."""
+    """Return the function from the number of a chain to its entries in the K + 1 rows of a table, each of R chains."""
     return lambda c: [row[c] for row in table]
 
 
