@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from exit_jax.algorithm.learnability import reward
-from exit_jax.algorithm.prompts import render_by_mode
+from exit_jax.algorithm.prompts import piece, render_by_mode
 from exit_jax.config.parse import validate
 from exit_jax.domains.domain import DomainError
 from exit_jax.domains.sudoku import domain as sudoku
-from exit_jax.domains.sudoku import puzzles
-from exit_jax.domains.sudoku.domain import CLASH, DONE, OPEN, STUCK, SudokuConfig, Vocabulary
+from exit_jax.domains.sudoku import grading, grids, puzzles
+from exit_jax.domains.sudoku.grids import CLASH, DONE, OPEN, STUCK, Vocabulary
+from exit_jax.domains.sudoku.settings import SudokuConfig
 from exit_jax.types import BASE, DIVERGE, IMPROVE, MODES, Instances, Rollouts
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "sudoku.py"
@@ -63,7 +64,7 @@ def parse(text):
 
 def one_history(given, grid, step, c=None):
     given, grid = jnp.array([parse(given)]), jnp.array([parse(grid)])
-    return sudoku.pack_grids(c or settings(), given, grid, jnp.array([step]), task=0)
+    return grids.pack_grids(c or settings(), given, grid, jnp.array([step]), task=0)
 
 
 # The rules, again
@@ -261,7 +262,7 @@ def random_histories(c, rng, count):
     step_B = jnp.where(jnp.arange(count) < count // 3, -1, jnp.arange(count))
     stored_B = jnp.where(step_B < 0, 0.0, 0.123)  # told from any quality computed
     fields = {name: jnp.arange(count) + 10 * i for i, name in enumerate(("task", "turn"))}
-    history = sudoku.pack_grids(c, jnp.array(given_BC), jnp.array(grid_BC), step_B, quality=stored_B, **fields)
+    history = grids.pack_grids(c, jnp.array(given_BC), jnp.array(grid_BC), step_B, quality=stored_B, **fields)
     fields = {name: jnp.arange(count) + 10 * i for i, name in enumerate(("id", "born", "parent"), 2)}
     history = dataclasses.replace(history, **fields)
     return given_BC.tolist(), grid_BC.tolist(), history
@@ -291,8 +292,8 @@ def test_grades_are_those_of_plain_python(box, clues, graded_by, wrong_cost, era
     grades = jax.jit(functools.partial(sudoku.grade, c))(Instances(history, mode_B, *4 * [None]), rollouts)
     children = grades.children
     paid = reward("quality", grades.quality, grades.valid, history.quality, mode_B)
-    told = sudoku.piece(children, "feedback", 1)[0] - v.feedback
-    same_given, after = sudoku.unpack(v, children)
+    told = piece(children, "feedback", 1)[0] - v.feedback
+    same_given, after = grids.unpack(v, children)
     ours = jax.device_get((grades.valid, grades.quality, paid, told[..., 0, 0], after[:, :, 0]))
 
     kinds = collections.Counter()
@@ -333,7 +334,7 @@ def test_grades_are_those_of_plain_python(box, clues, graded_by, wrong_cost, era
     ],
 )
 def test_feedback(grid, expected):
-    assert sudoku.feedback(2, jnp.array(parse(grid))) == expected
+    assert grids.feedback(2, jnp.array(parse(grid))) == expected
     assert feedback(2, parse(grid)) == expected
 
 
@@ -341,19 +342,19 @@ def test_feedback(grid, expected):
 def test_the_solutions_of_all_puzzles_are_known(box, clues):
     c = settings(box, clues, graded_by="solution", demo_clues=(clues[0] + 1, clues[1] + 1))
     for split in ("train", "validation", "test"):
-        given, solved = sudoku.make_puzzles(c, split)
-        np.testing.assert_array_equal(sudoku.solution_of(c, jnp.array(given)), solved)
-        np.testing.assert_array_equal(sudoku.quality(c, jnp.array(given), jnp.array(solved)), 1.0)
-    given, solved = sudoku.demo_puzzles(c)
-    np.testing.assert_array_equal(sudoku.solution_of(c, jnp.array(given)), solved)
+        given, solved = grading.make_puzzles(c, split)
+        np.testing.assert_array_equal(grading.solution_of(c, jnp.array(given)), solved)
+        np.testing.assert_array_equal(grading.quality(c, jnp.array(given), jnp.array(solved)), 1.0)
+    given, solved = grading.demo_puzzles(c)
+    np.testing.assert_array_equal(grading.solution_of(c, jnp.array(given)), solved)
     if box == 2:
-        assert sudoku.known_solutions(c).shape == (288, 16)
+        assert grading.known_solutions(c).shape == (288, 16)
 
 
 def test_a_legal_guess_is_not_paid_by_the_solution():
     given, grid = parse("1... ..3. .4.. ...2"), parse("12.. ..3. .4.. ...2")
     legal, right = (
-        sudoku.quality(settings(graded_by=name), *map(jnp.array, (given, grid))) for name in ("rules", "solution")
+        grading.quality(settings(graded_by=name), *map(jnp.array, (given, grid))) for name in ("rules", "solution")
     )
     (solution,) = puzzles.solutions(given, box=2, limit=2)
     assert solution[1] != 2
@@ -367,7 +368,7 @@ def test_a_guess_that_is_as_often_wrong_as_right_earns_nothing_on_average_at_a_c
     cell = given.index(0)
     put = lambda digit: [*given[:cell], digit, *given[cell + 1 :]]
     wrong = next(digit for digit in range(1, 5) if digit != solution[cell])
-    left, right, lost = (sudoku.quality(c, *map(jnp.array, (given, put(d)))) for d in (0, solution[cell], wrong))
+    left, right, lost = (grading.quality(c, *map(jnp.array, (given, put(d)))) for d in (0, solution[cell], wrong))
     assert left == pytest.approx(1 / 2)
     assert (right - left, left - lost) == (pytest.approx(1 / 24), pytest.approx(1 / 24))
 
@@ -387,12 +388,12 @@ def test_demonstrations_do_not_depend_on_the_grade():
 def test_pencil_marks_are_what_the_rules_say(box, clues, marks):
     c, v, n = settings(box, clues, pencil_marks=marks), Vocabulary(box, marks != "none"), size(box)
     given_BC, grid_BC, history = random_histories(c, random.Random(1), 30)
-    assert [x.tolist() for x in sudoku.unpack(v, history)] == [given_BC, grid_BC]
+    assert [x.tolist() for x in grids.unpack(v, history)] == [given_BC, grid_BC]
     first_mark = BLANK + 2 * n + 1 + n * n  # behind the cells: own digits that clash, then sets of digits
-    for name, grids in (("request", given_BC), ("solution", grid_BC)):
-        tokens, lengths = sudoku.piece(history, name, 2 * n * n)
+    for name, shown_BC in (("request", given_BC), ("solution", grid_BC)):
+        tokens, lengths = piece(history, name, 2 * n * n)
         marked = marks == "all" or (marks == "improve" and name == "solution")
-        for b, (given, grid) in enumerate(zip(given_BC, grids)):
+        for b, (given, grid) in enumerate(zip(given_BC, shown_BC)):
             if not lengths[b]:
                 continue
             clash = clashing(box, grid)
@@ -410,7 +411,7 @@ def test_pencil_marks_are_what_the_rules_say(box, clues, marks):
 
 def test_feedback_can_be_switched_off():
     history = one_history(GIVEN, GRID, 0, settings(feedback=False))
-    assert sudoku.piece(history, "feedback", 1)[0] == Vocabulary.feedback + OPEN
+    assert piece(history, "feedback", 1)[0] == Vocabulary.feedback + OPEN
 
 
 def test_no_response_solves_an_evaluation_puzzle():
@@ -429,7 +430,7 @@ def test_demonstrations_are_short_noisy_scripts_where_something_is_due():
     c, v, K, G = settings(), Vocabulary(2), 256, 4
     demonstrations = jax.jit(sudoku.make_domain(c).demonstrations, static_argnums=(2, 3))
     history, mode_K, tokens_KGT, mask_KGT = jax.device_get(demonstrations(jax.random.key(0), 0, K, G))
-    given_KC, grid_KC = (x.tolist() for x in sudoku.unpack(v, history))
+    given_KC, grid_KC = (x.tolist() for x in grids.unpack(v, history))
     solved = {tuple(clued): solution for clued, solution in zip(*(x.tolist() for x in train_puzzles(c)))}
 
     own, slips, illegal, lengths = 0, 0, [], collections.Counter()
@@ -468,7 +469,7 @@ def test_demonstrations_erase_what_may_be_wrong():
     c, v, K, G = settings(erase=True, demo_noise=0.0), Vocabulary(2), 256, 8
     demonstrations = jax.jit(sudoku.make_domain(c).demonstrations, static_argnums=(2, 3))
     history, _, tokens_KGT, mask_KGT = jax.device_get(demonstrations(jax.random.key(0), 0, K, G))
-    given_KC, grid_KC = (x.tolist() for x in sudoku.unpack(v, history))
+    given_KC, grid_KC = (x.tolist() for x in grids.unpack(v, history))
     kinds = collections.Counter()
     for given, grid, tokens_GT, mask_GT in zip(given_KC, grid_KC, tokens_KGT, mask_KGT):
         fits = {cell: set(range(1, 5)) - seen(2, grid, cell) for cell in range(16)}
@@ -499,7 +500,7 @@ def test_a_share_of_demonstrations_edits_what_is_certain(erase, share):
     c, v, K, G = settings(erase=erase, demo_deduce=share, demo_noise=0.0, demo_wrong=0.1), Vocabulary(2), 256, 8
     demonstrations = jax.jit(sudoku.make_domain(c).demonstrations, static_argnums=(2, 3))
     history, _, tokens_KGT, mask_KGT = jax.device_get(demonstrations(jax.random.key(0), 0, K, G))
-    given_KC, grid_KC = (x.tolist() for x in sudoku.unpack(v, history))
+    given_KC, grid_KC = (x.tolist() for x in grids.unpack(v, history))
     kinds, of_many, deduced = collections.Counter(), 0, 0
     for given, grid, tokens_GT, mask_GT in zip(given_KC, grid_KC, tokens_KGT, mask_KGT):
         blanks = [cell for cell, digit in enumerate(grid) if not digit]
@@ -544,8 +545,8 @@ GRID = "13.. .23. .1.. 1.42"
 
 def test_pack_and_unpack_are_inverse():
     given, grid = parse(GIVEN), parse(GRID)
-    assert [x[0].tolist() for x in sudoku.unpack(Vocabulary(2), one_history(GIVEN, GRID, 0))] == [given, grid]
-    assert [x[0].tolist() for x in sudoku.unpack(Vocabulary(2), one_history(GIVEN, GRID, -1))] == [given, given]
+    assert [x[0].tolist() for x in grids.unpack(Vocabulary(2), one_history(GIVEN, GRID, 0))] == [given, grid]
+    assert [x[0].tolist() for x in grids.unpack(Vocabulary(2), one_history(GIVEN, GRID, -1))] == [given, given]
 
 
 def test_describe_draws_clues_own_digits_and_blanks():
@@ -561,7 +562,7 @@ def test_describe_draws_clues_own_digits_and_blanks():
 def test_describe_draws_boxes_that_are_not_square():
     c = settings((2, 3), (10, 13))
     grid = jnp.arange(36)[None] % 7
-    history = sudoku.pack_grids(c, jnp.where(grid > 3, grid, 0), grid, jnp.array([0]), task=0)
+    history = grids.pack_grids(c, jnp.where(grid > 3, grid, 0), grid, jnp.array([0]), task=0)
     assert sudoku.describe(Vocabulary((2, 3)), history)[0].splitlines()[:4] == [
         " . (1)(2)|(3) 4  5 ",
         " 6  . (1)|(2)(3) 4 ",
@@ -614,7 +615,7 @@ def test_base_tasks_are_the_puzzles():
     c = settings()
     domain = sudoku.make_domain(c)
     tasks = domain.tasks("train")
-    given_MC, grid_MC = sudoku.unpack(Vocabulary(2), tasks)
+    given_MC, grid_MC = grids.unpack(Vocabulary(2), tasks)
     np.testing.assert_array_equal(given_MC, train_puzzles(c)[0])
     np.testing.assert_array_equal(grid_MC, given_MC)
     np.testing.assert_array_equal(domain.difficulty("train")["clues"], (given_MC > 0).sum(-1))
