@@ -1,5 +1,6 @@
 """Test that the benchmarks run, at sizes that measure nothing."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -86,3 +87,14 @@ def test_benchmark_against_trl(require_parity):
     rows = run("trl_step.py", "--small")
     assert [row[0] for row in rows] == ["exit_jax", "TRL, sdpa", "TRL, eager"]
     assert all(float(cell.split()[0]) > 0 for row in rows for cell in row[1:])
+
+
+def test_benchmark_of_sudoku_edits(tmp_path):
+    """A chain by hand: 2 is forced, 3 is then, 1 is a wrong guess; edits of the wrong grid after it do not count."""
+    puzzle = " 1  . | .  . \n .  . | 3  . \n------+------\n .  4 | .  . \n .  . | .  2 "
+    first = " 1 (3)| .  . \n . (2)| 3  . \n------+------\n .  4 | .  . \n .  . |(1) 2 "
+    second = " 1 (3)|(4) . \n . (2)| 3  . \n------+------\n .  4 | .  . \n .  . |(1) 2 "
+    (tmp_path / "chains.jsonl").write_text(json.dumps({"responses": [puzzle, first, second]}) + "\n")
+    ((_, *cells),) = run("sudoku_edits.py", "edits", str(tmp_path / "chains.jsonl"))
+    assert cells == ["3", "0.33, 1.00", "0.33, 1.00", "0.33, 0.00", "0"]
+    assert run("sudoku_edits.py", "singles", "--count", "4") == [[clues, "1.00"] for clues in "4567"]
