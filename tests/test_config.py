@@ -191,6 +191,8 @@ def test_damaged_config_json(tmp_path):
         (["--config.algorithm.min_buffer_size=10000"], "lower the first"),
         (["--mode", "evaluate"], "train first"),
         (["--mode", "dance"], "should be one of"),
+        (["--push", "me/model"], "--push is for --mode export"),
+        (["--mode", "export", "--public"], "--public for --push"),
     ],
 )
 def test_command_line_answers_with_one_error(flags, words, tmp_path):

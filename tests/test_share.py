@@ -138,19 +138,3 @@ def test_a_card_says_what_was_trained_and_what_it_came_to(tmp_path):
     shutil.rmtree(workdir)
     workdir.mkdir()
     assert "k = 0" not in card.make(config, workdir, "# title")
-
-
-@pytest.mark.parametrize("flags", [["--push", "me/model"], ["--mode", "export", "--public"]])
-def test_a_flag_of_pushing_that_would_do_nothing_is_an_error(flags, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "exit_jax.main",
-        "--config",
-        "configs/smoke.py",
-        "--workdir",
-        str(tmp_path / "run"),
-    ]
-    done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
-    assert "--push is for --mode export" in done.stderr

@@ -87,10 +87,9 @@ def grid_tokens(vocabulary: Vocabulary, given: Array, grid: Array, marked: bool 
     v = vocabulary
     content = v.blank + grid + jnp.where((given == 0) & (grid > 0), v.digits, 0)
     if marked:
-        seen = seen_digits(v.box, grid)
-        fitting = jnp.einsum("...d,d->...", (~seen).astype(jnp.int32), 2 ** jnp.arange(v.digits))
-        is_clash = (seen & jax.nn.one_hot(grid - 1, v.digits, dtype=bool)).any(-1)
-        content = jnp.where(is_clash & (given == 0), v.clashing + grid, content)
+        is_fitting = ~seen_digits(v.box, grid)
+        fitting = jnp.einsum("...d,d->...", is_fitting.astype(jnp.int32), 2 ** jnp.arange(v.digits))
+        content = jnp.where(clashes(v.box, grid) & (given == 0), v.clashing + grid, content)
         content = jnp.where(grid == 0, v.marks + fitting, content)
     cell = jnp.broadcast_to(v.cell + jnp.arange(v.cells), grid.shape)
     return jnp.stack([cell, content], axis=-1).reshape(*grid.shape[:-1], 2 * v.cells)
