@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
 from test_train import assert_same, smoke
 
-from exit_jax import domains
+from exit_jax import domains, run
 from exit_jax.errors import ConfigError, GradingError
 from exit_jax.evaluation import during
 from exit_jax.evaluation.chains import run_chains
@@ -15,7 +16,7 @@ from exit_jax.evaluation.stored import fingerprint
 from exit_jax.report import runs
 from exit_jax.report.during import accuracy_by_iteration, keys_of
 from exit_jax.training import train
-from exit_jax.workdir.metrics import read_jsonl
+from exit_jax.workdir.metrics import MetricsWriter, read_jsonl, trained_iterations
 
 HOSTED = {"domain.on_host": True, "algorithm.rollout_lag": 1, "run.steps_per_call": 1}
 
@@ -93,7 +94,66 @@ def test_a_verifier_that_is_away_costs_the_figures_alone(monkeypatch, caplog, tm
     assert caplog.text.count("an evaluation during training has no figures: GradingError('no answer')") == 2
 
 
+BEST = "eval/validation/quality@2"
+
+
+def scripted(monkeypatch, values):
+    """Have the evaluations of step 5, 10, ... say these values, whatever the policy does, and count what was asked."""
+    left = iter(values)
+    monkeypatch.setattr(during, "make", lambda config: lambda params: {} if (v := next(left)) is None else {BEST: v})
+
+
+def test_the_best_policy_is_kept_as_a_workdir_of_its_own(monkeypatch, tmp_path):
+    """Of equal ones the first; an evaluation without figures is passed over."""
+    config = config_of({"warm_start.num_steps": 0}, eval_every=5, num_iterations=25, keep_best=BEST)
+    scripted(monkeypatch, [0.25, None, 0.5, 0.5, 0.125])
+    run.train(config, tmp_path / "run")
+    best = tmp_path / "run" / "best"
+    assert trained_iterations(best) == 15
+    assert [path.name for path in (best / "checkpoints").iterdir()] == ["15"]
+
+    short = dataclasses.replace(
+        config, run=dataclasses.replace(config.run, num_iterations=15, keep_best="", eval_every=0)
+    )
+    run.train(short, tmp_path / "short")
+    assert_same(train.restore_params(config, best), train.restore_params(config, tmp_path / "short"))
+    kept = run.evaluate(config, best)  # it is a workdir: what takes one takes it
+    assert kept == json.loads((tmp_path / "short" / "evaluation.json").read_text())
+    assert kept != json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    for name in ("config.json", "tasks.json"):
+        assert (best / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+@pytest.mark.parametrize("died", [10, 15])
+def test_a_run_that_was_killed_keeps_the_same_best(died, monkeypatch, tmp_path):
+    """It dies once the best is saved and before the row that tells of it, or the checkpoint, is written."""
+    config = config_of(
+        {"warm_start.num_steps": 0}, eval_every=5, checkpoint_every=10, num_iterations=20, keep_best=BEST
+    )
+    values, write = [0.25, 0.5, 0.75, 0.5], MetricsWriter.write
+    scripted(monkeypatch, values)
+
+    def die(self, step, *args):
+        if step + 4 == died:  # called with the first step of five
+            raise RuntimeError("killed")
+        return write(self, step, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsWriter, "write", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            run.train(config, tmp_path)
+    assert trained_iterations(tmp_path / "best") == died
+    scripted(monkeypatch, values[(died - 1) // 10 * 2 :])  # a checkpoint is written every 10
+    run.train(config, tmp_path)
+    assert trained_iterations(tmp_path / "best") == 15
+    assert [row[BEST] for row in read_jsonl(tmp_path / "train.jsonl") if BEST in row] == values
+
+
 def test_what_does_not_go_together_is_refused():
+    with pytest.raises(ConfigError, match=r"run.keep_best = 'accuracy' is no figure .* eval/validation/accuracy@0, "):
+        config_of(eval_every=5, keep_best="accuracy")
+    with pytest.raises(ConfigError, match=r"asks for evaluations during training; set run.eval_every"):
+        config_of(keep_best="eval/validation/accuracy@2")
     with pytest.raises(ConfigError, match=r"run.eval_every = 3 is not a multiple of run.steps_per_call = 5"):
         config_of(eval_every=3, steps_per_call=5)
     with pytest.raises(ConfigError, match=r"run.eval_splits: 'tset' is not one of"):

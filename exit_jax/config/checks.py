@@ -138,6 +138,23 @@ def _check_evaluation(c: Config, faults: Faults) -> None:
     for name, splits in (("eval.splits", c.eval.splits), ("run.eval_splits", c.run.eval_splits)):
         for split in splits:
             faults.require(split in known, f"{name}: {split!r} is not one of {known}")
+    steps, kept = sorted(set(c.eval.steps)), c.run.keep_best
+    names = [
+        f"eval/{split}/{name}@{k}" for split in sampled_splits(c) for name in ("accuracy", "quality") for k in steps
+    ]
+    faults.require(
+        not kept or kept in names,
+        f"run.keep_best = {kept!r} is no figure of evaluations during training; those are {', '.join(names)}",
+    )
+    faults.require(
+        not kept or c.run.eval_every,
+        f"run.keep_best = {kept!r} asks for evaluations during training; set run.eval_every, too",
+    )
+
+
+def sampled_splits(c: Config) -> tuple[str, ...]:
+    """Return the splits that evaluations during training are made on."""
+    return c.run.eval_splits or (("validation",) if "validation" in Traits.of(c.domain).splits else c.eval.splits)
 
 
 def _check_domain(c: Config, faults: Faults) -> None:

@@ -154,6 +154,11 @@ class RunConfig:
     eval_splits: tuple[str, ...] = setting(
         (), "splits that it is drawn from; () for validation, or eval.splits where there is none", younger=True
     )
+    keep_best: str = setting(
+        "",
+        "figure of those evaluations, as eval/validation/quality@4, of whose highest value the run is kept in <workdir>/best",
+        younger=True,
+    )
     rollouts_every: int = setting(
         0,
         "iterations between those whose rollouts are kept for people, in Parquet; 0 for none",

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from exit_jax import domains
+from exit_jax.config.checks import sampled_splits
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import Domain
 from exit_jax.errors import GradingError
@@ -31,7 +32,7 @@ def make(config: Config) -> Callable[[Params], dict[str, float]]:
     itself why it does not.
     """
     domain = domains.make(config.domain_name, config.domain)
-    some = {split: sample_tasks(config, domain, split) for split in splits_of(config, domain)}
+    some = {split: sample_tasks(config, domain, split) for split in sampled_splits(config)}
     sampled = shrink(config, max(rows.size for rows in some.values()))
 
     def evaluate(params: Params) -> dict[str, float]:
@@ -50,11 +51,6 @@ def make(config: Config) -> Callable[[Params], dict[str, float]]:
         return figures | {"time/eval_secs": time.monotonic() - started}
 
     return evaluate
-
-
-def splits_of(config: Config, domain: Domain) -> tuple[str, ...]:
-    """Return the splits that are evaluated on during training."""
-    return config.run.eval_splits or (("validation",) if "validation" in domain.splits else config.eval.splits)
 
 
 def sample_tasks(config: Config, domain: Domain, split: str) -> np.ndarray:

@@ -59,6 +59,7 @@ def compile_key(config: Config) -> Config:
         eval_every=0,
         eval_tasks=1,
         eval_splits=(),
+        keep_best="",
     )
     rest = {"run": run, "eval": EvalConfig(), "study": StudyConfig((), ())}
     return dataclasses.replace(config, name="", variant="", seed=0, checkpoint="", **rest)

@@ -20,6 +20,7 @@ from exit_jax.policy import decoder
 from exit_jax.step.device import Constants
 from exit_jax.step.finite import explain
 from exit_jax.step.program import make_program
+from exit_jax.training.best import keep_if_best
 from exit_jax.training.loop import run_loop
 from exit_jax.training.rollouts import RolloutWriter
 from exit_jax.training.start import frozen_params, untrained, warm_start
@@ -62,7 +63,9 @@ def train(
             writer.write(step, shown)
         if not evaluate or not config.run.eval_every or step % config.run.eval_every:
             return {}
-        return evaluate(decoder.join(state_of(carry).params, frozen))
+        figures = evaluate(decoder.join(state_of(carry).params, frozen))
+        keep_if_best(config, workdir, step, carry, figures)
+        return figures
 
     with explain(config, lambda: untrained(config), None):
         carry = run_loop(
