@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "exit_jax/__init__.py").rea
 MATH = ["math-verify[antlr4_13_2]>=0.9"]  # the grader
 # ML engineering: what submissions are scored by, and what the scripts of a policy import
 MLE = ["pandas>=2.2", "scikit-learn>=1.5"]
+GS = ["gcsfs>=2026.9"]  # workdirs in a bucket
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
 
 
@@ -71,10 +72,13 @@ setup(
         "trackers": ["trackio>=0.43", "wandb>=0.31"],
         "verifiers": ["verifiers==0.4.0"],  # its server is given another model; other versions look for one elsewhere
         "serve": SERVE,
+        "gs": GS,
         "test": [
             *MATH,
             *MLE,
             *SERVE,
+            *GS,
+            "gcp-storage-emulator==2026.7.19",
             "ipykernel",
             "nbclient",
             "nbformat",

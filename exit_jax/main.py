@@ -65,7 +65,9 @@ class VersionFlag(flags.BooleanFlag):
 flags.DEFINE_flag(VersionFlag("version", False, "Print the version."))
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment to run, as <name or file>[:name=value,...].")
 FLAGS["config"].parser = ConfigParser(FLAGS["config"].parser)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<name>-<variant>-seed<seed>.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, or gs://bucket/folder; by default runs/<name>-<variant>-seed<seed>."
+)
 _MODE = flags.DEFINE_enum("mode", "train", [*MODES], "; ".join(f"{mode}: {what}" for mode, what in MODES.items()) + ".")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "With --mode compile: the TPU slice, as v5e:4x4.")
 _PORT = flags.DEFINE_integer("port", 8765, "With --mode watch: the page's port on 127.0.0.1; 0 for any that is free.")
@@ -100,7 +102,7 @@ def carry_out() -> int:
 
             return compile_for(content, _TOPOLOGY.value, _WORKDIR.value)
         case "report":  # reads folders alone, on any machine: neither the run's mesh nor its checkpoint is needed
-            print_report(find_workdir(), [pathlib.Path(run) for run in _RUNS.value])
+            print_report(find_workdir(), _RUNS.value)
         case "watch":
             from exit_jax.report.watch import watch
 
@@ -119,6 +121,7 @@ def compute(mode: str, config: Any, experiment: Any) -> None:
     """Carry out a mode that computes, on a checked config and the ``study.Experiment`` it is of, and say what came of it."""
     from exit_jax import run, study
     from exit_jax.parallel import hosts
+    from exit_jax.workdir import remote
 
     workdir = find_workdir()
     if mode == "study":
@@ -126,9 +129,10 @@ def compute(mode: str, config: Any, experiment: Any) -> None:
         experiment.check(variants, seeds)
         run.study(experiment.config, variants, seeds, workdir, config.study.rows)
         if hosts.is_lead():
-            print((workdir / "study.md").read_text())
-            folders = [workdir / name / f"seed{seed}" for name in (study.BASE, *variants) for seed in seeds]
-            if found := [folder for folder in folders if folder.exists()]:  # of the others there are rows alone
+            folder = remote.local_folder(workdir)
+            print((folder / "study.md").read_text())
+            folders = [folder / name / f"seed{seed}" for name in (study.BASE, *variants) for seed in seeds]
+            if found := [path for path in folders if path.exists()]:  # of the others there are rows alone
                 print_report(workdir, found)
     elif mode == "export":
         folders = run.export(config, workdir, _PUSH.value, not _PUBLIC.value)
@@ -153,17 +157,19 @@ def show(results: Mapping[str, Any]) -> None:
         print(f"{split} accuracy: {row}")
 
 
-def print_report(workdir: pathlib.Path, runs: Sequence[pathlib.Path]) -> None:
-    """Write the report of runs into ``workdir``, and print where it is."""
+def print_report(workdir: str | pathlib.Path, runs: Sequence[str | pathlib.Path]) -> None:
+    """Write the report of runs, else of ``workdir``, into ``workdir``, and print where it is."""
     from exit_jax.report import report
+    from exit_jax.workdir import remote
 
-    print(f"report: {report(workdir, runs)}")
+    with remote.visited(workdir) as folder:
+        print(f"report: {report(folder, [remote.fetch(run) for run in runs])}")
 
 
-def find_workdir() -> pathlib.Path:
+def find_workdir() -> str | pathlib.Path:
     """Return --workdir, or the folder that the config's name, variant and seed stand for."""
     if _WORKDIR.value:
-        return pathlib.Path(_WORKDIR.value).expanduser().absolute()
+        return _WORKDIR.value
     from exit_jax.workdir.identity import default_workdir
 
     return default_workdir(_CONFIG.value, of_study=_MODE.value == "study")

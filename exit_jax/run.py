@@ -13,12 +13,13 @@ A config is checked as the command line checks it, all faults at once, before an
 processes is asked of each of them by the same call.
 """
 
+import contextlib
 import functools
 import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,7 +43,7 @@ from exit_jax.training import train as training
 from exit_jax.training.export import export_policy
 from exit_jax.training.record import record_buffer
 from exit_jax.types import Params
-from exit_jax.workdir import identity, inputs, trackers
+from exit_jax.workdir import identity, inputs, remote, trackers
 from exit_jax.workdir.identity import holds_run, open_workdir, read_object, write_json
 from exit_jax.workdir.metrics import Timing, trained_iterations
 
@@ -71,23 +72,24 @@ def train(config: ConfigDict | Config, workdir: str | os.PathLike | None = None)
     trackers.require_installed(config.run.trackers)
     for line in learning.warnings_of(config) if hosts.is_lead() else ():
         warn(line)
-    workdir = open_workdir(workdir or identity.default_workdir(config), config)
-    inputs.check(config, workdir, holds_run(workdir), "--workdir")
-    check_tasks(config, workdir, {"train", *config.eval.splits})
-    _remember(config)
-    old, trained = workdir / "evaluation.json", trained_iterations(workdir)
-    if hosts.is_lead() and old.exists() and trained < config.run.num_iterations:
-        # it is of the policy so far, not of what training will leave
-        old.rename(old.with_stem(f"evaluation-{trained}"))
-    timing = Timing()
-    with timing.phase("train"):
-        state, params = training.train(config, workdir, during.make(config) if config.run.eval_every else None)
-        record_buffer(config, state, params, workdir)
-    with timing.phase("evaluate"):
-        results = evaluation.evaluate(config, params, workdir)
-    if hosts.is_lead():
-        write_json(workdir / "timing.json", timing.summary())
-    return results
+    with remote.opened(workdir or identity.default_workdir(config)) as folder:
+        open_workdir(folder, config)
+        inputs.check(config, folder, holds_run(folder), "--workdir")
+        check_tasks(config, folder, {"train", *config.eval.splits})
+        _remember(config)
+        old, trained = folder / "evaluation.json", trained_iterations(folder)
+        if hosts.is_lead() and old.exists() and trained < config.run.num_iterations:
+            # it is of the policy so far, not of what training will leave
+            old.rename(old.with_stem(f"evaluation-{trained}"))
+        timing = Timing()
+        with timing.phase("train"):
+            state, params = training.train(config, folder, during.make(config) if config.run.eval_every else None)
+            record_buffer(config, state, params, folder)
+        with timing.phase("evaluate"):
+            results = evaluation.evaluate(config, params, folder)
+        if hosts.is_lead():
+            write_json(folder / "timing.json", timing.summary())
+        return results
 
 
 def evaluate(config: ConfigDict | Config, workdir: str | os.PathLike | None = None) -> dict[str, Any]:
@@ -96,10 +98,10 @@ def evaluate(config: ConfigDict | Config, workdir: str | os.PathLike | None = No
     What was evaluated before is not sampled again, unless the settings of ``config.eval`` are others.
     """
     config = _checked(config, trains=False)
-    workdir = _reopen(config, workdir)
-    check_tasks(config, workdir, set(config.eval.splits))
-    _remember(config)
-    return evaluation.evaluate(config, _newest(config, workdir), workdir)
+    with _reopen(config, workdir) as folder:
+        check_tasks(config, folder, set(config.eval.splits))
+        _remember(config)
+        return evaluation.evaluate(config, _newest(config, folder), folder)
 
 
 def export(
@@ -117,7 +119,8 @@ def export(
     config = _checked(config, trains=False)
     if push:
         pushing.check(push)
-    folders = export_policy(config, _reopen(config, workdir))
+    with _reopen(config, workdir) as folder:
+        folders = export_policy(config, folder)
     if push and hosts.is_lead():
         log.info("pushed: %s", pushing.push(folders, push, private))
     return folders
@@ -142,10 +145,10 @@ def study(
     Raises:
       ConfigError: as ``train``.
     """
-    path = pathlib.Path(workdir).expanduser().absolute()
     recorded = pathlib.Path(rows).expanduser().absolute() if rows else None
     checked = lambda variant, seed: _checked(make_config(variant, seed))
-    return studies.study(checked, variants, seeds, path, train, recorded)
+    with remote.opened(workdir) as folder:
+        return studies.study(checked, variants, seeds, folder, train, recorded)
 
 
 def improve(
@@ -258,7 +261,7 @@ def _find_policy(name: str, changes: Mapping[str, Any]) -> tuple[asking.Source, 
     Args:
       changes: settings by dotted name.
     """
-    workdir = pathlib.Path(name).expanduser().absolute()
+    workdir = remote.fetch(name)
     if not identity.holds_config(workdir):
         return asking.source_of_checkpoint(name, changes.get("eval.from_checkpoint", True)), None, workdir
     config = _checked(asking.on_this_machine(identity.read_config(workdir), changes), trains=False)
@@ -284,14 +287,16 @@ def _newest(config: Config, workdir: pathlib.Path) -> Params:
     return params
 
 
-def _reopen(config: Config, workdir: str | os.PathLike | None) -> pathlib.Path:
+@contextlib.contextmanager
+def _reopen(config: Config, workdir: str | os.PathLike | None) -> Iterator[pathlib.Path]:
     """Open the workdir of a run that has begun."""
-    path = pathlib.Path(workdir or identity.default_workdir(config)).expanduser().absolute()
-    if not (path / "config.json").exists():
-        raise ConfigError(f"{path} holds no run; train first, or name the right --workdir")
-    path = open_workdir(path, config)
-    inputs.check(config, path, holds_run(path), "--workdir")
-    return path
+    name = workdir or identity.default_workdir(config)
+    with remote.opened(name) as folder:
+        if not (folder / "config.json").exists():
+            raise ConfigError(f"{name} holds no run; train first, or name the right --workdir")
+        open_workdir(folder, config)
+        inputs.check(config, folder, holds_run(folder), "--workdir")
+        yield folder
 
 
 def check_tasks(config: Config, workdir: pathlib.Path, splits: Collection[str]) -> None:

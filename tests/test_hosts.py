@@ -18,8 +18,12 @@ from exit_jax.training import train
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def start(workdir: pathlib.Path, *flags: str, script: str = "") -> list[subprocess.Popen]:
-    """Start two processes of the smoke experiment, or of a script that is given its flags."""
+def start(workdir: pathlib.Path, *flags: str, script: str = "", url: bool = False) -> list[subprocess.Popen]:
+    """Start two processes of the smoke experiment, or of a script that is given its flags.
+
+    Args:
+      url: whether they are given the workdir as a URL, and nothing else of a disk that both have.
+    """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     command = ["-c", script] if script else ["-m", "exit_jax.main"]
@@ -31,18 +35,20 @@ def start(workdir: pathlib.Path, *flags: str, script: str = "") -> list[subproce
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "xla"),
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
     }
-    arguments = [sys.executable, *command, "--config", "tests/tiny_sudoku.py", "--workdir", str(workdir), *flags]
+    name = f"file://{workdir}" if url else str(workdir)
+    arguments = [sys.executable, *command, "--config", "tests/tiny_sudoku.py", "--workdir", name, *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen(arguments, cwd=ROOT, env=env | {"JAX_PROCESS_ID": str(i)}, **pipes) for i in range(2)]
+    own = lambda i: {"JAX_PROCESS_ID": str(i), "XDG_CACHE_HOME": str(workdir.parent / f"disk{i}")}
+    return [subprocess.Popen(arguments, cwd=ROOT, env=env | own(i), **pipes) for i in range(2)]
 
 
 LATE = "Gloo context initialization failed"  # it waits half a minute for its peer, which on a busy machine may be too little
 
 
-def run(workdir: pathlib.Path, *flags: str, script: str = "") -> list[tuple[int, str, str]]:
+def run(workdir: pathlib.Path, *flags: str, script: str = "", url: bool = False) -> list[tuple[int, str, str]]:
     """Run two processes to their end; again if they were late to meet."""
     for _ in range(3):
-        outcome = finish(start(workdir, *flags, script=script))
+        outcome = finish(start(workdir, *flags, script=script, url=url))
         if LATE not in str(outcome):
             return outcome
     raise AssertionError("two processes did not meet in three attempts")
@@ -70,7 +76,10 @@ def whole(tmp_path_factory):
 
 @pytest.mark.slow
 def test_resume_on_the_same_mesh_is_bitwise(whole):
-    """SIGTERM to the second process alone, in the first of two calls: both save the same step, and go on to the same end."""
+    """SIGTERM to the second process alone, in the first of two calls: both save the same step, and go on to the same end.
+
+    The workdir is at a URL, so that the two have no folder in common but for that of the checkpoints.
+    """
     broken = whole.parent / "broken"
     script = """
 import os, signal
@@ -84,10 +93,11 @@ def look_and_be_told_to_stop(self, step, found):
 metrics.Watch.look = look_and_be_told_to_stop
 main.entry()
 """
-    stopped = run(broken, *MESH, *SHORT, script=script)
+    stopped = run(broken, *MESH, *SHORT, script=script, url=True)
     assert [code for code, _, _ in stopped] == [128 + signal.SIGTERM] * 2, stopped
     assert all("stopped at train step 5;" in errors for _, _, errors in stopped)
-    outcomes = run(broken, *MESH, *SHORT)
+    outcomes = run(broken, *MESH, *SHORT, url=True)
+    assert (broken.parent / "disk1" / "exit_jax").is_dir()
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes[0][2]
     assert rows(broken) == rows(whole)
     assert json.loads((broken / "evaluation.json").read_text()) == json.loads((whole / "evaluation.json").read_text())

@@ -133,7 +133,9 @@ class RunConfig:
         10, "iterations between checkpoints; a multiple of steps_per_call", within="[1, inf)"
     )
     keep_checkpoints: int = setting(2, "checkpoints kept", within="[1, inf)")
-    warm_start_dir: str = setting("", 'folder of finished warm starts; "" for one in the workdir')
+    warm_start_dir: str = setting(
+        "", 'folder of finished warm starts, or gs://bucket/folder; "" for one in the workdir'
+    )
     export_dtype: str = setting(
         "bfloat16", "dtype of the tensors that --mode export writes", choices=("float32", "bfloat16", "float16")
     )

@@ -13,7 +13,7 @@ from exit_jax.fit.compile import Result, compile_all
 from exit_jax.fit.roofline import GIB
 from exit_jax.fit.search import suggest
 from exit_jax.fit.topology import Topology, find_topology
-from exit_jax.workdir import identity
+from exit_jax.workdir import identity, remote
 from exit_jax.workdir.markdown import table
 
 
@@ -23,7 +23,8 @@ def compile_for(content: ConfigDict, topology: str, workdir: str | None) -> int:
     found = find_topology(topology)
     config = validate(content, len(found.devices))
     folder = workdir or f"runs/{config.name}-{found.name.replace(':', '-')}"
-    text, fits = fit(config, found, pathlib.Path(folder).expanduser().absolute())
+    with remote.visited(folder) as path:
+        text, fits = fit(config, found, path)
     print(f"\n{text}")
     return 0 if fits else 1
 

@@ -8,6 +8,7 @@ import functools
 import http.server
 import importlib.resources
 import json
+import os
 import pathlib
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from exit_jax.errors import ConfigError
 from exit_jax.report import browser, runs
 from exit_jax.report.during import KEY
 from exit_jax.types import MODES
+from exit_jax.workdir import remote
 from exit_jax.workdir.metrics import read_jsonl
 
 MAX_POINTS = 400  # of a curve
@@ -211,9 +213,10 @@ def make_server(workdir: pathlib.Path, port: int) -> http.server.ThreadingHTTPSe
         raise ConfigError(f"--port {port} cannot be had ({error}); name another, or 0 for any that is free") from error
 
 
-def watch(workdir: pathlib.Path, port: int) -> None:
-    """Serve the page until interrupted."""
-    with make_server(workdir, port) as server:
+def watch(workdir: str | os.PathLike, port: int) -> None:
+    """Serve the page until interrupted; of a workdir at a URL, what is there is fetched every ``remote.EVERY`` seconds."""
+    folder = remote.fetch(workdir)
+    with make_server(folder, port) as server, remote.followed(folder):
         print(
             f"watching {workdir} on http://127.0.0.1:{server.server_address[1]} (Ctrl-C ends it, not the run)",
             flush=True,

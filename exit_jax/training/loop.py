@@ -16,6 +16,7 @@ from exit_jax.errors import ConfigError, GradingError, Interrupted
 from exit_jax.parallel import hosts
 from exit_jax.step.finite import NonFiniteError
 from exit_jax.types import Metrics
+from exit_jax.workdir import remote
 from exit_jax.workdir.checkpoint import Checkpoints
 from exit_jax.workdir.identity import to_dict
 from exit_jax.workdir.metrics import MetricsWriter, Pace, Progress, Watch
@@ -97,6 +98,7 @@ def run_loop(
                     )
                 stop = hosts.agree(caught[0] if caught else 0)  # a signal to any host stops all of them here
                 if step % config.run.checkpoint_every == 0 or step >= total or stop:
+                    remote.store(metrics_dir)  # first, or a run that went on from there would lack rows
                     checkpoints.save(step, state)
                 progress.update(step, describe(row))
         stop = stop or hosts.agree(caught[0] if caught else 0)  # one that came during the last save

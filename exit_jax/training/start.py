@@ -15,7 +15,7 @@ from exit_jax.step.program import make_program
 from exit_jax.step.tasks import tasks_digest
 from exit_jax.training.loop import run_loop
 from exit_jax.types import Params
-from exit_jax.workdir import identity, inputs
+from exit_jax.workdir import identity, inputs, remote
 
 
 def first_seed(config: Config) -> int:
@@ -70,10 +70,12 @@ def warm_start(config: Config, workdir: pathlib.Path, frozen: Params | None) -> 
     recipe = {name: recipe[name] for name in recipe if name.partition(".")[0] in WARM_START_DEPENDS_ON}
     recipe["demonstrations"] = domains.make(config.domain_name, config.domain).demonstrations_id
     recipe["tasks"] = tasks_digest(config, "train")
-    root = pathlib.Path(config.run.warm_start_dir or workdir / "warm_start").expanduser().absolute()
-    folder = root / identity.digest(recipe)
-    inputs.check(config, folder, any(folder.glob("checkpoints/*")), "run.warm_start_dir", of_run=False)
-    with explain(config, lambda: untrained(config), None):
+    with (
+        remote.opened(config.run.warm_start_dir or workdir / "warm_start") as root,
+        explain(config, lambda: untrained(config), None),
+    ):
+        folder = root / identity.digest(recipe)
+        inputs.check(config, folder, bool(remote.children(folder / "checkpoints")), "run.warm_start_dir", of_run=False)
         state = run_loop(
             "warm_start",
             functools.partial(program.warm, frozen),

@@ -1,13 +1,12 @@
 """Save and restore all state of a run with orbax; a damaged checkpoint costs the steps since the one before."""
 
 import contextlib
-import fcntl
 import itertools
 import logging
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +14,29 @@ from orbax.checkpoint import v1 as ocp
 
 from exit_jax.errors import ConfigError
 from exit_jax.parallel import hosts
+from exit_jax.workdir import remote
+from exit_jax.workdir.lock import try_lock
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
 class Checkpoints:
-    """The checkpoints of one folder, newest ``keep`` kept, written in the background.
+    """The checkpoints of one folder, or of the URL that it stands for, newest ``keep`` kept, written in the background.
 
     One run at a time has a folder; another one waits until it is closed, or its process is gone. With ``keep`` None the folder
     is only read: that waits for no one, and changes nothing under a run that may be saving.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int | None):
-        self._folder, self._writes = folder, keep is not None
+        self._folder, self._writes = remote.place(folder), keep is not None
         self._lock = contextlib.ExitStack()
         if self._writes:
             _wait_for_lock(folder, self._lock)
         policy: Any = ocp.training.preservation_policies.LatestN(keep)
         always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         self._open = lambda: ocp.training.Checkpointer(
-            str(folder),
+            str(self._folder),
             preservation_policy=policy,
             save_decision_policy=always,
             cleanup_tmp_directories=self._writes,  # a reader would delete what a run is saving
@@ -142,22 +143,11 @@ def _wait_for_lock(folder: pathlib.Path, held: contextlib.ExitStack) -> None:
         with contextlib.suppress(OSError):  # a folder that may only be read, as another's finished warm start
             file = held.enter_context(folder.with_name(f"{folder.name}.lock").open("w"))
     told = False
-    while hosts.agree(file is not None and not _try_lock(file)):
+    while hosts.agree(file is not None and not try_lock(file)):
         if file and not told:
             log.warning("waiting for another process, which is writing to %s", folder)
             told = True
         time.sleep(1.0)
-
-
-def _try_lock(file: TextIO) -> bool:
-    """Return whether the file is ours, or on a file system that knows no locks: there runs must not share a folder."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def leaf_types(tree) -> dict[str, str]:

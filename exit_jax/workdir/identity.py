@@ -21,6 +21,7 @@ from exit_jax.config.schema import OPERATIONAL, Config, RunConfig
 from exit_jax.errors import ConfigError
 from exit_jax.parallel import hosts
 from exit_jax.policy.shape import no_shape
+from exit_jax.workdir import remote
 
 
 def to_dict(config: Config) -> dict:
@@ -87,7 +88,7 @@ def open_workdir(workdir: str | os.PathLike, config: Config) -> pathlib.Path:
     Raises:
       ConfigError: if it cannot be written, or holds an experiment with other scientific fields.
     """
-    path = pathlib.Path(workdir).expanduser().absolute()
+    path = remote.local_folder(workdir)
     recorded = path / "config.json"
     ours = to_dict(config)
     content = {"config": ours, "versions": versions()}
@@ -111,8 +112,8 @@ def open_workdir(workdir: str | os.PathLike, config: Config) -> pathlib.Path:
 def holds_run(workdir: pathlib.Path) -> bool:
     """Return whether a run left anything in a workdir: a checkpoint, a row of metrics, an answer, or an evaluation."""
     rows = itertools.chain(workdir.glob("*.jsonl"), workdir.glob("answers/*.jsonl"))
-    left = itertools.chain(workdir.glob("checkpoints/*"), workdir.glob("evaluation.json"))
-    return any(left) or any(file.stat().st_size for file in rows)
+    left = remote.children(workdir / "checkpoints") or list(workdir.glob("evaluation.json"))
+    return bool(left) or any(file.stat().st_size for file in rows)
 
 
 def scientific(config: Config | dict) -> dict[str, typing.Any]:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from exit_jax.parallel import hosts
+from exit_jax.workdir import remote
 from exit_jax.workdir.trackers import Trackers
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def read_jsonl(path: pathlib.Path, number: str = "") -> list[dict]:
 
 def trained_iterations(workdir: pathlib.Path) -> int:
     """Return how far a workdir's policy is trained: its newest checkpoint or, if they were removed, its last row of metrics."""
-    if steps := [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()]:
+    if steps := [int(name) for name in remote.children(workdir / "checkpoints") if name.isdigit()]:
         return max(steps)
     return max((row["step"] for row in read_jsonl(workdir / "train.jsonl", "step")), default=0)
 

@@ -1,0 +1,242 @@
+"""Workdirs at a URL: nothing that was there is lost, and a run goes on from it on another machine to the same bits."""
+
+import json
+import logging
+import pathlib
+import threading
+import time
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from test_train import assert_same, smoke
+
+from exit_jax import run
+from exit_jax.errors import ConfigError
+from exit_jax.main import print_report
+from exit_jax.training import train
+from exit_jax.workdir import remote
+from exit_jax.workdir.lock import try_lock
+from exit_jax.workdir.metrics import MetricsWriter, read_jsonl, trained_iterations
+
+URL = "gs://bucket/runs/mine"
+
+
+class Bucket(MemoryFileSystem):
+    """A bucket in memory, which knows no appending, as object stores do, and counts what is written."""
+
+    protocol = "gs"
+    store, pseudo_dirs, written = {}, [""], []
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("gs://"))
+
+    def _open(self, path, mode="rb", **kwargs):
+        assert "a" not in mode
+        return super()._open(path, mode, **kwargs)
+
+    def put_file(self, lpath, rpath, **kwargs):
+        self.written.append(rpath.removeprefix("/bucket/"))
+        super().put_file(lpath, rpath, **kwargs)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    monkeypatch.setattr(fsspec, "url_to_fs", lambda url: (Bucket(), Bucket._strip_protocol(url)))
+    for held in (Bucket.store, Bucket.written):
+        held.clear()
+    return lambda: {name.removeprefix("/bucket/"): file.getvalue().decode() for name, file in Bucket.store.items()}
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch, tmp_path):
+    """Return what makes this another machine, with no copy of anything."""
+
+    def start(name):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        remote._stored.clear()
+        remote._fetched.clear()
+
+    start("first")
+    return start
+
+
+def test_a_url_has_a_folder_and_a_folder_says_its_url(tmp_path):
+    folder = remote.local_folder(URL + "/")
+    assert folder == tmp_path / "first/exit_jax/workdirs/gs/bucket/runs/mine"
+    assert str(remote.place(folder / "best" / "checkpoints")) == URL + "/best/checkpoints"
+    assert str(remote.place(remote.local_folder("s3://b/x") / "checkpoints")) == "s3://b/x/checkpoints"
+    assert str(remote.place(remote.local_folder("file:///mnt/b/x"))) == "/mnt/b/x"
+    assert remote.local_folder("~/runs/x") == pathlib.Path.home() / "runs/x"
+    assert remote.local_folder("runs/x") == pathlib.Path.cwd() / "runs/x"
+    assert str(remote.place(tmp_path / "checkpoints")) == str(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    "name", ["az://b/x", "gs://", "gs:///", "gs://b/../x", pathlib.Path("gs://b/x"), "https://b/x"]
+)
+def test_what_is_no_place_for_a_run_is_refused(name):
+    with pytest.raises(ConfigError, match=r"is no place for a run; give a folder, or as a text gs://bucket/folder"):
+        remote.local_folder(name)
+
+
+def test_what_a_command_leaves_is_what_the_next_one_finds_elsewhere(bucket, machine):
+    with remote.opened(URL) as folder:
+        (folder / "answers").mkdir()
+        (folder / "answers" / "a.jsonl").write_text("1\n")
+        (folder / "train.jsonl").write_text("row\n")
+        (folder / "gone.json").write_text("{}")
+        for left_out in ("checkpoints/5/leaf", "warm_start/x/checkpoints/5/leaf", "half.json.tmp", "checkpoints.lock"):
+            (folder / left_out).parent.mkdir(parents=True, exist_ok=True)
+            (folder / left_out).write_text("not this")
+    assert bucket() == {
+        "runs/mine/answers/a.jsonl": "1\n",
+        "runs/mine/train.jsonl": "row\n",
+        "runs/mine/gone.json": "{}",
+    }
+    machine("second")
+    with remote.opened(URL) as folder:
+        assert (folder / "train.jsonl").read_text() == "row\n"
+        with (folder / "train.jsonl").open("a") as file:
+            file.write("another\n")
+        (folder / "gone.json").unlink()
+    assert bucket() == {"runs/mine/answers/a.jsonl": "1\n", "runs/mine/train.jsonl": "row\nanother\n"}
+    assert Bucket.written[3:] == ["runs/mine/train.jsonl"], "what did not change was copied again"
+
+    machine("first")  # which has copies that are older, and a file that is no more
+    with remote.opened(URL) as folder:
+        assert (folder / "train.jsonl").read_text() == "row\nanother\n"
+        assert not (folder / "gone.json").exists()
+        assert not list(folder.rglob("*.tmp")) or (folder / "half.json.tmp").exists()
+    assert len(bucket()) == 2
+    assert len(Bucket.written) == 4
+
+
+def test_an_error_loses_nothing(bucket):
+    def fail():
+        with remote.opened(URL) as folder:
+            (folder / "train.jsonl").write_text("row\n")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert bucket() == {"runs/mine/train.jsonl": "row\n"}
+
+
+def test_long_work_is_copied_while_it_goes_on_and_a_fault_is_told_once(bucket, monkeypatch, caplog):
+    monkeypatch.setattr(remote, "EVERY", 0.01)
+    put, away = Bucket.put_file, threading.Event()
+
+    def refuse(self, *args, **kwargs):
+        if away.is_set():
+            raise OSError("no such host")
+        put(self, *args, **kwargs)
+
+    monkeypatch.setattr(Bucket, "put_file", refuse)
+    away.set()
+    with remote.opened(URL) as folder:
+        (folder / "train.jsonl").write_text("row\n")
+        time.sleep(0.2)
+        away.clear()
+        until = time.monotonic() + 20
+        while "runs/mine/train.jsonl" not in bucket() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert bucket() == {"runs/mine/train.jsonl": "row\n"}
+    said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said == [f"{URL} cannot be written: no such host\nlog in to it, or mend it; the same command then goes on"]
+
+    away.set()
+    with pytest.raises(ConfigError, match=f"{URL} cannot be written: no such host"), remote.opened(URL) as folder:
+        (folder / "train.jsonl").write_text("row\nanother\n")
+
+
+def test_what_a_command_of_this_machine_works_in_is_not_replaced(bucket, caplog):
+    with remote.opened(URL) as folder:
+        (folder / "train.jsonl").write_text("new\n")
+        Bucket().pipe_file("/bucket/runs/mine/train.jsonl", b"old\n")
+        for name in (URL, URL + "/exit/seed0", "gs://bucket/runs"):  # itself, below it, above it
+            with remote.visited(name) as other:
+                assert other == remote.local_folder(name)
+            assert remote.fetch(name) == other
+            assert (folder / "train.jsonl").read_text() == "new\n"
+            assert bucket()["runs/mine/train.jsonl"] == "old\n"
+        with remote.opened("gs://bucket/others"):
+            pass
+    assert bucket()["runs/mine/train.jsonl"] == "new\n"
+
+    held = (folder / remote.LOCK).open("w")
+    assert try_lock(held)
+    threading.Timer(1.5, held.close).start()
+    began = time.monotonic()
+    with remote.opened(URL):
+        assert time.monotonic() - began > 1
+    assert f"waiting for another process, which works in {URL}" in caplog.text
+
+
+def test_a_page_follows_a_run_of_another_machine(bucket, machine, monkeypatch):
+    monkeypatch.setattr(remote, "EVERY", 0.01)
+    Bucket().pipe_file("/bucket/runs/mine/train.jsonl", b"1\n")
+    folder = remote.fetch(URL)
+    with remote.followed(folder):
+        Bucket().pipe_file("/bucket/runs/mine/train.jsonl", b"1\n2\n")
+        until = time.monotonic() + 20
+        while (folder / "train.jsonl").read_text() == "1\n" and time.monotonic() < until:
+            time.sleep(0.01)
+    assert (folder / "train.jsonl").read_text() == "1\n2\n"
+    assert not Bucket.written
+
+
+@pytest.mark.parametrize(("scheme", "remedy"), [("gs", r'pip install "exit_jax\[gs\]"'), ("s3", "pip install s3fs")])
+def test_a_package_that_is_missing_is_named(scheme, remedy, monkeypatch):
+    def missing(url):
+        raise ImportError("there is no such module")
+
+    monkeypatch.setattr(fsspec, "url_to_fs", missing)
+    with pytest.raises(ConfigError, match=f"{scheme}://bucket/x: there is no such module; {remedy}"):
+        remote.fetch(f"{scheme}://bucket/x")
+
+
+def test_a_killed_run_goes_on_elsewhere_to_the_same_result(machine, monkeypatch, tmp_path):
+    """Its checkpoints by orbax, its rows by copies; of a folder that is reached by a URL, since orbax writes to no memory."""
+    changes = {"warm_start.num_steps": 5, "eval.steps": (0, 2), "eval.samples_per_task": 1}
+    make = lambda **more: smoke(changes=changes, num_iterations=20, checkpoint_every=10, trackers=(), **more)
+    plain = run.train(make(), tmp_path / "plain")
+
+    url, warm = f"file://{tmp_path}/bucket/run", f"file://{tmp_path}/bucket/warm"
+    config, write = make(warm_start_dir=warm), MetricsWriter.write
+
+    def die(self, step, *args):
+        if step == 16:
+            raise RuntimeError("killed")
+        return write(self, step, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsWriter, "write", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            run.train(config, url)
+    there = tmp_path / "bucket" / "run"
+    assert trained_iterations(there) == 10
+    (there / "train.jsonl").write_text("".join((there / "train.jsonl").read_text().splitlines(keepends=True)[:10]))
+
+    machine("second")  # the rows after the checkpoint never came: a killed process copies nothing
+    assert run.train(config, url) == plain
+    print_report(url, [url])
+    folder = remote.local_folder(url)
+    assert folder.is_relative_to(tmp_path / "second")
+    assert trained_iterations(folder) == trained_iterations(there) == 20
+    assert not (folder / "checkpoints").exists()
+    assert (there / "report" / "report.md").read_text().count("| exit |")
+    assert len(list((tmp_path / "bucket" / "warm").glob("*/checkpoints/5"))) == 1
+    assert not list(there.rglob("*.tmp")) + list(there.rglob("*.lock"))
+    untimed = lambda at: [{k: v for k, v in row.items() if "time/" not in k} for row in read_jsonl(at / "train.jsonl")]
+    assert untimed(there) == untimed(tmp_path / "plain")
+    assert_same(train.restore_params(config, folder), train.restore_params(config, tmp_path / "plain"))
+
+    machine("third")
+    (there / "chains.jsonl").unlink()
+    assert run.evaluate(config, url) == plain
+    assert json.loads((there / "evaluation.json").read_text()) == plain
+    assert (there / "chains.jsonl").read_text() == (tmp_path / "plain" / "chains.jsonl").read_text()
+    with pytest.raises(ConfigError, match=f"file://{tmp_path}/bucket/none holds no run"):
+        run.evaluate(config, f"file://{tmp_path}/bucket/none")
