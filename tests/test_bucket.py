@@ -39,37 +39,37 @@ def environment(tmp_path):
     server.stop()
 
 
-def start(environment, workdir, mode="train"):
+def start(environment, workdir, log, mode="train"):
     flags = [f"--config.run.{flag}" for flag in FLAGS]
     command = [sys.executable, "-m", "exit_jax.main", "--config", "tests/tiny_sudoku.py", "--workdir", str(workdir)]
-    return subprocess.Popen(
-        [*command, "--mode", mode, *flags], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    return subprocess.Popen(  # to a file: a pipe that no one reads would stop it
+        [*command, "--mode", mode, *flags], env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT
     )
 
 
-def finish(process):
-    said, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, said
-    return said
+def finish(environment, workdir, log, mode="train"):
+    process = start(environment, workdir, log, mode)
+    assert process.wait(timeout=500) == 0, log.read_text()
+    return log.read_text()
 
 
 def test_a_run_that_was_killed_goes_on_from_the_bucket(environment, tmp_path):
     plain = tmp_path / "plain"
-    finish(start(environment("none"), plain))
+    log = tmp_path / "log"
+    finish(environment("none"), plain, log)
 
     local = tmp_path / "first" / "exit_jax" / "workdirs" / "gs" / "bucket" / "runs" / "mine"
-    process = start(environment("first"), URL)
+    process = start(environment("first"), URL, log)
     until = time.monotonic() + 400
     while len(read_jsonl(local / "train.jsonl")) < 10 and time.monotonic() < until and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL, log.read_text()
 
-    said = finish(start(environment("second"), URL))
+    said = finish(environment("second"), URL, log)
     assert "train 20/20" in said
     resumed = tmp_path / "second" / local.relative_to(tmp_path / "first")
-    report = finish(start(environment("third"), URL, "report"))
+    report = finish(environment("third"), URL, log, "report")
     third = tmp_path / "third" / local.relative_to(tmp_path / "first")
     assert f"report: {third}/report/report.md" in report
     for folder in (resumed, third):

@@ -229,6 +229,9 @@ def _open(url: str) -> tuple[Any, str]:
     """Return the file system of a URL, which has forgotten what it listed before, and the path in it."""
     import fsspec
 
+    logging.getLogger("gcsfs").setLevel(
+        logging.ERROR
+    )  # a line for each file, where it may not read of which type a bucket is
     try:
         files, top = fsspec.url_to_fs(url, **({"auto_mkdir": True} if url.startswith("file:") else {}))
     except ImportError as error:
