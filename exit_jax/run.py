@@ -76,6 +76,7 @@ def train(config: ConfigDict | Config, workdir: str | os.PathLike | None = None)
         open_workdir(folder, config)
         inputs.check(config, folder, holds_run(folder), "--workdir")
         check_tasks(config, folder, {"train", *config.eval.splits})
+        remote.store(folder)  # config.json: where nothing can be written, that is told before anything computes
         _remember(config)
         old, trained = folder / "evaluation.json", trained_iterations(folder)
         if hosts.is_lead() and old.exists() and trained < config.run.num_iterations:
@@ -296,6 +297,7 @@ def _reopen(config: Config, workdir: str | os.PathLike | None) -> Iterator[pathl
             raise ConfigError(f"{name} holds no run; train first, or name the right --workdir")
         open_workdir(folder, config)
         inputs.check(config, folder, holds_run(folder), "--workdir")
+        remote.store(folder)  # as in train
         yield folder
 
 

@@ -3,12 +3,14 @@
 import json
 import logging
 import pathlib
+import shutil
 import threading
 import time
 
 import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from test_train import assert_same, smoke
 
 from exit_jax import run
@@ -74,7 +76,18 @@ def test_a_url_has_a_folder_and_a_folder_says_its_url(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["az://b/x", "gs://", "gs:///", "gs://b/../x", pathlib.Path("gs://b/x"), "https://b/x"]
+    "name",
+    [
+        *("az://b/x", "gs://", "gs:///", "gs://b/../x", pathlib.Path("gs://b/x"), "https://b/x"),
+        *(
+            "gs://bucket",
+            "s3://bucket/",
+            "gs://b/run#1",
+            "s3://b/run?1",
+            "file://runs/x",
+            "file://~/x",
+        ),  # of the last two, / or the home may be meant
+    ],
 )
 def test_what_is_no_place_for_a_run_is_refused(name):
     with pytest.raises(ConfigError, match=r"is no place for a run; give a folder, or as a text gs://bucket/folder"):
@@ -144,7 +157,9 @@ def test_long_work_is_copied_while_it_goes_on_and_a_fault_is_told_once(bucket, m
             time.sleep(0.01)
         assert bucket() == {"runs/mine/train.jsonl": "row\n"}
     said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
-    assert said == [f"{URL} cannot be written: no such host\nlog in to it, or mend it; the same command then goes on"]
+    assert said == [
+        f"{URL} cannot be written: no such host\ncheck its name, log in to it, or mend it; the same command then goes on"
+    ]
 
     away.set()
     with pytest.raises(ConfigError, match=f"{URL} cannot be written: no such host"), remote.opened(URL) as folder:
@@ -172,6 +187,100 @@ def test_what_a_command_of_this_machine_works_in_is_not_replaced(bucket, caplog)
     with remote.opened(URL):
         assert time.monotonic() - began > 1
     assert f"waiting for another process, which works in {URL}" in caplog.text
+
+
+def test_a_cache_that_is_cleared_under_a_command_costs_nothing_that_is_at_the_url(bucket):
+    Bucket().pipe_file("/bucket/runs/mine/train.jsonl", b"row\n")
+
+    def work():
+        with remote.opened(URL) as folder:
+            shutil.rmtree(folder.parents[3])
+            (folder / "warm_start").mkdir(parents=True)  # as a run that goes on may make anew
+            with pytest.raises(ConfigError, match="was removed while a command worked in it"):
+                remote.store(folder / "warm_start")
+
+    with pytest.raises(ConfigError, match=f"{URL} was left as it is"):
+        work()
+    assert bucket() == {"runs/mine/train.jsonl": "row\n"}
+    with remote.opened(URL) as folder:
+        assert (folder / "train.jsonl").read_text() == "row\n"
+
+
+def test_folders_that_a_bucket_holds_as_empty_objects_are_no_files(bucket):
+    for name in ("", "answers/"):
+        Bucket.store[f"/bucket/runs/mine/{name}"] = MemoryFile(None, None, b"")
+    Bucket().pipe_file("/bucket/runs/mine/answers/a.jsonl", b"1\n")
+    with remote.opened(URL) as folder:
+        assert (folder / "answers" / "a.jsonl").read_text() == "1\n"
+
+
+def test_locks_that_were_copied_to_the_url_by_hand_stay_there(bucket):
+    for name in ("workdir.lock", "checkpoints.lock", "a.json.1.tmp"):
+        Bucket().pipe_file(f"/bucket/runs/mine/{name}", b"")
+    with remote.opened(URL) as folder, (folder / remote.LOCK).open("w") as another:
+        assert not try_lock(another)
+        assert [path.name for path in folder.iterdir()] == [remote.LOCK]
+    assert len(bucket()) == 3
+
+
+def test_what_is_below_an_open_workdir_is_open_and_what_is_above_is_refused(bucket):
+    with remote.opened(URL) as folder:
+        with remote.opened(URL + "/warm") as inner:
+            assert inner == folder / "warm"
+            inner.mkdir()
+            (inner / "warm_start.jsonl").write_text("row\n")
+        with pytest.raises(ConfigError, match=f"gs://bucket/runs holds {URL}, in which this command works"):
+            remote.opened("gs://bucket/runs").__enter__()
+    assert bucket() == {"runs/mine/warm/warm_start.jsonl": "row\n"}
+    with remote.opened("gs://bucket/runs"):
+        pass
+
+
+@pytest.mark.parametrize("verb", ["written", "read"])
+def test_a_full_disk_leaves_no_half_of_a_file(verb, tmp_path, monkeypatch):
+    there, url = tmp_path / "mount" / "run", f"file://{tmp_path}/mount/run"
+    there.mkdir(parents=True)
+    (there / "train.jsonl").write_text("row\n")
+    copy = LocalFileSystem.cp_file
+
+    def fill(self, source, target, **kwargs):
+        copy(self, source, target, **kwargs)
+        with open(target, "r+") as file:
+            file.truncate(2)
+        raise OSError(28, "No space left on device")
+
+    def work():
+        with monkeypatch.context() as patched:
+            if verb == "read":
+                patched.setattr(LocalFileSystem, "cp_file", fill)
+            with remote.opened(url) as folder:
+                (folder / "train.jsonl").write_text("row\nanother\n")
+                patched.setattr(LocalFileSystem, "cp_file", fill)
+
+    with pytest.raises(ConfigError, match=f"{url} cannot be {verb}: .*No space left"):
+        work()
+    assert [path.name for path in there.iterdir()] == ["train.jsonl"]
+    assert (there / "train.jsonl").read_text() == "row\n"
+    assert not list(remote.local_folder(url).rglob("*.tmp"))
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"which stands for gs://bucket/x: Not a directory; set .* XDG_CACHE_HOME"):
+        remote.fetch("gs://bucket/x")
+
+
+def test_a_url_that_cannot_be_written_is_told_before_anything_computes(bucket, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise PermissionError("no right to create objects")
+
+    monkeypatch.setattr(Bucket, "put_file", refuse)
+    begun = []
+    monkeypatch.setattr(train, "train", lambda *args: begun.append(args))
+    with pytest.raises(ConfigError, match=f"{URL} cannot be written: no right to create objects"):
+        run.train(smoke(num_iterations=5), URL)
+    assert not begun
 
 
 def test_a_page_follows_a_run_of_another_machine(bucket, machine, monkeypatch):

@@ -28,10 +28,12 @@ SCHEMES = ("gs", "s3", "file")  # those that orbax writes to; the last for mount
 INSTALL = {"gs": 'pip install "exit_jax[gs]"', "s3": "pip install s3fs"}
 CHECKPOINTS = "checkpoints"  # folders that orbax alone reads and writes
 LOCK = "workdir.lock"
+LEFT_OUT = (".tmp", ".lock")  # ends of names of what means nothing to another command
 EVERY = 30.0
 STAMPS = ("size", "mtime", "updated", "LastModified", "ETag", "created")  # what file systems say of a file's version
 
 _copying = threading.Lock()
+_working: set[pathlib.Path] = set()  # folders that this process has opened
 _stored: dict[pathlib.Path, tuple[int, int]] = {}  # file -> its size and time in ns when it was the same as at the URL
 _fetched: dict[pathlib.Path, list[str]] = {}  # file -> STAMPS of what is at the URL then
 
@@ -40,16 +42,20 @@ def local_folder(name: str | os.PathLike) -> pathlib.Path:
     """Return the folder of this machine that is a workdir, or stands for it, absolute; no file is looked at.
 
     Raises:
-      ConfigError: for a URL that no run can be written to.
+      ConfigError: for a URL that no run can be written to, as a whole bucket.
     """
     text = os.fspath(name)
     scheme, colon, rest = text.partition("://")
     if not colon and not re.match(r"\w+:/", text):
         return pathlib.Path(name).expanduser().absolute()
-    if scheme not in SCHEMES or not rest.strip("/") or ".." in rest.split("/"):
+    if scheme == "file":
+        fine = rest.startswith("/")
+    else:  # of a bucket alone all would be fetched, and # and ? end the names of its objects
+        fine = scheme in SCHEMES and "/" in rest.strip("/") and not set("#?") & set(rest)
+    if not fine or not rest.strip("/") or ".." in rest.split("/"):
         raise ConfigError(
-            f"{text!r} is no place for a run; give a folder, or as a text gs://bucket/folder, s3://bucket/folder or "
-            "file:///folder"
+            f"{text!r} is no place for a run; give a folder, or as a text gs://bucket/folder, s3://bucket/folder (without # "
+            "and ?) or file:///folder"
         )
     return _root() / scheme / rest.strip("/")
 
@@ -79,12 +85,14 @@ def opened(name: str | os.PathLike) -> Iterator[pathlib.Path]:
     It yields ``local_folder``, which holds what is at the URL.
 
     Raises:
-      ConfigError: as ``local_folder``; if the URL cannot be read, or not be written.
+      ConfigError: as ``local_folder``; if the URL cannot be read, or not be written; if it holds a workdir that is open.
     """
     folder = local_folder(name)
-    if "://" not in os.fspath(name):
-        yield folder
+    if "://" not in os.fspath(name) or any(folder.is_relative_to(outer) for outer in _working):
+        yield folder  # below a workdir that is open, as a warm start may be, files are copied with that one's
         return
+    if inner := [str(_url(path)) for path in _working if path.is_relative_to(folder)]:
+        raise ConfigError(f"{name} holds {inner[0]}, in which this command works; name a folder beside it, or in it")
     with contextlib.ExitStack() as held:
         told = False
         while not _agree(_lock(folder, held)):
@@ -95,6 +103,8 @@ def opened(name: str | os.PathLike) -> Iterator[pathlib.Path]:
         _fetch(folder)
         _agree(True)  # before the lead changes any, processes of its machine may still be fetching
         held.enter_context(_storing(folder))
+        _working.add(folder)
+        held.callback(_working.remove, folder)
         yield folder
 
 
@@ -130,7 +140,7 @@ def store(folder: pathlib.Path) -> None:
     """Copy what has changed in a folder that stands for a URL, or is below one, to there; of several processes the lead does.
 
     Raises:
-      ConfigError: if it cannot be written.
+      ConfigError: if it cannot be written, or the folder was removed, of which nothing is to be learnt.
     """
     url = _url(folder)
     if url is None or not _is_lead():
@@ -138,9 +148,14 @@ def store(folder: pathlib.Path) -> None:
     with _copying, _explain(url, "written"):
         files, top = _open(url)
         found = {file: _state(file) for file in _files(folder)}
+        if not any((parent / LOCK).exists() for parent in (folder, *folder.parents)):  # after files were looked for
+            raise ConfigError(
+                f"{folder}, which stands for {url}, was removed while a command worked in it, as by clearing a cache; {url} "
+                "was left as it is, and the same command goes on from there"
+            )
         for file, state in found.items():
             if state is not None and _stored.get(file) != state:
-                files.put_file(str(file), f"{top}/{file.relative_to(folder)}")
+                _put(files, file, f"{top}/{file.relative_to(folder)}", url)
                 _stored[file] = state  # of before: what is written meanwhile is copied the next time
                 _fetched[file] = _stamps(files.info(f"{top}/{file.relative_to(folder)}"))
         for file in [file for file in _stored if file.is_relative_to(folder) and file not in found]:
@@ -194,7 +209,14 @@ def _fetch(folder: pathlib.Path) -> None:
     with _copying, _explain(url, "read"):
         files, top = _open(url)
         held = {name[len(top) + 1 :]: about for name, about in files.find(top, detail=True).items()}
-        held = {name: about for name, about in held.items() if CHECKPOINTS not in name.split("/")[:-1]}
+        held = {
+            name: about
+            for name, about in held.items()
+            # some folders of a bucket are empty objects, as those that its web page makes
+            if name.rstrip("/") == name != ""
+            and CHECKPOINTS not in name.split("/")[:-1]
+            and not name.endswith(LEFT_OUT)
+        }
         for file in [file for file in _files(folder) if str(file.relative_to(folder)) not in held]:
             file.unlink(missing_ok=True)  # another process of this machine may have done it
             _stored.pop(file, None)
@@ -204,11 +226,27 @@ def _fetch(folder: pathlib.Path) -> None:
                 continue
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-            files.get_file(f"{top}/{name}", str(partial))
-            os.replace(partial, file)
+            try:
+                files.get_file(f"{top}/{name}", str(partial))
+                os.replace(partial, file)
+            finally:
+                partial.unlink(missing_ok=True)  # where the disk is full
             _fetched[file] = stamps
             if (state := _state(file)) is not None:
                 _stored[file] = state
+
+
+def _put(files: Any, file: pathlib.Path, path: str, url: str) -> None:
+    """Copy a file to a path of a URL's file system, all of it or nothing: object stores do so, mounts by another name first."""
+    if not url.startswith("file:"):
+        files.put_file(str(file), path)
+        return
+    partial = pathlib.Path(f"{path}.tmp")  # one name, so that what a killed process left is replaced
+    try:
+        files.put_file(str(file), str(partial))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # where the disk is full
 
 
 def _root() -> pathlib.Path:
@@ -229,9 +267,8 @@ def _open(url: str) -> tuple[Any, str]:
     """Return the file system of a URL, which has forgotten what it listed before, and the path in it."""
     import fsspec
 
-    logging.getLogger("gcsfs").setLevel(
-        logging.ERROR
-    )  # a line for each file, where it may not read of which type a bucket is
+    # a line for each file, where it may not read of which type a bucket is
+    logging.getLogger("gcsfs").setLevel(logging.ERROR)
     try:
         files, top = fsspec.url_to_fs(url, **({"auto_mkdir": True} if url.startswith("file:") else {}))
     except ImportError as error:
@@ -244,7 +281,7 @@ def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield the files below a folder that are copied."""
     for at, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name != CHECKPOINTS]
-        yield from (pathlib.Path(at, name) for name in names if not name.endswith((".tmp", ".lock")))
+        yield from (pathlib.Path(at, name) for name in names if not name.endswith(LEFT_OUT))
 
 
 def _stamps(about: Mapping[str, Any]) -> list[str]:
@@ -263,13 +300,19 @@ def _lock(folder: pathlib.Path, held: contextlib.ExitStack) -> bool:
     """Try to lock a folder until ``held`` is closed; not if another process has it, or one above or below it."""
     if not _is_lead():
         return True
-    folder.mkdir(parents=True, exist_ok=True)
     above = [parent / LOCK for parent in folder.parents if parent.is_relative_to(_root())]
-    with contextlib.ExitStack() as others:
-        for path in (*above, *folder.rglob(LOCK)):
-            if path.exists() and not try_lock(others.enter_context(path.open("w"))):
-                return False
-    return try_lock(held.enter_context((folder / LOCK).open("w")))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as others:
+            for path in (*above, *folder.rglob(LOCK)):
+                if path.exists() and not try_lock(others.enter_context(path.open("w"))):
+                    return False
+        return try_lock(held.enter_context((folder / LOCK).open("w")))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {folder}, which stands for {_url(folder)}: {error.strerror}; set the environment variable "
+            "XDG_CACHE_HOME to a folder that can be written"
+        ) from error
 
 
 def _is_lead() -> bool:
@@ -288,8 +331,10 @@ def _explain(url: str, what: str) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except Exception as error:  # each file system has its own
+    except Exception as error:  # each file system has its own; some say of what is not there its name alone
+        said = f"there is no {error}" if type(error) is FileNotFoundError and not error.errno else str(error)
+        said = said or type(error).__name__
         raise ConfigError(
-            f"{url} cannot be {what}: {str(error) or type(error).__name__:.300}\n"
-            "log in to it, or mend it; the same command then goes on"
+            f"{url} cannot be {what}: {said:.300}\n"
+            "check its name, log in to it, or mend it; the same command then goes on"
         ) from error
