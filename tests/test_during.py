@@ -149,6 +149,29 @@ def test_a_run_that_was_killed_keeps_the_same_best(died, monkeypatch, tmp_path):
     assert [row[BEST] for row in read_jsonl(tmp_path / "train.jsonl") if BEST in row] == values
 
 
+def test_a_best_that_a_killed_run_kept_later_gives_way_to_an_earlier_one(monkeypatch, tmp_path):
+    """As where ``keep_best`` names another figure then, or a verifier that was away is back."""
+    config = config_of(
+        {"warm_start.num_steps": 0}, eval_every=5, checkpoint_every=20, num_iterations=20, keep_best=BEST
+    )
+    write = MetricsWriter.write
+
+    def die(self, step, *args):
+        if step == 16:
+            raise RuntimeError("killed")
+        return write(self, step, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsWriter, "write", die)
+        scripted(monkeypatch, [0.25, None, 0.5, 0.75])
+        with pytest.raises(RuntimeError, match="killed"):
+            run.train(config, tmp_path)
+    assert trained_iterations(tmp_path / "best") == 20
+    scripted(monkeypatch, [0.25, 0.875, 0.5, 0.75])
+    run.train(config, tmp_path)
+    assert [path.name for path in (tmp_path / "best" / "checkpoints").iterdir()] == ["10"]
+
+
 def test_what_does_not_go_together_is_refused():
     with pytest.raises(ConfigError, match=r"run.keep_best = 'accuracy' is no figure .* eval/validation/accuracy@0, "):
         config_of(eval_every=5, keep_best="accuracy")

@@ -12,6 +12,7 @@ from typing import Any
 
 from exit_jax.config.schema import Config
 from exit_jax.parallel import hosts
+from exit_jax.workdir import remote
 from exit_jax.workdir.checkpoint import Checkpoints
 from exit_jax.workdir.metrics import read_jsonl
 
@@ -38,6 +39,12 @@ def keep_if_best(config: Config, workdir: pathlib.Path, step: int, carry: Any, f
                 partial = folder / f"{file.name}.tmp"
                 partial.write_bytes(file.read_bytes())
                 os.replace(partial, folder / file.name)
+        for later in remote.children(folder / "checkpoints"):
+            if (
+                later.isdigit() and int(later) > step
+            ):  # of before a kill, after which this figure or its values are others
+                (remote.place(folder / "checkpoints") / later).rmtree()
+    hosts.agree(0)  # the others list the folder once it is done
     with contextlib.closing(Checkpoints(folder / "checkpoints", keep=1)) as checkpoints:
         checkpoints.save(step, carry)
 
