@@ -296,6 +296,21 @@ def test_a_page_follows_a_run_of_another_machine(bucket, machine, monkeypatch):
     assert not Bucket.written
 
 
+def test_a_file_that_is_renamed_while_others_are_fetched_is_passed_over(bucket, monkeypatch):
+    for name in ("a", "b", "c"):
+        Bucket().pipe_file(f"/bucket/runs/mine/{name}", name.encode())
+    find = Bucket.find
+
+    def find_and_lose(self, *args, **kwargs):
+        found = find(self, *args, **kwargs)
+        Bucket.store.pop("/bucket/runs/mine/b")
+        return found
+
+    monkeypatch.setattr(Bucket, "find", find_and_lose)
+    folder = remote.fetch(URL)
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "c", remote.LOCK]
+
+
 @pytest.mark.parametrize(("scheme", "remedy"), [("gs", r'pip install "exit_jax\[gs\]"'), ("s3", "pip install s3fs")])
 def test_a_package_that_is_missing_is_named(scheme, remedy, monkeypatch):
     def missing(url):

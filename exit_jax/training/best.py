@@ -39,11 +39,9 @@ def keep_if_best(config: Config, workdir: pathlib.Path, step: int, carry: Any, f
                 partial = folder / f"{file.name}.tmp"
                 partial.write_bytes(file.read_bytes())
                 os.replace(partial, folder / file.name)
-        for later in remote.children(folder / "checkpoints"):
-            if (
-                later.isdigit() and int(later) > step
-            ):  # of before a kill, after which this figure or its values are others
-                (remote.place(folder / "checkpoints") / later).rmtree()
+        later = [name for name in remote.children(folder / "checkpoints") if name.isdigit() and int(name) > step]
+        for name in later:  # of before a kill, after which this figure or its values are others
+            (remote.place(folder / "checkpoints") / name).rmtree()
     hosts.agree(0)  # the others list the folder once it is done
     with contextlib.closing(Checkpoints(folder / "checkpoints", keep=1)) as checkpoints:
         checkpoints.save(step, carry)

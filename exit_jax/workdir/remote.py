@@ -229,6 +229,8 @@ def _fetch(folder: pathlib.Path) -> None:
             try:
                 files.get_file(f"{top}/{name}", str(partial))
                 os.replace(partial, file)
+            except FileNotFoundError:  # a run of another machine has renamed or removed it since it was listed
+                continue
             finally:
                 partial.unlink(missing_ok=True)  # where the disk is full
             _fetched[file] = stamps
