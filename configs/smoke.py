@@ -23,6 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     d.num_clues = CLUES[given["setting"]]
     d.eval_clues = d.demo_clues = CLUES["paper"]
     d.num_train, d.num_eval = 1024, 64
+    d.graded_by = "solution"
     d.max_edits = 1
     d.demo_noise = d.demo_wrong = 0.1
 

@@ -24,6 +24,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.domain.num_clues = CLUES[given["setting"]]
     c.domain.eval_clues = c.domain.demo_clues = (36, 50)
     c.domain.max_edits = 8
+    c.domain.graded_by = "solution"
+    c.domain.pencil_marks, c.domain.erase = "improve", True
+    c.domain.demo_noise = 0.05
 
     p = c.policy
     p.num_layers, p.embed_dim, p.mlp_dim = 6, 512, 1408

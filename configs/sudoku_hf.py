@@ -28,7 +28,11 @@ def get_config(arg: str = "") -> ConfigDict:
     if given["setting"] not in CLUES:
         raise ValueError(f"setting={given['setting']} is not one of {tuple(CLUES)}")
     c = default("sudoku", name=f"sudoku_hf-{given['setting']}", seed=given["seed"], checkpoint=given["checkpoint"])
-    c.domain.num_clues = CLUES[given["setting"]]
+    d = c.domain
+    d.num_clues = CLUES[given["setting"]]
+    d.graded_by = "solution"
+    d.pencil_marks, d.erase = "improve", True
+    d.demo_noise = 0.05
 
     c.policy.decode_stages = 1
     c.policy.lora.rank = given["lora"]
@@ -44,11 +48,11 @@ def get_config(arg: str = "") -> ConfigDict:
 
     a = c.algorithm
     a.num_prompts = 64
-    a.buffer_size = 1024
+    a.buffer_size = 8192
     a.diversity_embedding = "grades"
     a.zero_variance = "keep"
     a.kl_coef = 0.0
-    a.entropy_coef = 0.1
+    a.entropy_coef = 0.05
     c.optimizer.learning_rate = rate / 10
 
     c.eval.splits = ("validation", "test")
@@ -58,7 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.restart_every = 8
     c.eval.num_chains_saved = 32
 
-    c.run.num_iterations = 200
+    c.run.num_iterations = 600
     c.run.token_chunk = 0
     c.run.steps_per_call = 20
     c.run.checkpoint_every = 100

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 ROOT = pathlib.Path(__file__).parents[1]
 FIXED = {
+    "domain.graded_by": "rules",
     "domain.max_edits": 3,
     "domain.eval_clues": (4, 7),
     "domain.demo_clues": (4, 7),
