@@ -51,7 +51,10 @@ def get_config(arg: str = "") -> ConfigDict:
 
     a = c.algorithm
     a.num_prompts = 64
-    a.buffer_size = 8192
+    a.buffer_size, a.children = (
+        8192,
+        "one",
+    )  # all children of 64 groups would drop what is nearly solved, of low S, at once
     a.diversity_embedding = "grades"
     a.zero_variance = "keep"
     a.kl_coef = 0.0
@@ -70,5 +73,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.run.steps_per_call = 20
     c.run.checkpoint_every = 100
     c.run.export_dtype = "float32"
-    variants.apply(c, given["variant"])
+    variants.apply(c, given["variant"], selection_prob=0.75)
     return c

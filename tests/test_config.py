@@ -48,8 +48,8 @@ def test_every_change_of_a_variant_reaches_every_size(name):
     get_config = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"]
     fields = lambda variant: scientific(validate(get_config(f"variant={variant}"), 1)) | {"variant": "exit"}
     plain = fields("exit")
-    for change in variants.CHANGES:
-        assert fields(f"exit-{change}") != plain, change
+    own = "one" if name == "sudoku" else "all"  # the children that the config itself takes
+    assert [change for change in variants.CHANGES if fields(f"exit-{change}") == plain] == [own]
     assert fields("exit-fresh")["algorithm.buffer_size"] == plain["algorithm.buffer_size"] // 4
 
 

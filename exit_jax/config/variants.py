@@ -15,18 +15,22 @@ CHANGES: Mapping[str, Callable[[ml_collections.ConfigDict], Mapping[str, Any]]] 
     "shallow": lambda c: {"algorithm.max_depth": 4},
     "best": lambda c: {"algorithm.children": "best"},
     "one": lambda c: {"algorithm.children": "one"},
+    "all": lambda c: {"algorithm.children": "all"},
     "improved": lambda c: {"algorithm.children": "improved"},
     "fresh": lambda c: {"algorithm.buffer_size": c.algorithm.buffer_size // 4},
     "late": lambda c: {"algorithm.min_buffer_size": c.algorithm.buffer_size},
     "seldom": lambda c: {"algorithm.selection_prob": 0.25},
-    "often": lambda c: {"algorithm.selection_prob": 0.75},
+    "often": lambda c: {"algorithm.selection_prob": 0.9},
     "gain": lambda c: {"algorithm.reward": "improve_or_keep", "algorithm.learnability_of": "reward"},
     "blind": lambda c: {"domain.feedback": False},
 }
 
 
-def apply(c: ml_collections.ConfigDict, variant: str) -> None:
+def apply(c: ml_collections.ConfigDict, variant: str, **drawing: Any) -> None:
     """Set a variant's fields: grpo, curriculum, improve, diverge or exit, or one of them with a change, as in exit-uniform.
+
+    Args:
+      drawing: fields of ``algorithm`` that a config has for all variants that draw from the buffer, all but grpo.
 
     Raises:
       ValueError: for another name, or a change of a field that the domain does not have.
@@ -37,7 +41,7 @@ def apply(c: ml_collections.ConfigDict, variant: str) -> None:
             f"variant={variant} is not one of {tuple(VARIANTS)}, or one of them, a hyphen and one of {tuple(CHANGES)}"
         )
     c.variant = variant
-    c.algorithm.update(VARIANTS[base])
+    c.algorithm.update(VARIANTS[base] | (drawing if base != "grpo" else {}))
     if change:
         try:
             c.update_from_flattened_dict(CHANGES[change](c))
