@@ -1,82 +1,86 @@
-"""Draws docs/accuracy_by_k.png from the tables of docs/results.md, so that picture and tables show the same figures.
+"""Draws docs/accuracy_by_k.png from the rows of the sudoku's study, and prints the tables of docs/results.md.
 
     python docs/draw_accuracy.py
 
-The picture carries a hash of the figures, by which a test tells a picture of an older table.
+The picture carries a hash of its figures, by which a test tells a picture of older rows.
 """
 
 import hashlib
 import json
 import pathlib
-import re
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from exit_jax.report.plots import STEP, STYLE, WIDTH, style
+from exit_jax import study
+from exit_jax.report.plots import STEP, STYLE, WIDTH, draw_mean, style
 
 DOCS = pathlib.Path(__file__).parent
-SETTINGS = {"paper": {}, "control": {"markerfacecolor": "none"}}
-NAMES = {"grpo": "GRPO", "improve": "ExIt, improve", "exit": "ExIt"}  # variant -> its row of the table by k
-VARIANTS = ("base", "grpo", "curriculum", "improve", "diverge", "exit")
+SETTINGS = {"paper": "training puzzles with 4-7 clues", "control": "with 4-14 clues"}
+NAMES = {
+    "base": "warm start",
+    "grpo": "GRPO",
+    "improve": "ExIt, improve",
+    "diverge": "ExIt, diverge",
+    "exit": "full ExIt",
+}
+Results = dict[str, dict[int, dict]]  # variant -> seed -> what evaluation.json holds
 
 
-def tables(text: str) -> list[list[list[str]]]:
-    """Return the Markdown tables of a text as rows of cells, without the rules below their headers."""
-    blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    rows = lambda block: [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
-    return [[row for row in rows(block) if set(row[0]) != {"-"}] for block in blocks]
+def read_all() -> dict[str, Results]:
+    """Return the evaluations of each setting that has rows."""
+    files = {setting: DOCS / "studies" / f"sudoku_{setting}.jsonl" for setting in SETTINGS}
+    return {setting: read(file) for setting, file in files.items() if file.exists()}
 
 
-def read(text: str) -> dict:
-    """Return the figures of a text like docs/results.md, in %.
-
-    "last": setting -> variant -> mean and standard deviation at k = 16 over the seeds; "k"; "by_k": variant -> its means there.
-    """
-    found: dict = {"last": {}}
-    for setting in SETTINGS:
-        table = tables(text[text.index(f"**{setting}**") :])[0]
-        column = table[0].index("last")
-        cells = {row[0]: row[column].split(" ± ") for row in table[1:]}
-        found["last"][setting] = {name: [round(100 * float(value), 3) for value in cells[name]] for name in VARIANTS}
-    header, *rows = tables(text[text.index("### Past the training depth") :])[0]
-    found["k"] = [int(k) for k in header[1:]]
-    values = {row[0]: [round(100 * float(cell.split()[0]), 3) for cell in row[1:]] for row in rows}
-    found["by_k"] = {name: values[row] for name, row in NAMES.items()}
-    return found
+def read(file: pathlib.Path) -> Results:
+    """Return the evaluations of a study's rows; variants in the order of the ablations, the base policy first."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    found = {row["variant"] for row in rows}
+    variants = [name for name in (study.BASE, *study.VARIANTS) if name in found]
+    by_seed = {name: {row["seed"]: row["evaluation"] for row in rows if row["variant"] == name} for name in variants}
+    return {name: dict(sorted(seeds.items())) for name, seeds in by_seed.items()}
 
 
-def digest(figures: dict) -> str:
-    """Return a hash of the figures."""
-    return hashlib.sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()
+def curves(results: Results) -> tuple[list[int], dict[str, np.ndarray]]:
+    """Return the k, and the accuracies in % [seeds, k] of the variants that have a name, on test."""
+    split = next(iter(results[study.BASE].values()))["splits"]["test"]
+    accuracy = lambda seeds: [found["splits"]["test"]["scaffolds"]["chain"]["accuracy"] for found in seeds.values()]
+    return split["k"], {name: 100 * np.array(accuracy(seeds)) for name, seeds in results.items() if name in NAMES}
 
 
-def draw(figures: dict) -> Figure:
-    """Draw the accuracy of all variants at k = 16, and of three of them by k."""
+def draw(by_setting: dict[str, Results]) -> Figure:
+    """Draw accuracy by self-improvement step, a panel for each setting."""
     fig = Figure(figsize=(WIDTH, 2.6), layout="constrained")
-    left, right = fig.subplots(1, 2, sharey=True)
-    for offset, (setting, fill) in zip((-0.12, 0.12), SETTINGS.items()):
-        for i, name in enumerate(VARIANTS):
-            mean, spread = figures["last"][setting][name]
-            left.errorbar(i + offset, mean, spread, capsize=2, elinewidth=0.8, linestyle="none", **style(i), **fill)
-        left.plot([], [], "o", color="black", label=setting, **fill)
-    left.set_xticks(range(len(VARIANTS)), VARIANTS)
-    left.set(title="k = 16, both settings", ylabel="accuracy (%)", ylim=(0, None))
-    left.legend(loc="lower right", title="setting")
-    places = range(len(figures["k"]))
-    for name, values in figures["by_k"].items():
-        right.plot(places, values, label=NAMES[name], **style(VARIANTS.index(name)))
-    right.set_xticks(places, [str(k) for k in figures["k"]])
-    right.set(title="past the training depth, setting paper", xlabel=STEP)
-    right.legend(loc="lower right")
+    for ax, (setting, results) in zip(
+        fig.subplots(1, len(by_setting), sharey=True, squeeze=False)[0], by_setting.items()
+    ):
+        k, lines = curves(results)
+        for i, (name, values) in enumerate(lines.items()):
+            draw_mean(ax, range(len(k)), values, label=NAMES[name], **style(i))
+        ax.set_xticks(range(len(k)), [str(step) for step in k])
+        ax.set(title=f"{setting}: {SETTINGS[setting]}", xlabel=STEP, ylim=(0, 100))
+    fig.axes[0].set_ylabel("held-out puzzles solved (%)")
+    fig.axes[0].legend(loc="upper left")
     return fig
 
 
+def digest(by_setting: dict[str, Results]) -> str:
+    """Return a hash of what is drawn."""
+    figures = [
+        {name: values.tolist() for name, values in curves(results)[1].items()} for results in by_setting.values()
+    ]
+    return hashlib.sha256(json.dumps(figures).encode()).hexdigest()
+
+
 def main() -> None:
-    """Draw the picture of the tables as they are."""
-    figures = read((DOCS / "results.md").read_text())
+    """Draw the picture of the rows as they are, and print their tables."""
+    by_setting = read_all()
     with rc_context(STYLE):
-        draw(figures).savefig(DOCS / "accuracy_by_k.png", metadata={"Source": digest(figures)})
+        draw(by_setting).savefig(DOCS / "accuracy_by_k.png", metadata={"Source": digest(by_setting)})
+    for setting, results in by_setting.items():
+        print(f"# {setting}\n\n{study.markdown(study.over_seeds(results))}")
 
 
 if __name__ == "__main__":

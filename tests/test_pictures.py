@@ -1,10 +1,14 @@
-"""The pictures of the documentation show the figures that it tabulates."""
+"""The pictures and tables of the documentation show the figures of the studies' rows."""
 
 import importlib.util
+import json
 import pathlib
 
+import numpy as np
 import pytest
 from PIL import Image
+
+from exit_jax import study
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
@@ -20,25 +24,40 @@ def drawing():
     return module
 
 
-def test_the_accuracies_are_those_of_the_tables(drawing):
-    text = (DOCS / "results.md").read_text()
-    left, right = drawing.draw(drawing.read(text)).axes
-    for setting, bars in (("paper", left.containers[:6]), ("control", left.containers[6:])):
-        below = text[text.index(f"**{setting}**") :]
-        for variant, bar in zip(("base", "grpo", "curriculum", "improve", "diverge", "exit"), bars, strict=True):
-            points, _, (spread,) = bar.lines
-            (low, high) = spread.get_segments()[0][:, 1]
-            mean, deviation = points.get_ydata()[0] / 100, (high - low) / 200
-            first = next(line for line in below.splitlines() if line.startswith(f"| {variant} |"))
-            assert first.startswith(f"| {variant} | {mean:.3f} ± {deviation:.3f} |".replace(" 0.", " ."))
-    for line in right.get_lines():
-        cells = [f"{value / 100:.2f}".lstrip("0") for value in line.get_ydata()]
-        row = next(row for row in text.splitlines() if row.startswith(f"| {line.get_label()} | .2"))
-        assert [cell.split()[0] for cell in row.split("|")[2:-1]] == cells
+@pytest.fixture(scope="module")
+def studies(drawing):
+    return drawing.read_all()
 
 
-def test_the_picture_is_of_the_tables_as_they_are(drawing):
-    figures = drawing.read((DOCS / "results.md").read_text())
-    assert Image.open(DOCS / "accuracy_by_k.png").info["Source"] == drawing.digest(figures), (
+def test_the_lines_are_means_over_the_rows(drawing, studies):
+    figure = drawing.draw(studies)
+    for setting, ax in zip(studies, figure.axes, strict=True):
+        rows = [json.loads(line) for line in (DOCS / "studies" / f"sudoku_{setting}.jsonl").read_text().splitlines()]
+        assert len(ax.get_lines()) == len({row["variant"] for row in rows} & drawing.NAMES.keys())
+        for line in ax.get_lines():
+            (variant,) = (name for name, label in drawing.NAMES.items() if label == line.get_label())
+            chains = [
+                row["evaluation"]["splits"]["test"]["scaffolds"]["chain"] for row in rows if row["variant"] == variant
+            ]
+            np.testing.assert_allclose(line.get_ydata(), 100 * np.mean([chain["accuracy"] for chain in chains], 0))
+
+
+def test_each_variant_has_the_same_seeds(studies):
+    for results in studies.values():
+        assert len({tuple(seeds) for seeds in results.values()}) == 1
+
+
+def test_the_picture_is_of_the_rows_as_they_are(drawing, studies):
+    assert Image.open(DOCS / "accuracy_by_k.png").info["Source"] == drawing.digest(studies), (
         "python docs/draw_accuracy.py"
     )
+
+
+def test_the_tables_are_those_of_the_rows(studies):
+    text = (DOCS / "results.md").read_text()
+    for setting, results in studies.items():
+        below = text[text.index(f"**{setting}**") :]
+        rows = [line for line in study.markdown(study.over_seeds(results)).splitlines() if line.startswith("|")]
+        assert len(rows) > 3 * len(results)
+        for row in rows:
+            assert row in below, f"the row {row!r} is not below **{setting}**; python docs/draw_accuracy.py prints them"
