@@ -25,13 +25,15 @@ NAMES = {
     "diverge": "ExIt, diverge",
     "exit": "full ExIt",
 }
+MIN_SEEDS = 5
 Results = dict[str, dict[int, dict]]  # variant -> seed -> what evaluation.json holds
 
 
 def read_all() -> dict[str, Results]:
-    """Return the evaluations of each setting that has rows."""
+    """Return the evaluations of each setting whose study has come far enough to be shown."""
     files = {setting: DOCS / "studies" / f"sudoku_{setting}.jsonl" for setting in SETTINGS}
-    return {setting: read(file) for setting, file in files.items() if file.exists()}
+    found = {setting: read(file) for setting, file in files.items() if file.exists()}
+    return {setting: results for setting, results in found.items() if min(map(len, results.values())) >= MIN_SEEDS}
 
 
 def read(file: pathlib.Path) -> Results:
