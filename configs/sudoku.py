@@ -3,8 +3,8 @@
     python -m exit_jax.main --config configs/sudoku.py
     python -m exit_jax.main --config configs/sudoku.py:variant=grpo,seed=1,setting=control
 
-A digit earns if it is the solution's, and costs twice that if it is not. A prompt that shows a grid to improve shows what a
-player would note beside it, too: the digits that fit each blank by the rules, and own digits that clash.
+A digit earns if it is the solution's, and costs what two of them earn if it is not. A prompt that shows a grid to improve
+shows what a player would note beside it, too: the digits that fit each blank by the rules, and own digits that clash.
 
 Arguments:
   variant: grpo | curriculum | improve | diverge | exit, the ablations of the paper (ExIt §5), or any of
@@ -51,10 +51,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     a = c.algorithm
     a.num_prompts = 64
-    a.buffer_size, a.children = (
-        8192,
-        "one",
-    )  # all children of 64 groups would drop what is nearly solved, of low S, at once
+    # all children of 64 groups would at once drop what is nearly solved, whose S is low
+    a.buffer_size, a.children = 8192, "one"
     a.diversity_embedding = "grades"
     a.zero_variance = "keep"
     a.kl_coef = 0.0

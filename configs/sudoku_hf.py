@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     a = c.algorithm
     a.num_prompts = 64
-    a.buffer_size = 8192
+    a.buffer_size, a.children = 8192, "one"
     a.diversity_embedding = "grades"
     a.zero_variance = "keep"
     a.kl_coef = 0.0
@@ -66,5 +66,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.run.token_chunk = 0
     c.run.steps_per_call = 20
     c.run.checkpoint_every = 100
-    variants.apply(c, given["variant"])
+    variants.apply(c, given["variant"], selection_prob=0.75)
     return c

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from test_train import assert_same, smoke
+from test_train import assert_same, smoke, train_and_die
 
 from exit_jax import domains, run
 from exit_jax.errors import ConfigError, GradingError
@@ -16,7 +16,7 @@ from exit_jax.evaluation.stored import fingerprint
 from exit_jax.report import runs
 from exit_jax.report.during import accuracy_by_iteration, keys_of
 from exit_jax.training import train
-from exit_jax.workdir.metrics import MetricsWriter, read_jsonl, trained_iterations
+from exit_jax.workdir.metrics import read_jsonl, trained_iterations
 
 HOSTED = {"domain.on_host": True, "algorithm.rollout_lag": 1, "run.steps_per_call": 1}
 
@@ -130,18 +130,9 @@ def test_a_run_that_was_killed_keeps_the_same_best(died, monkeypatch, tmp_path):
     config = config_of(
         {"warm_start.num_steps": 0}, eval_every=5, checkpoint_every=10, num_iterations=20, keep_best=BEST
     )
-    values, write = [0.25, 0.5, 0.75, 0.5], MetricsWriter.write
+    values = [0.25, 0.5, 0.75, 0.5]
     scripted(monkeypatch, values)
-
-    def die(self, step, *args):
-        if step + 4 == died:  # called with the first step of five
-            raise RuntimeError("killed")
-        return write(self, step, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(MetricsWriter, "write", die)
-        with pytest.raises(RuntimeError, match="killed"):
-            run.train(config, tmp_path)
+    train_and_die(config, tmp_path, monkeypatch, died - 4)  # the first of five steps
     assert trained_iterations(tmp_path / "best") == died
     scripted(monkeypatch, values[(died - 1) // 10 * 2 :])  # a checkpoint is written every 10
     run.train(config, tmp_path)
@@ -154,18 +145,8 @@ def test_a_best_that_a_killed_run_kept_later_gives_way_to_an_earlier_one(monkeyp
     config = config_of(
         {"warm_start.num_steps": 0}, eval_every=5, checkpoint_every=20, num_iterations=20, keep_best=BEST
     )
-    write = MetricsWriter.write
-
-    def die(self, step, *args):
-        if step == 16:
-            raise RuntimeError("killed")
-        return write(self, step, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(MetricsWriter, "write", die)
-        scripted(monkeypatch, [0.25, None, 0.5, 0.75])
-        with pytest.raises(RuntimeError, match="killed"):
-            run.train(config, tmp_path)
+    scripted(monkeypatch, [0.25, None, 0.5, 0.75])
+    train_and_die(config, tmp_path, monkeypatch, 16)
     assert trained_iterations(tmp_path / "best") == 20
     scripted(monkeypatch, [0.25, 0.875, 0.5, 0.75])
     run.train(config, tmp_path)

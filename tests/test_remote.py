@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
-from test_train import assert_same, smoke
+from test_train import assert_same, smoke, train_and_die
 
 from exit_jax import run
 from exit_jax.errors import ConfigError
@@ -19,7 +19,7 @@ from exit_jax.main import print_report
 from exit_jax.training import train
 from exit_jax.workdir import remote
 from exit_jax.workdir.lock import try_lock
-from exit_jax.workdir.metrics import MetricsWriter, read_jsonl, trained_iterations
+from exit_jax.workdir.metrics import read_jsonl, trained_iterations
 
 URL = "gs://bucket/runs/mine"
 
@@ -328,17 +328,8 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_result(machine, monkeypatch,
     plain = run.train(make(), tmp_path / "plain")
 
     url, warm = f"file://{tmp_path}/bucket/run", f"file://{tmp_path}/bucket/warm"
-    config, write = make(warm_start_dir=warm), MetricsWriter.write
-
-    def die(self, step, *args):
-        if step == 16:
-            raise RuntimeError("killed")
-        return write(self, step, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(MetricsWriter, "write", die)
-        with pytest.raises(RuntimeError, match="killed"):
-            run.train(config, url)
+    config = make(warm_start_dir=warm)
+    train_and_die(config, url, monkeypatch, 16)
     there = tmp_path / "bucket" / "run"
     assert trained_iterations(there) == 10
     (there / "train.jsonl").write_text("".join((there / "train.jsonl").read_text().splitlines(keepends=True)[:10]))

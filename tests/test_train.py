@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tiny_sudoku
 
-from exit_jax import domains
+from exit_jax import domains, run
 from exit_jax.algorithm.iteration import iterate, sample
 from exit_jax.config.parse import validate
 from exit_jax.config.schema import Config
@@ -63,6 +63,21 @@ def assert_same(state, other) -> None:
 
 def rows(workdir: pathlib.Path) -> list[dict]:
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_jsonl(workdir / "train.jsonl")]
+
+
+def train_and_die(config: Config, workdir, monkeypatch, step: int) -> None:
+    """Train until the row of ``step``, the first of a program call, is to be written."""
+    write = MetricsWriter.write
+
+    def die(self, first, *args):
+        if first == step:
+            raise RuntimeError("killed")
+        return write(self, first, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsWriter, "write", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            run.train(config, workdir)
 
 
 def truncate(folder: pathlib.Path) -> None:

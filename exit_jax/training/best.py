@@ -4,7 +4,6 @@ So whatever takes a workdir takes it: --mode evaluate, export and serve, ``exit_
 """
 
 import contextlib
-import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ from exit_jax.workdir import remote
 from exit_jax.workdir.checkpoint import Checkpoints
 from exit_jax.workdir.metrics import read_jsonl
 
-log = logging.getLogger(__name__)
 FOLDER = "best"
 # what says which experiment a folder holds; the second is not always there
 COPIED = ("config.json", "inputs.json", "tasks.json")
@@ -34,14 +32,14 @@ def keep_if_best(config: Config, workdir: pathlib.Path, step: int, carry: Any, f
     folder = workdir / FOLDER
     if hosts.is_lead():
         folder.mkdir(exist_ok=True)
-        for file in (workdir / name for name in COPIED):
+        for file in (workdir / copied for copied in COPIED):
             if file.exists():
                 partial = folder / f"{file.name}.tmp"
                 partial.write_bytes(file.read_bytes())
                 os.replace(partial, folder / file.name)
-        later = [name for name in remote.children(folder / "checkpoints") if name.isdigit() and int(name) > step]
-        for name in later:  # of before a kill, after which this figure or its values are others
-            (remote.place(folder / "checkpoints") / name).rmtree()
+        saved = [int(found) for found in remote.children(folder / "checkpoints") if found.isdigit()]
+        for later in filter(step.__lt__, saved):  # of before a kill, after which this figure or its values are others
+            (remote.place(folder / "checkpoints") / str(later)).rmtree()
     hosts.agree(0)  # the others list the folder once it is done
     with contextlib.closing(Checkpoints(folder / "checkpoints", keep=1)) as checkpoints:
         checkpoints.save(step, carry)

@@ -112,7 +112,7 @@ def open_workdir(workdir: str | os.PathLike, config: Config) -> pathlib.Path:
 def holds_run(workdir: pathlib.Path) -> bool:
     """Return whether a run left anything in a workdir: a checkpoint, a row of metrics, an answer, or an evaluation."""
     rows = itertools.chain(workdir.glob("*.jsonl"), workdir.glob("answers/*.jsonl"))
-    left = remote.children(workdir / "checkpoints") or list(workdir.glob("evaluation.json"))
+    left = remote.children(workdir / "checkpoints") or (workdir / "evaluation.json").exists()
     return bool(left) or any(file.stat().st_size for file in rows)
 
 
