@@ -1,4 +1,4 @@
-"""The runs that a study compares: the ablations of ExIt §5, each of them also with one change."""
+"""The runs that a study compares: the ablations of ExIt §5, each of them also with changes, or with methods of the field."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import ml_collections
 
 from exit_jax.algorithm.settings import VARIANTS
+from exit_jax.config.methods import METHODS
 
-# one change at a time, by the fields that it sets, as in exit-uniform; "fresh" keeps a quarter of the buffer, "late" fills it
+# ablations of ExIt, by the fields that it sets, as in exit-uniform; "fresh" keeps a quarter of the buffer, "late" fills it
 # before it is drawn from
 CHANGES: Mapping[str, Callable[[ml_collections.ConfigDict], Mapping[str, Any]]] = {
     "uniform": lambda c: {"algorithm.selection": "uniform"},
@@ -27,7 +28,7 @@ CHANGES: Mapping[str, Callable[[ml_collections.ConfigDict], Mapping[str, Any]]] 
 
 
 def apply(c: ml_collections.ConfigDict, variant: str, **drawing: Any) -> None:
-    """Set a variant's fields: grpo, curriculum, improve, diverge or exit, or one of them with a change, as in exit-uniform.
+    """Set a variant's fields: one of ExIt §5, with any changes and methods after hyphens, as in exit-uniform or grpo-sec-nft.
 
     Args:
       drawing: fields of ``algorithm`` that a config has for all variants that draw from the buffer, all but grpo.
@@ -35,15 +36,17 @@ def apply(c: ml_collections.ConfigDict, variant: str, **drawing: Any) -> None:
     Raises:
       ValueError: for another name, or a change of a field that the domain does not have.
     """
-    base, _, change = variant.partition("-")
-    if base not in VARIANTS or (change and change not in CHANGES):
+    base, *changes = variant.split("-")
+    unknown = [word for word in changes if word not in CHANGES and word not in METHODS]
+    if base not in VARIANTS or unknown:
         raise ValueError(
-            f"variant={variant} is not one of {tuple(VARIANTS)}, or one of them, a hyphen and one of {tuple(CHANGES)}"
+            f"variant={variant} is not one of {tuple(VARIANTS)}, or one of them followed by any of {(*CHANGES, *METHODS)}, "
+            "each after a hyphen"
         )
     c.variant = variant
     c.algorithm.update(VARIANTS[base] | (drawing if base != "grpo" else {}))
-    if change:
+    for word in changes:
         try:
-            c.update_from_flattened_dict(CHANGES[change](c))
+            c.update_from_flattened_dict(CHANGES[word](c) if word in CHANGES else METHODS[word].fields)
         except KeyError as error:
             raise ValueError(f"variant={variant}: {error.args[0]}") from error
