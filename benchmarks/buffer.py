@@ -24,13 +24,13 @@ setattr(jax, "tree_map", jax.tree_util.tree_map)  # noqa: B010 - jaxued 0.0.1 us
 from jaxued.level_sampler import LevelSampler  # pyright: ignore[reportMissingImports]
 
 from exit_jax.algorithm import buffer as buffers
-from exit_jax.algorithm.selection import draw_buffer
+from exit_jax.algorithm.buffer_draws import softmax
 from exit_jax.types import NO_ID, History
 
 NUM_CANDIDATES, NUM_DRAWS, NUM_TOKENS = 64, 64, 1024
 
 
-SETTINGS: Any = types.SimpleNamespace(selection="softmax", score_temperature=20.0)  # all that draw_buffer reads
+SETTINGS: Any = types.SimpleNamespace(score_temperature=20.0, selection_staleness=0.0)  # all that the draw reads
 
 
 def candidates(rng) -> tuple[History, jax.Array]:
@@ -52,7 +52,7 @@ def ours(size: int):
         ]
 
     def sample(state, key):
-        return jax.tree.map(lambda x: x[draw_buffer(SETTINGS, state, key, NUM_DRAWS)], state.history)
+        return jax.tree.map(lambda x: x[softmax(SETTINGS, state, jnp.int32(0), key, NUM_DRAWS)], state.history)
 
     return buffers.create(size, NUM_TOKENS), jax.jit(insert, donate_argnums=0), jax.jit(sample)
 

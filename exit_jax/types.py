@@ -133,6 +133,8 @@ class TaskBuffer:
     score: Array  # float32 [N]: learnability S, -inf in an empty slot
     num_draws: Array  # int32 [N]: how often the entry was trained on
     next_id: Array  # int32 []: ids count insertions, so a smaller id is an older entry
+    scored: Any = None  # int32 [N]: iteration at which the score was written; None where no draw asks
+    best: Any = None  # float32 [N]: highest quality of its children, -inf before any; None where no draw asks
 
 
 @pytree
@@ -158,3 +160,4 @@ class State:
     cursor: Array  # int32 []: base tasks drawn, the position in the shuffled epochs
     num_distinct: Array  # int32 []: distinct instances trained on
     starts: Starts
+    curriculum: Any = None  # CurriculumState; None where base tasks come in shuffled epochs

@@ -13,10 +13,15 @@ import jax.numpy as jnp
 from exit_jax.types import NO_ID, Array, History, TaskBuffer, make_history
 
 
-def create(size: int, history_width: int) -> TaskBuffer:
-    """Return an empty buffer of ``size`` slots for histories of up to ``history_width`` tokens."""
-    score, num_draws = jnp.full((size,), -jnp.inf, jnp.float32), jnp.zeros((size,), jnp.int32)
-    return TaskBuffer(blank_history(size, history_width), score, num_draws, jnp.int32(0))
+def create(size: int, history_width: int, scored: bool = False, best: bool = False) -> TaskBuffer:
+    """Return an empty buffer of ``size`` slots for histories of up to ``history_width`` tokens.
+
+    Args:
+      scored, best: whether these fields are kept, which some draws ask for.
+    """
+    lowest, zeros = jnp.full((size,), -jnp.inf, jnp.float32), jnp.zeros((size,), jnp.int32)
+    history = blank_history(size, history_width)
+    return TaskBuffer(history, lowest, zeros, jnp.int32(0), zeros if scored else None, lowest if best else None)
 
 
 def blank_history(size: int, history_width: int) -> History:
@@ -47,13 +52,22 @@ def locate(buffer: TaskBuffer, history: History) -> tuple[Array, Array]:
     return jnp.argmax(match_BN, axis=1), match_BN.any(axis=1)
 
 
-def rescore(buffer: TaskBuffer, slot: Array, found: Array, score: Array) -> TaskBuffer:
-    """Write fresh scores [B] to slots [B] where ``found``, and count the draw. Equal slots must carry equal scores."""
+def rescore(
+    buffer: TaskBuffer, slot: Array, found: Array, score: Array, step: Array | int = 0, best: Array | None = None
+) -> TaskBuffer:
+    """Write fresh scores [B] to slots [B] where ``found``, and count the draw. Equal slots must carry equal scores.
+
+    Args:
+      step: iteration that the scores are of.
+      best: float32 [B], the highest quality of each group.
+    """
     target = jnp.where(found, slot, buffer.score.size)
     return dataclasses.replace(
         buffer,
         score=buffer.score.at[target].set(score, mode="drop"),
         num_draws=buffer.num_draws.at[target].add(1, mode="drop"),
+        scored=None if buffer.scored is None else buffer.scored.at[target].set(step, mode="drop"),
+        best=None if buffer.best is None else buffer.best.at[target].max(best, mode="drop"),
     )
 
 
@@ -71,8 +85,12 @@ def assign_ids(buffer: TaskBuffer, valid: Array) -> tuple[TaskBuffer, Array]:
     return buffer, jnp.where(valid, ids, NO_ID)
 
 
-def insert(buffer: TaskBuffer, history: History, score: Array, num_draws: Array) -> tuple[TaskBuffer, Array]:
+def insert(
+    buffer: TaskBuffer, history: History, score: Array, num_draws: Array, best: Array | None = None
+) -> tuple[TaskBuffer, Array]:
     """Insert histories [C], numbered by ``assign_ids``; those with NO_ID or a score that is not finite are left out.
+
+    Their scores are of the iteration that they were born in, and ``best`` float32 [C] is what is known of their children.
 
     Survivors never move: the winners among the newcomers are scattered into the slots of the entries they displace, which are
     as many, because those that are left out sort below everything else.
@@ -98,4 +116,6 @@ def insert(buffer: TaskBuffer, history: History, score: Array, num_draws: Array)
         history=jax.tree.map(scatter, buffer.history, history),
         score=scatter(buffer.score, score),
         num_draws=scatter(buffer.num_draws, num_draws),
+        scored=None if buffer.scored is None else scatter(buffer.scored, history.born),
+        best=None if buffer.best is None else scatter(buffer.best, best),
     ), wins

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from exit_jax.algorithm import buffer as buffers
-from exit_jax.algorithm import grpo
+from exit_jax.algorithm import curricula, grpo
 from exit_jax.algorithm import starts as starting
+from exit_jax.algorithm.curricula.core import Units
 from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.equality import fingerprint, repeats, same_content, same_entry
 from exit_jax.algorithm.learnability import SCORES, Group, reward
-from exit_jax.algorithm.selection import stream
 from exit_jax.algorithm.settings import ExItConfig
+from exit_jax.algorithm.streams import stream
 from exit_jax.types import (
     MODES,
     Array,
@@ -101,12 +102,16 @@ def state_of(carry: Carry) -> State:
     return carry.state if isinstance(carry, InFlight) else carry
 
 
-def state_for_next_selection(state: State, in_flight: Instances | None) -> State:
-    """Return what selection sees of a state while a batch is in flight: the next step, the next base tasks."""
+def state_for_next_selection(state: State, in_flight: Instances | None, units: Units | None = None) -> State:
+    """Return what selection sees of a state while a batch is in flight: the next step, the next base tasks.
+
+    A curriculum knows which tasks are in flight, and not yet what they will tell: it is one batch late.
+    """
     if in_flight is None:
         return state
     num_drawn = (~in_flight.from_buffer).sum(dtype=state.cursor.dtype)
-    return dataclasses.replace(state, step=state.step + 1, cursor=state.cursor + num_drawn)
+    curriculum = curricula.count_draws(units, state.curriculum, in_flight) if units else None
+    return dataclasses.replace(state, step=state.step + 1, cursor=state.cursor + num_drawn, curriculum=curriculum)
 
 
 def learn(
@@ -121,6 +126,7 @@ def learn(
     num_microbatches: int,
     max_tokens: int,
     num_shown: int = 0,
+    units: Units | None = None,
 ) -> tuple[State, Metrics]:
     """Score the instances, update the policy by GRPO and the buffer by Algorithm 1.
 
@@ -130,7 +136,8 @@ def learn(
     before = instances.history.quality
     reward_BG = reward(config.reward, grades.quality, grades.valid, before, instances.mode)
     advantage_BG = grpo.advantages(reward_BG, config.advantage_norm, config.advantage_eps)
-    score_B = SCORES[config.learnability_of](Group(grades.quality, reward_BG, advantage_BG))
+    group = Group(grades.quality, reward_BG, advantage_BG)
+    score_B = SCORES[config.learnability_of](group)
 
     embedding = rollouts.hidden if config.diversity_embedding == "policy" else grades.embedding
     diversity_BG = diversity(embedding, config.diversity_cap)
@@ -152,6 +159,10 @@ def learn(
     step = state.step + 1
     reference = grpo.mix_reference(state.reference, params, step, config.reference_every, config.reference_mix)
 
+    curriculum, shares = None, {}
+    if units:
+        told = instances, group, grades.lost, state.key, state.step
+        curriculum, shares = curricula.observe(config.curriculum, units, state.curriculum, *told)
     key = stream(state.key, "expand", state.step)
     buffer, first_B, expansion = expand(config, state.buffer, instances, rollouts, grades, score_B, step, key)
     state = dataclasses.replace(
@@ -164,8 +175,9 @@ def learn(
         cursor=state.cursor + (~instances.from_buffer).sum(dtype=jnp.int32),
         num_distinct=state.num_distinct + (instances.fresh & first_B).sum(dtype=jnp.int32),
         starts=starting.add(state.starts, instances.history, stream(state.key, "starts", state.step)),
+        curriculum=curriculum,
     )
-    metrics |= expansion | batch_metrics(instances, rollouts, grades, reward_BG, score_B, step)
+    metrics |= shares | expansion | batch_metrics(instances, rollouts, grades, reward_BG, score_B, step)
     metrics |= buffer_metrics(buffer, step) | {
         "distinct_entries": state.num_distinct,
         "instances": fingerprint(instances.history),
@@ -214,7 +226,8 @@ def expand(
     first_B = jnp.argmax(same_BB, axis=1) == jnp.arange(score_B.size)
     slot_B, found_B = buffers.locate(buffer, history)
     lost_B = jnp.zeros_like(found_B) if grades.lost is None else grades.lost
-    buffer = buffers.rescore(buffer, slot_B, found_B & ~lost_B, score_B)
+    best_B = jnp.where(same_BB, grades.quality.max(1)[None], -jnp.inf).max(1)
+    buffer = buffers.rescore(buffer, slot_B, found_B & ~lost_B, score_B, step, best_B)
     buffer = buffers.drop(buffer, slot_B, found_B & lost_B)
 
     enters_B = first_B & ~found_B & ~lost_B & buffers.is_base_task(history)
@@ -234,7 +247,8 @@ def expand(
     newcomers = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), base, flat)
     child_score = jnp.broadcast_to(score_B[:, None, None], wanted_BGU.shape).reshape(-1)
     num_draws = jnp.concatenate([same_BB.sum(1), jnp.zeros_like(child_id)])
-    buffer, inserted = buffers.insert(buffer, newcomers, jnp.concatenate([score_B, child_score]), num_draws)
+    best = jnp.concatenate([best_B, jnp.full_like(child_score, -jnp.inf)])
+    buffer, inserted = buffers.insert(buffer, newcomers, jnp.concatenate([score_B, child_score]), num_draws, best)
     counts["buffer/inserted"] = inserted.sum()
     counts["buffer/rescored"] = (found_B & first_B & ~lost_B).sum()
     counts["buffer/lost"] = (found_B & first_B & lost_B).sum()
@@ -354,16 +368,24 @@ def buffer_metrics(buffer: TaskBuffer, step: Array) -> Metrics:
     }
 
 
-def init_state(config: ExItConfig, params: Params, opt_state, key: Array, history_width: int) -> State:
+def init_state(
+    config: ExItConfig, params: Params, opt_state, key: Array, history_width: int, units: Units | None = None
+) -> State:
     """Return the state before the first iteration: an empty buffer, the reference at the initial parameters."""
     return State(
         params=params,
         reference=jax.tree.map(jnp.copy, params) if config.kl_coef else None,
         opt_state=opt_state,
-        buffer=buffers.create(config.buffer_size, history_width),
+        buffer=buffers.create(
+            config.buffer_size,
+            history_width,
+            scored=config.selection_staleness > 0,
+            best=config.selection == "puct",
+        ),
         key=key,
         step=jnp.int32(0),
         cursor=jnp.int32(0),
         num_distinct=jnp.int32(0),
         starts=starting.create(history_width),
+        curriculum=curricula.create(config.curriculum, units) if units else None,
     )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from exit_jax.algorithm.grpo import advantages
 from exit_jax.types import IMPROVE, Array
 
 
@@ -70,8 +71,36 @@ def reward_variance(group: Group) -> Array:
     return variance(group.reward)
 
 
+def mean_advantage(group: Group) -> Array:
+    """The mean of |A|, as SEC and DUMP value their units by (arXiv 2505.14970); of 0/1 rewards 2√(p(1 - p)), standardised."""
+    return jnp.abs(group.advantage).mean(axis=1)
+
+
+def mean_deviation(group: Group) -> Array:
+    """The mean of |r - mean r|, whatever advantages are divided by; of 0/1 rewards twice the variance."""
+    return jnp.abs(_centred(group.reward)).mean(axis=1)
+
+
+def positive_value_loss(group: Group) -> Array:
+    """The mean of max(r - mean r, 0): PLR's positive value loss with the mean for a critic (arXiv 2110.02439)."""
+    return jnp.maximum(_centred(group.reward), 0.0).mean(axis=1)
+
+
+def gap(group: Group) -> Array:
+    """The highest reward less the mean, as eva weighs its prompts by (arXiv 2411.00062): it prefers rare successes."""
+    return _centred(group.reward).max(axis=1)
+
+
+def _centred(reward: Array) -> Array:
+    return advantages(reward, "none", 0.0)
+
+
 # S, float32 [B]; not negative, and 0 for a group that has nothing to teach
 SCORES: dict[str, Callable[[Group], Array]] = {
     "quality": quality_variance,
     "reward": reward_variance,
+    "advantage": mean_advantage,
+    "deviation": mean_deviation,
+    "pvl": positive_value_loss,
+    "gap": gap,
 }

@@ -6,16 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from exit_jax.algorithm import buffer as buffers
+from exit_jax.algorithm import curricula
+from exit_jax.algorithm.buffer_draws import DRAWS
+from exit_jax.algorithm.curricula.core import Units
 from exit_jax.algorithm.prompts import Template, render_by_mode
 from exit_jax.algorithm.settings import ExItConfig
-from exit_jax.types import BASE, DIVERGE, IMPROVE, Array, History, Instances, State, TaskBuffer
-
-STREAMS = ("select", "sample", "expand", "epochs", "starts")
-
-
-def stream(root: Array, name: str, index: Array | int) -> Array:
-    """Return the PRNG key of one named stream at one iteration (or epoch); independent of all others."""
-    return jax.random.fold_in(jax.random.fold_in(root, index), STREAMS.index(name))
+from exit_jax.algorithm.streams import stream
+from exit_jax.types import BASE, DIVERGE, IMPROVE, Array, History, Instances, State
 
 
 def draw_base(root: Array, cursor: Array, count: int, num_tasks: int) -> Array:
@@ -28,23 +25,6 @@ def draw_base(root: Array, cursor: Array, count: int, num_tasks: int) -> Array:
     return permutations.reshape(-1)[cursor % num_tasks + jnp.arange(count)]
 
 
-def draw_buffer(config: ExItConfig, buffer: TaskBuffer, key: Array, count: int) -> Array:
-    """Draw slots int32 [count], with replacement, P(i) ∝ exp(κ S_i) over the filled slots (uniform if so configured).
-
-    One softmax and a binary search a draw. An empty buffer gives the last slot, which the caller must not use.
-    """
-    temperature = config.score_temperature if config.selection == "softmax" else 0.0
-    full = buffers.filled(buffer)
-    logits = jnp.where(full, temperature * jnp.where(full, buffer.score, 0.0), -jnp.inf)
-    weight = jnp.where(full, jnp.exp(logits - jnp.where(full.any(), logits.max(), 0.0)), 0.0)
-    # a parallel sum may grow by an ulp over slots of zero weight, which must stay out of reach
-    cumulative = jax.lax.cummax(jnp.where(full, jnp.cumsum(weight), 0.0))
-    target = jax.random.uniform(key, (count,)) * cumulative[-1]
-    target = jnp.minimum(target, jnp.nextafter(cumulative[-1], 0.0))  # u · total may round up to the total
-    slot = jnp.searchsorted(cumulative, target, side="right")  # right: slots of zero weight are passed over
-    return jnp.clip(slot, 0, buffer.score.size - 1).astype(jnp.int32)
-
-
 def select(
     config: ExItConfig,
     templates: Mapping[str, Template],
@@ -52,6 +32,7 @@ def select(
     tasks: History,
     state: State,
     in_flight: Instances | None = None,
+    units: Units | None = None,
 ) -> Instances:
     """Select B instances: a coin each of probability p for the buffer, else the next base task of the epoch.
 
@@ -61,15 +42,23 @@ def select(
     Args:
       tasks: [M], the device table of base tasks.
       in_flight: a batch that is drawn already, and not learnt from yet; its entries are no longer fresh.
+      units: what a curriculum chooses base tasks by; None without one, where they come in shuffled epochs.
     """
     coin_key, slot_key, mode_key = jax.random.split(stream(state.key, "select", state.step), 3)
     count, buffer, num_tasks = config.num_prompts, state.buffer, tasks.task.shape[0]
     ready = buffers.filled(buffer).sum() >= config.min_buffer_size
     from_buffer = ready & (jax.random.uniform(coin_key, (count,)) < config.selection_prob)
 
-    slot = draw_buffer(config, buffer, slot_key, count)
+    slot = DRAWS[config.selection](config, buffer, state.step, slot_key, count)
     nth_base = jnp.cumsum(~from_buffer) - 1  # the k-th base draw of the batch takes the k-th task after the cursor
-    task = draw_base(state.key, state.cursor, count, num_tasks)[jnp.maximum(nth_base, 0)]
+    if units is None:
+        task, never_trained = (
+            draw_base(state.key, state.cursor, count, num_tasks),
+            state.cursor + jnp.arange(count) < num_tasks,
+        )
+    else:
+        task, never_trained = curricula.draw(config.curriculum, units, state.curriculum, state.key, state.step, count)
+    task, never_trained = task[jnp.maximum(nth_base, 0)], never_trained[jnp.maximum(nth_base, 0)]
 
     def choose(held, base):
         rows = from_buffer.reshape((count,) + (1,) * (held.ndim - 1))
@@ -78,7 +67,6 @@ def select(
     history = jax.tree.map(choose, buffer.history, tasks)
     diverges = from_buffer & (jax.random.uniform(mode_key, (count,)) < config.divergence_prob)
     mode = jnp.where(history.step < 0, BASE, jnp.where(diverges, DIVERGE, IMPROVE))
-    first_epoch = state.cursor + nth_base < num_tasks
     never_drawn = (buffer.num_draws[slot] == 0) & ~buffers.is_base_task(history)
     if in_flight is not None:
         never_drawn = never_drawn & ~(history.id[:, None] == in_flight.history.id[None]).any(1)
@@ -87,7 +75,7 @@ def select(
         history=history,
         mode=mode,
         from_buffer=from_buffer,
-        fresh=jnp.where(from_buffer, never_drawn, first_epoch),
+        fresh=jnp.where(from_buffer, never_drawn, never_trained),
         prompt=prompt,
         prompt_length=length,
     )

@@ -3,12 +3,71 @@
 import dataclasses
 from typing import Any
 
-from exit_jax.settings import Table, setting
+from exit_jax.settings import Table, group, setting, younger_defaults
 
 SCORES, REWARDS = (Table(f"exit_jax.algorithm.learnability:{name}") for name in ("SCORES", "REWARDS"))
+BUFFER_DRAWS = Table("exit_jax.algorithm.buffer_draws:DRAWS")
+CURRICULA = Table("exit_jax.algorithm.curricula:CURRICULA")
 OBJECTIVES, AGGREGATIONS, KL_ESTIMATORS = (
     Table(f"exit_jax.algorithm.objectives:{name}") for name in ("OBJECTIVES", "AGGREGATIONS", "KL_ESTIMATORS")
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class CurriculumConfig:
+    """Which base tasks are drawn; the numbers below ``permuted`` are read by the methods that say so, and mean nothing else."""
+
+    method: str = setting("uniform", "how base tasks are chosen", choices=CURRICULA, younger=True)
+    unit: str = setting(
+        "difficulty",
+        'what is chosen among: "task" for single tasks, the name of a difficulty or category of the domain, or "difficulty" '
+        "for the first one that it tells, tasks if it tells none",
+        younger=True,
+    )
+    permuted: bool = setting(
+        False, "deal units out to tasks by chance: a control, equal to no curriculum", younger=True
+    )
+    score: str = setting("advantage", "what a group of rollouts is worth", choices=SCORES, younger=True)
+    rate: float = setting(0.1, "share of the newest value in a moving average, α", within="(0, 1]", younger=True)
+    temperature: float = setting(1.0, "of the softmax over units, τ", within="(0, inf)", younger=True)
+    forget_undrawn: bool = setting(True, "count units that were not drawn as 0, as SEC's code does", younger=True)
+    window: int = setting(300, "rollouts of a unit that an average is over", within="[1, inf)", younger=True)
+    cap: float = setting(0.9, "success rate above which a unit counts as mastered", within="[0, inf)", younger=True)
+    floor: float = setting(0.2, "share of the draws that is uniform", within="[0, 1]", younger=True)
+    top: int = setting(100, "units that are chosen, K", within="[1, inf)", younger=True)
+    every: int = setting(10, "iterations between choices, or of a stage", within="[1, inf)", younger=True)
+    staleness: float = setting(0.1, "weight of the time since the last draw, ρ", within="[0, 1]", younger=True)
+    rank_exponent: float = setting(0.1, "P ∝ rank^(-1/β), β", within="(0, inf)", younger=True)
+    replay_prob: float = setting(
+        0.5, "share of units that were drawn before, while others are left", within="[0, 1]", younger=True
+    )
+    discount: float = setting(0.9, "factor on what was counted, an iteration, γ", within="(0, 1]", younger=True)
+    target: float = setting(0.5, "success rate that is aimed at", within="[0, 1]", younger=True)
+    over: int = setting(
+        0, "iterations that an order takes from its first unit to its last", within="[0, inf)", younger=True
+    )
+    reverse: bool = setting(False, "from the hardest unit to the easiest", younger=True)
+    replay: str = setting("", "workdir of the finished run whose weights are used again", younger=True)
+
+    def faults(self) -> list[str]:
+        """Return what contradicts: fields that the method does not read, or an order without a length."""
+        if self.method not in CURRICULA:
+            return []
+        given = [name for name, value in younger_defaults(type(self)).items() if getattr(self, name) != value]
+        read = {"method", "unit", "permuted", *CURRICULA[self.method].READS}
+        found = [
+            f"algorithm.curriculum.{name} = {getattr(self, name)!r} is not read by the method {self.method!r}, which reads "
+            f"{', '.join(sorted(read))}; leave it out"
+            for name in given
+            if name not in read
+        ]
+        if self.method == "order" and not self.over:
+            found.append(
+                "algorithm.curriculum.over = 0: say how many iterations the order takes, as run.num_iterations"
+            )
+        if self.method == "replay" and not self.replay:
+            found.append('algorithm.curriculum.replay = "": name the workdir of a finished run with a curriculum')
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +80,13 @@ class ExItConfig:
     buffer_size: int = setting(512, "slots of the task buffer, N", within="[1, inf)")
     min_buffer_size: int = setting(128, "histories in the buffer before any is drawn, B_min", within="[1, inf)")
     selection_prob: float = setting(0.5, "probability that an instance is drawn from the buffer, p", within="[0, 1]")
-    selection: str = setting(
-        "softmax", "how the buffer is drawn from: P(i) ∝ exp(κ S_i), or uniform", choices=("softmax", "uniform")
-    )
+    selection: str = setting("softmax", "how the buffer is drawn from", choices=BUFFER_DRAWS)
     score_temperature: float = setting(20.0, "κ (our choice; the paper gives none)", within="[0, inf)")
+    selection_exponent: float = setting(0.1, "P ∝ rank^(-1/β) for a draw by rank, β", within="(0, inf)", younger=True)
+    selection_staleness: float = setting(
+        0.0, "weight in a draw of the time since an entry was scored, ρ of PLR", within="[0, 1]", younger=True
+    )
+    puct_exploration: float = setting(1.0, "c of a draw by puct", within="[0, inf)", younger=True)
     self_iteration: bool = setting(
         True,
         "whether responses are improved; if not, the buffer holds base tasks and turn prefixes (curriculum ablation)",
@@ -42,6 +104,7 @@ class ExItConfig:
         choices=("all", "distinct", "improved", "best", "one"),
     )
     learnability_of: str = setting("quality", "the score S of a group of rollouts (our choice)", choices=SCORES)
+    curriculum: CurriculumConfig = group(CurriculumConfig, "which base tasks are drawn (not ExIt's buffer)")
     # reward (ExIt §4, App. A)
     reward: str = setting("quality", "what improve steps are paid", choices=REWARDS)
     diversity_bonus: bool = setting(True, "scale advantages by the distance to the group's mean (ExIt eq. 6)")

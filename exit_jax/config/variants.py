@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 
 from exit_jax.algorithm.settings import VARIANTS
-from exit_jax.config.methods import METHODS
+from exit_jax.config.methods import METHODS, fields_of
 
 # ablations of ExIt, by the fields that it sets, as in exit-uniform; "fresh" keeps a quarter of the buffer, "late" fills it
 # before it is drawn from
@@ -23,6 +23,7 @@ CHANGES: Mapping[str, Callable[[ml_collections.ConfigDict], Mapping[str, Any]]] 
     "seldom": lambda c: {"algorithm.selection_prob": 0.25},
     "often": lambda c: {"algorithm.selection_prob": 0.9},
     "gain": lambda c: {"algorithm.reward": "improve_or_keep", "algorithm.learnability_of": "reward"},
+    "permuted": lambda c: {"algorithm.curriculum.permuted": True},
     "blind": lambda c: {"domain.feedback": False},
 }
 
@@ -47,6 +48,6 @@ def apply(c: ml_collections.ConfigDict, variant: str, **drawing: Any) -> None:
     c.algorithm.update(VARIANTS[base] | (drawing if base != "grpo" else {}))
     for word in changes:
         try:
-            c.update_from_flattened_dict(CHANGES[word](c) if word in CHANGES else METHODS[word].fields)
+            c.update_from_flattened_dict(CHANGES[word](c) if word in CHANGES else fields_of(word, c))
         except KeyError as error:
             raise ValueError(f"variant={variant}: {error.args[0]}") from error

@@ -79,6 +79,7 @@ class Domain:
     timings: tuple[str, ...] = ()  # those notes that may differ where a response is graded again
     # split -> int or float [M] by name, what results are broken down by
     difficulty: Callable[[str], Mapping[str, np.ndarray]] = lambda split: {}
+    easier_by: frozenset[str] = frozenset()  # those of which more is easier
     # split -> name of each task's category [M], by what they are categories of; results are broken down by them, too
     category: Callable[[str], Mapping[str, Sequence[str]]] = lambda split: {}
     # split -> what people may want to read of each task, as its gold answer; a "name" gives it figures of its own

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 
 from exit_jax.algorithm import iteration
 from exit_jax.algorithm.iteration import state_for_next_selection
-from exit_jax.algorithm.selection import select, stream
+from exit_jax.algorithm.selection import select
+from exit_jax.algorithm.streams import stream
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import Domain
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
 from exit_jax.step.optimizer import make_optimizer, make_schedule
 from exit_jax.step.policy import decoder_config, make_reshard, sampling_config
+from exit_jax.step.units import curriculum_units
 from exit_jax.types import Array, Grades, History, Instances, Metrics, Params, Rollouts, State, pytree
 
 
@@ -37,9 +39,11 @@ class DeviceSteps:
 
     def select(self, state: State, in_flight: Instances | None = None) -> tuple[Instances, Array]:
         """Return the next batch's instances, and the key that its rollouts are sampled with."""
-        state, domain = state_for_next_selection(state, in_flight), self.domain
+        algorithm, domain = self.config.algorithm, self.domain
+        units = curriculum_units(algorithm.curriculum, domain)
+        state = state_for_next_selection(state, in_flight, units)
         prompts = domain.templates, domain.prompt_width
-        instances = select(self.config.algorithm, *prompts, self.constants.tasks, state, in_flight)
+        instances = select(algorithm, *prompts, self.constants.tasks, state, in_flight, units)
         return instances, stream(state.key, "sample", state.step)
 
     def reshard(self, params: Params) -> Params:
@@ -85,6 +89,7 @@ class DeviceSteps:
             num_microbatches=config.run.num_microbatches,
             max_tokens=self.domain.max_tokens,
             num_shown=config.run.rollouts_kept if config.run.rollouts_every else 0,
+            units=curriculum_units(config.algorithm.curriculum, self.domain),
         )
         state, metrics = learn(state, instances, rollouts, grades)
         rates = jax.vmap(make_schedule(config.optimizer))(first_step + jnp.arange(num_epochs))

@@ -20,6 +20,7 @@ from exit_jax.step.hosted import HostedSteps, StepPrograms
 from exit_jax.step.optimizer import make_optimizer
 from exit_jax.step.policy import decoder_config, split_params
 from exit_jax.step.requirements import require_checkpoint_fits, require_demonstrations
+from exit_jax.step.units import curriculum_units
 from exit_jax.step.warm_start import WarmState, make_warm
 from exit_jax.types import Array, Metrics, Params, State
 
@@ -97,7 +98,8 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
         return WarmState(params, warm_optimizer.init(params), key_of(seed, "demonstrations"), jnp.int32(0))
 
     def init(params, seed):
-        return init_state(config.algorithm, params, optimizer.init(params), key_of(seed, "train"), domain.history_width)
+        key, units = key_of(seed, "train"), curriculum_units(config.algorithm.curriculum, domain)
+        return init_state(config.algorithm, params, optimizer.init(params), key, domain.history_width, units)
 
     params = jax.eval_shape(init_params, 0)
     trained, _ = split_params(config, params)

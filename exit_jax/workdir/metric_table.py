@@ -151,6 +151,15 @@ TRAIN = (
         ("finite_logits", "share", "sampled tokens whose logits were finite; training stops below 1"),
     ),
     *_made_by(
+        "algorithm.curricula.observe",
+        (
+            "curriculum/<unit>",
+            "share",
+            "share of the base draws that a curriculum gives to a level of a difficulty, or a category",
+            "`algorithm.curriculum.method` is set, and its units are not single tasks",
+        ),
+    ),
+    *_made_by(
         "step.device.mean_difficulty",
         ("task/<level>", "", "mean of a difficulty that the domain gives its tasks", "the domain tells difficulties"),
     ),

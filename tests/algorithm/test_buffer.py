@@ -454,3 +454,18 @@ def test_equal_histories_have_equal_fingerprints_and_others_have_others(make_his
     ]
     assert len(set(held)) < count, "a test of no equal ones"
     assert len(set(zip(marks, held))) == len(set(marks)) == len(set(held))
+
+
+def test_what_draws_ask_for_is_kept_with_the_entries(exit_config, make_history):
+    # Two entries are drawn at iteration 5 and come to qualities of at most .5 and .75; their children are born then
+    buffer = buffers.create(4, 4, scored=True, best=True)
+    history = make_history(2, id=[0, 1], step=0, born=[2, 3], task=[0, 1])
+    blank = jnp.full(2, -jnp.inf)
+    buffer, _ = buffers.insert(buffer, history, jnp.array([0.1, 0.2]), jnp.zeros(2, jnp.int32), blank)
+    np.testing.assert_array_equal(buffer.scored, [2, 3, 0, 0])
+    buffer = buffers.rescore(buffer, jnp.array([0, 1]), jnp.ones(2, bool), jnp.zeros(2), 5, jnp.array([0.5, 0.75]))
+    buffer = buffers.rescore(
+        buffer, jnp.array([0, 1]), jnp.array([True, False]), jnp.zeros(2), 9, jnp.array([0.25, 1.0])
+    )
+    np.testing.assert_array_equal(buffer.scored[:2], [9, 5])
+    np.testing.assert_array_equal(buffer.best, np.float32([0.5, 0.75, -np.inf, -np.inf]))

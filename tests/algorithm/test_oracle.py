@@ -12,7 +12,8 @@ import pytest
 from oracle import Held, Instance, Rollout
 
 from exit_jax.algorithm.iteration import init_state, learn, state_for_next_selection
-from exit_jax.algorithm.selection import select, stream
+from exit_jax.algorithm.selection import select
+from exit_jax.algorithm.streams import stream
 from exit_jax.config.schema import OptimizerConfig
 from exit_jax.step.optimizer import make_optimizer
 from exit_jax.types import MODES, NO_ID, Grades, History, Rollouts

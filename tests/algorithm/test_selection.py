@@ -10,12 +10,17 @@ import pytest
 from scipy import stats
 
 from exit_jax.algorithm import buffer as buffers
+from exit_jax.algorithm.buffer_draws import DRAWS
 from exit_jax.algorithm.iteration import init_state
-from exit_jax.algorithm.selection import draw_base, draw_buffer, select
+from exit_jax.algorithm.selection import draw_base, select
 from exit_jax.types import BASE, DIVERGE, IMPROVE, NO_ID
 
 draw_base = jax.jit(draw_base, static_argnums=(2, 3))
-draw_buffer = jax.jit(draw_buffer, static_argnums=(0, 3))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def draw_buffer(config, buffer, key, count):
+    return DRAWS[config.selection](config, buffer, jnp.int32(10), key, count)
 
 
 def make_buffer(make_history, score_N, **fields):
@@ -61,6 +66,69 @@ def test_buffer_draws_at_the_ends_of_the_unit_interval_hit_filled_slots(exit_con
     for fill in range(1, 1024, 7):
         score_N = np.where(np.arange(-1, 1023) % 1024 < fill, rng.choice([0.0, 0.1, 0.1875, 0.2, 0.25], 1024), np.nan)
         assert draw(make_buffer(make_history, score_N)).all(), f"with {fill} slots filled after an empty one"
+
+
+def held_frequencies(config, buffer, count=20_000):
+    slot = draw_buffer(config, buffer, jax.random.key(0), count)
+    return np.bincount(slot, minlength=buffer.score.size)
+
+
+def assert_drawn(observed, share):
+    share, total = np.asarray(share, float), observed.sum()
+    assert not observed[share == 0].any()
+    expected = total * share[share > 0] / share.sum()
+    assert ((observed[share > 0] - expected) ** 2 / expected).sum() < stats.chi2.ppf(0.9999, expected.size - 1)
+
+
+def test_a_draw_by_rank_prefers_the_older_of_equal_scores(exit_config, make_history):
+    # ranks of .25, 0, .2, .2 are 1, 4, 2, 3; the exponent is -1/β = -1
+    buffer = make_buffer(make_history, [0.25, np.nan, 0.0, 0.2, 0.2])
+    observed = held_frequencies(exit_config(selection="rank", selection_exponent=1.0), buffer)
+    assert_drawn(observed, [1, 0, 1 / 4, 1 / 2, 1 / 3])
+
+
+@pytest.mark.parametrize("selection", ["softmax", "uniform", "rank"])
+def test_staleness_mixes_in_the_time_since_an_entry_was_scored(exit_config, make_history, selection):
+    # at iteration 10: ages 1, 2, 7, and 0 of what was scored just now
+    buffer = make_buffer(make_history, [0.25, 0.0, np.nan, 0.1, 0.2])
+    buffer = dataclasses.replace(buffer, scored=jnp.array([9, 8, 0, 3, 10]))
+    config = exit_config(selection=selection, selection_staleness=0.3, score_temperature=10.0, selection_exponent=1.0)
+    own = {
+        "softmax": np.exp(10.0 * np.array([0.25, 0.0, -np.inf, 0.1, 0.2])),
+        "uniform": np.array([1, 1, 0, 1, 1]),
+        "rank": np.array([1, 1 / 4, 0, 1 / 3, 1 / 2]),
+    }[selection]
+    assert_drawn(held_frequencies(config, buffer), 0.7 * own / own.sum() + 0.3 * np.array([1, 2, 0, 7, 0]) / 10)
+
+
+def test_puct_takes_the_highest_in_order(exit_config, make_history):
+    rng = np.random.default_rng(0)
+    held = rng.uniform(size=12) < 0.8
+    quality, best = rng.uniform(size=12).astype(np.float32), rng.uniform(size=12).astype(np.float32)
+    best[rng.uniform(size=12) < 0.4] = -np.inf
+    draws = rng.integers(0, 5, 12).astype(np.int32)
+    buffer = make_buffer(make_history, np.where(held, 0.1, np.nan), quality=quality)
+    buffer = dataclasses.replace(buffer, num_draws=jnp.asarray(draws), best=jnp.asarray(best))
+    # by brute force, as the paper has it
+    slots = [i for i in range(12) if held[i]]
+    spread = max(quality[slots]) - min(quality[slots])
+    ranked = sorted(slots, key=lambda i: -quality[i])
+    prior = {i: (len(slots) - ranked.index(i)) / sum(range(1, len(slots) + 1)) for i in slots}
+    total = sum(draws[slots])
+    value = lambda i: (
+        (quality[i] if np.isneginf(best[i]) else best[i])
+        + (0.7 * spread * prior[i] * np.sqrt(1 + total) / (1 + draws[i]))
+    )
+    expected = sorted(slots, key=lambda i: -value(i))
+    config = exit_config(selection="puct", puct_exploration=0.7)
+    slot = draw_buffer(config, buffer, jax.random.key(0), 2 * len(slots))
+    np.testing.assert_array_equal(slot, 2 * expected)
+    assert draw_buffer(config, make_buffer_without_entries(buffer), jax.random.key(0), 3).shape == (3,)
+
+
+def make_buffer_without_entries(buffer):
+    blank = buffers.create(buffer.score.size, 4, best=True)
+    return dataclasses.replace(blank, num_draws=buffer.num_draws)
 
 
 # ``select`` on 6 base tasks with the request 10 + m, and a buffer of entries with the request 20 + n.

@@ -111,6 +111,7 @@ def make_domain(config: SudokuConfig) -> Domain:
             "diverge": (modes[2], *solution, "feedback"),
         },
         tasks=tasks,
+        easier_by=frozenset({"clues"}),
         difficulty=lambda split: {"clues": (make_puzzles(config, split)[0] > 0).sum(-1)},
         grade=jax.jit(functools.partial(grade, config)) if config.on_host else functools.partial(grade, config),
         on_host=config.on_host,
