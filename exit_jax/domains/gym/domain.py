@@ -65,6 +65,14 @@ class Gym(ScoredDomain):
         first, last = self.ends[row.set]
         return f"{row.set}\n{row.question[first : len(row.question) - last].strip()}"
 
+    def solution_of(self, row: Entry) -> str:
+        """Return a response that gives the gold answer, "" where its set has none."""
+        return self.written(row.gold) if row.gold else ""
+
+    def answer_of(self, row: Entry) -> str:
+        """Return the gold answer, "" where its set has none."""
+        return row.gold
+
     def found_answer(self, text: str) -> str:
         """Return the answer that the final answer of a response gives, "" for none."""
         before, end, _ = text.rpartition(END)
