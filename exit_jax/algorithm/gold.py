@@ -71,7 +71,7 @@ def hint(template: Template, width: int, gold: Gold, history: History, level: Ar
       width: tokens that a prompt may have.
     """
     del key
-    row, known = _find(gold.first, gold.length, history)
+    row, known = find(gold.first, gold.length, history)
     length, count = gold.length[row], share(level, gold.length[row])
     added = _introduced(gold.before_hint, (gold.tokens[row], count), gold.after)
     ok = known & (length > 0) & (count <= gold.tokens.shape[1])
@@ -81,7 +81,7 @@ def hint(template: Template, width: int, gold: Gold, history: History, level: Ar
 def answer(template: Template, width: int, gold: Gold, history: History, level: Array, key: Array):
     """Show the final answer, whatever the level above 0, after the request; else as ``hint``."""
     del key
-    row, known = _find(gold.first, gold.answer_length, history)
+    row, known = find(gold.first, gold.answer_length, history)
     length = gold.answer_length[row]
     added = _introduced(gold.before_answer, (gold.answer[row], length), gold.after)
     return _with_piece(template, width, history, "feedback", added, wanted=level > 0, ok=known & (length > 0))
@@ -93,7 +93,7 @@ def prefix(template: Template, width: int, gold: Gold, history: History, level: 
     What is sampled goes on from there. A domain that offers it grades both together, and its children hold both.
     """
     del key
-    row, known = _find(gold.first, gold.length, history)
+    row, known = find(gold.first, gold.length, history)
     count = share(level, gold.length[row])
     ok = known & (gold.length[row] > 0) & (count <= gold.tokens.shape[1])
     return _with_piece(template, width, history, "solution", (gold.tokens[row], count), wanted=level > 0, ok=ok)
@@ -105,7 +105,7 @@ def turns(gold: GoldTurns, history: History, level: Array, key: Array):
     The histories have a ``turn`` above 0, and an environment is brought to where they stand as to any other's.
     """
     del key
-    row, known = _find(gold.first, gold.ends[:, 0], history)
+    row, known = find(gold.first, gold.ends[:, 0], history)
     available = (gold.ends[row] > 0).sum(-1) - 1
     count = share(level, jnp.maximum(available, 0))
     pick = lambda table: jnp.take_along_axis(table[row], count[:, None], axis=1)[:, 0]
@@ -132,7 +132,7 @@ def replace_where(ok: Array, wanted: Array, history: History, pieces: dict[str, 
     return dataclasses.replace(history, **changed), ok | ~wanted
 
 
-def _find(first: Array, table: Array, history: History) -> tuple[Array, Array]:
+def find(first: Array, table: Array, history: History) -> tuple[Array, Array]:
     """Return the row of each history's task in a table of a split [M], and whether it has one that begins with it."""
     row = history.task - first
     known = (row >= 0) & (row < table.shape[0]) & (history.step < 0)
