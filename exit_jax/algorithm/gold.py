@@ -1,8 +1,8 @@
-"""Starts of base tasks that show something of a gold solution: as hint (GHPO), as its beginning (R3), or its answer alone (STaR).
+"""Starts of base tasks with some of a gold solution: as a hint (GHPO), as its beginning (R3), or its answer alone (STaR).
 
-A base history has no solution and no feedback yet, so these two pieces carry what is added: "feedback" a hint, which stands after
-the request, "solution" what is written already of the response, with which the prompt ends. ``show_starts`` makes the prompt of
-it, which is the plain one where both are empty. What a variant adds is thus no part of the request, and goes into no child.
+A base history has no solution and no feedback yet, so these two pieces carry what is added: "feedback" a hint, which stands
+after the request, "solution" what is written of the response already, with which the prompt ends. ``show_starts`` makes the prompt
+that shows them; it is the plain one where both are empty. So a hint is no part of the request, and goes into no child.
 
 A variant is a function of (gold, histories [B], level float32 [B], key) that returns histories and ok, bool [B]: level 0 is the
 identity, bit for bit, and where ok is False, for want of gold or room, the history is what it was, too.
@@ -23,7 +23,7 @@ Variant = Callable[[Any, History, Array, Array], tuple[History, Array]]
 
 @pytree
 class Gold:
-    """The gold solutions and answers of a split's tasks [M], in tokens; what exceeds the width L is known by its length alone."""
+    """The gold solutions and answers of a split's tasks [M], in tokens; of what exceeds the width L only the length is known."""
 
     first: Array  # int32 []: number of the split's first task
     tokens: Array  # int32 [M, L]
@@ -189,7 +189,7 @@ def make_gold(
 
 
 def table(rows: Any, room: int) -> Any:
-    """Return ragged rows as (tokens int32 [M, L], their lengths int32 [M]); L is the longest one's, at least 1, at most room."""
+    """Return ragged rows as (tokens int32 [M, L], their lengths int32 [M]); L is the longest one's, from 1 to room."""
     lengths = np.array([len(row) for row in rows], np.int32)
     tokens = np.zeros((len(lengths), max(min(int(lengths.max(initial=1)), room), 1)), np.int32)
     for row, ids in zip(tokens, rows, strict=True):

@@ -1,7 +1,7 @@
 """Other starts of sudokus: some blanks filled from the solution, one clue more or less, and fresh puzzles; all in jnp.
 
-Gold are the solutions of a split's puzzles, int32 [K, C], of 4x4 ones all that belong to the split. So nothing that is made here
-can be a puzzle of another split, as these are kept apart by solution.
+Gold are the solutions of a split's puzzles, int32 [K, C], of 4x4 ones all that belong to the split. So nothing that is made
+here can be a puzzle of another split, as these are kept apart by solution.
 """
 
 import jax
@@ -106,7 +106,7 @@ def generate(config: SudokuConfig, solutions: Array, key: Array, parameters: Arr
 def number_of(given: Array) -> Array:
     """Return a number int32 [...] from GENERATED for clues [..., C], by a hash: equal puzzles have equal ones.
 
-    Two of a million different puzzles share one with probability 4e-4 each.
+    One of a million puzzles shares its number with another of them with probability 1e-3.
     """
     number = jnp.zeros(given.shape[:-1], jnp.uint32)
     for cell in range(given.shape[-1]):

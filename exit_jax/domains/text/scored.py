@@ -229,21 +229,25 @@ class ScoredDomain(SingleTurnDomain):
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of Domain that follow from the above."""
-        return self.token_fields | self.start_fields() | {
-            "splits": self.splits,
-            "history_width": sum(self.max_piece_tokens.values()),
-            "prompt_width": self.prompt_width,
-            "max_tokens": self.config.max_tokens,
-            "templates": self.templates,
-            "messages": {mode: self.message(mode) for mode in MODES},
-            "tasks": self.tasks,
-            "too_long": self.too_long,
-            "grade": self.grade,
-            "notes": (*self.notes, "truncated"),
-            "describe": lambda history: self.texts_of(history, "solution"),
-            "texts": self.texts,
-            "decode": self.decode,
-        }
+        return (
+            self.token_fields
+            | self.start_fields()
+            | {
+                "splits": self.splits,
+                "history_width": sum(self.max_piece_tokens.values()),
+                "prompt_width": self.prompt_width,
+                "max_tokens": self.config.max_tokens,
+                "templates": self.templates,
+                "messages": {mode: self.message(mode) for mode in MODES},
+                "tasks": self.tasks,
+                "too_long": self.too_long,
+                "grade": self.grade,
+                "notes": (*self.notes, "truncated"),
+                "describe": lambda history: self.texts_of(history, "solution"),
+                "texts": self.texts,
+                "decode": self.decode,
+            }
+        )
 
 
 class TaskDomain(ScoredDomain):

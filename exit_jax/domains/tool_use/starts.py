@@ -1,7 +1,7 @@
 """Other starts of the tiny world's tasks: gold calls as a hint, gold turns that are done already (R3), fewer requests (QWeb).
 
-Gold responses are those of the tiny world's expert where it never errs. BFCL has right calls, but nobody who finds out what they
-are: to make them at once would show what cannot be known, so there are no such starts of its tasks.
+Gold responses are those of the tiny world's expert where it never errs. BFCL has right calls, but nobody who finds out what
+they are: to make them at once would show what cannot be known, so there are no such starts of its tasks.
 """
 
 import functools
@@ -62,7 +62,9 @@ class Starts:
         at = whole.index("feedback")
         before, after = (chat.splice(part, {}) for part in (whole[:at], whole[at + 1 :]))
         end = self.tools.generation_prompt
-        assert tuple(after[len(after) - len(end) :]) == end, "a message is followed by another prompt than the first one is"
+        assert tuple(after[len(after) - len(end) :]) == end, (
+            "a message is followed by another prompt than the first one is"
+        )
         return before, after[: len(after) - len(end)]
 
     def gold(self, split: str) -> GoldTasks:
