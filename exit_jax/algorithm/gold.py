@@ -1,8 +1,8 @@
 """Starts of base tasks with some of a gold solution: as a hint (GHPO), as its beginning (R3), or its answer alone (STaR).
 
 A base history has no solution and no feedback yet, so these two pieces carry what is added: "feedback" a hint, which stands
-after the request, "solution" what is written of the response already, with which the prompt ends. ``show_starts`` makes the prompt
-that shows them; it is the plain one where both are empty. So a hint is no part of the request, and goes into no child.
+after the request, "solution" what is written of the response already, with which the prompt ends. ``show_starts`` makes the
+prompt that shows them; it is the plain one where both are empty. So a hint is no part of the request, and goes into no child.
 
 A variant is a function of (gold, histories [B], level float32 [B], key) that returns histories and ok, bool [B]: level 0 is the
 identity, bit for bit, and where ok is False, for want of gold or room, the history is what it was, too.
@@ -23,7 +23,7 @@ Variant = Callable[[Any, History, Array, Array], tuple[History, Array]]
 
 @pytree
 class Gold:
-    """The gold solutions and answers of a split's tasks [M], in tokens; of what exceeds the width L only the length is known."""
+    """The gold solutions and answers of a split's tasks [M], in tokens; of what exceeds L only the length is known."""
 
     first: Array  # int32 []: number of the split's first task
     tokens: Array  # int32 [M, L]
