@@ -59,7 +59,7 @@ def share(level: Array, length: Array) -> Array:
 
     For 8 things a level of 1/4 is 2 and one of 0.3 is 3.
     """
-    count = jnp.ceil(level * length - 1e-3).astype(jnp.int32)  # float32's 0.7 · 10 may be above 7
+    count = jnp.ceil(level * length - 1e-3).astype(jnp.int32)  # float32 has 0.3 · 100 above 30
     return jnp.clip(count, jnp.minimum((level > 0).astype(jnp.int32), length), length)
 
 

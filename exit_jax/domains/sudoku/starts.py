@@ -104,15 +104,15 @@ def generate(config: SudokuConfig, solutions: Array, key: Array, parameters: Arr
 
 
 def number_of(given: Array) -> Array:
-    """Return a number int32 [...] from GENERATED for clues [..., C], by a hash: equal puzzles have equal ones.
+    """Return a number int32 [...] from GENERATED for clues [..., C]: their FNV-1a hash, folded to what an int32 has room for.
 
-    One of a million puzzles shares its number with another of them with probability 1e-3.
+    Equal puzzles have equal ones. One of a million puzzles shares its own with another of them with probability 1e-3.
     """
-    number = jnp.zeros(given.shape[:-1], jnp.uint32)
+    number = jnp.full(given.shape[:-1], 2166136261, jnp.uint32)
     for cell in range(given.shape[-1]):
-        number = (number ^ given[..., cell].astype(jnp.uint32)) * jnp.uint32(0x9E3779B1)
-        number ^= number >> 15
-    return (GENERATED + (number % jnp.uint32(GENERATED)).astype(jnp.int32)).astype(jnp.int32)
+        number = (number ^ given[..., cell].astype(jnp.uint32)) * jnp.uint32(16777619)
+    number = (number >> 30) ^ (number & (GENERATED - 1))
+    return GENERATED + number.astype(jnp.int32)
 
 
 def _solve(solutions: Array, given: Array) -> tuple[Array, Array]:
