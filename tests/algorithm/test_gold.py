@@ -15,7 +15,7 @@ from exit_jax.algorithm.prompts import render
 from exit_jax.types import GENERATED, PIECES, make_history
 
 BEFORE, BEFORE_ANSWER, AFTER = [91, 92], [93], [94]
-FIRST, WIDTH, PROMPT_WIDTH = 100, 30, 26
+FIRST, WIDTH, PROMPT_WIDTH, ROOM = 100, 30, 26, 6
 TEMPLATE = ((1,), "context", (2, 3), "request", (4,))
 # by task: its solution and answer; none, one that does not fit into the table, one that fits into no prompt
 SOLUTIONS = [[*range(11, 11 + n)] for n in (7, 1, 0, 4, 40, 16)]
@@ -40,7 +40,7 @@ def history():
 
 @pytest.fixture(scope="module")
 def table():
-    return gold.make_gold(FIRST, SOLUTIONS, ANSWERS, 24, BEFORE, BEFORE_ANSWER, AFTER)
+    return gold.make_gold(FIRST, SOLUTIONS, ANSWERS, ROOM, BEFORE, BEFORE_ANSWER, AFTER)
 
 
 def pieces_of(history, row):
@@ -80,7 +80,7 @@ def test_shares_are_those_of_exact_numbers():
 
 
 def test_the_table_holds_whole_answers_only(table):
-    assert table.tokens.shape == (6, 24)
+    assert table.tokens.shape == (6, ROOM)
     assert table.length.tolist() == [7, 1, 0, 4, 40, 16]
     assert table.answer_length.tolist() == [2, 1, 0, 0, 0, 1]
 
@@ -99,8 +99,8 @@ def test_starts_by_hand(name, history, table):
                 name, content
             )
             request = [*CONTEXTS[row], *REQUESTS[row]]
-            fits = len(content) <= 24 and 4 + len(request) + len(added) <= PROMPT_WIDTH
-            fits = fits and len(request) + len(added) <= WIDTH and (name != "answer" or len(answer) < 24)
+            fits = len(content) <= ROOM and 4 + len(request) + len(added) <= PROMPT_WIDTH
+            fits = fits and len(request) + len(added) <= WIDTH and (name != "answer" or len(answer) <= ROOM)
             due = not level or (bool(content) and fits)
             assert ok[row] == due, (row, level)
             seen.add((bool(level), due))
