@@ -17,10 +17,10 @@ from exit_jax.types import GENERATED, PIECES, make_history
 BEFORE, BEFORE_ANSWER, AFTER = [91, 92], [93], [94]
 FIRST, WIDTH, PROMPT_WIDTH, ROOM = 100, 30, 26, 6
 TEMPLATE = ((1,), "context", (2, 3), "request", (4,))
-# by task: its solution and answer; none, one that does not fit into the table, one that fits into no prompt
+# by task: its solution and answer; some have none, some one that exceeds the table, or with its request the prompt
 SOLUTIONS = [[*range(11, 11 + n)] for n in (7, 1, 0, 4, 40, 16)]
 ANSWERS = [[21, 22], [23], [], [], [24] * 40, [25]]
-REQUESTS = [[5] * n for n in (3, 2, 4, 1, 2, 9)]
+REQUESTS = [[5] * n for n in (3, 2, 4, 13, 2, 9)]
 CONTEXTS = [[6] * n for n in (2, 0, 1, 3, 0, 2)]
 
 
