@@ -4,14 +4,14 @@ import jax
 import numpy as np
 import pytest
 from small import tiny_tools
-from test_text_starts import equal, of_last_child, on_device, prompts, start
+from test_text_starts import equal, on_device, prompts, start
 
 from exit_jax.algorithm.prompts import piece_rows
 from exit_jax.domains import contract
 from exit_jax.domains.domain import VALID
 from exit_jax.domains.text.prompts import HINT
 from exit_jax.domains.tool_use import domain as tools
-from exit_jax.domains.tool_use.episode import Episode
+from exit_jax.domains.tool_use.episode import Episode, Turn
 from exit_jax.domains.tool_use.tiny import expert
 from exit_jax.domains.tool_use.tiny.world import TinyWorld
 from exit_jax.types import BASE, Instances, Rollouts
@@ -142,8 +142,13 @@ def test_fewer_requests_are_made_of_which_children_know_nothing(world, domain, h
         assert (grades.quality == 1.0).all()
         children = jax.tree.map(lambda leaf: leaf[:, 0, 0], grades.children)
         np.testing.assert_allclose(children.quality, [m / n for m, n in zip(made, numbers, strict=True)], rtol=1e-6)
-        again = domain.environment.begin(of_last_child(grades), 1)
-        assert not any(episode and episode.left_out for episode in again)
+        assert children.lengths[:, 2].all()  # they hold a response, which is no mark of requests that are left out
+        assert [episode.left_out for episode in domain.environment.begin(children, 1)] == [0] * COUNT
         qualities.append(children.quality.mean())
     assert qualities == sorted(qualities, reverse=True)
     assert qualities[-1] < 0.6
+
+
+def test_an_episode_that_is_cut_back_still_has_fewer_requests():
+    turns = (Turn("call", "1"), Turn("call", "2"))
+    assert Episode("a", turns, "finished", 2).before(1) == Episode("a", turns[:1], "", 2)
