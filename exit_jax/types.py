@@ -28,6 +28,7 @@ PIECES = ("context", "request", "solution", "feedback")
 MODES = ("base", "improve", "diverge")
 BASE, IMPROVE, DIVERGE = range(3)
 NO_ID = -1
+GENERATED = 1 << 30  # tasks with this number and above are in no split's table
 
 _T = TypeVar("_T")
 

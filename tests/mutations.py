@@ -25,7 +25,7 @@ STREAMS, TOOLS, BUCKETS = (
     "domains/test_tools.py",
     "test_train.py::test_buckets_change_nothing_but_widths",
 )
-SCAFFOLDS = "test_scaffolds.py"
+SCAFFOLDS, GOLD = "test_scaffolds.py", "algorithm/test_gold.py"
 EVALUATION = f"{STREAMS}::test_responses_batches_kinds_and_seeds_of_an_evaluation"
 
 
@@ -414,9 +414,52 @@ MUTATIONS = [
         "domains/tool_use/episode.py",
         (
             "prefixes end a turn late",
-            "Episode(self.task_id, self.turns[:turn])",
-            "Episode(self.task_id, self.turns[: turn + 1])",
+            "turns=self.turns[:turn]",
+            "turns=self.turns[: turn + 1]",
             f"{TOOLS}::test_an_environment_is_brought_to_where_a_history_starts",
+        ),
+        (
+            "all requests are made",
+            "max(last - episode.left_out, 1)",
+            "last",
+            "domains/test_tools_starts.py::test_fewer_requests_are_made_of_which_children_know_nothing",
+        ),
+    ),
+    *mutations(
+        "algorithm/gold.py",
+        (
+            "shares rounded by float32",
+            "level * length - 1e-3",
+            "level * length",
+            f"{GOLD}::test_shares_are_those_of_exact_numbers",
+        ),
+        ("hints beyond the prompt", "ok & (sum(shown) <= width)", "ok", f"{GOLD}::test_starts_by_hand"),
+    ),
+    *mutations(
+        "domains/text/scored.py",
+        (
+            "prefixes are not graded",
+            "np.concatenate([begun[i // group], tokens])",
+            "tokens",
+            "domains/test_text_starts.py::test_a_response_is_graded_with_the_prefix_that_it_began_with",
+        ),
+    ),
+    *mutations(
+        "domains/sudoku/starts.py",
+        (
+            "puzzles of held-out solutions",
+            "if puzzles.split_of(grid.tolist()) == split",
+            "if split",
+            "domains/test_sudoku_starts.py::test_nothing_of_other_splits_is_generated_or_edited",
+        ),
+    ),
+    *mutations(
+        "domains/sudoku/domain.py",
+        (
+            "children keep the hint",
+            "jnp.where(puzzle != task, 0, edited)",
+            "edited",
+            "domains/test_sudoku_starts.py::test_children_of_a_hint_are_of_the_task_itself_and_hold_own_digits_alone",
         ),
     ),
 ]

@@ -12,9 +12,12 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from exit_jax.algorithm.gold import Variant
 from exit_jax.domains.domain import Domain, DomainError
 from exit_jax.domains.traits import Traits
-from exit_jax.types import Grades, History, Instances, Rollouts
+from exit_jax.types import Array, Grades, History, Instances, Rollouts
+
+Due = dict[str, tuple[Any, tuple[int, ...], str]]  # name -> array, the shape and the kind of dtype that it should have
 
 
 class ContractError(DomainError):
@@ -51,8 +54,11 @@ def require_traits(name: str, config: Any, domain: Any) -> None:
 
 
 def checked(domain: Domain) -> Domain:
-    """Return the domain with a ``grade`` that is held to the contract: shapes always, values of what is no tracer."""
-    grade = domain.grade
+    """Return the domain with a ``grade`` that is held to the contract: shapes always, values of what is no tracer.
+
+    So are the shapes of what its ``variants`` and ``generate`` return.
+    """
+    grade, generate = domain.grade, domain.generate
 
     def checked_grade(instances: Instances, rollouts: Rollouts, *episodes: Any) -> Grades:
         grades = grade(instances, rollouts, *episodes)
@@ -61,7 +67,27 @@ def checked(domain: Domain) -> Domain:
             _raise(domain, faults_of_values(domain, jax.device_get(grades)))
         return grades
 
-    return dataclasses.replace(domain, grade=checked_grade)
+    def checked_variant(name: str, variant: Variant) -> Variant:
+        def start(gold: Any, history: History, level: Array, key: Array) -> tuple[History, Array]:
+            started, ok = variant(gold, history, level, key)
+            due = _history_due(domain, level.shape, started) | {"ok": (ok, level.shape, "b")}
+            _raise(domain, _unlike(f"variants[{name!r}] returns: ", due))
+            return started, ok
+
+        return start
+
+    def checked_generate(gold: Any, key: Array, parameters: Array) -> History:
+        assert generate is not None
+        made = generate(gold, key, parameters)
+        _raise(domain, _unlike("generate returns: ", _history_due(domain, parameters.shape[:1], made)))
+        return made
+
+    return dataclasses.replace(
+        domain,
+        grade=checked_grade,
+        variants={name: checked_variant(name, variant) for name, variant in domain.variants.items()},
+        generate=checked_generate if generate else None,
+    )
 
 
 def with_values_checked(domain: Domain) -> Domain:
@@ -92,7 +118,7 @@ def faults_of_shapes(domain: Domain, group: tuple[int, ...], grades: Grades) -> 
       grades: arrays, tracers or shapes.
     """
     children = (*group, domain.num_children)
-    due: dict[str, tuple[Any, tuple[int, ...], str]] = {
+    due: Due = {
         "quality": (grades.quality, group, "f"),
         "valid": (grades.valid, group, "b"),
         "embedding": (grades.embedding, (*group, domain.embedding_width), "f"),
@@ -100,10 +126,7 @@ def faults_of_shapes(domain: Domain, group: tuple[int, ...], grades: Grades) -> 
     }
     if grades.lost is not None:
         due["lost"] = (grades.lost, group[:1], "b")
-    for field in dataclasses.fields(History):
-        width = {"tokens": (domain.history_width,), "lengths": (4,)}.get(field.name, ())
-        kind = "f" if field.name == "quality" else "i"
-        due[f"children.{field.name}"] = (getattr(grades.children, field.name), (*children, *width), kind)
+    due |= {f"children.{name}": held for name, held in _history_due(domain, children, grades.children).items()}
     if set(grades.notes) != set(domain.notes):
         undeclared, absent = (
             sorted(set(grades.notes) - set(domain.notes)),
@@ -114,9 +137,22 @@ def faults_of_shapes(domain: Domain, group: tuple[int, ...], grades: Grades) -> 
             f"declare {undeclared} and return {absent}"
         ]
     due |= {f"notes[{name!r}]": (value, group, "f") for name, value in grades.notes.items()}
+    return _unlike("Grades.", due)
+
+
+def _history_due(domain: Domain, shape: tuple[int, ...], history: History) -> Due:
+    """Return each array of histories, with the shape and kind that are due to it."""
+    due: Due = {}
+    for field in dataclasses.fields(History):
+        width = {"tokens": (domain.history_width,), "lengths": (4,)}.get(field.name, ())
+        due[field.name] = (getattr(history, field.name), (*shape, *width), "f" if field.name == "quality" else "i")
+    return due
+
+
+def _unlike(whose: str, due: Due) -> list[str]:
     kinds = {"f": "float", "b": "bool", "i": "integer"}
     return [
-        f"Grades.{name} has shape {tuple(np.shape(array))} and dtype {np.dtype(array.dtype)}; "
+        f"{whose}{name} has shape {tuple(np.shape(array))} and dtype {np.dtype(array.dtype)}; "
         f"it should be {kinds[kind]} of shape {shape}"
         for name, (array, shape, kind) in due.items()
         if tuple(np.shape(array)) != shape or _kind(array) != kind

@@ -425,3 +425,18 @@ def test_a_run_resumes_to_the_same_bits_even_without_its_entries(tmp_path):
     domains.make.cache_clear()
     with pytest.raises(ConfigError, match="changed since: the tasks of spell_backward"):
         run.train(tiny(tmp_path / "data", run__num_iterations=6), tmp_path / "other")
+
+
+# Starts
+
+
+@needs_package
+def test_gold_answers_can_be_shown(make):
+    domain = domains.make("gym", make("chain_sum", answers="tags", max_tokens=32, max_solution_tokens=96))
+    table = domain.gold("train")
+    for row, about in enumerate(domain.about_tasks("train")):
+        gold = about["gold"]
+        assert domain.decode(table.answer[row, : table.answer_length[row]]) == gold
+        assert domain.decode(table.tokens[row, : table.length[row]]) == f"<answer>{gold}</answer>"
+    assert {*domain.variants} == {"hint", "prefix", "answer"}
+    assert not domains.make("gym", make("rush_hour")).variants  # a set without gold answers

@@ -65,6 +65,21 @@ class Gym(ScoredDomain):
         first, last = self.ends[row.set]
         return f"{row.set}\n{row.question[first : len(row.question) - last].strip()}"
 
+    @property
+    def has_solutions(self) -> bool:  # type: ignore[override]
+        """Whether one of the sets has gold answers."""
+        return any(name not in sets.WITHOUT_GOLD for name in self.config.sets)
+
+    has_answers = has_solutions  # type: ignore[assignment]
+
+    def solution_of(self, row: Entry) -> str:
+        """Return a response that gives the gold answer, "" where its set has none."""
+        return self.written(row.gold) if row.gold else ""
+
+    def answer_of(self, row: Entry) -> str:
+        """Return the gold answer, "" where its set has none."""
+        return row.gold
+
     def found_answer(self, text: str) -> str:
         """Return the answer that the final answer of a response gives, "" for none."""
         before, end, _ = text.rpartition(END)
@@ -182,7 +197,6 @@ def make_domain(config: GymConfig) -> Domain:
       DomainError: if reasoning-gym is not installed, a set cannot be made, or the prompts do not fit.
     """
     gym = Gym(config)
-    has_gold = any(name not in sets.WITHOUT_GOLD for name in config.sets)
     return Domain(
         **gym.fields(),
         name="_".join(config.sets) if len(config.sets) < 3 else "gym",
@@ -191,7 +205,7 @@ def make_domain(config: GymConfig) -> Domain:
         about=gym.about,
         answers=gym.answers,
         feedback=(lambda history: gym.texts_of(history, "feedback")) if config.max_feedback_tokens else None,
-        demonstrations=gym.demonstrations if has_gold else None,
-        demonstrations_id=f"{settings_id(config, NOT_TAUGHT)} {entries.version()}" if has_gold else "",
+        demonstrations=gym.demonstrations if gym.has_answers else None,
+        demonstrations_id=f"{settings_id(config, NOT_TAUGHT)} {entries.version()}" if gym.has_answers else "",
         files=lambda: {f"the tasks of {name}": entries.find(config, name) for name in config.sets},
     )

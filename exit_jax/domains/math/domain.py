@@ -30,6 +30,7 @@ class Math(ScoredDomain):
     config: MathConfig
     noun = "problem"
     notes = ("ungraded", "no_answer")
+    has_solutions = has_answers = True
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -70,6 +71,14 @@ class Math(ScoredDomain):
     def prompt(self, row: Problem) -> str:
         """Return the text of a problem."""
         return row.problem
+
+    def solution_of(self, row: Problem) -> str:
+        """Return the gold solution of a problem, "" where its source has none."""
+        return row.solution
+
+    def answer_of(self, row: Problem) -> str:
+        """Return the answer of a problem."""
+        return row.answer
 
     def left_out(self, rows: Sequence[Problem], too_long: np.ndarray) -> None:
         """List the problems that are not trained on."""

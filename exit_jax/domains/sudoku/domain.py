@@ -12,20 +12,25 @@ import jax
 import jax.numpy as jnp
 
 from exit_jax.domains.domain import Domain
+from exit_jax.domains.sudoku import starts
 from exit_jax.domains.sudoku.demonstrations import demonstrate
 from exit_jax.domains.sudoku.grading import demo_puzzles, make_puzzles, quality
-from exit_jax.domains.sudoku.grids import Vocabulary, apply_script, pack_grids, unpack, vocabulary_of
+from exit_jax.domains.sudoku.grids import Vocabulary, apply_script, asked, pack_grids, unpack, vocabulary_of
 from exit_jax.domains.sudoku.settings import SudokuConfig, sides
 from exit_jax.settings import younger_defaults
 from exit_jax.types import BASE, DIVERGE, IMPROVE, Array, Grades, History, Instances, Rollouts
 
 
 def grade(config: SudokuConfig, instances: Instances, rollouts: Rollouts) -> Grades:
-    """Run every script on the grid of its instance. The embedding is the grid that results, one-hot."""
+    """Run every script on the grid of its instance. The embedding is the grid that results, one-hot.
+
+    Quality is of the task's own blanks, those that a hint filled included; children have these blank again.
+    """
     v = vocabulary_of(config)
     parent = instances.history
     group = rollouts.tokens.shape[:2]
     puzzle, held = (x[:, None] for x in unpack(v, parent))
+    task = asked(v, parent)[:, None]
     given, grid = (jnp.broadcast_to(x, (*group, v.cells)) for x in (puzzle, held))
     tokens = jnp.where(rollouts.mask, rollouts.tokens, 0)
     edited, valid = apply_script(v, config.max_edits, given, grid, tokens, config.erase)
@@ -33,17 +38,19 @@ def grade(config: SudokuConfig, instances: Instances, rollouts: Rollouts) -> Gra
     def spread(value):
         return jnp.broadcast_to(value[:, None, None], (*group, 1))
 
-    result = quality(config, puzzle, edited)
+    result = quality(config, task, edited)
+    own = jnp.where(puzzle != task, 0, edited)
+    quality_of_own = quality(config, task, own)
     # an invalid script leaves the stored quality as it is, too: 0 for a base task, not the clue grid's own
-    result = jnp.where(valid, result, parent.quality[:, None])
+    result, quality_of_own = (jnp.where(valid, value, parent.quality[:, None]) for value in (result, quality_of_own))
     children = pack_grids(
         config,
-        given[:, :, None],
-        edited[:, :, None],
+        jnp.broadcast_to(task, given.shape)[:, :, None],
+        own[:, :, None],
         spread(parent.step + 1),
         task=spread(parent.task),
         turn=spread(parent.turn),
-        quality=result[..., None],
+        quality=quality_of_own[..., None],
     )
     embedding = jax.nn.one_hot(edited - 1, v.digits).reshape(*group, -1)
     return Grades(
@@ -96,6 +103,7 @@ def make_domain(config: SudokuConfig) -> Domain:
     younger = younger_defaults(demo)
     demo_fields = {name: value for name, value in vars(demo).items() if value != younger.get(name)}
     request, solution = ((name,) * config.grid_copies for name in ("request", "solution"))
+    variants = {"hint": starts.hint, "prefix": starts.prefix} | ({"edit": starts.edit} if config.shape == 2 else {})
     return Domain(
         name=f"sudoku{v.digits}",
         splits=SudokuConfig.splits,
@@ -118,6 +126,10 @@ def make_domain(config: SudokuConfig) -> Domain:
         complete=complete,
         demonstrations=demonstrations,
         demonstrations_id=f"SudokuConfig({', '.join(f'{name}={value!r}' for name, value in demo_fields.items())})",
+        gold=functools.cache(functools.partial(starts.gold, config)),
+        variants={name: functools.partial(variant, config) for name, variant in variants.items()},
+        generate=functools.partial(starts.generate, config) if config.shape == 2 else None,
+        parameters=("clues",) if config.shape == 2 else (),
         describe=functools.partial(describe, v),
         tokens_are=v.describe(),
     )

@@ -178,16 +178,25 @@ def unpack(vocabulary: Vocabulary, history: History) -> tuple[Array, Array]:
 
 def pack_grids(config: SudokuConfig, given: Array, grid: Array, step: Array, **fields: Any) -> History:
     """Pack clues and grids [..., C] as histories; those at step -1 hold a request only."""
+    tokens, lengths = pack(content_pieces(config, given, grid, step), width=4 * vocabulary_of(config).cells + 1)
+    return make_history(tokens, lengths, step=step, **fields)
+
+
+def content_pieces(config: SudokuConfig, given: Array, grid: Array, step: Array) -> dict[str, tuple[Array, Array]]:
+    """Return the pieces of clues and grids [..., C], name -> (tokens, length); those at step -1 have a request only."""
     v = vocabulary_of(config)
     shape = given.shape[:-1]
     held = step >= 0
     state = feedback(config.shape, grid) if config.feedback else jnp.zeros(shape, jnp.int32)
-    tokens, lengths = pack(
-        {
-            "request": (grid_tokens(v, given, given, config.pencil_marks == "all"), jnp.full(shape, 2 * v.cells)),
-            "solution": (grid_tokens(v, given, grid, config.pencil_marks != "none"), jnp.where(held, 2 * v.cells, 0)),
-            "feedback": ((v.feedback + state)[..., None], held.astype(jnp.int32)),
-        },
-        width=4 * v.cells + 1,
-    )
-    return make_history(tokens, lengths, step=step, **fields)
+    return {
+        "request": (grid_tokens(v, given, given, config.pencil_marks == "all"), jnp.full(shape, 2 * v.cells)),
+        "solution": (grid_tokens(v, given, grid, config.pencil_marks != "none"), jnp.where(held, 2 * v.cells, 0)),
+        "feedback": ((v.feedback + state)[..., None], held.astype(jnp.int32)),
+    }
+
+
+def asked(vocabulary: Vocabulary, history: History) -> Array:
+    """Return the clues [..., C] of the task itself, without those that a hint has added."""
+    request, _ = piece(history, "request", 2 * vocabulary.cells)
+    context, length = piece(history, "context", 2 * vocabulary.cells)
+    return digits_of(vocabulary, jnp.where((length > 0)[..., None], context, request)[..., 1::2])

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from exit_jax.algorithm.gold import Gold
 from exit_jax.algorithm.prompts import Template
 from exit_jax.domains.domain import Domain, DomainError, settings_id
 from exit_jax.domains.task import left_out, rows
@@ -28,6 +29,7 @@ from exit_jax.types import BASE, MODES, History
 log = logging.getLogger(__name__)
 
 REQUEST = "{request}"
+NOT_TAUGHT = ("data_dir", "difficulty_column", "answer_column")  # settings that demonstrations do not depend on
 TRIAL = ("1", "yes", "a", "I do not know.")  # completions that rewards are tried on
 
 
@@ -173,6 +175,37 @@ class Task(ScoredDomain):
         words = [item for text, name in parts for item in (self.encode(text), name)]
         return tuple(item for item in words if item)
 
+    # Gold
+
+    @property
+    def has_solutions(self) -> bool:  # type: ignore[override]
+        """Whether a column has responses to learn from."""
+        return bool(self.config.gold_column)
+
+    @property
+    def has_answers(self) -> bool:  # type: ignore[override]
+        """Whether a column has final answers."""
+        return bool(self.config.answer_column)
+
+    def solution_of(self, row: Row) -> str:
+        """Return the response to learn from that a row has, "" for none."""
+        return text_of(row, self.config.gold_column)
+
+    def answer_of(self, row: Row) -> str:
+        """Return the final answer that a row has, "" for none."""
+        return text_of(row, self.config.answer_column)
+
+    def gold_of(self, split: str) -> Gold:
+        """Return the gold solutions and answers of a split's tasks, in NumPy.
+
+        Raises:
+          DomainError: if no row has a column that is named for them.
+        """
+        for name in ("gold_column", "answer_column"):
+            if getattr(self.config, name):
+                require_column(self.kept(split)[0], f"domain.{name}", getattr(self.config, name), split)
+        return super().gold_of(split)
+
     # Scores
 
     def score(self, found: Sequence[Row], responses: Sequence[Tokens]) -> list[Score]:
@@ -207,16 +240,10 @@ class Task(ScoredDomain):
     def _taught(self) -> list[tuple[Row, Tokens]]:
         """The rows with a response to learn from that fits, and their requests."""
         column, room = self.config.gold_column, self.config.max_tokens
-        gold = lambda row: str(row.columns.get(column) or "").strip()
         pairs = [*zip(*self.kept("train"), strict=True)]
-        columns = {name for row, _ in pairs for name in row.columns}
-        if column not in columns:
-            raise DomainError(
-                f"no training row has the column domain.gold_column = {column!r}; there are "
-                f"{', '.join(sorted(columns)) or 'none'}{near(column, columns)}"
-            )
-        taught = [pair for pair in pairs if gold(pair[0])]
-        fit = [pair for pair in taught if len(self.demonstrate(gold(pair[0]))) <= room]
+        require_column([row for row, _ in pairs], "domain.gold_column", column)
+        taught = [pair for pair in pairs if self.solution_of(pair[0])]
+        fit = [pair for pair in taught if len(self.demonstrate(self.solution_of(pair[0]))) <= room]
         if not fit:
             raise DomainError(
                 f"no training row has a response in its column {column!r} that fits into domain.max_tokens = {room}; raise it, "
@@ -227,8 +254,23 @@ class Task(ScoredDomain):
     def demonstration(self, number: int, group_size: int) -> tuple[list[Tokens], int, list[str]]:
         """Return the pieces, mode and responses of one demonstration."""
         row, request = self._taught[number % len(self._taught)]
-        response = str(row.columns[self.config.gold_column]).strip()
-        return [self.context(row), request, (), ()], BASE, [response] * group_size
+        return [self.context(row), request, (), ()], BASE, [self.solution_of(row)] * group_size
+
+
+def text_of(row: Row, column: str) -> str:
+    """Return what a row has in a column as text, "" for nothing."""
+    value = row.columns.get(column)
+    return "" if value is None else str(value).strip()
+
+
+def require_column(found: Sequence[Row], setting: str, column: str, split: str = "training") -> None:
+    """Raise DomainError unless a row has the column that a setting names."""
+    columns = {name for row in found for name in row.columns}
+    if column not in columns:
+        raise DomainError(
+            f"no {split} row has the column {setting} = {column!r}; there are "
+            f"{', '.join(sorted(columns)) or 'none'}{near(column, columns)}"
+        )
 
 
 def difficulties(found: Sequence[Row], column: str) -> np.ndarray:
@@ -266,6 +308,6 @@ def make_domain(config: TaskConfig) -> Domain:
         answers=task.answers if config.votes else None,
         feedback=(lambda history: task.texts_of(history, "feedback")) if config.max_feedback_tokens else None,
         demonstrations=task.demonstrations if config.gold_column else None,
-        demonstrations_id=settings_id(config, ("data_dir", "difficulty_column")) if config.gold_column else "",
+        demonstrations_id=settings_id(config, NOT_TAUGHT) if config.gold_column else "",
         files=lambda: {**task.table.files, **task.rewards.files},
     )

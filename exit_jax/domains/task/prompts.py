@@ -61,6 +61,7 @@ class Prompts(Task):
 
     config: Asked  # type: ignore[assignment]
     notes = ()  # type: ignore[assignment]
+    has_solutions = has_answers = False  # type: ignore[assignment]
 
     def __init__(self, config: Asked):
         """Read the prompts and choose their widths.

@@ -87,6 +87,7 @@ class TaskConfig(RowsConfig, TextConfig):
         0, "tokens of a conversation before its last message; 0 for what the rows take", within="[0, inf)"
     )
     gold_column: str = setting("", 'column with a response to learn from in a warm start; "" for none')
+    answer_column: str = setting("", 'column with the final answer, for starts that show it; "" for none', younger=True)
     difficulty_column: str = setting(
         "", 'column with a number that results are broken down by, as a level; "" for none', younger=True
     )

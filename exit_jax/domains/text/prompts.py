@@ -35,3 +35,7 @@ IMPROVE_BY_FEEDBACK = """Write an improved response to the request.
 {feedback}
 
 # Improved response"""
+
+# what introduces a hint, or an answer, after a request
+HINT = "\n\nThe solution begins as follows:\n"
+ANSWER = "\n\nThe final answer is:\n"

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from exit_jax.algorithm import gold
+from exit_jax.algorithm.gold import Gold, Variant
 from exit_jax.algorithm.prompts import piece_rows
 from exit_jax.domains.contract import ContractError
 from exit_jax.domains.domain import Domain, DomainError, settings_id
 from exit_jax.domains.text import chat, tokenizer
 from exit_jax.domains.text.pieces import SingleTurnDomain, Tokens
-from exit_jax.domains.text.prompts import IMPROVE, IMPROVE_BY_FEEDBACK
+from exit_jax.domains.text.prompts import ANSWER, HINT, IMPROVE, IMPROVE_BY_FEEDBACK
 from exit_jax.domains.text.settings import SPAN, TextConfig
 from exit_jax.domains.text.surrogates import replace_surrogates
 from exit_jax.domains.traits import Traits
@@ -46,6 +48,8 @@ class ScoredDomain(SingleTurnDomain):
 
     noun = "task"
     notes: tuple[str, ...] = ()  # names of what scores report
+    has_solutions = False  # whether tasks may have a gold solution
+    has_answers = False  # whether they may have a final answer
 
     def __init__(self, config: Any):
         self.config = config
@@ -83,6 +87,14 @@ class ScoredDomain(SingleTurnDomain):
     def score(self, rows: Sequence[Any], responses: Sequence[Tokens]) -> list[Score]:
         """Score responses, each to its row."""
         raise NotImplementedError
+
+    def solution_of(self, row: Any) -> str:
+        """Return the gold solution of a task as a response would give it, "" for none."""
+        return ""
+
+    def answer_of(self, row: Any) -> str:
+        """Return the final answer of a task, "" for none."""
+        return ""
 
     def left_out(self, rows: Sequence[Any], too_long: np.ndarray) -> None:
         """Note which tasks are not trained on since they are too long, bool [M]."""
@@ -159,15 +171,17 @@ class ScoredDomain(SingleTurnDomain):
         return self.pack(pieces, task=first + np.arange(len(requests)))
 
     def grade(self, instances: Instances, rollouts: Rollouts) -> Grades:
-        """Score responses, whatever the mode (ExIt App. A). All in NumPy."""
+        """Score responses, whatever the mode (ExIt App. A), each with the prefix that it began with. All in NumPy."""
         history, (batch, group) = instances.history, rollouts.finished.shape
-        responses = [rollouts.tokens[b, g][rollouts.mask[b, g]] for b in range(batch) for g in range(group)]
+        begun = [tokens[:0] if k >= 0 else tokens for k, tokens in zip(history.step, piece_rows(history, "solution"))]
+        own = [rollouts.tokens[b, g][rollouts.mask[b, g]] for b in range(batch) for g in range(group)]
+        responses = [np.concatenate([begun[i // group], tokens]) for i, tokens in enumerate(own)]
         tasks = np.repeat(history.task, group).tolist()
         scores = self.score([self.row_of(task) for task in tasks], responses)
         sizes = self.max_piece_tokens
         shown = [self.shown(response, sizes["solution"], self.config.truncate) for response in responses]
         held = zip(piece_rows(history, "context"), piece_rows(history, "request"), strict=True)
-        begun = [pieces for pieces in held for _ in range(group)]
+        asked = [pieces for pieces in held for _ in range(group)]
         said = [replace_surrogates(score.feedback) for score in scores]
         feedback = [self.encode(text)[: sizes.get("feedback", 0)] for text in said]
 
@@ -177,28 +191,63 @@ class ScoredDomain(SingleTurnDomain):
         unseen = [self.too_long(self.splits[task // SPAN])[task % SPAN] for task in tasks]
         quality = per_rollout(0.0 if cut else score.quality for score, cut in zip(scores, unseen, strict=True))
         graded = per_rollout((score.graded for score in scores), bool)
-        pieces = [(*both, solution, f) for both, (solution, _), f in zip(begun, shown, feedback, strict=True)]
+        pieces = [(*both, solution, f) for both, (solution, _), f in zip(asked, shown, feedback, strict=True)]
         notes = {name: per_rollout(score.notes[name] for score in scores) for name in self.notes}
         notes["truncated"] = per_rollout(cut for _, cut in shown)
         return self.make_grades(history, pieces, quality, graded, notes)
 
+    # Starts
+
+    def gold_of(self, split: str) -> Gold:
+        """Return the gold solutions and answers of a split's tasks, in NumPy."""
+        rows = self.kept(split)[0]
+        encoded = lambda text: self.encode(text) if text else ()
+        return gold.make_gold(
+            SPAN * self.splits.index(split),
+            [encoded(self.solution_of(row).strip()) for row in rows],
+            [encoded(self.answer_of(row).strip()) for row in rows],
+            room=min(self.prompt_width, sum(self.max_piece_tokens.values())),
+            before_hint=self.encode(HINT),
+            before_answer=self.encode(ANSWER),
+        )
+
+    def start_fields(self) -> dict[str, Any]:
+        """Return the fields of Domain that say how tasks can be started; {} where there is no gold.
+
+        A thought that the prompt has begun already would go on in the solution, so there is no prefix then.
+        """
+        names = ["answer"] * self.has_answers
+        if self.has_solutions:
+            names += ["hint"] if self.thinking else ["hint", "prefix"]
+        if not names:
+            return {}
+        templates = {**self.templates, "base": gold.show_starts(self.templates["base"])}
+        table: dict[str, Callable[..., Any]] = {"hint": gold.hint, "prefix": gold.prefix, "answer": gold.answer}
+        bind = lambda name: functools.partial(table[name], templates["base"], self.prompt_width)
+        variants: dict[str, Variant] = {name: bind(name) for name in names}
+        return {"gold": functools.cache(self.gold_of), "variants": variants, "start_templates": templates}
+
     def fields(self) -> dict[str, Any]:
         """Return the fields of Domain that follow from the above."""
-        return self.token_fields | {
-            "splits": self.splits,
-            "history_width": sum(self.max_piece_tokens.values()),
-            "prompt_width": self.prompt_width,
-            "max_tokens": self.config.max_tokens,
-            "templates": self.templates,
-            "messages": {mode: self.message(mode) for mode in MODES},
-            "tasks": self.tasks,
-            "too_long": self.too_long,
-            "grade": self.grade,
-            "notes": (*self.notes, "truncated"),
-            "describe": lambda history: self.texts_of(history, "solution"),
-            "texts": self.texts,
-            "decode": self.decode,
-        }
+        return (
+            self.token_fields
+            | self.start_fields()
+            | {
+                "splits": self.splits,
+                "history_width": sum(self.max_piece_tokens.values()),
+                "prompt_width": self.prompt_width,
+                "max_tokens": self.config.max_tokens,
+                "templates": self.templates,
+                "messages": {mode: self.message(mode) for mode in MODES},
+                "tasks": self.tasks,
+                "too_long": self.too_long,
+                "grade": self.grade,
+                "notes": (*self.notes, "truncated"),
+                "describe": lambda history: self.texts_of(history, "solution"),
+                "texts": self.texts,
+                "decode": self.decode,
+            }
+        )
 
 
 class TaskDomain(ScoredDomain):
@@ -206,9 +255,17 @@ class TaskDomain(ScoredDomain):
 
     config: TextConfig
 
-    def __init__(self, config: TextConfig, rows: Callable, score: Callable, gold: Callable[[Task], str] | None):
+    def __init__(
+        self,
+        config: TextConfig,
+        rows: Callable,
+        score: Callable,
+        gold: Callable[[Task], str] | None,
+        answer: Callable[[Task], str] | None = None,
+    ):
         super().__init__(config)
-        self._rows, self._score, self._gold = rows, score, gold
+        self._rows, self._score, self._gold, self._answer = rows, score, gold, answer
+        self.has_solutions, self.has_answers = gold is not None, answer is not None
 
     def rows(self, split: str) -> Sequence[Task]:
         """Return all tasks of a split."""
@@ -223,6 +280,14 @@ class TaskDomain(ScoredDomain):
     def prompt(self, row: Task) -> str:
         """Return the text of a task."""
         return row["prompt"]
+
+    def solution_of(self, row: Task) -> str:
+        """Return the response to learn from."""
+        return self._gold(row) if self._gold else ""
+
+    def answer_of(self, row: Task) -> str:
+        """Return the final answer."""
+        return self._answer(row) if self._answer else ""
 
     def score(self, rows: Sequence[Task], responses: Sequence[Tokens]) -> list[Score]:
         """Score responses, each to its row, one by one."""
@@ -258,6 +323,7 @@ def text_domain(
     score: Callable[[Task, str], float | tuple[float, str]],
     gold: Callable[[Task], str] | None = None,
     name: str = "text",
+    answer: Callable[[Task], str] | None = None,
 ) -> Domain:
     """Return the domain of prompts and a score, graded on the host.
 
@@ -265,12 +331,13 @@ def text_domain(
       config: the domain's settings; a class attribute ``splits`` names others than "train" and "test".
       tasks: split -> its tasks, mappings with "prompt", a text, and whatever else ``score`` needs; always the same ones.
       score: (task, final answer) -> quality in [0, 1], or (quality, feedback); the same for the same answer.
-      gold: task -> a response to learn from in a warm start; without it there is none.
+      gold: task -> a response to learn from in a warm start, and to show the beginning of; without it there is neither.
+      answer: task -> its final answer, to be shown alone; without it there is none.
 
     Raises:
       DomainError: if the tokenizer cannot be had, or the prompts do not fit.
     """
-    domain = TaskDomain(config, tasks, score, gold)
+    domain = TaskDomain(config, tasks, score, gold, answer)
     return Domain(
         **domain.fields(),
         name=name,

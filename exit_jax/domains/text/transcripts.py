@@ -24,7 +24,7 @@ from exit_jax.domains.text import chat, turns
 from exit_jax.domains.text.pieces import TextDomain, Tokens, pack
 from exit_jax.domains.text.settings import SPAN
 from exit_jax.policy.stops import StopText
-from exit_jax.types import MODES, Grades, History, Instances, Rollouts
+from exit_jax.types import MODES, PIECES, Grades, History, Instances, Rollouts
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,16 @@ class TranscriptDomain(TextDomain):
     def is_valid(self, episode: Any) -> bool:
         """Return whether an episode tells something of the policy."""
         return episode is not None
+
+    def start_at(self, task: Any, mark: int) -> Any:
+        """Return a new episode for a base task whose history has ``mark`` tokens as solution; mostly 0."""
+        del mark
+        return self.start(task)
+
+    def quality_of_children(self, episode: Any, quality: float) -> float:
+        """Return the quality of the histories that an episode yields."""
+        del episode
+        return quality
 
     # Widths
 
@@ -271,7 +281,9 @@ class TranscriptDomain(TextDomain):
         The recorded responses are played again, those of all histories side by side. A task that is too long has no episode.
         """
         tasks, unseen = [self.task_of(number) for number in history.task], [*map(self.is_too_long, history.task)]
-        found: list[Any] = [None if cut else self.start(task) for task, cut in zip(tasks, unseen)]
+        marks = np.where(history.step < 0, history.lengths[:, PIECES.index("solution")], 0).tolist()
+        starts = zip(tasks, marks, unseen, strict=True)
+        found: list[Any] = [None if cut else self.start_at(task, mark) for task, mark, cut in starts]
         context = [tokens.tolist() for tokens in piece_rows(history, "context")]
         place = [len(self.head_of(task)) for task in tasks]
         for turn in range(int(history.turn.max(initial=0))):
@@ -320,6 +332,7 @@ class TranscriptDomain(TextDomain):
             usable = rollouts.finished[b, g] if rollouts.ended is None else rollouts.ended[b, g].any()
             if not (valid[b, g] and usable):
                 continue
+            held_quality = self.quality_of_children(episode, quality[b, g])
             for u, (context, response, ended) in enumerate(self._turns(contexts[b], rollouts, b, g)):
                 turn = int(instances.history.turn[b]) + u
                 step = int(instances.history.step[b]) + 1 if u == 0 else 0
@@ -330,7 +343,7 @@ class TranscriptDomain(TextDomain):
                 insertable[b, g, u] = ended and bool(solution)
                 place = np.ravel_multi_index((b, g, u), insertable.shape)
                 rows[place] = (context, self.request(episode.before(turn)), solution, ())
-                held = {"task": instances.history.task[b], "turn": turn, "step": step, "quality": quality[b, g]}
+                held = {"task": instances.history.task[b], "turn": turn, "step": step, "quality": held_quality}
                 for name, value in held.items():
                     fields[name][b, g, u] = value
         notes = {name: per_rollout(name) for name in self.names} | {"context_too_long": too_long}

@@ -341,7 +341,7 @@ class BfclEnvironment:
             recorded = [turn.observation for turn in episode.turns if turn.kind == "call"]
             ended = dataclasses.replace(episode, how="mismatch")
             return StepResult(ended, "", False, True, ReplayMismatch(index, recorded[index], replayed))
-        return StepResult(Episode(episode.task_id, (*episode.turns, turn), "crashed"), "", False, True)
+        return StepResult(dataclasses.replace(episode, turns=(*episode.turns, turn), how="crashed"), "", False, True)
 
 
 def asked(job: Job) -> dict[str, Any]:

@@ -4,6 +4,7 @@ How a conversation becomes histories, and an environment is brought to where one
 ``stop_at_call`` a response ends where its first call does, else at its stop token.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +15,10 @@ from exit_jax.domains.domain import INVALID, VALID, Answer, Domain, settings_id
 from exit_jax.domains.text.pieces import Tokens
 from exit_jax.domains.tool_use.conversations import Conversations
 from exit_jax.domains.tool_use.demonstrations import Demonstrations
-from exit_jax.domains.tool_use.episode import Episode
+from exit_jax.domains.tool_use.episode import Episode, Task, num_made
 from exit_jax.domains.tool_use.parser import MARKERS, has_ending
 from exit_jax.domains.tool_use.settings import NOT_TAUGHT, ToolsConfig
+from exit_jax.domains.tool_use.starts import Starts
 
 FIGURES = ("first_request", "requests_fulfilled", "share_fulfilled", "invalid_calls", "crashed", "turns")
 OFFICIAL = "official"  # BFCL's own verdict, which the tiny world has not
@@ -69,7 +71,7 @@ class Tools(Conversations):
         if episode is None:
             return {"quality": 0.0} | dict.fromkeys(self.names, 0.0)
         task = self.world.tasks[episode.task_id]
-        asked = len(task.requests) if num_requests is None else min(num_requests, len(task.requests))
+        asked = num_made(episode, task, num_requests)
         first = float(bool(episode.verdicts) and episode.verdicts[0].success)
         share = episode.num_fulfilled / asked
         quality = first if self.config.quality == "first_request" else share
@@ -83,6 +85,16 @@ class Tools(Conversations):
             "turns": len(episode.turns),
         }
         return {"quality": quality} | {name: float(values[name]) for name in self.names}
+
+    def start_at(self, task: Task, mark: int) -> Episode:
+        """Return a new episode whose last requests are not made, as many as its start marks (starts.py)."""
+        return dataclasses.replace(self.start(task), left_out=mark)
+
+    def quality_of_children(self, episode: Episode | None, quality: float) -> float:
+        """Return what an episode would have come to if all requests had been made."""
+        if episode is None or not episode.left_out:
+            return quality
+        return self.figures(dataclasses.replace(episode, left_out=0), **self.asked(test=False))["quality"]
 
     def show(self, episode: Episode | None) -> str:
         """Return an episode as text for people."""
@@ -113,6 +125,7 @@ def make_domain(config: ToolsConfig) -> Domain:
     tools = Tools(config)
     return Domain(
         **tools.fields(),
+        **(Starts(tools).fields() if config.world == "tiny" else {}),
         name=config.world,
         difficulty=tools.difficulty,
         about=tools.about,

@@ -68,6 +68,7 @@ class Episode:
     task_id: str
     turns: tuple[Turn, ...] = ()
     how: str = ""  # it ended: finished | error | turns (used up) | crashed | mismatch; "" while it runs
+    left_out: int = 0  # requests of those that would be made that are not, the last ones
 
     @property
     def ended(self) -> bool:
@@ -106,7 +107,7 @@ class Episode:
         """Return the episode as it was before this turn: what a partial history starts from."""
         if not 0 <= turn <= len(self.turns):
             raise ValueError(f"turn={turn} must be between 0 and {len(self.turns)}, the turns of the episode")
-        return Episode(self.task_id, self.turns[:turn])
+        return dataclasses.replace(self, turns=self.turns[:turn], how="")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +188,7 @@ def check_steps(pairs: Sequence[tuple[Episode, str]], max_turns: int, num_reques
 def advance(episode: Episode, turn: Turn, task: Task, max_turns: int, num_requests: int | None) -> StepResult:
     """Return an episode with one turn more, ended where the rules say so."""
     num_turns, request = len(episode.turns) + 1, episode.request + (turn.kind == "finished")
-    last = len(task.requests) if num_requests is None else min(num_requests, len(task.requests))
+    last = num_made(episode, task, num_requests)
     how = "error" if turn.kind == "error" else ""
     if turn.kind == "finished" and request >= last:
         how = "finished"
@@ -196,8 +197,14 @@ def advance(episode: Episode, turn: Turn, task: Task, max_turns: int, num_reques
     observation = task.requests[request] if turn.kind == "finished" and not how else turn.observation
     if observation != turn.observation:
         turn = dataclasses.replace(turn, observation=observation)
-    episode = Episode(episode.task_id, (*episode.turns, turn), how)
+    episode = dataclasses.replace(episode, turns=(*episode.turns, turn), how=how)
     return StepResult(episode, observation, turn.kind == "finished", episode.ended)
+
+
+def num_made(episode: Episode, task: Task, num_requests: int | None) -> int:
+    """Return how many requests of a task are made in an episode, of ``num_requests``, or all of None."""
+    last = len(task.requests) if num_requests is None else min(num_requests, len(task.requests))
+    return max(last - episode.left_out, 1)
 
 
 def describe(episode: Episode, task: Task, states: Sequence[str] = ()) -> str:
