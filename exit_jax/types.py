@@ -94,6 +94,10 @@ class Instances:
     fresh: Array  # bool [B]: never trained on before
     prompt: Array  # int32 [B, P], padded on the right
     prompt_length: Array  # int32 [B]
+    # [B]: the tasks as they are without what they were started with, for the buffer; None where they are ``history``
+    origin: Any = None
+    # (int32 [B, P], int32 [B]): the prompt that is learnt from, with its length; None where it is ``prompt``
+    learnt_prompt: Any = None
 
 
 @pytree
@@ -149,6 +153,14 @@ class Starts:
 
 
 @pytree
+class StartLevel:
+    """How much of its gold solution each base task starts with."""
+
+    level: Array  # float32 [M], in [0, 1]
+    first: Array  # int32 []: number of the first task
+
+
+@pytree
 class State:
     """All state of a run; restoring it resumes the run exactly."""
 
@@ -162,3 +174,4 @@ class State:
     num_distinct: Array  # int32 []: distinct instances trained on
     starts: Starts
     curriculum: Any = None  # CurriculumState; None where base tasks come in shuffled epochs
+    start_level: Any = None  # StartLevel; None where no task starts with some of its gold solution

@@ -461,25 +461,26 @@ def test_other_optimizers_train_and_resume(kind, tmp_path):
     assert_same(whole, resumed)
 
 
-@pytest.mark.parametrize("word", ["dump", "maxmc", "cycle"])
-def test_a_curriculum_resumes_exactly(word, tmp_path):
+@pytest.mark.parametrize("word", ["dump", "ghpo"])
+def test_a_method_resumes_exactly(word, tmp_path):
     config = smoke(f"variant=exit-{word}", num_iterations=10)
     whole, _ = train.train(config, tmp_path / "whole")
     train.train(dataclasses.replace(config, run=dataclasses.replace(config.run, num_iterations=5)), tmp_path / "parts")
     resumed, _ = train.train(config, tmp_path / "parts")
     assert_same(whole, resumed)
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
-    assert int(whole.curriculum.drawn.sum()) == int(whole.cursor)
+    if word == "dump":
+        assert int(whole.curriculum.drawn.sum()) == int(whole.cursor)
+    else:
+        assert float(whole.start_level.level.max()) > 0
 
 
 def test_a_replay_draws_the_very_tasks(tmp_path):
     recorded = smoke("variant=grpo-sec", num_iterations=10)
     first, _ = train.train(recorded, tmp_path / "recorded")
     changes = {"method": "replay", "replay": str(tmp_path / "recorded"), "floor": 0.0}
-    replay = smoke(
-        changes={f"algorithm.curriculum.{name}": value for name, value in changes.items()}, num_iterations=10
-    )
-    again, _ = train.train(dataclasses.replace(replay, variant="grpo"), tmp_path / "replay")
+    changes = {f"algorithm.curriculum.{name}": value for name, value in changes.items()}
+    again, _ = train.train(smoke("variant=grpo", changes, num_iterations=10), tmp_path / "replay")
     np.testing.assert_array_equal(first.curriculum.drawn, again.curriculum.drawn)
     assert rows(tmp_path / "recorded") == rows(tmp_path / "replay")
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from exit_jax.algorithm import buffer as buffers
-from exit_jax.algorithm import curricula, grpo
+from exit_jax.algorithm import curricula, grpo, start_levels
 from exit_jax.algorithm import starts as starting
 from exit_jax.algorithm.curricula.core import Units
 from exit_jax.algorithm.diversity import diversity
@@ -25,6 +25,7 @@ from exit_jax.types import (
     Metrics,
     Params,
     Rollouts,
+    StartLevel,
     State,
     TaskBuffer,
     pytree,
@@ -133,8 +134,9 @@ def learn(
     Metrics are numbers, but for "instances": the fingerprints uint32 [B, 2] of what was trained on, to be counted on the host;
     and, where ``num_shown`` is not 0, "rollouts": the first so many groups of the batch, for people to read.
     """
-    before = instances.history.quality
-    reward_BG = reward(config.reward, grades.quality, grades.valid, before, instances.mode)
+    asked, instances = instances, without_starts(instances)  # what the buffer is told of has no hints
+    before = asked.history.quality
+    reward_BG = reward(config.reward, grades.quality, grades.valid, before, asked.mode)
     advantage_BG = grpo.advantages(reward_BG, config.advantage_norm, config.advantage_eps)
     group = Group(grades.quality, reward_BG, advantage_BG)
     score_B = SCORES[config.learnability_of](group)
@@ -152,7 +154,7 @@ def learn(
         params=state.params,
         reference=state.reference,
         opt_state=state.opt_state,
-        instances=instances,
+        instances=with_learnt_prompt(asked),
         rollouts=rollouts,
         advantage=advantage_BG,
     )
@@ -163,6 +165,10 @@ def learn(
     if units:
         told = instances, group, grades.lost, state.key, state.step
         curriculum, shares = curricula.observe(config.curriculum, units, state.curriculum, *told)
+    start_level = state.start_level
+    if start_level is not None:
+        start_level = start_levels.observe(config.starts, start_level, instances.history.task, reward_BG)
+        metrics["start_level"] = start_level.level.mean()
     key = stream(state.key, "expand", state.step)
     buffer, first_B, expansion = expand(config, state.buffer, instances, rollouts, grades, score_B, step, key)
     state = dataclasses.replace(
@@ -176,8 +182,9 @@ def learn(
         num_distinct=state.num_distinct + (instances.fresh & first_B).sum(dtype=jnp.int32),
         starts=starting.add(state.starts, instances.history, stream(state.key, "starts", state.step)),
         curriculum=curriculum,
+        start_level=start_level,
     )
-    metrics |= shares | expansion | batch_metrics(instances, rollouts, grades, reward_BG, score_B, step)
+    metrics |= shares | expansion | batch_metrics(asked, rollouts, grades, reward_BG, score_B, step)
     metrics |= buffer_metrics(buffer, step) | {
         "distinct_entries": state.num_distinct,
         "instances": fingerprint(instances.history),
@@ -185,8 +192,21 @@ def learn(
     }
     if num_shown:
         given = {"learnability": score_B, "reward": reward_BG, "advantage": advantage_BG}
-        metrics |= {"rollouts": first_groups(num_shown, instances, rollouts, grades) | _first(num_shown, given)}
+        metrics |= {"rollouts": first_groups(num_shown, asked, rollouts, grades) | _first(num_shown, given)}
     return state, metrics
+
+
+def without_starts(instances: Instances) -> Instances:
+    """Return instances of the tasks as they are, without what they were started with."""
+    return instances if instances.origin is None else dataclasses.replace(instances, history=instances.origin)
+
+
+def with_learnt_prompt(instances: Instances) -> Instances:
+    """Return instances with the prompts that are learnt from, which may lack a hint that was sampled with."""
+    if instances.learnt_prompt is None:
+        return instances
+    prompt, length = instances.learnt_prompt
+    return dataclasses.replace(instances, prompt=prompt, prompt_length=length)
 
 
 def first_groups(count: int, instances: Instances, rollouts: Rollouts, grades: Grades) -> dict[str, Any]:
@@ -369,7 +389,13 @@ def buffer_metrics(buffer: TaskBuffer, step: Array) -> Metrics:
 
 
 def init_state(
-    config: ExItConfig, params: Params, opt_state, key: Array, history_width: int, units: Units | None = None
+    config: ExItConfig,
+    params: Params,
+    opt_state,
+    key: Array,
+    history_width: int,
+    units: Units | None = None,
+    start_level: StartLevel | None = None,
 ) -> State:
     """Return the state before the first iteration: an empty buffer, the reference at the initial parameters."""
     return State(
@@ -388,4 +414,5 @@ def init_state(
         num_distinct=jnp.int32(0),
         starts=starting.create(history_width),
         curriculum=curricula.create(config.curriculum, units) if units else None,
+        start_level=start_level,
     )

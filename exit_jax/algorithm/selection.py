@@ -1,18 +1,21 @@
 """Selection: which instances the next iteration trains on (Algorithm 1, line "Selection"; ExIt §4.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from exit_jax.algorithm import buffer as buffers
-from exit_jax.algorithm import curricula
+from exit_jax.algorithm import curricula, start_levels
 from exit_jax.algorithm.buffer_draws import DRAWS
 from exit_jax.algorithm.curricula.core import Units
 from exit_jax.algorithm.prompts import Template, render_by_mode
-from exit_jax.algorithm.settings import ExItConfig
+from exit_jax.algorithm.settings import ExItConfig, StartsConfig
 from exit_jax.algorithm.streams import stream
-from exit_jax.types import BASE, DIVERGE, IMPROVE, Array, History, Instances, State
+from exit_jax.types import BASE, DIVERGE, GENERATED, IMPROVE, Array, History, Instances, State
+
+# (histories [B], level float32 [B], key) -> histories, and which of them could be started so
+Start = Callable[[History, Array, Array], tuple[History, Array]]
 
 
 def draw_base(root: Array, cursor: Array, count: int, num_tasks: int) -> Array:
@@ -33,6 +36,7 @@ def select(
     state: State,
     in_flight: Instances | None = None,
     units: Units | None = None,
+    start: Start | None = None,
 ) -> Instances:
     """Select B instances: a coin each of probability p for the buffer, else the next base task of the epoch.
 
@@ -43,6 +47,7 @@ def select(
       tasks: [M], the device table of base tasks.
       in_flight: a batch that is drawn already, and not learnt from yet; its entries are no longer fresh.
       units: what a curriculum chooses base tasks by; None without one, where they come in shuffled epochs.
+      start: (histories [B], level [B], key) -> the same, started with some of their gold solution, and which could be.
     """
     coin_key, slot_key, mode_key = jax.random.split(stream(state.key, "select", state.step), 3)
     count, buffer, num_tasks = config.num_prompts, state.buffer, tasks.task.shape[0]
@@ -60,17 +65,22 @@ def select(
         task, never_trained = curricula.draw(config.curriculum, units, state.curriculum, state.key, state.step, count)
     task, never_trained = task[jnp.maximum(nth_base, 0)], never_trained[jnp.maximum(nth_base, 0)]
 
-    def choose(held, base):
-        rows = from_buffer.reshape((count,) + (1,) * (held.ndim - 1))
-        return jnp.where(rows, held[slot], base[task])
-
-    history = jax.tree.map(choose, buffer.history, tasks)
+    at = lambda histories, place: jax.tree.map(lambda leaf: leaf[place], histories)
+    history = replace_where(from_buffer, at(buffer.history, slot), at(tasks, task))
+    origin = None
+    if start:
+        started = start_base_tasks(config.starts, start, state, history)
+        # a task that was made just now has no other form
+        history, origin = started, replace_where(started.task >= GENERATED, started, history)
     diverges = from_buffer & (jax.random.uniform(mode_key, (count,)) < config.divergence_prob)
     mode = jnp.where(history.step < 0, BASE, jnp.where(diverges, DIVERGE, IMPROVE))
     never_drawn = (buffer.num_draws[slot] == 0) & ~buffers.is_base_task(history)
     if in_flight is not None:
         never_drawn = never_drawn & ~(history.id[:, None] == in_flight.history.id[None]).any(1)
     prompt, length = render_by_mode(templates, history, mode, prompt_width)
+    plain = (
+        render_by_mode(templates, origin, mode, prompt_width) if origin is not None and config.starts.forget else None
+    )
     return Instances(
         history=history,
         mode=mode,
@@ -78,4 +88,19 @@ def select(
         fresh=jnp.where(from_buffer, never_drawn, never_trained),
         prompt=prompt,
         prompt_length=length,
+        origin=origin,
+        learnt_prompt=plain,
     )
+
+
+def start_base_tasks(config: StartsConfig, start: Start, state: State, history: History) -> History:
+    """Start the base tasks among histories [B] at their levels."""
+    level_key, start_key = jax.random.split(stream(state.key, "start_levels", state.step))
+    level = start_levels.draw(config, state.start_level, history.task, state.step, level_key)
+    return start(history, jnp.where(buffers.is_base_task(history), level, 0.0), start_key)[0]
+
+
+def replace_where(where: Array, new: History, old: History) -> History:
+    """Return the new histories [B] where ``where``, else the old ones."""
+    rows = lambda leaf: where.reshape(where.shape + (1,) * (leaf.ndim - 1))
+    return jax.tree.map(lambda new, old: jnp.where(rows(new), new, old), new, old)

@@ -7,6 +7,7 @@ from exit_jax.settings import Table, group, setting, younger_defaults
 
 SCORES, REWARDS = (Table(f"exit_jax.algorithm.learnability:{name}") for name in ("SCORES", "REWARDS"))
 BUFFER_DRAWS = Table("exit_jax.algorithm.buffer_draws:DRAWS")
+LEVELS = Table("exit_jax.algorithm.start_levels:LEVELS")
 CURRICULA = Table("exit_jax.algorithm.curricula:CURRICULA")
 OBJECTIVES, AGGREGATIONS, KL_ESTIMATORS = (
     Table(f"exit_jax.algorithm.objectives:{name}") for name in ("OBJECTIVES", "AGGREGATIONS", "KL_ESTIMATORS")
@@ -71,6 +72,38 @@ class CurriculumConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StartsConfig:
+    """Base tasks that start with some of their gold solution, where the domain has it, or from another task."""
+
+    variant: str = setting(
+        "",
+        'what is given: "hint", "prefix" or "answer" of the gold solution, "edit" for a neighbouring task, or what else the '
+        'domain offers; "" for nothing',
+        younger=True,
+    )
+    level_by: str = setting("constant", "what decides how much", choices=LEVELS, younger=True)
+    level: float = setting(0.5, "how much at most, a share of the solution", within="[0, 1]", younger=True)
+    stride: float = setting(0.25, "change of a task's level", within="(0, 1]", younger=True)
+    target: float = setting(1.0, "mean reward of a group that succeeded", within="[0, 1]", younger=True)
+    over: int = setting(0, "iterations that annealing takes", within="[0, inf)", younger=True)
+    forget: bool = setting(
+        False, "learn from a response as if the task had been asked plainly, without what was given", younger=True
+    )
+
+    def faults(self) -> list[str]:
+        """Return what contradicts."""
+        found = []
+        if self.level_by == "anneal" and not self.over:
+            found.append("algorithm.starts.over = 0: say how many iterations annealing takes, as run.num_iterations")
+        if self.forget and self.variant not in ("hint", "answer"):
+            found.append(
+                f"algorithm.starts.forget = True with variant = {self.variant!r}: only a hint or an answer can be left out of "
+                "the prompt that is learnt from; a prefix is part of the response"
+            )
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
 class ExItConfig:
     """Settings of ExIt's Algorithm 1; defaults are those of competition math (ExIt Table 4) unless they say otherwise."""
 
@@ -105,6 +138,7 @@ class ExItConfig:
     )
     learnability_of: str = setting("quality", "the score S of a group of rollouts (our choice)", choices=SCORES)
     curriculum: CurriculumConfig = group(CurriculumConfig, "which base tasks are drawn (not ExIt's buffer)")
+    starts: StartsConfig = group(StartsConfig, "what base tasks start with besides their request")
     # reward (ExIt §4, App. A)
     reward: str = setting("quality", "what improve steps are paid", choices=REWARDS)
     diversity_bonus: bool = setting(True, "scale advantages by the distance to the group's mean (ExIt eq. 6)")

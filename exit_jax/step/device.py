@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from exit_jax.algorithm import iteration
 from exit_jax.algorithm.iteration import state_for_next_selection
@@ -16,6 +18,7 @@ from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder, sampler
 from exit_jax.step.optimizer import make_optimizer, make_schedule
 from exit_jax.step.policy import decoder_config, make_reshard, sampling_config
+from exit_jax.step.starts import make_start, templates_of
 from exit_jax.step.units import curriculum_units
 from exit_jax.types import Array, Grades, History, Instances, Metrics, Params, Rollouts, State, pytree
 
@@ -26,6 +29,7 @@ class Constants:
 
     tasks: History  # [M]: the training split's base tasks
     frozen: Params | None  # parameters that are not trained; None without LoRA
+    gold: Any = None  # what starts look up of the training split; None without starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +46,9 @@ class DeviceSteps:
         algorithm, domain = self.config.algorithm, self.domain
         units = curriculum_units(algorithm.curriculum, domain)
         state = state_for_next_selection(state, in_flight, units)
-        prompts = domain.templates, domain.prompt_width
-        instances = select(algorithm, *prompts, self.constants.tasks, state, in_flight, units)
+        start = make_start(algorithm.starts, domain, self.constants.gold)
+        prompts = templates_of(algorithm.starts, domain), domain.prompt_width
+        instances = select(algorithm, *prompts, self.constants.tasks, state, in_flight, units, start)
         return instances, stream(state.key, "sample", state.step)
 
     def reshard(self, params: Params) -> Params:
@@ -100,4 +105,10 @@ class DeviceSteps:
 def mean_difficulty(domain: Domain, tasks: History, drawn: Array) -> Metrics:
     """Return each difficulty's mean over the training tasks numbered ``drawn``, int32 [B], of all ``tasks`` [M]."""
     row = drawn - tasks.task[0]  # tasks of a split are numbered on from its first, which is 0 in the first split alone
-    return {f"task/{name}": jnp.asarray(level)[row].mean() for name, level in domain.difficulty("train").items()}
+    known = row < tasks.task.size  # one that was made on the way is in no table
+
+    def mean(level: np.ndarray) -> Array:
+        drawn = jnp.asarray(level)[jnp.minimum(row, tasks.task.size - 1)]
+        return jnp.mean(drawn, where=known) if domain.generate else drawn.mean()
+
+    return {f"task/{name}": mean(level) for name, level in domain.difficulty("train").items()}

@@ -140,7 +140,8 @@ class HostedSteps:
     def cut_prompts(self, instances: Instances) -> Instances:
         """Cut prompts to a bucket."""
         width = self.bucket_of(instances.prompt_length, self.config.run.prompt_buckets, self.domain.prompt_width)
-        return dataclasses.replace(instances, prompt=instances.prompt[:, :width])
+        learnt = instances.learnt_prompt and (instances.learnt_prompt[0][:, :width], instances.learnt_prompt[1])
+        return dataclasses.replace(instances, prompt=instances.prompt[:, :width], learnt_prompt=learnt)
 
     def cut_responses(self, rollouts: Rollouts) -> Rollouts:
         """Cut what rollouts have by token to a bucket."""

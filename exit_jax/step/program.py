@@ -20,6 +20,7 @@ from exit_jax.step.hosted import HostedSteps, StepPrograms
 from exit_jax.step.optimizer import make_optimizer
 from exit_jax.step.policy import decoder_config, split_params
 from exit_jax.step.requirements import require_checkpoint_fits, require_demonstrations
+from exit_jax.step.starts import first_levels, gold_of
 from exit_jax.step.units import curriculum_units
 from exit_jax.step.warm_start import WarmState, make_warm
 from exit_jax.types import Array, Metrics, Params, State
@@ -98,8 +99,9 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
         return WarmState(params, warm_optimizer.init(params), key_of(seed, "demonstrations"), jnp.int32(0))
 
     def init(params, seed):
-        key, units = key_of(seed, "train"), curriculum_units(config.algorithm.curriculum, domain)
-        return init_state(config.algorithm, params, optimizer.init(params), key, domain.history_width, units)
+        algorithm, opt_state, key = config.algorithm, optimizer.init(params), key_of(seed, "train")
+        units, levels = curriculum_units(algorithm.curriculum, domain), first_levels(algorithm.starts, domain)
+        return init_state(algorithm, params, opt_state, key, domain.history_width, units, levels)
 
     params = jax.eval_shape(init_params, 0)
     trained, _ = split_params(config, params)
@@ -127,7 +129,8 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
 
     carry_like: Carry = state_like
     if config.algorithm.rollout_lag:
-        constants = Constants(domain.tasks("train"), split_params(config, params_like)[1])
+        gold = gold_of(config.algorithm.starts, domain)
+        constants = Constants(domain.tasks("train"), split_params(config, params_like)[1], gold)
         batch = programs.shapes(constants, state_like)[2:]
         carry_like = InFlight(state_like, *_with_sharding(batch, meshes.by_row(mesh)))
     return Program(

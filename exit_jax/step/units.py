@@ -2,13 +2,13 @@
 
 import pathlib
 
-import jax
 import numpy as np
 
 from exit_jax.algorithm.curricula.core import Units, make_units
 from exit_jax.algorithm.settings import CurriculumConfig
 from exit_jax.domains.domain import Domain
 from exit_jax.errors import ConfigError
+from exit_jax.step.starts import train_tasks
 from exit_jax.workdir.metrics import read_jsonl
 
 MAX_UNITS, NUM_BINS = 64, 10  # a difficulty of more levels is cut into this many bins, of about as many tasks each
@@ -23,8 +23,7 @@ def curriculum_units(config: CurriculumConfig, domain: Domain) -> Units | None:
     """
     if config.method == "uniform":
         return None
-    with jax.ensure_compile_time_eval():  # units are constants of the programs, which may be traced just now
-        task = np.asarray(domain.tasks("train").task)
+    task = train_tasks(domain)
     first, count = int(task[0]), task.size
     difficulty, category = domain.difficulty("train"), domain.category("train")
     column = next(iter(difficulty), TASK) if config.unit == DIFFICULTY else config.unit

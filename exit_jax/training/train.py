@@ -20,6 +20,7 @@ from exit_jax.policy import decoder
 from exit_jax.step.device import Constants
 from exit_jax.step.finite import explain
 from exit_jax.step.program import make_program
+from exit_jax.step.starts import gold_of
 from exit_jax.training.best import keep_if_best
 from exit_jax.training.loop import run_loop
 from exit_jax.training.rollouts import RolloutWriter
@@ -54,9 +55,10 @@ def train(
     program = make_program(config)
     require_learnable(config)
     frozen = frozen_params(config)
-    constants = Constants(base_tasks(config, "train"), frozen)
-
-    writer = RolloutWriter(config, domains.make(config.domain_name, config.domain), workdir)
+    domain = domains.make(config.domain_name, config.domain)
+    gold = jax.device_put(gold_of(config.algorithm.starts, domain), meshes.replicated(program.mesh))
+    constants = Constants(base_tasks(config, "train"), frozen, gold)
+    writer = RolloutWriter(config, domain, workdir)
 
     def look(step: int, carry: Carry, shown: dict[str, Any] | None) -> dict[str, float]:
         if shown and hosts.is_lead():

@@ -95,8 +95,9 @@ def make_units(labels: np.ndarray, easy_first: bool = True, column: str = "", pe
 
 def units_of(units: Units, instances: Instances) -> Array:
     """Return the unit that each instance was drawn of, int32 [B]; X for one from the buffer."""
-    row = instances.history.task - units.first_task
-    return jnp.where(instances.from_buffer, units.count, jnp.asarray(units.of_task)[row])
+    row, num_tasks = instances.history.task - units.first_task, units.of_task.size
+    known = ~instances.from_buffer & (row < num_tasks)  # a task that was made on the way is in no unit
+    return jnp.where(known, jnp.asarray(units.of_task)[jnp.minimum(row, num_tasks - 1)], units.count)
 
 
 def next_tasks(units: Units, drawn: Array, root: Array, unit: Array) -> tuple[Array, Array]:
