@@ -315,14 +315,17 @@ MUTATIONS = [
         ),
     ),
     *mutations(
-        "evaluation/scaffolds.py",
+        "evaluation/scaffolds/plain.py",
         ("restarts go on", "k % settings.restart_every == 0", "k == 0", "test_evaluate.py::test_restarts_begin_anew"),
         (
             "a search that keeps the old of two as good",
-            "held.quality > child.quality",
-            "held.quality >= child.quality",
-            "test_greedy.py::test_the_better_is_held_the_newer_where_they_tie_and_any_first_response",
+            "node, 0).max()",
+            "node, 99).min()",
+            "test_greedy.py::test_the_best_is_gone_on_from_the_newest_where_some_tie_and_any_first_response",
         ),
+    ),
+    *mutations(
+        "evaluation/scaffolds/reports.py",
         (
             "votes of all samples together",
             "(most * samples, -1)",

@@ -43,7 +43,7 @@ class Archive:
     @property
     def children(self) -> Array:
         """How many responses started from each node, int32 [N]."""
-        return (self.parent[:, None] == jnp.arange(self.parent.size)).sum(0)
+        return (self.parent[:, None] == jnp.arange(self.parent.size)[None]).sum(0)
 
     @property
     def depth(self) -> Array:
@@ -54,7 +54,7 @@ class Archive:
     def debug_depth(self) -> Array:
         """How many failing responses, one after the other, lead to each response, int32 [N]; AIDE's ``debug_depth``."""
         before = self.lineage & ~jnp.eye(self.parent.size, dtype=bool)
-        last_sound = jnp.where(before & ~self.failing, self.depth, 0).max(1)
+        last_sound = jnp.where(before & ~self.failing[None], self.depth[None], 0).max(1)
         return self.depth - 1 - last_sound
 
     def sum_below(self, values: Array) -> Array:

@@ -16,11 +16,12 @@ BINS = 10  # feature_bins
 
 
 def bins(values: Array, among: Array) -> Array:
-    """Return which of BINS equal parts of their range the values [N] of ``among`` are in, int32 [N]; the middle of none."""
-    low = jnp.where(among, values, jnp.inf).min()
-    high = jnp.where(among, values, -jnp.inf).max()
-    scaled = jnp.where(high > low, (values - low) / (high - low), 0.5)
-    return jnp.clip((BINS * scaled).astype(jnp.int32), 0, BINS - 1)
+    """Return which of BINS equal parts of their range the whole numbers [N] of ``among`` are in, int32 [N]."""
+    low = jnp.where(among, values, jnp.iinfo(jnp.int32).max).min()
+    high = jnp.where(among, values, 0).max()
+    # in whole numbers, so that none is off by a rounding at the edge of its bin
+    part = jnp.where(high > low, BINS * (values - low) // jnp.maximum(high - low, 1), BINS // 2)
+    return jnp.clip(part, 0, BINS - 1)
 
 
 def elites(archive: Archive) -> Array:

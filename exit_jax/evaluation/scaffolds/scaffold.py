@@ -1,7 +1,6 @@
 """The row that a scaffold is."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,12 +37,20 @@ class Scaffold:
 
 def chooser(settings: EvalConfig, scaffold: Scaffold) -> Callable[[Archive, Array, Array], Array]:
     """Return (archives [R], key of their batch, k) -> the nodes that the k-th responses start from, int32 [R]."""
-    choose = jax.vmap(functools.partial(scaffold.choose, settings), in_axes=(0, 0, None))
+
+    def choose_one(archive: Archive, key: Array, k: Array) -> Array:
+        node = jnp.asarray(scaffold.choose(settings, archive, key, k))
+        if node.shape or not jnp.issubdtype(node.dtype, jnp.integer):
+            raise UserError(
+                f"the choose of the scaffold {scaffold.name!r} returns {node.dtype}{list(node.shape)}; have it return "
+                "one node, an integer of shape []: it is called for one chain at a time"
+            )
+        return node.astype(jnp.int32)
 
     def choose_all(archive: Archive, key: Array, k: Array) -> Array:
         key = jax.random.fold_in(jax.random.fold_in(key, CHOICES), k)
         keys = jax.random.split(key, archive.parent.shape[0])
-        return jnp.asarray(choose(archive, keys, k), jnp.int32)
+        return jax.vmap(choose_one, in_axes=(0, 0, None))(archive, keys, k)
 
     return choose_all
 
