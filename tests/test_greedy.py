@@ -21,7 +21,7 @@ from exit_jax.evaluation.chains import run_chains
 from exit_jax.evaluation.evaluate import evaluate, save_chains, summarise
 from exit_jax.evaluation.figures import mean_of
 from exit_jax.evaluation.outcome import Chains, Outcome, Split
-from exit_jax.evaluation.scaffolds import BEST_OF_N, CHAIN, GREEDY, RESTARTS, archive
+from exit_jax.evaluation.scaffolds import BEST_OF_N, CHAIN, GREEDY, RESTARTS, archive, chosen
 from exit_jax.evaluation.scaffolds.scaffold import chooser
 from exit_jax.step.program import make_program
 
@@ -193,6 +193,62 @@ def test_on_the_host_too_and_a_search_that_was_cut_off_goes_on(on_host, pay, tmp
         assert [float(said.split()[1]) for said in chain["feedback"]] == pytest.approx(chain["quality"], abs=1e-4)
     timing = json.loads((tmp_path / "whole/evaluation_timing.json").read_text())
     assert set(timing["secs"]["test"]) == {"chain", "greedy"}
+
+
+def test_a_search_that_draws_was_cut_off_and_goes_on(on_host, pay, tmp_path, monkeypatch):
+    """What each response started from is stored: it is neither drawn again nor found from grades that may be others now."""
+    pay(on_host, lambda tokens, _: tokens)
+    config = with_eval(on_host, greedy=False, scaffolds=("shinka", "uct"), steps=(0, 1, 6))
+    params = make_program(config).init_params(0)
+    whole = evaluate(config, params, tmp_path / "whole")
+    stored = tmp_path / "whole/answers/test-shinka.jsonl"
+    rows = [json.loads(line) for line in stored.read_text().splitlines() if '"chain"' in line]
+    at = {(row["k"], row["chain"]): row["from"] for row in rows}
+    chains = [json.loads(line) for line in (tmp_path / "whole/chains.jsonl").read_text().splitlines()]
+    searches = [chain for chain in chains if chain["split"] == "test-shinka"]
+    assert searches
+    for chain in searches:
+        assert chain["from"] == [at[k, chain["task"]] for k in range(7)]
+        assert chain["modes"] == ["base"] + ["improve"] * 6
+    assert any(chain["from"] != list(range(-1, 6)) for chain in searches)
+
+    part = tmp_path / "part/answers"
+    part.mkdir(parents=True)
+    for path in stored.parent.iterdir():
+        (part / path.name).write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
+    assert evaluate(config, params, part.parent) == whole
+    for path in stored.parent.iterdir():
+        assert (part / path.name).read_bytes() == path.read_bytes()
+
+    def refuse(*_):
+        raise AssertionError("sampled or chosen although everything is stored")
+
+    programs.respond.cache_clear()
+    monkeypatch.setattr("exit_jax.policy.sampler.sample", refuse)
+    with monkeypatch.context() as patch:
+        patch.setattr("exit_jax.evaluation.hosted.chooser", lambda *_: refuse)
+        assert evaluate(config, params, part.parent) == whole
+    for path in part.iterdir():  # files of versions that did not store it
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "from"}) + "\n" for row in lines))
+    assert evaluate(config, params, part.parent) == whole
+
+
+def test_the_device_and_the_host_choose_alike(config, params, pay, monkeypatch):
+    pay(config, lambda tokens, quality: tokens.at[..., -1].set(4 + (8 * quality).astype(int) % 4))
+    config = with_eval(config, scaffolds=("shinka", "mcts_aira", "map_elites"), steps=(0, 9))
+    params = jax.tree.map(lambda leaf: 4 * leaf, params)
+    rows = chosen(config.eval)[2:]
+    on_device = [run_chains(config, params, "validation", row).chains for row in rows]
+    domain = dataclasses.replace(domains.make(config.domain_name, config.domain), on_host=True)
+    monkeypatch.setattr(domains, "make", lambda *_: domain)
+    for row, chains in zip(rows, on_device):
+        on_host = run_chains(config, params, "validation", row).chains
+        for field in ("quality", "tokens", "parent", "mode"):
+            np.testing.assert_array_equal(
+                getattr(on_host, field), getattr(chains, field), err_msg=f"{row.name} {field}"
+            )
+        assert len(np.unique(chains.parent)) > 3
 
 
 def test_the_best_is_gone_on_from_the_newest_where_some_tie_and_any_first_response(config, make_history):

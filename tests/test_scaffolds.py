@@ -13,6 +13,7 @@ from small import tiny_math
 
 from exit_jax import domains
 from exit_jax.config.parse import validate
+from exit_jax.config.schema import EvalConfig
 from exit_jax.errors import ConfigError, UserError
 from exit_jax.evaluation.chains import run_chains
 from exit_jax.evaluation.evaluate import describe, evaluate, summarise
@@ -114,6 +115,26 @@ def test_a_row_from_a_file_runs_on_the_host_beside_the_stored_answers_of_others(
     row = over_seeds({"exit": {0: after}})["test"]["variants"]["exit"]
     assert row["retry_on_failure"]["mean"] == after["splits"]["test"]["scaffolds"]["retry_on_failure"]["accuracy"]
     assert row["best_of_n_quality"]["mean"] == after["splits"]["test"]["scaffolds"]["best_of_n"]["best_quality"]
+
+
+def test_all_words_of_the_setting_run_at_once(tmp_path):
+    words = [name for name in SCAFFOLDS if name not in ("chain", "restarts", "greedy")]
+    config = smoke(scaffolds=tuple(words), steps=(0, 1, 7))
+    evaluate(config, make_program(config).init_params(0), tmp_path)
+    found = read(tmp_path / "evaluation.json")["splits"]["validation"]["scaffolds"]
+    assert list(found) == ["chain", *words]
+    for name in words:
+        row = SCAFFOLDS[name]
+        assert found[name]["looks_at_grader"] == row.looks_at_grader
+        assert found[name]["label"] == row.label
+        assert found[name]["source"] == row.source
+        assert len(found[name]["tokens"]) == 3
+        if row.looks_at_grader:
+            assert (np.diff(found[name]["quality"]) >= 0).all(), "the best so far"
+    text = tables.markdown(runs.group([runs.load(tmp_path)]), {}, ())
+    assert "| map elites, accuracy |" in text
+    told = EvalConfig.__dataclass_fields__["scaffolds"].metadata["setting"].meaning
+    assert [word for word in words if f'"{word}"' not in told] == []
 
 
 @pytest.mark.parametrize(
