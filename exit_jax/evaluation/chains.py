@@ -57,8 +57,8 @@ def run_chains(
             chains, finite_share = jax.device_get(whole_chain(setup)(params, batch, key, place))
             if (finite_share < 1.0).any():
                 raise NonFiniteError
-            for k, parent in enumerate(chains.parent):
-                require_known(scaffold, parent + 1, k)
+            for k, node in enumerate(np.asarray(chains.parent) + 1):
+                require_known(scaffold, node, k)
             batches.append(chains)
             progress.update((index + 1) * num_responses)
     chains: Chains = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[:, : row_of.size], *batches)

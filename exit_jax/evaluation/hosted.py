@@ -100,11 +100,11 @@ class HostedChains:
     ) -> list[dict]:
         """Return what is stored of a step: a row for each chain that counts."""
         first, num_tasks = index * self.batch_size, len(self.about)
-        rows = []
+        rows, parent = [], np.asarray(chains.parent)
         for i, chain in enumerate(range(first, min(first + self.batch_size, self.row_of.size))):
             tokens = np.asarray(rollouts.tokens[i, 0][rollouts.mask[i, 0]], "<i4")
             row = {"chain": chain, "task": int(self.row_of[chain]), "sample": chain // num_tasks, "k": k}
-            row |= {"from": int(chains.parent[i]), "mode": MODES[chains.mode[i]], "text": "", "answer": ""}
+            row |= {"from": int(parent[i]), "mode": MODES[chains.mode[i]], "text": "", "answer": ""}
             row |= {what: texts[i] for what, texts in told.items()} | dict(self.about[self.row_of[chain]])
             row |= {"quality": round(float(chains.quality[i]), 6), "valid": bool(chains.valid[i])}
             row |= {"finished": bool(rollouts.finished[i, 0]), "tokens": base64.b64encode(tokens.tobytes()).decode()}

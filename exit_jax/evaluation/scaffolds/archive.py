@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from exit_jax.evaluation.outcome import Table
 from exit_jax.types import Array, History, pytree
 
 CHOICES = 2**31 - 1  # folded into a batch's key for choices; the responses fold in their ordinals, from 0
@@ -76,17 +77,17 @@ def start(tasks: History, num_responses: int) -> Archive:
     )
 
 
-def take(archive: Archive, node: Array) -> History:
+def take(archive: Archive, node: Table) -> History:
     """Return the histories [R] of one node [R] of each chain."""
     return jax.vmap(lambda history, n: jax.tree.map(lambda leaf: leaf[n], history))(archive.history, node)
 
 
-def add(archive: Archive, node: Array, child: History, valid: Array, tokens: Array, k: Array) -> Archive:
+def add(archive: Archive, node: Table, child: History, valid: Table, tokens: Table, k: Table) -> Archive:
     """Return the archives with the k-th responses, which started from ``node`` [R] and led to ``child`` [R]."""
     return jax.vmap(_add, in_axes=(0, 0, 0, 0, 0, None))(archive, node, child, valid, tokens, k)
 
 
-def _add(archive: Archive, node: Array, child: History, valid: Array, tokens: Array, k: Array) -> Archive:
+def _add(archive: Archive, node: Table, child: History, valid: Table, tokens: Table, k: Table) -> Archive:
     """Do it for one chain."""
     at = k + 1
     itself = jnp.arange(archive.parent.size) == at
