@@ -117,6 +117,21 @@ def test_an_archive_knows_its_tree(grown):
     assert (archives[9].score[:, 0] == -np.inf).all(), "a base task without a solution has no score"
 
 
+def test_choices_of_chains_and_steps_have_keys_of_their_own(settings, make_history):
+    """Nor are they the keys of responses, which fold in their ordinals."""
+    seen = []
+    told = dataclasses.replace(
+        SCAFFOLDS["aide"], choose=lambda settings, held, key, k: jax.random.bits(key, (), jnp.uint32) >> 1
+    )
+    choose, held = chooser(settings, told), archive.start(make_history(3, step=-1), 4)
+    for k in range(4):
+        seen += np.asarray(choose(held, jax.random.key(0), k)).tolist()
+    assert len(set(seen)) == 12
+    step_keys = [jax.random.split(jax.random.fold_in(jax.random.key(0), k), 3) for k in range(4)]
+    others = [int(jax.random.bits(key, (), jnp.uint32) >> 1) for keys in step_keys for key in keys]
+    assert not set(seen) & set(others)
+
+
 def test_beam_search_responds_to_the_best_of_the_last_layer_in_turn(grown, settings):
     parents, archives = grown(SCAFFOLDS["beam"])
     width, layer_size = settings.beam_width, 2 * settings.beam_width

@@ -28,7 +28,8 @@ def elites(archive: Archive) -> Array:
     """Return which responses are the best of their cell, the oldest where some tie, bool [N]."""
     there, node = archive.responses, jnp.arange(archive.score.size)
     cell = BINS * bins(archive.tokens, there) + bins(archive.depth, there)
-    older, score = node[None, :] < node[:, None], archive.score
+    older = node[None, :] < node[:, None]
+    score = archive.score
     beaten = (score[None, :] > score[:, None]) | (older & (score[None, :] == score[:, None]))
     rivals = there[None, :] & (cell[None, :] == cell[:, None])
     return there & ~(rivals & beaten).any(1)
