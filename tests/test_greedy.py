@@ -226,7 +226,7 @@ def test_a_search_that_draws_was_cut_off_and_goes_on(on_host, pay, tmp_path, mon
     programs.respond.cache_clear()
     monkeypatch.setattr("exit_jax.policy.sampler.sample", refuse)
     with monkeypatch.context() as patch:
-        patch.setattr("exit_jax.evaluation.hosted.chooser", lambda *_: refuse)
+        patch.setattr("exit_jax.evaluation.hosted.jitted_chooser", lambda *_: refuse)
         assert evaluate(config, params, part.parent) == whole
     for path in part.iterdir():  # files of versions that did not store it
         lines = [json.loads(line) for line in path.read_text().splitlines()]

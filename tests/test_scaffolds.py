@@ -131,8 +131,14 @@ def test_all_words_of_the_setting_run_at_once(tmp_path):
         assert len(found[name]["tokens"]) == 3
         if row.looks_at_grader:
             assert (np.diff(found[name]["quality"]) >= 0).all(), "the best so far"
-    text = tables.markdown(runs.group([runs.load(tmp_path)]), {}, ())
-    assert "| map elites, accuracy |" in text
+    groups = runs.group([runs.load(tmp_path)])
+    assert "| map elites, accuracy |" in tables.markdown(groups, {}, ())
+    figure, caption = plots.accuracy_by_k(groups)
+    labels = {line.get_label() for line in figure.axes[0].get_lines()}
+    for name in words:
+        if SCAFFOLDS[name].looks_at_grader:
+            assert f"{name.replace('_', ' ')}, accuracy" in labels
+            assert f"{SCAFFOLDS[name].about} (uses the grader while it searches; {SCAFFOLDS[name].label})" in caption
     told = EvalConfig.__dataclass_fields__["scaffolds"].metadata["setting"].meaning
     assert [word for word in words if f'"{word}"' not in told] == []
 

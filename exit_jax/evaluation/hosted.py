@@ -7,13 +7,13 @@ one that is repeated grades the stored responses again and samples nothing.
 import base64
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax.config.schema import Config
+from exit_jax.config.schema import Config, EvalConfig
 from exit_jax.domains.domain import blank_grades
 from exit_jax.errors import GradingError
 from exit_jax.evaluation.outcome import Chains, Outcome, read_column
@@ -46,7 +46,7 @@ class HostedChains:
         setup = setup_of(config)
         self.domain, self.respond = setup.domain, respond(responder_of(setup))
         self.scaffold, self.row_of = scaffold, row_of
-        self.choose, self.take, self.add = jax.jit(chooser(config.eval, scaffold)), jax.jit(take), jax.jit(add)
+        self.choose, self.take, self.add = jitted_chooser(config.eval, scaffold), jax.jit(take), jax.jit(add)
         self.num_responses, self.batch_size = max(config.eval.steps) + 1, config.eval.batch_size
         self.rows = meshes.by_row(setup.mesh)
         self.sampler_params, self.about = reshard(setup.policy, setup.mesh)(params), self.domain.about_tasks(split)
@@ -147,6 +147,12 @@ class HostedChains:
         tables = {what: [texts[: self.row_of.size] for texts in table] for what, table in self.tables.items()}
         feedback = read_column(tables["feedback"]) if "feedback" in tables else None
         return Outcome(chains, read_column(tables["text"]), tables.get("answer"), feedback)
+
+
+@functools.lru_cache
+def jitted_chooser(settings: EvalConfig, scaffold: Scaffold) -> Callable[[Archive, Array, int], Array]:
+    """Jit the choices of a scaffold, once for all splits and for all evaluations while a run trains."""
+    return jax.jit(chooser(settings, scaffold))
 
 
 def require_graded(failed: bool) -> None:
