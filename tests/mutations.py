@@ -25,7 +25,7 @@ STREAMS, TOOLS, BUCKETS = (
     "domains/test_tools.py",
     "test_train.py::test_buckets_change_nothing_but_widths",
 )
-SCAFFOLDS, GOLD = "test_scaffolds.py", "algorithm/test_gold.py"
+SCAFFOLDS, CHOICES, GOLD = "test_scaffolds.py", "test_scaffold_choices.py", "algorithm/test_gold.py"
 EVALUATION = f"{STREAMS}::test_responses_batches_kinds_and_seeds_of_an_evaluation"
 
 
@@ -315,14 +315,83 @@ MUTATIONS = [
         ),
     ),
     *mutations(
-        "evaluation/scaffolds.py",
+        "evaluation/scaffolds/plain.py",
         ("restarts go on", "k % settings.restart_every == 0", "k == 0", "test_evaluate.py::test_restarts_begin_anew"),
         (
             "a search that keeps the old of two as good",
-            "held.quality > child.quality",
-            "held.quality >= child.quality",
-            "test_greedy.py::test_the_better_is_held_the_newer_where_they_tie_and_any_first_response",
+            "node, 0).max()",
+            "node, 99).min()",
+            "test_greedy.py::test_the_best_is_gone_on_from_the_newest_where_some_tie_and_any_first_response",
         ),
+    ),
+    *mutations(
+        "evaluation/scaffolds/scaffold.py",
+        (
+            "choices that are drawn alike at each k",
+            "jax.random.fold_in(jax.random.fold_in(key, CHOICES), k)",
+            "jax.random.fold_in(key, CHOICES)",
+            f"{CHOICES}::test_choices_of_chains_and_steps_have_keys_of_their_own",
+        ),
+        (
+            "choices with the keys of responses",
+            "jax.random.fold_in(jax.random.fold_in(key, CHOICES), k)",
+            "jax.random.fold_in(key, k)",
+            f"{CHOICES}::test_choices_of_chains_and_steps_have_keys_of_their_own",
+        ),
+    ),
+    *mutations(
+        "evaluation/scaffolds/archive.py",
+        (
+            "a base task that holds no solution has a score",
+            "jnp.where(tasks.step >= 0, tasks.quality, -jnp.inf)",
+            "tasks.quality",
+            f"{CHOICES}::test_an_archive_knows_its_tree",
+        ),
+        (
+            "invalid responses do not fail",
+            "self.valid & (self.score > 0)",
+            "self.score > 0",
+            f"{CHOICES}::test_an_archive_knows_its_tree",
+        ),
+    ),
+    *mutations(
+        "evaluation/scaffolds/tree_search.py",
+        ("UCT of other visits", "visits[parent], 1", "visits, 1", f"{CHOICES}::test_uct_is_the_textbooks"),
+        (
+            "unvisited children first in AIRA's search",
+            "UNVISITED_LAST)",
+            "jnp.inf)",
+            f"{CHOICES}::test_airas_tree_search_is_its_solvers",
+        ),
+    ),
+    *mutations(
+        "evaluation/scaffolds/aide.py",
+        (
+            "debugging stops one early",
+            "debug_depth <= debug_depth",
+            "debug_depth < debug_depth",
+            f"{CHOICES}::test_aide_drafts_then_debugs_or_improves",
+        ),
+    ),
+    *mutations(
+        "evaluation/scaffolds/evolution.py",
+        ("no novelty", " - jnp.log1p(archive.children)", "", f"{CHOICES}::test_shinkas_parents_by_score_and_children"),
+    ),
+    *mutations(
+        "evaluation/scaffolds/map_elites.py",
+        ("elites are the newest", "older = ", "older = ~", f"{CHOICES}::test_map_elites_prefers_the_best_of_each_cell"),
+    ),
+    *mutations(
+        "evaluation/hosted.py",
+        (
+            "the parents that are stored are not read",
+            'if kept and "from" in kept[0]:',
+            "if False:",
+            "test_greedy.py::test_a_search_that_draws_was_cut_off_and_goes_on",
+        ),
+    ),
+    *mutations(
+        "evaluation/scaffolds/reports.py",
         (
             "votes of all samples together",
             "(most * samples, -1)",

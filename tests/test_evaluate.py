@@ -18,7 +18,8 @@ from exit_jax.evaluation.episodes import _outcome as episodes_outcome
 from exit_jax.evaluation.evaluate import evaluate, summarise
 from exit_jax.evaluation.figures import levels, mean_of
 from exit_jax.evaluation.outcome import Chains, Outcome, Split
-from exit_jax.evaluation.scaffolds import CHAIN, RESTARTS, report_chain
+from exit_jax.evaluation.scaffolds import CHAIN, RESTARTS
+from exit_jax.evaluation.scaffolds.reports import report_chain
 from exit_jax.parallel import hosts
 from exit_jax.step.program import make_program
 from exit_jax.workdir.evaluation import chain_of

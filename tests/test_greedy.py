@@ -21,9 +21,9 @@ from exit_jax.evaluation.chains import run_chains
 from exit_jax.evaluation.evaluate import evaluate, save_chains, summarise
 from exit_jax.evaluation.figures import mean_of
 from exit_jax.evaluation.outcome import Chains, Outcome, Split
-from exit_jax.evaluation.scaffolds import CHAIN, GREEDY, RESTARTS, better, newest, parents_of_better
+from exit_jax.evaluation.scaffolds import BEST_OF_N, CHAIN, GREEDY, RESTARTS, archive, chosen
+from exit_jax.evaluation.scaffolds.scaffold import chooser
 from exit_jax.step.program import make_program
-from exit_jax.types import History
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -47,18 +47,33 @@ def params(config):
     return make_program(config).init_params(0)
 
 
-def search_by_hand(config, params, split):
-    """Return the qualities [K + 1, R] and texts [K + 1][R] of one batch of searches, one step of one chain at a time."""
+# scaffold -> (settings, base task, what is held, k) -> what a response starts from, and (what it started from, what it led to)
+# -> what is held: the rules before there was an archive
+RULES = {
+    CHAIN: (lambda settings, task, held, k: held, lambda held, new: new),
+    RESTARTS: (lambda settings, task, held, k: held if k % settings.restart_every else task, lambda held, new: new),
+    GREEDY: (
+        lambda settings, task, held, k: held,
+        lambda held, new: held if held.step >= 0 and held.quality > new.quality else new,
+    ),
+    BEST_OF_N: (lambda settings, task, held, k: task, lambda held, new: new),
+}
+
+
+def search_by_hand(config, params, split, scaffold=GREEDY):
+    """Return the qualities [K + 1, R] and texts [K + 1][R] of one batch of chains, one step of one chain at a time."""
     domain = domains.make(config.domain_name, config.domain)
     settings, setup = config.eval, programs.setup_of(config)
     tasks = jax.device_get(domain.tasks(split))
     size = len(tasks.task)
     assert size == settings.batch_size
-    key = jax.random.fold_in(jax.random.fold_in(programs.sampling_key(config), 2), 0)
+    key = jax.random.fold_in(jax.random.fold_in(programs.sampling_key(config), scaffold.stream), 0)
+    begin, keep = RULES[scaffold]
     copy = programs.reshard(setup.policy, setup.mesh)(params)
     row = lambda tree, *at: jax.tree.map(lambda leaf: leaf[at], tree)
     held, qualities, texts = [row(tasks, i) for i in range(size)], [], []
     for k in range(max(settings.steps) + 1):
+        held = [begin(settings, row(tasks, i), held[i], k) for i in range(size)]
         together = jax.tree.map(lambda *leaves: np.stack(leaves), *held)
         instances, rollouts = jax.device_get(
             programs.respond(programs.responder_of(setup))(copy, together, key, jnp.int32(k))
@@ -67,9 +82,7 @@ def search_by_hand(config, params, split):
         new = [row(children, i, 0, 0) for i in range(size)]
         qualities.append([float(one.quality) for one in new])
         texts.append(domain.describe(jax.tree.map(lambda *leaves: np.stack(leaves), *new)))
-        for i in range(size):
-            if k == 0 or new[i].quality >= held[i].quality:
-                held[i] = new[i]
+        held = [keep(held[i], new[i]) for i in range(size)]
     return np.array(qualities, np.float32), texts
 
 
@@ -124,6 +137,27 @@ def test_on_the_device_a_search_goes_on_from_the_best_so_far(config, params, pay
     assert (plain.quality[0] != outcome.chains.quality[0]).any(), "searches sample independently of chains"
 
 
+@pytest.mark.parametrize("scaffold", RULES, ids=lambda scaffold: scaffold.name)
+def test_chains_are_those_of_the_rules_before_there_was_an_archive(scaffold, config, params, on_host, pay, monkeypatch):
+    """Bit for bit, on the device and on the host, with the streams that they had."""
+    assert {row.name: row.stream for row in RULES} == {"chain": 0, "restarts": 1, "greedy": 2, "best_of_n": 3}
+    several = {"restart_every": 2, "scaffolds": ("best_of_n",), "steps": (0, 4)}
+    plain = domains.make
+    for of_domain, split, mark in (
+        (config, "validation", lambda tokens, quality: tokens.at[..., -1].set(4 + (8 * quality).astype(int) % 4)),
+        (on_host, "test", lambda tokens, _: tokens),
+    ):
+        monkeypatch.setattr(domains, "make", plain)
+        pay(of_domain, mark)
+        of_domain = with_eval(of_domain, **several)
+        some = params if of_domain.domain_name == "sudoku" else make_program(of_domain).init_params(0)
+        some = jax.tree.map(lambda leaf: 4 * leaf, some)
+        outcome = run_chains(of_domain, some, split, scaffold)
+        quality, texts = search_by_hand(of_domain, some, split, scaffold)
+        np.testing.assert_array_equal(outcome.chains.quality, quality)
+        assert [outcome.describe(c) for c in range(quality.shape[1])] == [list(column) for column in zip(*texts)]
+
+
 def test_on_the_host_too_and_a_search_that_was_cut_off_goes_on(on_host, pay, tmp_path, monkeypatch):
     pay(on_host, lambda tokens, _: tokens)
     params = make_program(on_host).init_params(0)
@@ -161,14 +195,75 @@ def test_on_the_host_too_and_a_search_that_was_cut_off_goes_on(on_host, pay, tmp
     assert set(timing["secs"]["test"]) == {"chain", "greedy"}
 
 
-def test_the_better_is_held_the_newer_where_they_tie_and_any_first_response(make_history):
-    old = make_history(4, step=[-1, 0, 0, 3], quality=[0.5, 0.5, 0.5, 0.5], id=1)
-    new = make_history(4, step=[0, 1, 1, 4], quality=[0.0, 0.5, 0.4, 0.6], id=2, tokens=1)
-    for convert in (lambda x: x, jax.device_get):
-        held: History = better(convert(old), convert(new))
-        np.testing.assert_array_equal(held.id, [2, 2, 1, 2])
-        np.testing.assert_array_equal(held.tokens[:, 0], [1, 1, 0, 1])
-        np.testing.assert_array_equal(newest(convert(old), convert(new)).id, [2, 2, 2, 2])
+def test_a_search_that_draws_was_cut_off_and_goes_on(on_host, pay, tmp_path, monkeypatch):
+    """What each response started from is stored: it is neither drawn again nor found from grades that may be others now."""
+    pay(on_host, lambda tokens, _: tokens)
+    config = with_eval(on_host, greedy=False, scaffolds=("shinka", "uct"), steps=(0, 1, 6))
+    params = make_program(config).init_params(0)
+    whole = evaluate(config, params, tmp_path / "whole")
+    stored = tmp_path / "whole/answers/test-shinka.jsonl"
+    rows = [json.loads(line) for line in stored.read_text().splitlines() if '"chain"' in line]
+    at = {(row["k"], row["chain"]): row["from"] for row in rows}
+    chains = [json.loads(line) for line in (tmp_path / "whole/chains.jsonl").read_text().splitlines()]
+    searches = [chain for chain in chains if chain["split"] == "test-shinka"]
+    assert searches
+    for chain in searches:
+        assert chain["from"] == [at[k, chain["task"]] for k in range(7)]
+        assert chain["modes"] == ["base"] + ["improve"] * 6
+    assert any(chain["from"] != list(range(-1, 6)) for chain in searches)
+
+    part = tmp_path / "part/answers"
+    part.mkdir(parents=True)
+    for path in stored.parent.iterdir():
+        (part / path.name).write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
+    assert evaluate(config, params, part.parent) == whole
+    for path in stored.parent.iterdir():
+        assert (part / path.name).read_bytes() == path.read_bytes()
+
+    def refuse(*_):
+        raise AssertionError("sampled or chosen although everything is stored")
+
+    programs.respond.cache_clear()
+    monkeypatch.setattr("exit_jax.policy.sampler.sample", refuse)
+    with monkeypatch.context() as patch:
+        patch.setattr("exit_jax.evaluation.hosted.jitted_chooser", lambda *_: refuse)
+        assert evaluate(config, params, part.parent) == whole
+    for path in part.iterdir():  # files of versions that did not store it
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "from"}) + "\n" for row in lines))
+    assert evaluate(config, params, part.parent) == whole
+
+
+def test_the_device_and_the_host_choose_alike(config, params, pay, monkeypatch):
+    pay(config, lambda tokens, quality: tokens.at[..., -1].set(4 + (8 * quality).astype(int) % 4))
+    config = with_eval(config, scaffolds=("shinka", "mcts_aira", "map_elites"), steps=(0, 9))
+    params = jax.tree.map(lambda leaf: 4 * leaf, params)
+    rows = chosen(config.eval)[2:]
+    on_device = [run_chains(config, params, "validation", row).chains for row in rows]
+    domain = dataclasses.replace(domains.make(config.domain_name, config.domain), on_host=True)
+    monkeypatch.setattr(domains, "make", lambda *_: domain)
+    for row, chains in zip(rows, on_device):
+        on_host = run_chains(config, params, "validation", row).chains
+        for field in ("quality", "tokens", "parent", "mode"):
+            np.testing.assert_array_equal(
+                getattr(on_host, field), getattr(chains, field), err_msg=f"{row.name} {field}"
+            )
+        assert len(np.unique(chains.parent)) > 3
+
+
+def test_the_best_is_gone_on_from_the_newest_where_some_tie_and_any_first_response(config, make_history):
+    """Of base tasks that hold no solution, and of one that holds one, which counts as any other."""
+    tasks = make_history(4, step=[-1, -1, -1, 3], quality=[0.9, 0.9, 0.9, 0.5], id=1)
+    qualities = [[0.0, 0.5, 0.5, 0.4], [0.0, 0.5, 0.4, 0.6]]
+    choose, held = chooser(config.eval, GREEDY), archive.start(tasks, 2)
+    found = [choose(held, jax.random.key(0), 0)]
+    for k, quality in enumerate(qualities):
+        child = make_history(4, step=[k] * 4, quality=quality, id=2 + k, tokens=1 + k)
+        held = archive.add(held, found[-1], child, np.ones(4, bool), np.ones(4, int), k)
+        found.append(choose(held, jax.random.key(0), k + 1))
+    np.testing.assert_array_equal(found, [[0, 0, 0, 0], [1, 1, 1, 0], [2, 2, 1, 2]])
+    np.testing.assert_array_equal(archive.take(held, found[-1]).id, [3, 3, 2, 3])
+    np.testing.assert_array_equal(archive.take(held, found[-1]).tokens[:, 0], [2, 2, 1, 2])
 
 
 def outcome_of(quality, notes=None):
@@ -225,10 +320,14 @@ def test_figures_of_a_search_agree_with_numpy(config):
 
 def test_saved_searches_tell_where_each_response_started(config):
     quality = np.array([[0.5, 0.0], [0.2, 0.0], [0.5, 0.3], [0.1, 0.2]], np.float32)
-    np.testing.assert_array_equal(parents_of_better(quality), [[-1, -1], [0, 0], [0, 1], [2, 2]])
-    rows = save_chains(config, "test", GREEDY, outcome_of(quality), [{"name": "a"}, {"name": "b"}])
+    outcome = outcome_of(quality)
+    parent = np.array([[-1, -1], [0, 0], [0, 1], [2, 2]])
+    outcome = dataclasses.replace(outcome, chains=dataclasses.replace(outcome.chains, parent=parent))
+    rows = save_chains(config, "test", GREEDY, outcome, [{"name": "a"}, {"name": "b"}])
     assert [row["from"] for row in rows] == [[-1, 0, 0, 2], [-1, 0, 1, 2]]
     assert [row["split"] for row in rows] == ["test-greedy"] * 2
+    plain = save_chains(config, "test", CHAIN, outcome, [{"name": "a"}, {"name": "b"}])
+    assert not [row for row in plain if "from" in row], "always the one before"
 
 
 @pytest.mark.parametrize(("field", "value"), [("greedy", True), ("restart_every", 1), ("scaffolds", ("best_of_n",))])

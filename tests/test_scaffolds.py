@@ -13,8 +13,10 @@ from small import tiny_math
 
 from exit_jax import domains
 from exit_jax.config.parse import validate
+from exit_jax.config.schema import EvalConfig
 from exit_jax.errors import ConfigError, UserError
-from exit_jax.evaluation.evaluate import evaluate, summarise
+from exit_jax.evaluation.chains import run_chains
+from exit_jax.evaluation.evaluate import describe, evaluate, summarise
 from exit_jax.evaluation.figures import best_at, mean_of, pass_at
 from exit_jax.evaluation.outcome import Chains, Outcome, Split
 from exit_jax.evaluation.scaffolds import BEST_OF_N, CHAIN, GREEDY, RESTARTS, SCAFFOLDS, chosen
@@ -51,12 +53,14 @@ def assert_reported(workdir, split):
     found = read(workdir / "evaluation.json")["splits"][split]["scaffolds"]
     assert list(found) == ["chain", "best_of_n", "retry_on_failure"]
     assert found["retry_on_failure"]["about"] == "begins anew while the response is wrong"
+    assert [found[name]["looks_at_grader"] for name in found] == [False, False, True]
     saved = [json.loads(line) for line in (workdir / "chains.jsonl").read_text().splitlines()]
     retried = [chain for chain in saved if chain["split"] == f"{split}-retry_on_failure"]
     assert retried
     for chain in retried:
         wrong = [quality < 1.0 for quality in chain["quality"]]
         assert chain["modes"] == [MODES[0], *(MODES[0] if before else MODES[1] for before in wrong[:-1])]
+        assert chain["from"] == [-1, *(-1 if before else k for k, before in enumerate(wrong[:-1]))]
     groups = runs.group([runs.load(workdir)])
     text = tables.markdown(groups, {}, ())
     cells = " | ".join(f"{100 * value:.1f}" for value in found["retry_on_failure"]["accuracy"])
@@ -68,7 +72,7 @@ def assert_reported(workdir, split):
     np.testing.assert_allclose(
         lines["retry on failure, accuracy"], 100 * np.array(found["retry_on_failure"]["accuracy"])
     )
-    assert "*retry on failure*: begins anew while the response is wrong" in caption
+    assert "*retry on failure*: begins anew while the response is wrong (uses the grader while it searches)" in caption
 
 
 def test_a_row_from_a_file_runs_on_the_device_and_is_reported(own, tmp_path):
@@ -111,6 +115,32 @@ def test_a_row_from_a_file_runs_on_the_host_beside_the_stored_answers_of_others(
     row = over_seeds({"exit": {0: after}})["test"]["variants"]["exit"]
     assert row["retry_on_failure"]["mean"] == after["splits"]["test"]["scaffolds"]["retry_on_failure"]["accuracy"]
     assert row["best_of_n_quality"]["mean"] == after["splits"]["test"]["scaffolds"]["best_of_n"]["best_quality"]
+
+
+def test_all_words_of_the_setting_run_at_once(tmp_path):
+    words = [name for name in SCAFFOLDS if name not in ("chain", "restarts", "greedy")]
+    config = smoke(scaffolds=tuple(words), steps=(0, 1, 7))
+    evaluate(config, make_program(config).init_params(0), tmp_path)
+    found = read(tmp_path / "evaluation.json")["splits"]["validation"]["scaffolds"]
+    assert list(found) == ["chain", *words]
+    for name in words:
+        row = SCAFFOLDS[name]
+        assert found[name]["looks_at_grader"] == row.looks_at_grader
+        assert found[name]["label"] == row.label
+        assert found[name]["source"] == row.source
+        assert len(found[name]["tokens"]) == 3
+        if row.looks_at_grader:
+            assert (np.diff(found[name]["quality"]) >= 0).all(), "the best so far"
+    groups = runs.group([runs.load(tmp_path)])
+    assert "| map elites, accuracy |" in tables.markdown(groups, {}, ())
+    figure, caption = plots.accuracy_by_k(groups)
+    labels = {line.get_label() for line in figure.axes[0].get_lines()}
+    for name in words:
+        if SCAFFOLDS[name].looks_at_grader:
+            assert f"{name.replace('_', ' ')}, accuracy" in labels
+            assert f"{SCAFFOLDS[name].about} (uses the grader while it searches; {SCAFFOLDS[name].label})" in caption
+    told = EvalConfig.__dataclass_fields__["scaffolds"].metadata["setting"].meaning
+    assert [word for word in words if f'"{word}"' not in told] == []
 
 
 @pytest.mark.parametrize(
@@ -177,6 +207,27 @@ def test_best_of_n_of_a_hand_made_case():
     assert entry["majority"] == [0.5, 0.5]
 
 
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ("k + 1", "chose node 1 for response 0, .* the nodes 0 to 0"),
+        ("-1", "chose node -1"),
+        ("archive.score", r"returns float32\[4\]; have it return one node"),
+        ("0.0", r"returns float32\[\]"),
+    ],
+)
+@pytest.mark.parametrize("on_host", [False, True])
+def test_a_choice_that_is_no_node_is_told(result, words, on_host, own_folder):
+    (own_folder / "lost.py").write_text(
+        "from exit_jax.evaluation.scaffolds import Scaffold\n"
+        f"ROW = Scaffold('lost', 'a', 20, lambda settings, archive, key, k: {result}, lambda *_: {{}}, False)\n"
+    )
+    config = smoke(scaffolds=(f"{own_folder}/lost.py:ROW",))
+    config = dataclasses.replace(config, domain=dataclasses.replace(config.domain, on_host=on_host))
+    with pytest.raises(UserError, match=f"'lost'.*{words}"):
+        run_chains(config, make_program(config).init_params(0), "validation", chosen(config.eval)[-1])
+
+
 def drawn_evaluation() -> dict:
     """Return the document of two splits and their mean, of drawn outcomes of all scaffolds that format 1 had."""
     config = smoke(steps=(0, 1, 3), samples_per_task=2, restart_every=1, greedy=True)
@@ -212,11 +263,13 @@ def test_an_evaluation_in_format_1_reads_as_todays_of_the_same_outcomes():
     for split, figures in old["splits"].items():
         assert list(figures["scaffolds"]) == ["chain", "restarts", "greedy"], split
     assert_holds(new["splits"], old["splits"])
-    assert old["settings"] == {name: value for name, value in new["settings"].items() if name != "scaffolds"}
+    assert old["settings"] == {
+        name: value for name, value in new["settings"].items() if name not in ("scaffolds", "beam_width")
+    }
     # and says all that today's does, but for what means over splits and domains without categories did not have
     for split in ("validation", "test"):
         for name, entry in new["splits"][split]["scaffolds"].items():
-            more = {"about", "by_category"} if name == "chain" else {"about"}
+            more = set(describe(SCAFFOLDS[name])) | ({"by_category"} if name == "chain" else set())
             assert set(entry) - set(old["splits"][split]["scaffolds"][name]) == more
 
 

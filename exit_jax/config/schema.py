@@ -101,9 +101,13 @@ class EvalConfig:
     suppress_tokens: tuple[int, ...] = setting((), "ids that are never sampled", younger=True)
     scaffolds: tuple[str, ...] = setting(
         (),
-        'further rivals of the plain chain: "best_of_n" for independent responses with a vote and pass@k, or rows of your own, '
-        "as file.py:ROW or module:ROW",
+        'further rivals of the plain chain: "best_of_n" for independent responses with a vote and pass@k, the searches "beam", '
+        '"uct", "mcts_aira", "aide", "aira_greedy", "shinka", "shinka_power_law" and "map_elites", or rows of your own, as '
+        "file.py:ROW or module:ROW",
         younger=True,
+    )
+    beam_width: int = setting(
+        2, 'responses that a layer of the scaffold "beam" keeps of twice as many', within="[1, inf)", younger=True
     )
 
 

@@ -12,6 +12,7 @@ from exit_jax.evaluation.hosted import HostedChains
 from exit_jax.evaluation.outcome import Chains, Outcome, tell_column
 from exit_jax.evaluation.programs import sampling_key, setup_of, whole_chain
 from exit_jax.evaluation.scaffolds import CHAIN, Scaffold, chosen
+from exit_jax.evaluation.scaffolds.scaffold import require_known
 from exit_jax.step.finite import NonFiniteError
 from exit_jax.types import Params
 from exit_jax.workdir.metrics import Progress
@@ -56,6 +57,8 @@ def run_chains(
             chains, finite_share = jax.device_get(whole_chain(setup)(params, batch, key, place))
             if (finite_share < 1.0).any():
                 raise NonFiniteError
+            for k, node in enumerate(np.asarray(chains.parent) + 1):
+                require_known(scaffold, node, k)
             batches.append(chains)
             progress.update((index + 1) * num_responses)
     chains: Chains = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[:, : row_of.size], *batches)

@@ -14,7 +14,7 @@ from exit_jax.evaluation.chains import run_chains, stored_name
 from exit_jax.evaluation.episodes import run_episodes
 from exit_jax.evaluation.figures import mean_of
 from exit_jax.evaluation.outcome import Outcome, Split, describe_split
-from exit_jax.evaluation.scaffolds import Scaffold, chosen
+from exit_jax.evaluation.scaffolds import CHAIN, Scaffold, chosen
 from exit_jax.parallel import hosts
 from exit_jax.step.finite import explain
 from exit_jax.types import MODES, Params
@@ -72,10 +72,17 @@ def summarise(split: Split, outcomes: Mapping[Scaffold, Outcome]) -> dict[str, A
         "num_too_long": split.num_too_long,
         "samples_per_task": settings.samples_per_task,
         "scaffolds": {
-            scaffold.name: {"about": scaffold.about, **scaffold.reported(split, outcome)}
+            scaffold.name: describe(scaffold) | scaffold.reported(split, outcome)
             for scaffold, outcome in outcomes.items()
         },
     }
+
+
+def describe(scaffold: Scaffold) -> dict[str, Any]:
+    """Return what ``evaluation.json`` says of a scaffold beside its figures: what it does, and how near it is to its source."""
+    said = {"source": scaffold.source, "label": scaffold.label}
+    about = {"about": scaffold.about, "looks_at_grader": scaffold.looks_at_grader}
+    return about | {name: text for name, text in said.items() if text}
 
 
 def save_chains(
@@ -83,14 +90,14 @@ def save_chains(
 ) -> list[dict]:
     """Return ``eval.num_chains_saved`` chains for people to read, those first in which something changed.
 
-    Rivals of the plain chain are listed under a split of their own; ``from`` tells which response each response started from
-    where that is not the one before.
+    Rivals of the plain chain are listed under a split of their own; their ``from`` tells which response each response started
+    from, -1 for the base task.
     """
     quality, num_tasks = np.asarray(outcome.chains.quality), len(about)
     turned = ((quality[1:] >= 1.0) != (quality[:-1] >= 1.0)).any(0)
     moved = (quality[1:] != quality[:-1]).any(0)
     some = np.lexsort((~moved, ~turned))[: config.eval.num_chains_saved]
-    parents = scaffold.parents(quality) if scaffold.parents else None
+    parent = None if scaffold is CHAIN else outcome.chains.parent
     rows = []
     for c in sorted(some.tolist()):
         row = {"split": stored_name(split, scaffold), "task": c % num_tasks, "sample": c // num_tasks}
@@ -101,7 +108,7 @@ def save_chains(
             row["answers"] = [answers[c] for answers in outcome.answers]
         if outcome.feedback:
             row["feedback"] = outcome.feedback(c)
-        if parents is not None:
-            row["from"] = parents[:, c].tolist()
+        if parent is not None:
+            row["from"] = parent[:, c].tolist()
         rows.append(row | {"responses": outcome.describe(c)})
     return rows

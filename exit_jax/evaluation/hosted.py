@@ -5,21 +5,22 @@ one that is repeated grades the stored responses again and samples nothing.
 """
 
 import base64
-import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax.config.schema import Config
+from exit_jax.config.schema import Config, EvalConfig
 from exit_jax.domains.domain import blank_grades
 from exit_jax.errors import GradingError
 from exit_jax.evaluation.outcome import Chains, Outcome, read_column
 from exit_jax.evaluation.programs import record, reshard, respond, responder_of, setup_of
 from exit_jax.evaluation.scaffolds import Scaffold
+from exit_jax.evaluation.scaffolds.archive import Archive, add, start, take
+from exit_jax.evaluation.scaffolds.scaffold import chooser, require_known
 from exit_jax.evaluation.stored import open_stored
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
@@ -44,7 +45,8 @@ class HostedChains:
         """Open the file of responses, unless ``workdir`` is None; ``row_of`` [R] is the task of each chain."""
         setup = setup_of(config)
         self.domain, self.respond = setup.domain, respond(responder_of(setup))
-        self.settings, self.scaffold, self.row_of = config.eval, scaffold, row_of
+        self.scaffold, self.row_of = scaffold, row_of
+        self.choose, self.take, self.add = jitted_chooser(config.eval, scaffold), jax.jit(take), jax.jit(add)
         self.num_responses, self.batch_size = max(config.eval.steps) + 1, config.eval.batch_size
         self.rows = meshes.by_row(setup.mesh)
         self.sampler_params, self.about = reshard(setup.policy, setup.mesh)(params), self.domain.about_tasks(split)
@@ -59,11 +61,12 @@ class HostedChains:
 
     def run(self, tasks: History, key: Array, index: int, progress: Progress) -> Chains:
         """Run one batch, taking the responses that are stored in place of sampling them."""
-        held, steps = tasks, []
+        archive, steps = start(tasks, self.num_responses), []
         for k in range(self.num_responses):
             number = index * self.num_responses + k
-            begun = jax.tree.map(np.asarray, self.scaffold.start(self.settings, tasks, held, k))
             kept = self.stored.get(number) if self.stored else None
+            node = self._node(archive, key, k, kept)
+            begun = jax.device_get(self.take(archive, node))
             if kept is None:
                 instances, rollouts = self.respond(self.sampler_params, begun, key, jnp.int32(k))
                 require_finite(*hosts.all_rows((rollouts.logp, rollouts.mask)))
@@ -73,9 +76,9 @@ class HostedChains:
             grades, failed = hosts.on_own_rows(self.domain.grade, blank, instances, rollouts)
             require_graded(failed)
             instances, rollouts = hosts.all_rows((instances, rollouts))
-            child, chains = record(self.domain, instances, rollouts, grades)
-            held = self.scaffold.keep(begun, child)
-            steps.append(jax.device_get(dataclasses.replace(chains, history=None)))
+            child, chains = record(self.domain, instances, rollouts, grades, node)
+            steps.append(jax.device_get(chains))
+            archive = self.add(archive, node, child, steps[-1].valid, steps[-1].tokens, k)
             told = {what: tell(child) for what, tell in self.tell.items()}
             for what, texts in told.items():
                 self.tables[what][k] += texts
@@ -84,16 +87,24 @@ class HostedChains:
             progress.update(number + 1)
         return jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
 
+    def _node(self, archive: Archive, key: Array, k: int, kept: list[dict] | None) -> np.ndarray:
+        """Return which nodes the k-th responses start from, or those that are stored did, int32 [R]."""
+        if kept and "from" in kept[0]:
+            return np.array([kept[i % len(kept)]["from"] + 1 for i in range(self.batch_size)], np.int32)
+        node = np.asarray(self.choose(archive, key, k))
+        require_known(self.scaffold, node, k)
+        return node
+
     def _rows(
         self, index: int, k: int, rollouts: Rollouts, chains: Chains, told: Mapping[str, list[str]]
     ) -> list[dict]:
         """Return what is stored of a step: a row for each chain that counts."""
         first, num_tasks = index * self.batch_size, len(self.about)
-        rows = []
+        rows, parent = [], np.asarray(chains.parent)
         for i, chain in enumerate(range(first, min(first + self.batch_size, self.row_of.size))):
             tokens = np.asarray(rollouts.tokens[i, 0][rollouts.mask[i, 0]], "<i4")
             row = {"chain": chain, "task": int(self.row_of[chain]), "sample": chain // num_tasks, "k": k}
-            row |= {"mode": MODES[chains.mode[i]], "text": "", "answer": ""}
+            row |= {"from": int(parent[i]), "mode": MODES[chains.mode[i]], "text": "", "answer": ""}
             row |= {what: texts[i] for what, texts in told.items()} | dict(self.about[self.row_of[chain]])
             row |= {"quality": round(float(chains.quality[i]), 6), "valid": bool(chains.valid[i])}
             row |= {"finished": bool(rollouts.finished[i, 0]), "tokens": base64.b64encode(tokens.tobytes()).decode()}
@@ -136,6 +147,12 @@ class HostedChains:
         tables = {what: [texts[: self.row_of.size] for texts in table] for what, table in self.tables.items()}
         feedback = read_column(tables["feedback"]) if "feedback" in tables else None
         return Outcome(chains, read_column(tables["text"]), tables.get("answer"), feedback)
+
+
+@functools.lru_cache
+def jitted_chooser(settings: EvalConfig, scaffold: Scaffold) -> Callable[[Archive, Array, int], Array]:
+    """Jit the choices of a scaffold, once for all splits and for all evaluations while a run trains."""
+    return jax.jit(chooser(settings, scaffold))
 
 
 def require_graded(failed: bool) -> None:

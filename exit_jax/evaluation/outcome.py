@@ -26,6 +26,8 @@ class Chains:
     mode: Table  # int32 [K + 1, R]
     notes: dict[str, Table]  # float32 [K + 1, R] by name: what else the domain's grading says
     history: History | None  # [K + 1, R]; None where the host has made texts of it already
+    # int32 [K + 1, R]: ordinal of the response that each one started from, -1 for the base task; None: the one before
+    parent: Table | None = None
     # bool [K + 1], False: the row stands for a k that is not evaluated and repeats the one before; None: all were sampled
     sampled: np.ndarray | None = None
 

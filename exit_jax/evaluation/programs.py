@@ -1,5 +1,6 @@
 """The jitted programs of an evaluation: the steps of chains, and the turns of evaluated episodes."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,8 +12,10 @@ from exit_jax import domains
 from exit_jax.algorithm.prompts import Template, render, render_by_mode
 from exit_jax.config.schema import Config, EvalConfig
 from exit_jax.domains.domain import Domain
-from exit_jax.evaluation.outcome import Chains
+from exit_jax.evaluation.outcome import Chains, Table
 from exit_jax.evaluation.scaffolds import chosen
+from exit_jax.evaluation.scaffolds.archive import add, start, take
+from exit_jax.evaluation.scaffolds.scaffold import chooser
 from exit_jax.parallel import mesh as meshes
 from exit_jax.parallel.settings import MeshConfig
 from exit_jax.policy import sampler
@@ -53,8 +56,10 @@ def sampling_key(config: Config) -> Array:
     return jax.random.fold_in(jax.random.key(config.eval.seed), config.seed)
 
 
-def record(domain: Domain, instances: Instances, rollouts: Rollouts, grades: Grades) -> tuple[History, Chains]:
-    """Return the histories that responses lead to [R], and the same as one row of ``Chains``."""
+def record(
+    domain: Domain, instances: Instances, rollouts: Rollouts, grades: Grades, node: Table
+) -> tuple[History, Chains]:
+    """Return the histories that responses to ``node`` [R] lead to [R], and the same as one row of ``Chains`` without them."""
     history = instances.history
     child = jax.tree.map(lambda leaf: leaf[:, 0, 0], grades.children)
     chains = Chains(
@@ -65,7 +70,8 @@ def record(domain: Domain, instances: Instances, rollouts: Rollouts, grades: Gra
         tokens=rollouts.mask.sum((1, 2)),
         mode=instances.mode,
         notes={name: values[:, 0] for name, values in grades.notes.items()},
-        history=child,
+        history=None,
+        parent=node - 1,
     )
     return child, chains
 
@@ -125,20 +131,21 @@ def whole_chain(setup: Setup) -> Callable[[Params, History, Array, Array], tuple
     """
     domain, mesh, settings = setup.domain, setup.mesh, setup.settings
     to_sampler, respond_to = make_reshard(setup.policy, mesh), _make_respond(responder_of(setup))
-    scaffolds = chosen(settings)
-    starts = [functools.partial(scaffold.start, settings) for scaffold in scaffolds]
-    keeps = [scaffold.keep for scaffold in scaffolds]
+    choosers, num_responses = [chooser(settings, scaffold) for scaffold in chosen(settings)], max(settings.steps) + 1
 
     def whole(params: Params, tasks: History, key: Array, place: Array) -> tuple[Chains, Array]:
         tasks, sampler_params = meshes.shard_batch(mesh, tasks), to_sampler(params)
 
-        def step(held, k):
-            begun = jax.lax.switch(place, starts, tasks, held, k)
-            instances, rollouts = respond_to(sampler_params, begun, key, k)
-            child, chains = record(domain, instances, rollouts, domain.grade(instances, rollouts))
-            return jax.lax.switch(place, keeps, begun, child), (chains, sampler.finite_share(rollouts))
+        def step(archive, k):
+            node = jax.lax.switch(place, choosers, archive, key, k)
+            instances, rollouts = respond_to(sampler_params, take(archive, node), key, k)
+            child, chains = record(domain, instances, rollouts, domain.grade(instances, rollouts), node)
+            archive = add(archive, node, child, chains.valid, chains.tokens, k)
+            return archive, (chains, sampler.finite_share(rollouts))
 
-        return jax.lax.scan(step, tasks, jnp.arange(max(settings.steps) + 1))[1]
+        archive, (chains, finite) = jax.lax.scan(step, start(tasks, num_responses), jnp.arange(num_responses))
+        by_response = jax.tree.map(lambda leaf: jnp.moveaxis(leaf[:, 1:], 1, 0), archive.history)
+        return dataclasses.replace(chains, history=by_response), finite
 
     return jax.jit(whole, out_shardings=meshes.replicated(mesh))
 

@@ -17,7 +17,7 @@ from exit_jax.types import Params
 from exit_jax.workdir import identity
 
 # fields of eval that change no chain: which splits and scaffolds there are, and what is kept of them
-OPERATIONAL = ("splits", "restart_every", "greedy", "scaffolds", "num_chains_saved")
+OPERATIONAL = ("splits", "restart_every", "greedy", "scaffolds", "beam_width", "num_chains_saved")
 
 
 def fingerprint(params: Params) -> str:

@@ -123,7 +123,7 @@ def score_moves(chain: dict) -> bool:
 
 
 def origins(chain: dict) -> list[int]:
-    """Return which response each response started from, -1 for the first: the one before, but for a greedy search."""
+    """Return which response each response started from, -1 for the base task: the one before, but for searches."""
     plain = list(range(-1, len(chain["responses"]) - 1))
     given = aligned(chain, "from")
     known = all(isinstance(at, int) and at < k for k, at in enumerate(given))

@@ -1,7 +1,8 @@
 """Plots for a paper: labelled, with units, safe for colour-blind readers, mean and band over seeds."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -179,8 +180,15 @@ def explain_picks(groups: Groups, splits: Sequence[str]) -> str:
         if any(np.isfinite(by_k(all_runs(groups), split, ks[split], *path)).any() for split in splits)
     ]
     others = other_scaffolds(all_runs(groups), splits).items()
-    some += [f"*{title_of(name)}*: {entry['about']}" for name, entry in others if "about" in entry]
+    some += [f"*{title_of(name)}*: {explain_scaffold(entry)}" for name, entry in others if "about" in entry]
     return f"{'; '.join(some)}." if some else ""
+
+
+def explain_scaffold(entry: Mapping[str, Any]) -> str:
+    """Return what a scaffold does, whether it looks at the grader meanwhile, and how near it is to its source."""
+    looks = "uses the grader while it searches" if entry.get("looks_at_grader") else ""
+    notes = [note for note in (looks, entry.get("label", "")) if note not in ("", "faithful")]
+    return entry["about"] + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def accuracy_by_k(groups: Groups) -> Plot:

@@ -211,10 +211,16 @@ EVALUATION = (
         ("num_tasks", "tasks", "size of the split"),
         ("num_too_long", "tasks", "those that do not fit into a prompt; all their figures are 0"),
         ("samples_per_task", "", "chains of each task"),
-        ("about", "", "what the scaffold does, in a sentence"),
     ),
     *_made_by(
-        "evaluation.scaffolds.report_chain",
+        "evaluation.evaluate.describe",
+        ("about", "", "what the scaffold does, in a sentence"),
+        ("looks_at_grader", "yes or no", "whether grades of earlier responses decide what later ones start from"),
+        ("source", "", "paper or code that the scaffold is from"),
+        ("label", "", "how near to it: faithful, adapted or in kind, and in what"),
+    ),
+    *_made_by(
+        "evaluation.scaffolds.reports.report_chain",
         ("accuracy", "share", "chains that are right at k: the last iterate, or what the scaffold holds"),
         ("quality", "0 to 1", "mean quality at k: of the last iterate, or of what the scaffold holds"),
         ("best_quality", "0 to 1", "mean of the best quality up to k, which an oracle would pick"),
@@ -236,11 +242,11 @@ EVALUATION = (
         ("figures", "", "means of what episodes came to, as the share of requests that were fulfilled"),
     ),
     *_made_by(
-        "evaluation.scaffolds.report_restarts",
+        "evaluation.scaffolds.reports.report_restarts",
         ("every", "responses", "after how many a chain starts over", "chains start over"),
     ),
     *_made_by(
-        "evaluation.scaffolds.report_best_of_n",
+        "evaluation.scaffolds.reports.report_best_of_n",
         (
             "num_responses",
             "responses",
