@@ -482,7 +482,11 @@ def test_a_replay_draws_the_very_tasks(tmp_path):
     changes = {f"algorithm.curriculum.{name}": value for name, value in changes.items()}
     again, _ = train.train(smoke("variant=grpo", changes, num_iterations=10), tmp_path / "replay")
     np.testing.assert_array_equal(first.curriculum.drawn, again.curriculum.drawn)
-    assert rows(tmp_path / "recorded") == rows(tmp_path / "replay")
+    for ours, theirs in zip(rows(tmp_path / "recorded"), rows(tmp_path / "replay"), strict=True):
+        for name in ours:  # weights over their sum twice are off by an ulp
+            assert ours[name] == (pytest.approx(theirs[name], rel=1e-6) if "curriculum/" in name else theirs[name]), (
+                name
+            )
 
 
 @pytest.mark.slow

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from exit_jax.algorithm import buffer as buffers
-from exit_jax.algorithm import curricula, grpo, start_levels
+from exit_jax.algorithm import curricula, grpo, schedules, start_levels
 from exit_jax.algorithm import starts as starting
 from exit_jax.algorithm.curricula.core import Units
 from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.equality import fingerprint, repeats, same_content, same_entry
-from exit_jax.algorithm.learnability import SCORES, Group, reward
+from exit_jax.algorithm.learnability import SCORES, Group, length_reward, reward
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.algorithm.streams import stream
 from exit_jax.types import (
@@ -134,9 +134,13 @@ def learn(
     Metrics are numbers, but for "instances": the fingerprints uint32 [B, 2] of what was trained on, to be counted on the host;
     and, where ``num_shown`` is not 0, "rollouts": the first so many groups of the batch, for people to read.
     """
+    config = schedules.at(config, state.step)
     asked, instances = instances, without_starts(instances)  # what the buffer is told of has no hints
     before = asked.history.quality
     reward_BG = reward(config.reward, grades.quality, grades.valid, before, asked.mode)
+    if not schedules.is_off(config.length_weight):
+        paid_BG = length_reward(rollouts.mask.sum(-1), config.length_budget)
+        reward_BG = (1.0 - config.length_weight) * reward_BG + config.length_weight * paid_BG
     advantage_BG = grpo.advantages(reward_BG, config.advantage_norm, config.advantage_eps)
     group = Group(grades.quality, reward_BG, advantage_BG)
     score_B = SCORES[config.learnability_of](group)

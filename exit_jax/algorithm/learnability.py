@@ -46,6 +46,11 @@ def reward(kind: str, quality: Array, valid: Array, before: Array, mode: Array) 
     return jnp.where(valid, jnp.where(improve_B1, paid, quality), 0.0)
 
 
+def length_reward(length: Array, budget: Array | float) -> Array:
+    """Pay lengths [...] by a triangle: 0 at no token, 1 at the budget, 0 again at twice it (Train Long, Think Short, §3)."""
+    return jnp.maximum(1.0 - jnp.abs(length / jnp.maximum(budget, 1.0) - 1.0), 0.0)
+
+
 class Group(NamedTuple):
     """What a score may be made of: figures of the G rollouts of each of B prompts, float32 [B, G]."""
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from exit_jax.algorithm import buffer as buffers
-from exit_jax.algorithm import curricula, start_levels
+from exit_jax.algorithm import curricula, schedules, start_levels
 from exit_jax.algorithm.buffer_draws import DRAWS
 from exit_jax.algorithm.curricula.core import Units
 from exit_jax.algorithm.prompts import Template, render_by_mode
@@ -49,6 +49,7 @@ def select(
       units: what a curriculum chooses base tasks by; None without one, where they come in shuffled epochs.
       start: (histories [B], level [B], key) -> the same, started with some of their gold solution, and which could be.
     """
+    config = schedules.at(config, state.step)
     coin_key, slot_key, mode_key = jax.random.split(stream(state.key, "select", state.step), 3)
     count, buffer, num_tasks = config.num_prompts, state.buffer, tasks.task.shape[0]
     ready = buffers.filled(buffer).sum() >= config.min_buffer_size

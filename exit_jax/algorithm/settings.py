@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from exit_jax.algorithm import schedules
 from exit_jax.settings import Table, group, setting, younger_defaults
 
 SCORES, REWARDS = (Table(f"exit_jax.algorithm.learnability:{name}") for name in ("SCORES", "REWARDS"))
@@ -141,6 +142,13 @@ class ExItConfig:
     starts: StartsConfig = group(StartsConfig, "what base tasks start with besides their request")
     # reward (ExIt §4, App. A)
     reward: str = setting("quality", "what improve steps are paid", choices=REWARDS)
+    length_weight: float = setting(
+        0.0,
+        "share of the reward that is paid for the length of a response, by a triangle that is highest at length_budget",
+        within="[0, 1]",
+        younger=True,
+    )
+    length_budget: float = setting(0.0, "tokens that a response should have", within="[0, inf)", younger=True)
     diversity_bonus: bool = setting(True, "scale advantages by the distance to the group's mean (ExIt eq. 6)")
     diversity_embedding: str = setting(
         "policy",
@@ -177,10 +185,35 @@ class ExItConfig:
         within="(0, inf)",
         remedy="training must sample",
     )
+    turn_limit: float = setting(
+        0.0,
+        "responses of an episode in training, if fewer than the environment's own limit, which evaluation keeps; 0 for none",
+        within="[0, inf)",
+        younger=True,
+    )
+    schedules: tuple[str, ...] = setting(
+        (),
+        'coefficients that change over the iterations, as "entropy_coef = linear(0.1, 0, 600)": constant(value), linear, '
+        "cosine and exponential(first, last, iterations), stairs(first, factor, every)",
+        younger=True,
+    )
     recompute_logp: bool = setting(False, "take the ratio against the learner's log-probs, not the sampler's")
     rollout_lag: int = setting(
         0, "1 samples a batch while the one before is graded, from parameters one update older", choices=(0, 1)
     )
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with the schedules, and a length that is paid without a budget."""
+        found = schedules.faults(self)
+        budgeted = self.length_budget or any(
+            text.partition("=")[0].strip() == "length_budget" for text in self.schedules
+        )
+        if self.length_weight and not budgeted:
+            found.append(
+                f"algorithm.length_weight = {self.length_weight} with algorithm.length_budget = 0: say how many tokens a "
+                "response should have"
+            )
+        return found
 
 
 # the ablations of ExIt §5, by the fields in which they differ; all use the same number of rollouts

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from exit_jax.algorithm import schedules
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import ENDS, Domain, blank_grades
 from exit_jax.parallel import hosts
@@ -82,16 +84,22 @@ class HostedSteps:
         self, config: Config, domain: Domain, mesh: jax.sharding.Mesh, programs: StepPrograms, constants: Constants
     ):
         self.config, self.domain, self.mesh, self.programs, self.constants = config, domain, mesh, programs, constants
+        self.environment = domain.environment  # with the turns that the next batch may have
         self.newest: Any = None  # what the devices were given last
 
     def select(self, state: State, in_flight: Instances | None = None) -> tuple[Instances, Array]:
         """Return the next batch's instances, and the key that its rollouts are sampled with."""
+        algorithm = self.config.algorithm
+        if self.environment and (algorithm.turn_limit or algorithm.schedules):
+            limit = schedules.at(algorithm, int(state.step) + (in_flight is not None)).turn_limit
+            limit = min(int(limit) or math.inf, self.environment.max_turns)
+            self.environment = dataclasses.replace(self.environment, max_turns=limit)
         return self.programs.select(self.constants, state, in_flight)
 
     def rollout(self, params: Params, instances: Instances, key: Array) -> Rollouts | Played:
         """Send rollouts on their way, of which nothing is waited for; or play episodes."""
         sampler_params, instances = self.programs.reshard(self.constants, params), self.cut_prompts(instances)
-        environment, turns = self.domain.environment, self.programs.turns
+        environment, turns = self.environment, self.programs.turns
         if environment is None or turns is None:
             self.newest = self.programs.sample(self.constants, sampler_params, instances, key)
             return self.newest
