@@ -158,3 +158,6 @@ class State:
     cursor: Array  # int32 []: base tasks drawn, the position in the shuffled epochs
     num_distinct: Array  # int32 []: distinct instances trained on
     starts: Starts
+    baseline: Array | None = (
+        None  # float32 [number of modes]: running baseline of the reward; None without baseline_decay
+    )

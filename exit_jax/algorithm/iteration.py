@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from exit_jax.algorithm import baseline as baselines
 from exit_jax.algorithm import buffer as buffers
-from exit_jax.algorithm import grpo
+from exit_jax.algorithm import distillation, grpo
 from exit_jax.algorithm import starts as starting
 from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.equality import fingerprint, repeats, same_content, same_entry
@@ -121,21 +122,29 @@ def learn(
     num_microbatches: int,
     max_tokens: int,
     num_shown: int = 0,
+    teacher_prompt: distillation.TeacherPrompt | None = None,
 ) -> tuple[State, Metrics]:
     """Score the instances, update the policy by GRPO and the buffer by Algorithm 1.
 
     Metrics are numbers, but for "instances": the fingerprints uint32 [B, 2] of what was trained on, to be counted on the host;
     and, where ``num_shown`` is not 0, "rollouts": the first so many groups of the batch, for people to read.
+
+    Args:
+      teacher_prompt: what the teacher of self_distillation reads.
     """
     before = instances.history.quality
     reward_BG = reward(config.reward, grades.quality, grades.valid, before, instances.mode)
-    advantage_BG = grpo.advantages(reward_BG, config.advantage_norm, config.advantage_eps)
+    baseline_B1 = None if state.baseline is None else state.baseline[instances.mode][:, None]
+    advantage_BG = grpo.advantages(reward_BG, config.advantage_norm, config.advantage_eps, baseline_B1)
     score_B = SCORES[config.learnability_of](Group(grades.quality, reward_BG, advantage_BG))
 
     embedding = rollouts.hidden if config.diversity_embedding == "policy" else grades.embedding
     diversity_BG = diversity(embedding, config.diversity_cap)
     if config.diversity_bonus:
         advantage_BG = advantage_BG * diversity_BG
+    teacher = None
+    if config.self_distillation and teacher_prompt:
+        teacher = distillation.teacher(teacher_prompt, grades.children)
     params, opt_state, metrics = grpo.update(
         config,
         logprobs,
@@ -148,6 +157,10 @@ def learn(
         instances=instances,
         rollouts=rollouts,
         advantage=advantage_BG,
+        reward=reward_BG,
+        right=grades.valid & (grades.quality >= config.right_at),
+        teacher=teacher,
+        key=stream(state.key, "clip_cov", state.step),
     )
     step = state.step + 1
     reference = grpo.mix_reference(state.reference, params, step, config.reference_every, config.reference_mix)
@@ -164,8 +177,10 @@ def learn(
         cursor=state.cursor + (~instances.from_buffer).sum(dtype=jnp.int32),
         num_distinct=state.num_distinct + (instances.fresh & first_B).sum(dtype=jnp.int32),
         starts=starting.add(state.starts, instances.history, stream(state.key, "starts", state.step)),
+        baseline=baselines.update(state.baseline, config.baseline_decay, reward_BG, instances.mode, grades.lost),
     )
     metrics |= expansion | batch_metrics(instances, rollouts, grades, reward_BG, score_B, step)
+    metrics |= baselines.metrics(state.baseline)
     metrics |= buffer_metrics(buffer, step) | {
         "distinct_entries": state.num_distinct,
         "instances": fingerprint(instances.history),
@@ -366,4 +381,5 @@ def init_state(config: ExItConfig, params: Params, opt_state, key: Array, histor
         cursor=jnp.int32(0),
         num_distinct=jnp.int32(0),
         starts=starting.create(history_width),
+        baseline=baselines.create() if config.baseline_decay else None,
     )

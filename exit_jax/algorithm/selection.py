@@ -10,7 +10,7 @@ from exit_jax.algorithm.prompts import Template, render_by_mode
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import BASE, DIVERGE, IMPROVE, Array, History, Instances, State, TaskBuffer
 
-STREAMS = ("select", "sample", "expand", "epochs", "starts")
+STREAMS = ("select", "sample", "expand", "epochs", "starts", "curriculum", "clip_cov")
 
 
 def stream(root: Array, name: str, index: Array | int) -> Array:
