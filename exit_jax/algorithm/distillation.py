@@ -2,8 +2,8 @@
 
 The gradient of KL(π_θ(· | x) ‖ sg π_θ(· | x, f)) at a token that the student sampled has the one-sample estimate of a policy
 gradient with A = log π_θ(y | x, f) - log π_θ(y | x). The authors sum over the likeliest tokens, their teacher is an average of
-past policies, and it reads a sample solution where the group has one; ours is the policy as the update begins, at the token that
-was sampled, and what it reads is the improve prompt: the attempt and its feedback.
+past policies, and it reads a sample solution where the group has one. Ours is the policy as the update begins, asked for the
+tokens that were sampled, and what it reads is the improve prompt: the attempt and its feedback.
 """
 
 from collections.abc import Callable

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,18 +69,14 @@ class Batch:
     old_logp: Array  # float32 [B, G, T]
     reference_logp: Array | None  # float32 [B, G, T]; None exactly where kl_coef is 0
     advantage: Array  # float32 [B, G, 1], the same for every token of a response, or [B, G, T]
-    reward: (
-        Array | None
-    )  # float32 [B, G, 1]; this and the next two may be None where the objective does not ask for them
-    right: Array | None  # bool [B, G, 1]
-    rate: Array | None  # float32 [B, 1, 1], share of the group's responses that are right
+    reward: Any  # float32 [B, G, 1]; this and the next two may be None where the objective asks for none of them
+    right: Any  # bool [B, G, 1]
+    rate: Any  # float32 [B, 1, 1], share of the group's responses that are right
     mask: Array  # bool [B, G, T], tokens that count
     weight: Array  # float32 [B, G, T], of each token in the loss of the whole batch
     sampled: Array  # bool [B, G, T], all tokens of the policy, whether or not they count
     token_share: Array  # float32 [B, G, T], 1 / sampled tokens of the whole batch, for metrics; NaN if there are none
-    left_out: Array | None = (
-        None  # bool [B, G, T], tokens that the objective has no gradient for; None without clip_cov_share
-    )
+    left_out: Array | None = None  # bool [B, G, T], tokens that the objective leaves out; None without clip_cov_share
 
 
 def make_batch(
@@ -89,21 +86,21 @@ def make_batch(
     advantage: Array,
     reference_logp: Array | None,
     max_tokens: int,
-    reward: Array | None = None,
-    right: Array | None = None,
+    reward: Any = None,
+    right: Any = None,
     key: Array | None = None,
 ) -> Batch:
     """Decide which of the tokens count, and what each weighs; a response could have had ``max_tokens``.
 
     Args:
       advantage: float32 [B, G], or [B, G, T].
-      reward, right: [B, G]; may be None for an objective that asks for neither.
+      reward, right: float32 and bool [B, G]; both None for an objective that asks for neither.
       key: what tokens are left out by; for clip_cov_share.
     """
     mask = rollouts.mask
     advantage = advantage if advantage.ndim == 3 else advantage[..., None]
-    expand = lambda value: None if value is None else value[..., None]
-    reward, right = expand(reward), expand(right)
+    if reward is not None:
+        reward, right = reward[..., None], right[..., None]
     if config.mask_overlong:
         mask = mask & (rollouts.finished[..., None] if rollouts.ended is None else rollouts.ended)
     counted = jnp.ones_like(rollouts.finished)
@@ -115,8 +112,8 @@ def make_batch(
     left_out = None
     if config.clip_cov_share:
         assert key is not None, "clip_cov_share draws tokens"
-        of_tokens = advantage, rollouts.logp, mask
-        left_out = covariance.left_out(*of_tokens, config.clip_cov_share, config.clip_cov_band, key)
+        share, band = config.clip_cov_share, config.clip_cov_band
+        left_out = covariance.left_out(advantage, rollouts.logp, mask, share, band, key)
     return Batch(
         prompt=instances.prompt,
         prompt_length=instances.prompt_length,
@@ -157,10 +154,19 @@ def loss(config: ExItConfig, logp: Array, entropy: Array, batch: Batch) -> tuple
         log_ratio = log_ratio.sum(-1, keepdims=True) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
         log_ratio = jnp.broadcast_to(log_ratio, mask.shape)
     ratio, low, high = jnp.exp(log_ratio), 1.0 - config.clip_low, 1.0 + config.clip_high
-    anchor_logp = old_logp if batch.reference_logp is None else keep(batch.reference_logp)
     terms = Terms(
-        *(logp, log_ratio, ratio, anchor_logp, batch.advantage, batch.reward, batch.right, batch.rate, low, high),
-        *(config.reward_temperature, config.negative_weight),
+        logp=logp,
+        log_ratio=log_ratio,
+        ratio=ratio,
+        anchor_logp=old_logp if batch.reference_logp is None else keep(batch.reference_logp),
+        advantage=batch.advantage,
+        reward=batch.reward,
+        right=batch.right,
+        rate=batch.rate,
+        low=low,
+        high=high,
+        reward_temperature=config.reward_temperature,
+        negative_weight=config.negative_weight,
     )
     objective = OBJECTIVES[config.objective](terms)
     if batch.left_out is not None:

@@ -77,14 +77,14 @@ class ExItConfig:
     negative_weight: float = setting(
         1.0, "what wrong responses weigh (nft, nft_std, ail)", within="[0, inf)", younger=True
     )
-    reward_temperature: float = setting(0.4, "τ of the weight exp(r / τ) (rwr)", within="(0, inf)", younger=True)
+    reward_temperature: float = setting(0.4, "τ of the weight exp(r / τ) (rwr)", within="[0.02, inf)", younger=True)
     clip_cov_share: float = setting(
         0.0,
         "share of the tokens that get no gradient, drawn among those in clip_cov_band (Clip-Cov); 0 for none",
         within="[0, 1]",
         younger=True,
     )
-    clip_cov_band: tuple[float, ...] = setting(
+    clip_cov_band: tuple[float, float] = setting(
         (1.0, 40.0), "the covariance of log-prob and advantage is between these", younger=True
     )
     self_distillation: float = setting(
