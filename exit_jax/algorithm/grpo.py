@@ -123,7 +123,7 @@ def make_batch(
         advantage=advantage,
         reward=reward,
         right=right,
-        rate=None if right is None else right.mean(axis=1, keepdims=True),
+        rate=None if right is None else right.astype(reward.dtype).mean(axis=1, keepdims=True),
         mask=mask,
         weight=token_weight(mask, counted, config.aggregation, max_tokens),
         sampled=rollouts.mask,

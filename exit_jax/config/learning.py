@@ -53,7 +53,7 @@ def warnings_of(c: "Config") -> list[str]:
             f"sampling.top_p = {c.sampling.top_p} and sampling.min_p = {c.sampling.min_p} leave few tokens to choose from: "
             "responses of a group hardly differ"
         )
-    if a.advantage_norm != "none" and a.advantage_eps > 0.1:
+    if a.advantage_norm in ("group", "batch") and a.advantage_eps > 0.1:
         found.append(
             f"algorithm.advantage_eps = {a.advantage_eps} is not small beside the standard deviation of rewards, 0.5 at most: "
             "advantages shrink"
