@@ -29,8 +29,7 @@ Logprobs = Callable[[Params, Array, Array, Array], tuple[Array, Array]]
 def advantages(reward: Array, norm: str, eps: float, baseline: Array | None = None) -> Array:
     """Return A [B, G] = (r - mean of the group), over what a row of ADVANTAGE_NORMS says, or the reward from a baseline.
 
-    Standard deviations are of the population, plus ``eps``, which may be 0. Equal rewards give zero, but for "ema". "none" is
-    Dr. GRPO's (arXiv 2503.20783).
+    Standard deviations are of the population, plus ``eps``, which may be 0. Equal rewards give zero, but for "ema".
 
     Args:
       baseline: float32 [B, 1], the running baseline of each prompt; for "ema".

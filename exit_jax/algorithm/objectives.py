@@ -141,6 +141,11 @@ def by_batch(rewards: Rewards) -> Array:
     return _over(rewards.centred, rewards.reward.std() + rewards.eps)
 
 
+def undivided(rewards: Rewards) -> Array:
+    """Not divided, as Dr. GRPO (arXiv 2503.20783)."""
+    return rewards.centred
+
+
 def by_mean(rewards: Rewards) -> Array:
     """Over the group's mean, 0 where that is 0, as MaxRL (arXiv 2602.02710)."""
     return _over(rewards.centred, rewards.reward.mean(axis=1, keepdims=True))
@@ -156,7 +161,7 @@ def from_baseline(rewards: Rewards) -> Array:
 ADVANTAGE_NORMS: dict[str, Callable[[Rewards], Array]] = {
     "group": by_group,
     "batch": by_batch,
-    "none": lambda rewards: rewards.centred,
+    "none": undivided,
     "mean": by_mean,
     "ema": from_baseline,
 }

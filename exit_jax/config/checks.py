@@ -1,12 +1,10 @@
 """Settings that contradict each other: a sentence each, with the values, the rule and the remedy."""
 
 from exit_jax import settings
+from exit_jax.config.learning import BY_OUTCOME
 from exit_jax.config.schema import Config
 from exit_jax.domains.traits import Traits
 from exit_jax.policy.shape import PROJECTIONS
-
-# objectives of the outcome alone, which ask for no advantage
-BY_OUTCOME = ("nft", "nft_std", "rft", "rwr")
 
 
 class Faults(list[str]):
@@ -67,14 +65,13 @@ def _check_objective(c: Config, faults: Faults) -> None:
     )
     faults.require(
         not a.self_distillation or not Traits.of(c.domain).plays_episodes,
-        f"algorithm.self_distillation = {a.self_distillation}: the domain {c.domain_name} plays episodes of several turns, whose "
-        "feedback is on the last of them, so no one has read the feedback on the others; set it to 0",
+        f"algorithm.self_distillation = {a.self_distillation}: the domain {c.domain_name} plays episodes of several turns, "
+        "of which the last alone would be read with its feedback; set it to 0",
     )
     faults.require(
-        a.objective not in BY_OUTCOME or not (a.self_distillation or a.diversity_bonus or a.clip_cov_share),
-        f"algorithm.objective = {a.objective!r} asks for no advantage, which algorithm.self_distillation = "
-        f"{a.self_distillation}, algorithm.diversity_bonus = {a.diversity_bonus} and algorithm.clip_cov_share = "
-        f"{a.clip_cov_share} are about; set them to 0, False and 0",
+        a.objective not in BY_OUTCOME or not a.self_distillation,
+        f"algorithm.self_distillation = {a.self_distillation} is a share of the advantage, which algorithm.objective = "
+        f"{a.objective!r} does not ask for; set one of the two to its default",
     )
 
 
