@@ -120,8 +120,8 @@ METHODS: dict[str, Method] = {
         "SDPO, self-distillation from feedback",
         "2601.20802",
         "adapted: the divergence is estimated from the tokens sampled, where theirs is a sum over the likeliest; the teacher "
-        "is the policy as the update begins, not an average; it reads the improve prompt, which holds the attempt, and no sample "
-        "solution",
+        "is the policy as the update begins, not an average; it reads the improve prompt, which holds the attempt, and no "
+        "sample solution",
         {"algorithm.self_distillation": 1.0, "algorithm.diversity_bonus": False},
     ),
 }
