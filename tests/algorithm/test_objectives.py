@@ -324,3 +324,42 @@ def test_microbatches_have_the_gradient_of_the_batch_for_every_objective(exit_co
     assert jnp.abs(whole - w).max() > 1e-3
     for other in others:
         np.testing.assert_allclose(other, whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [*({"objective": name} for name in OBJECTIVES), *({"advantage_norm": name} for name in ADVANTAGE_NORMS)],
+    ids=lambda settings: "-".join(settings.values()),
+)
+def test_a_policy_of_four_answers_learns_the_right_one(exit_config, settings):
+    config = exit_config(**settings, zero_variance="drop", negative_weight=0.5)
+    prompt, length = jnp.zeros((16, 1), jnp.int32), jnp.ones(16, jnp.int32)
+    optimizer = optax.sgd(1.0)
+
+    @jax.jit
+    def iterate(carry, key):
+        params, b = carry
+        logits = params["w"] + jnp.sin(jnp.arange(4.0))
+        tokens = jax.random.categorical(key, logits, shape=(16, 8, 1))
+        reward = jnp.where(tokens[..., 0] == 2, 1.0, jnp.where(tokens[..., 0] == 1, 0.25, 0.0))
+        norm = config.advantage_norm, config.advantage_eps, jnp.full((16, 1), b[0])
+        params, _, _ = grpo.update(
+            config,
+            logprobs,
+            optimizer,
+            num_microbatches=1,
+            max_tokens=1,
+            params=params,
+            reference=None,
+            opt_state=optimizer.init(params),
+            instances=Instances(None, None, None, None, prompt, length),
+            rollouts=dataclasses.replace(make_rollouts(logprobs(params, prompt, length, tokens)[0]), tokens=tokens),
+            advantage=grpo.advantages(reward, *norm),
+            reward=reward,
+            right=reward == 1.0,
+        )
+        return (params, baseline.update(b, 0.8, reward, jnp.zeros(16, jnp.int32), None)), logits
+
+    start = {"w": -jnp.sin(jnp.arange(4.0))}, baseline.create()  # 1/4 each
+    (params, _), _ = jax.lax.scan(iterate, start, jax.random.split(jax.random.key(0), 60))
+    assert jax.nn.softmax(params["w"] + jnp.sin(jnp.arange(4.0)))[2] > 0.6
