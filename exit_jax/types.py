@@ -38,6 +38,11 @@ def pytree(cls: type[_T]) -> type[_T]:
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
+def younger() -> Any:
+    """Return a field that the first checkpoints did not have: None by default, and while it is None they do not name it."""
+    return dataclasses.field(default=None, metadata={"younger": True})
+
+
 @pytree
 class History:
     """Partial histories (ExIt §2.1) as ragged token pieces, packed end to end in one row each.
@@ -158,6 +163,4 @@ class State:
     cursor: Array  # int32 []: base tasks drawn, the position in the shuffled epochs
     num_distinct: Array  # int32 []: distinct instances trained on
     starts: Starts
-    baseline: Array | None = (
-        None  # float32 [number of modes]: running baseline of the reward; None without baseline_decay
-    )
+    baseline: Any = younger()  # float32 [number of modes]: running baseline of the reward; None without baseline_decay
