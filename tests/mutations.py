@@ -272,6 +272,15 @@ MUTATIONS = [
         ),
     ),
     *mutations(
+        "workdir/checkpoint.py",
+        (
+            "younger fields are never saved",
+            "if value is not None or not f.metadata",
+            "if not f.metadata",
+            "test_objective_runs.py::test_the_running_baseline_resumes_exactly",
+        ),
+    ),
+    *mutations(
         "algorithm/covariance.py",
         (
             "as many of the band, whatever the share",
