@@ -98,8 +98,10 @@ def make_batch(
     """
     mask = rollouts.mask
     advantage = advantage if advantage.ndim == 3 else advantage[..., None]
+    rate = None
     if reward is not None:
         reward, right = reward[..., None], right[..., None]
+        rate = right.astype(reward.dtype).mean(axis=1, keepdims=True)
     if config.mask_overlong:
         mask = mask & (rollouts.finished[..., None] if rollouts.ended is None else rollouts.ended)
     counted = jnp.ones_like(rollouts.finished)
@@ -122,7 +124,7 @@ def make_batch(
         advantage=advantage,
         reward=reward,
         right=right,
-        rate=None if right is None else right.astype(reward.dtype).mean(axis=1, keepdims=True),
+        rate=rate,
         mask=mask,
         weight=token_weight(mask, counted, config.aggregation, max_tokens),
         sampled=rollouts.mask,
