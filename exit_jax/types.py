@@ -39,6 +39,11 @@ def pytree(cls: type[_T]) -> type[_T]:
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
+def younger() -> Any:
+    """Return a field that the first checkpoints did not have: None by default, and while it is None they do not name it."""
+    return dataclasses.field(default=None, metadata={"younger": True})
+
+
 @pytree
 class History:
     """Partial histories (ExIt §2.1) as ragged token pieces, packed end to end in one row each.
@@ -95,9 +100,9 @@ class Instances:
     prompt: Array  # int32 [B, P], padded on the right
     prompt_length: Array  # int32 [B]
     # [B]: the tasks as they are without what they were started with, for the buffer; None where they are ``history``
-    origin: Any = None
+    origin: Any = younger()
     # (int32 [B, P], int32 [B]): the prompt that is learnt from, with its length; None where it is ``prompt``
-    learnt_prompt: Any = None
+    learnt_prompt: Any = younger()
 
 
 @pytree
@@ -138,8 +143,8 @@ class TaskBuffer:
     score: Array  # float32 [N]: learnability S, -inf in an empty slot
     num_draws: Array  # int32 [N]: how often the entry was trained on
     next_id: Array  # int32 []: ids count insertions, so a smaller id is an older entry
-    scored: Any = None  # int32 [N]: iteration at which the score was written; None where no draw asks
-    best: Any = None  # float32 [N]: highest quality of its children, -inf before any; None where no draw asks
+    scored: Any = younger()  # int32 [N]: iteration at which the score was written; None where no draw asks
+    best: Any = younger()  # float32 [N]: highest quality of its children, -inf before any; None where no draw asks
 
 
 @pytree
@@ -173,5 +178,6 @@ class State:
     cursor: Array  # int32 []: base tasks drawn, the position in the shuffled epochs
     num_distinct: Array  # int32 []: distinct instances trained on
     starts: Starts
-    curriculum: Any = None  # CurriculumState; None where base tasks come in shuffled epochs
-    start_level: Any = None  # StartLevel; None where no task starts with some of its gold solution
+    curriculum: Any = younger()  # CurriculumState; None where base tasks come in shuffled epochs
+    start_level: Any = younger()  # StartLevel; None where no task starts with some of its gold solution
+    baseline: Any = younger()  # float32 [number of modes]: running baseline of the reward; None without baseline_decay

@@ -18,7 +18,9 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 ORACLE = "algorithm/test_oracle.py::test_iterations_equal_the_oracle"
-BUFFER, SELECTION, GRPO = (f"algorithm/test_{name}.py" for name in ("buffer", "selection", "grpo"))
+BUFFER, SELECTION, GRPO, OBJECTIVES = (
+    f"algorithm/test_{name}.py" for name in ("buffer", "selection", "grpo", "objectives")
+)
 REWARDS, EPISODES, SAMPLER = "algorithm/test_rewards.py", "test_episodes.py", "policy/test_sampler.py"
 STREAMS, TOOLS, BUCKETS = (
     "test_streams.py",
@@ -200,10 +202,22 @@ MUTATIONS = [
             f"{GRPO}::test_the_reference_moves_a_share_alpha_every_m_iterations",
         ),
         (
-            "sample deviation",
-            "reward.std(axis=1, keepdims=True)",
-            "reward.std(axis=1, keepdims=True, ddof=1)",
-            f"{GRPO}::test_advantages_by_hand",
+            "the objective's groups dropped by the advantage",
+            "TEACHES.get(config.objective, has_advantage)",
+            "has_advantage",
+            f"{OBJECTIVES}::test_groups_are_dropped_that_have_nothing_to_teach_the_objective",
+        ),
+        (
+            "nothing left out",
+            "jnp.where(batch.left_out, 0.0, objective)",
+            "objective",
+            f"{OBJECTIVES}::test_tokens_left_out_have_no_gradient_and_weigh_as_before",
+        ),
+        (
+            "a teacher of all parts",
+            "(teacher.prompt, teacher.length, rollouts.tokens), parts",
+            "(teacher.prompt[::-1], teacher.length, rollouts.tokens), parts",
+            f"{OBJECTIVES}::test_a_share_of_the_advantage_is_the_teachers_where_there_is_feedback",
         ),
         (
             "one epoch",
@@ -222,6 +236,19 @@ MUTATIONS = [
         "algorithm/objectives.py",
         ("the larger of both bounds", "return jnp.minimum(", "return jnp.maximum(", f"{GRPO}::test_clipping_by_hand"),
         (
+            "sample deviation",
+            "rewards.reward.std(axis=1, keepdims=True)",
+            "rewards.reward.std(axis=1, keepdims=True, ddof=1)",
+            f"{GRPO}::test_advantages_by_hand",
+        ),
+        (
+            "no gradient at NFT's bound",
+            "implicit + jax.lax.stop_gradient(jnp.maximum(implicit, 1.0) - implicit)",
+            "jnp.maximum(implicit, 1.0)",
+            f"{OBJECTIVES}::test_the_gradient_of_nft_passes_its_bound_by_hand",
+        ),
+        ("a gradient of CISPO's weight", "jax.lax.stop_gradient(jnp.minimum(", "(jnp.minimum(", ORACLE),
+        (
             "the batch's width for Dr. GRPO's constant",
             "1.0 / (num_rows * max_tokens)",
             "1.0 / (num_rows * mask.shape[-1])",
@@ -232,6 +259,49 @@ MUTATIONS = [
             "jnp.exp(x) - x - 1.0",
             "jnp.exp(-x) + x - 1.0",
             f"{GRPO}::test_kl_estimators_by_hand_and_without_overflow",
+        ),
+    ),
+    *mutations(
+        "algorithm/baseline.py",
+        ("a baseline that forgets", "decay * baseline + (1.0 - decay) * mean", "mean", ORACLE),
+        (
+            "lost prompts move it",
+            "of_mode & ~lost_B[None]",
+            "of_mode",
+            f"{OBJECTIVES}::test_the_running_baseline_by_hand",
+        ),
+    ),
+    *mutations(
+        "workdir/checkpoint.py",
+        (
+            "younger fields are never saved",
+            "if value is not None or not f.metadata",
+            "if not f.metadata",
+            "test_objective_runs.py::test_the_running_baseline_resumes_exactly",
+        ),
+    ),
+    *mutations(
+        "algorithm/covariance.py",
+        (
+            "as many of the band, whatever the share",
+            "inside & (rank < wanted)",
+            "inside",
+            f"{OBJECTIVES}::test_covariance_leaves_out_a_share_of_the_tokens_in_the_band",
+        ),
+    ),
+    *mutations(
+        "algorithm/distillation.py",
+        (
+            "the student teaches",
+            "teacher_logp - logp, 0.0",
+            "logp - teacher_logp, 0.0",
+            f"{OBJECTIVES}::test_distillation_is_the_gradient_of_the_divergence_from_the_teacher",
+        ),
+        (
+            "taught without feedback",
+            "(last.lengths[..., FEEDBACK] > 0) & (length",
+            "(length",
+            f"{OBJECTIVES}::test_the_teacher_reads_the_last_child_with_its_feedback",
         ),
     ),
     *mutations(

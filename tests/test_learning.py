@@ -118,6 +118,7 @@ def test_what_was_trained_so_may_be_evaluated():
         ({"algorithm.temperature": 9.0}, "close to noise"),
         ({"sampling.top_p": 0.01}, "few tokens"),
         ({"algorithm.advantage_eps": 1.0}, "advantages shrink"),
+        ({"algorithm.objective": "nft"}, "diversity_bonus scales advantages"),
         ({"algorithm.selection_prob": 0.0}, "nothing is"),
         ({"algorithm.selection_prob": 1.0}, "no base task is drawn"),
         (NO_RL, "evaluated as it is"),

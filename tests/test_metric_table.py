@@ -16,7 +16,10 @@ from exit_jax.workdir.metrics import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
 # what this run has not: other domains' and another config's
-ELSEWHERE = ("grade/<note>", "children_repeated", "turns", "end/<reason>")
+ELSEWHERE = (
+    *("grade/<note>", "children_repeated", "turns", "end/<reason>"),
+    *("clip_cov_fraction", "teacher/informed", "teacher/advantage", "baseline/<mode>"),
+)
 
 
 @pytest.fixture(scope="module")

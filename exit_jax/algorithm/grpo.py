@@ -2,12 +2,23 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from exit_jax.algorithm.objectives import AGGREGATIONS, KL_ESTIMATORS, OBJECTIVES, Terms
+from exit_jax.algorithm import covariance, distillation
+from exit_jax.algorithm.objectives import (
+    ADVANTAGE_NORMS,
+    AGGREGATIONS,
+    KL_ESTIMATORS,
+    OBJECTIVES,
+    TEACHES,
+    Rewards,
+    Terms,
+    has_advantage,
+)
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import Array, Instances, Metrics, Params, Rollouts, pytree
 
@@ -15,18 +26,17 @@ from exit_jax.types import Array, Instances, Metrics, Params, Rollouts, pytree
 Logprobs = Callable[[Params, Array, Array, Array], tuple[Array, Array]]
 
 
-def advantages(reward: Array, norm: str, eps: float) -> Array:
-    """Return A [B, G] = (r - mean of the group), over the standard deviation of the ``norm``: "group", "batch" or "none".
+def advantages(reward: Array, norm: str, eps: float, baseline: Array | None = None) -> Array:
+    """Return A [B, G] = (r - mean of the group), over what a row of ADVANTAGE_NORMS says, or the reward from a baseline.
 
-    Standard deviations are of the population, plus ``eps``, which may be 0. Equal rewards give zero. "none" is Dr. GRPO's
-    (arXiv 2503.20783).
+    Standard deviations are of the population, plus ``eps``, which may be 0. Equal rewards give zero, but for "ema".
+
+    Args:
+      baseline: float32 [B, 1], the running baseline of each prompt; for "ema".
     """
     equal = reward.max(axis=1, keepdims=True) == reward.min(axis=1, keepdims=True)
     centred = jnp.where(equal, 0.0, reward - reward.mean(axis=1, keepdims=True))  # their mean may be off by an ulp
-    if norm == "none":
-        return centred
-    scale = (reward.std(axis=1, keepdims=True) if norm == "group" else reward.std()) + eps
-    return centred / jnp.where(scale > 0, scale, 1.0)
+    return ADVANTAGE_NORMS[norm](Rewards(reward, centred, eps, baseline))
 
 
 def kl(logp: Array, reference_logp: Array, estimator: str) -> Array:
@@ -57,11 +67,15 @@ class Batch:
     tokens: Array  # int32 [B, G, T]
     old_logp: Array  # float32 [B, G, T]
     reference_logp: Array | None  # float32 [B, G, T]; None exactly where kl_coef is 0
-    advantage: Array  # float32 [B, G], the same for every token of a response
+    advantage: Array  # float32 [B, G, 1], the same for every token of a response, or [B, G, T]
+    reward: Any  # float32 [B, G, 1]; this and the next two may be None where the objective asks for none of them
+    right: Any  # bool [B, G, 1]
+    rate: Any  # float32 [B, 1, 1], share of the group's responses that are right
     mask: Array  # bool [B, G, T], tokens that count
     weight: Array  # float32 [B, G, T], of each token in the loss of the whole batch
     sampled: Array  # bool [B, G, T], all tokens of the policy, whether or not they count
     token_share: Array  # float32 [B, G, T], 1 / sampled tokens of the whole batch, for metrics; NaN if there are none
+    left_out: Array | None = None  # bool [B, G, T], tokens that the objective leaves out; None without clip_cov_share
 
 
 def make_batch(
@@ -71,16 +85,36 @@ def make_batch(
     advantage: Array,
     reference_logp: Array | None,
     max_tokens: int,
+    reward: Any = None,
+    right: Any = None,
+    key: Array | None = None,
 ) -> Batch:
-    """Decide which of the tokens count, and what each weighs; a response could have had ``max_tokens``."""
+    """Decide which of the tokens count, and what each weighs; a response could have had ``max_tokens``.
+
+    Args:
+      advantage: float32 [B, G], or [B, G, T].
+      reward, right: float32 and bool [B, G]; both None for an objective that asks for neither.
+      key: what tokens are left out by; for clip_cov_share.
+    """
     mask = rollouts.mask
+    advantage = advantage if advantage.ndim == 3 else advantage[..., None]
+    rate = None
+    if reward is not None:
+        reward, right = reward[..., None], right[..., None]
+        rate = right.astype(reward.dtype).mean(axis=1, keepdims=True)
     if config.mask_overlong:
         mask = mask & (rollouts.finished[..., None] if rollouts.ended is None else rollouts.ended)
     counted = jnp.ones_like(rollouts.finished)
     if config.zero_variance == "drop":
-        counted = jnp.broadcast_to((advantage != 0).any(axis=1, keepdims=True), advantage.shape)
+        teaches_B = TEACHES.get(config.objective, has_advantage)(advantage, right)
+        counted = jnp.broadcast_to(teaches_B[:, None], counted.shape)
         mask = mask & counted[..., None]
     num_sampled = jnp.where(rollouts.mask.any(), rollouts.mask.sum(), jnp.nan)
+    left_out = None
+    if config.clip_cov_share:
+        assert key is not None, "clip_cov_share draws tokens"
+        share, band = config.clip_cov_share, config.clip_cov_band
+        left_out = covariance.left_out(advantage, rollouts.logp, mask, share, band, key)
     return Batch(
         prompt=instances.prompt,
         prompt_length=instances.prompt_length,
@@ -88,10 +122,14 @@ def make_batch(
         old_logp=rollouts.logp,
         reference_logp=reference_logp,
         advantage=advantage,
+        reward=reward,
+        right=right,
+        rate=rate,
         mask=mask,
         weight=token_weight(mask, counted, config.aggregation, max_tokens),
         sampled=rollouts.mask,
         token_share=jnp.broadcast_to(1.0 / num_sampled, mask.shape),
+        left_out=left_out,
     )
 
 
@@ -117,20 +155,37 @@ def loss(config: ExItConfig, logp: Array, entropy: Array, batch: Batch) -> tuple
         log_ratio = log_ratio.sum(-1, keepdims=True) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
         log_ratio = jnp.broadcast_to(log_ratio, mask.shape)
     ratio, low, high = jnp.exp(log_ratio), 1.0 - config.clip_low, 1.0 + config.clip_high
-    advantage_BG1 = batch.advantage[..., None]
-    objective = OBJECTIVES[config.objective](Terms(logp, ratio, advantage_BG1, low, high))
+    terms = Terms(
+        logp=logp,
+        log_ratio=log_ratio,
+        ratio=ratio,
+        anchor_logp=old_logp if batch.reference_logp is None else keep(batch.reference_logp),
+        advantage=batch.advantage,
+        reward=batch.reward,
+        right=batch.right,
+        rate=batch.rate,
+        low=low,
+        high=high,
+        reward_temperature=config.reward_temperature,
+        negative_weight=config.negative_weight,
+    )
+    objective = OBJECTIVES[config.objective](terms)
+    if batch.left_out is not None:
+        objective = jnp.where(batch.left_out, 0.0, objective)
 
     weighted = lambda value: (value * batch.weight).sum()
     token_mean = lambda value: (jnp.where(batch.sampled, value, 0.0) * batch.token_share).sum()
     total = -weighted(objective)
     if config.entropy_coef:  # else its gradient would be computed, and multiplied by zero
         total = total - config.entropy_coef * weighted(entropy)
-    is_clipped = ((ratio < low) & (advantage_BG1 < 0)) | ((ratio > high) & (advantage_BG1 > 0))
+    is_clipped = ((ratio < low) & (batch.advantage < 0)) | ((ratio > high) & (batch.advantage > 0))
     metrics = {
         "entropy": token_mean(sampled_entropy),
         "clip_fraction": token_mean((is_clipped & mask).astype(jnp.float32)),
         "approx_kl_old": token_mean(kl(batch.old_logp, sampled_logp, "k3")),
     }
+    if batch.left_out is not None:
+        metrics["clip_cov_fraction"] = token_mean(batch.left_out.astype(jnp.float32))
     if batch.reference_logp is not None:
         divergence = kl(logp, keep(batch.reference_logp), config.kl_estimator)
         total = total + config.kl_coef * weighted(divergence)
@@ -151,11 +206,21 @@ def update(
     instances: Instances,
     rollouts: Rollouts,
     advantage: Array,
+    reward: Array | None = None,
+    right: Array | None = None,
+    teacher: distillation.Teacher | None = None,
+    key: Array | None = None,
 ) -> tuple[Params, optax.OptState, Metrics]:
     """Take ``num_epochs`` optimiser steps on one batch of rollouts; metrics are means over the epochs.
 
     The batch is cut into ``num_microbatches`` parts of equally many prompts, whose gradients add up to the very gradient of the
     whole, since each token brings its weight along.
+
+    Args:
+      advantage: float32 [B, G].
+      reward, right: float32 and bool [B, G], for the objectives that ask for them.
+      teacher: for self_distillation; its log-probs are the policy's as the update begins.
+      key: for clip_cov_share.
     """
     parts = num_microbatches
 
@@ -163,12 +228,25 @@ def update(
         each = lambda part: logprobs(params, *part)[0]
         return _join(jax.lax.map(each, _split((instances.prompt, instances.prompt_length, rollouts.tokens), parts)))
 
+    def evaluate_teacher(teacher):
+        def each(part):  # a prompt for each response, so that rows are [b · G, 1, T]
+            prompt, length, tokens = (x.reshape(-1, *x.shape[2:]) for x in part)
+            return logprobs(params, prompt, length, tokens[:, None])[0].reshape(part[2].shape)
+
+        return _join(jax.lax.map(each, _split((teacher.prompt, teacher.length, rollouts.tokens), parts)))
+
     if config.recompute_logp:
         learner_logp = evaluate(params)
         gap = sampler_gap(config, learner_logp, rollouts)
         rollouts = dataclasses.replace(rollouts, logp=learner_logp)
     reference_logp = evaluate(reference) if config.kl_coef else None
-    batch = make_batch(config, instances, rollouts, advantage, reference_logp, max_tokens)
+    taught = {}
+    if config.self_distillation:
+        assert teacher is not None, "self_distillation needs a teacher"
+        told = distillation.advantage(teacher.informed, evaluate_teacher(teacher), rollouts.logp, rollouts.mask)
+        advantage = (1.0 - config.self_distillation) * advantage[..., None] + config.self_distillation * told
+        taught = distillation.metrics(teacher.informed, told, rollouts.mask)
+    batch = make_batch(config, instances, rollouts, advantage, reference_logp, max_tokens, reward, right, key)
 
     def objective(params, part: Batch):
         logp, entropy = logprobs(params, part.prompt, part.prompt_length, part.tokens)
@@ -200,7 +278,7 @@ def update(
     (params, opt_state), (metrics, logp) = jax.lax.scan(epoch, (params, opt_state), length=config.num_epochs)
     if not config.recompute_logp:
         gap = sampler_gap(config, logp[0], rollouts)  # the first epoch's, before anything is learnt from the batch
-    return params, opt_state, jax.tree.map(jnp.mean, metrics) | gap
+    return params, opt_state, jax.tree.map(jnp.mean, metrics) | gap | taught
 
 
 def moved_share(before: Params, after: Params) -> Array:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from exit_jax.algorithm import baseline as baselines
 from exit_jax.algorithm import buffer as buffers
-from exit_jax.algorithm import curricula, grpo, schedules, start_levels
+from exit_jax.algorithm import curricula, distillation, grpo, schedules, start_levels
 from exit_jax.algorithm import starts as starting
 from exit_jax.algorithm.curricula.core import Units
 from exit_jax.algorithm.diversity import diversity
@@ -128,11 +129,15 @@ def learn(
     max_tokens: int,
     num_shown: int = 0,
     units: Units | None = None,
+    teacher_prompt: distillation.TeacherPrompt | None = None,
 ) -> tuple[State, Metrics]:
     """Score the instances, update the policy by GRPO and the buffer by Algorithm 1.
 
     Metrics are numbers, but for "instances": the fingerprints uint32 [B, 2] of what was trained on, to be counted on the host;
     and, where ``num_shown`` is not 0, "rollouts": the first so many groups of the batch, for people to read.
+
+    Args:
+      teacher_prompt: what the teacher of self_distillation reads.
     """
     config = schedules.at(config, state.step)
     asked, instances = instances, without_starts(instances)  # what the buffer is told of has no hints
@@ -141,7 +146,8 @@ def learn(
     if not schedules.is_off(config.length_weight):
         paid_BG = length_reward(rollouts.mask.sum(-1), config.length_budget)
         reward_BG = (1.0 - config.length_weight) * reward_BG + config.length_weight * paid_BG
-    advantage_BG = grpo.advantages(reward_BG, config.advantage_norm, config.advantage_eps)
+    baseline_B1 = None if state.baseline is None else state.baseline[asked.mode][:, None]
+    advantage_BG = grpo.advantages(reward_BG, config.advantage_norm, config.advantage_eps, baseline_B1)
     group = Group(grades.quality, reward_BG, advantage_BG)
     score_B = SCORES[config.learnability_of](group)
 
@@ -149,6 +155,9 @@ def learn(
     diversity_BG = diversity(embedding, config.diversity_cap)
     if config.diversity_bonus:
         advantage_BG = advantage_BG * diversity_BG
+    teacher = None
+    if config.self_distillation and teacher_prompt:
+        teacher = distillation.teacher(teacher_prompt, grades.children)
     params, opt_state, metrics = grpo.update(
         config,
         logprobs,
@@ -161,6 +170,10 @@ def learn(
         instances=with_learnt_prompt(asked),
         rollouts=rollouts,
         advantage=advantage_BG,
+        reward=reward_BG,
+        right=grades.valid & (grades.quality >= config.right_at),
+        teacher=teacher,
+        key=stream(state.key, "clip_cov", state.step),
     )
     step = state.step + 1
     reference = grpo.mix_reference(state.reference, params, step, config.reference_every, config.reference_mix)
@@ -187,8 +200,10 @@ def learn(
         starts=starting.add(state.starts, instances.history, stream(state.key, "starts", state.step)),
         curriculum=curriculum,
         start_level=start_level,
+        baseline=baselines.update(state.baseline, config.baseline_decay, reward_BG, asked.mode, grades.lost),
     )
     metrics |= shares | expansion | batch_metrics(asked, rollouts, grades, reward_BG, score_B, step)
+    metrics |= baselines.metrics(state.baseline)
     metrics |= buffer_metrics(buffer, step) | {
         "distinct_entries": state.num_distinct,
         "instances": fingerprint(instances.history),
@@ -419,4 +434,5 @@ def init_state(
         starts=starting.create(history_width),
         curriculum=curricula.create(config.curriculum, units) if units else None,
         start_level=start_level,
+        baseline=baselines.create() if config.baseline_decay else None,
     )

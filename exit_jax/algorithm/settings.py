@@ -10,8 +10,9 @@ SCORES, REWARDS = (Table(f"exit_jax.algorithm.learnability:{name}") for name in 
 BUFFER_DRAWS = Table("exit_jax.algorithm.buffer_draws:DRAWS")
 LEVELS = Table("exit_jax.algorithm.start_levels:LEVELS")
 CURRICULA = Table("exit_jax.algorithm.curricula:CURRICULA")
-OBJECTIVES, AGGREGATIONS, KL_ESTIMATORS = (
-    Table(f"exit_jax.algorithm.objectives:{name}") for name in ("OBJECTIVES", "AGGREGATIONS", "KL_ESTIMATORS")
+OBJECTIVES, AGGREGATIONS, KL_ESTIMATORS, ADVANTAGE_NORMS = (
+    Table(f"exit_jax.algorithm.objectives:{name}")
+    for name in ("OBJECTIVES", "AGGREGATIONS", "KL_ESTIMATORS", "ADVANTAGE_NORMS")
 )
 
 
@@ -158,16 +159,45 @@ class ExItConfig:
     )
     diversity_cap: float = setting(float("inf"), "upper bound of eq. 6's factor; inf for none")
     # GRPO (ExIt §2.2, App. A)
-    advantage_norm: str = setting(
-        "group", "the standard deviation that advantages are divided by", choices=("group", "batch", "none")
+    advantage_norm: str = setting("group", "what advantages are divided by, or taken from", choices=ADVANTAGE_NORMS)
+    advantage_eps: float = setting(1e-6, "added to standard deviations (our choice)", within="[0, inf)")
+    baseline_decay: float = setting(
+        0.0,
+        'memory of the running baseline of advantage_norm "ema": b ← decay · b + (1 - decay) · mean reward; 0 keeps none',
+        within="[0, 1)",
+        younger=True,
     )
-    advantage_eps: float = setting(1e-6, "added to that standard deviation (our choice)", within="[0, inf)")
     zero_variance: str = setting(
         "drop",
         "groups of equal rewards: kept, they still get KL and entropy (open-instruct drops)",
         choices=("keep", "drop"),
     )
     objective: str = setting("clip", "what is maximised for each token", choices=OBJECTIVES, younger=True)
+    right_at: float = setting(
+        1.0,
+        "quality from which on a response is right, for objectives that tell right from wrong (nft, nft_std, rft, ail)",
+        within="(0, 1]",
+        younger=True,
+    )
+    negative_weight: float = setting(
+        1.0, "what wrong responses weigh (nft, nft_std, ail)", within="[0, inf)", younger=True
+    )
+    reward_temperature: float = setting(0.4, "τ of the weight exp(r / τ) (rwr)", within="[0.02, inf)", younger=True)
+    clip_cov_share: float = setting(
+        0.0,
+        "share of the tokens that get no gradient, drawn among those in clip_cov_band (Clip-Cov); 0 for none",
+        within="[0, 1]",
+        younger=True,
+    )
+    clip_cov_band: tuple[float, float] = setting(
+        (1.0, 40.0), "the covariance of log-prob and advantage is between these", younger=True
+    )
+    self_distillation: float = setting(
+        0.0,
+        "share of the advantage that the policy gives which has read the response's feedback (SDPO); 0 for none",
+        within="[0, 1]",
+        younger=True,
+    )
     clip_low: float = setting(0.2, "the ratio is clipped below 1 - this", within="[0, inf)")
     clip_high: float = setting(0.2, "the ratio is clipped above 1 + this", within="[0, inf)")
     ratio_level: str = setting("token", "ratio of a token, or of a sequence (GSPO)", choices=("token", "sequence"))

@@ -1,6 +1,7 @@
 """Settings that contradict each other: a sentence each, with the values, the rule and the remedy."""
 
 from exit_jax import settings
+from exit_jax.config.learning import BY_OUTCOME
 from exit_jax.config.schema import Config
 from exit_jax.domains.traits import Traits
 from exit_jax.policy.shape import PROJECTIONS
@@ -19,6 +20,7 @@ def contradictions(c: Config, num_devices: int) -> list[str]:
     """Return one sentence a fault: values out of their bounds, then those that do not go together."""
     faults = Faults(settings.faults(c))
     _check_algorithm(c, faults)
+    _check_objective(c, faults)
     _check_policy(c, faults)
     _check_mesh(c, num_devices, faults)
     _check_run(c, faults)
@@ -47,6 +49,29 @@ def _check_algorithm(c: Config, faults: Faults) -> None:
         a.diversity_embedding == "grades" or not c.encoder.checkpoint,
         f"encoder.checkpoint = {c.encoder.checkpoint!r} would not be used with algorithm.diversity_embedding = "
         f'{a.diversity_embedding!r}; set that to "grades"',
+    )
+
+
+def _check_objective(c: Config, faults: Faults) -> None:
+    a = c.algorithm
+    faults.require(
+        (a.advantage_norm == "ema") == (a.baseline_decay > 0),
+        f"algorithm.advantage_norm = {a.advantage_norm!r} with algorithm.baseline_decay = {a.baseline_decay}: the running "
+        'baseline is what "ema" takes advantages from, and nothing else does; set both, as to 0.95, or neither',
+    )
+    faults.require(
+        len(a.clip_cov_band) == 2 and a.clip_cov_band[0] < a.clip_cov_band[1],
+        f"algorithm.clip_cov_band = {a.clip_cov_band} is not (low, high)",
+    )
+    faults.require(
+        not a.self_distillation or not Traits.of(c.domain).plays_episodes,
+        f"algorithm.self_distillation = {a.self_distillation}: the domain {c.domain_name} plays episodes of several turns, "
+        "of which the last alone would be read with its feedback; set it to 0",
+    )
+    faults.require(
+        a.objective not in BY_OUTCOME or not a.self_distillation,
+        f"algorithm.self_distillation = {a.self_distillation} is a share of the advantage, which algorithm.objective = "
+        f"{a.objective!r} does not ask for; set one of the two to its default",
     )
 
 

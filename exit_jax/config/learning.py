@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 MAY_BE_INFINITE = ("algorithm.diversity_cap", "optimizer.max_grad_norm", "warm_start.optimizer.max_grad_norm")
 # Weights of language models are about 0.02, where float32 has steps of 2e-9 and bfloat16 of 1e-4.
 SMALLEST_RATE = 1e-9
+BY_OUTCOME = ("nft", "nft_std", "rft", "rwr")  # objectives that ask for no advantage
 SMALLEST_TEMPERATURE = 1e-3  # logits of 30 over less are beyond what softmax tells apart: the likeliest token, always
 
 
@@ -53,10 +54,15 @@ def warnings_of(c: "Config") -> list[str]:
             f"sampling.top_p = {c.sampling.top_p} and sampling.min_p = {c.sampling.min_p} leave few tokens to choose from: "
             "responses of a group hardly differ"
         )
-    if a.advantage_norm != "none" and a.advantage_eps > 0.1:
+    if a.advantage_norm in ("group", "batch") and a.advantage_eps > 0.1:
         found.append(
             f"algorithm.advantage_eps = {a.advantage_eps} is not small beside the standard deviation of rewards, 0.5 at most: "
             "advantages shrink"
+        )
+    if a.objective in BY_OUTCOME and a.diversity_bonus:
+        found.append(
+            f"algorithm.diversity_bonus scales advantages, which algorithm.objective = {a.objective!r} does not ask for: it "
+            "has no effect"
         )
     if not a.selection_prob and a.divergence_prob:
         found.append(

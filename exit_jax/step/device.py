@@ -10,6 +10,7 @@ import numpy as np
 
 from exit_jax.algorithm import iteration
 from exit_jax.algorithm.iteration import state_for_next_selection
+from exit_jax.algorithm.prompts import render
 from exit_jax.algorithm.selection import select
 from exit_jax.algorithm.streams import stream
 from exit_jax.config.schema import Config
@@ -82,6 +83,10 @@ class DeviceSteps:
         with meshes.use(self.mesh):
             return sampler.logprobs(policy, config.algorithm.temperature, config.run.token_chunk, params, *arrays)
 
+    def teacher_prompt(self, history: History) -> tuple[Array, Array]:
+        """Return the improve prompts of histories [...], tokens int32 [..., P] and lengths, as ``render`` does."""
+        return render(self.domain.templates["improve"], history, self.domain.prompt_width)
+
     def learn(self, state: State, instances: Instances, rollouts: Rollouts, grades: Grades) -> tuple[State, Metrics]:
         """Update policy and buffer, and say what can be said of the batch."""
         config, num_epochs = self.config, self.config.algorithm.num_epochs
@@ -95,6 +100,7 @@ class DeviceSteps:
             max_tokens=self.domain.max_tokens,
             num_shown=config.run.rollouts_kept if config.run.rollouts_every else 0,
             units=curriculum_units(config.algorithm.curriculum, self.domain),
+            teacher_prompt=self.teacher_prompt,
         )
         state, metrics = learn(state, instances, rollouts, grades)
         rates = jax.vmap(make_schedule(config.optimizer))(first_step + jnp.arange(num_epochs))

@@ -1,6 +1,7 @@
 """Save and restore all state of a run with orbax; a damaged checkpoint costs the steps since the one before."""
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import pathlib
@@ -51,7 +52,7 @@ class Checkpoints:
         """Start to save a pytree as the checkpoint of ``step``, unless there is one; returns once the arrays are copied."""
         if step not in self.steps():
             with self._explain():
-                self._checkpointer.save_async(step, state)
+                self._checkpointer.save_async(step, named(state))
 
     def restore_latest(self, like: _T) -> _T | None:
         """Return the newest checkpoint that can be read, with the structure and shardings of ``like``; None without any.
@@ -68,7 +69,7 @@ class Checkpoints:
             self._require_same_structure(step, abstract)
             state, error = None, None
             try:
-                state = self._checkpointer.load(step, abstract)
+                state = renamed(self._checkpointer.load(step, named(abstract)), abstract)
             except Exception as raised:  # orbax and tensorstore raise many kinds, orbax about its handlers
                 error = raised
             if not hosts.agree(error is not None):
@@ -148,6 +149,22 @@ def _wait_for_lock(folder: pathlib.Path, held: contextlib.ExitStack) -> None:
             log.warning("waiting for another process, which is writing to %s", folder)
             told = True
         time.sleep(1.0)
+
+
+def named(tree: Any) -> Any:
+    """Return dataclasses as the dicts that orbax makes of them, without younger fields that are None (``types.younger``)."""
+    if not dataclasses.is_dataclass(tree):
+        return tree
+    held = {field: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    return {f.name: named(value) for f, value in held.items() if value is not None or not f.metadata.get("younger")}
+
+
+def renamed(held: Any, like: _T) -> _T:
+    """Return what ``named`` made of a tree as the dataclasses of ``like``."""
+    if not dataclasses.is_dataclass(like):
+        return held
+    fields: Any = {name: renamed(value, getattr(like, name)) for name, value in held.items()}
+    return type(like)(**fields)
 
 
 def leaf_types(tree) -> dict[str, str]:

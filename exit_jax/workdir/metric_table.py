@@ -88,6 +88,36 @@ TRAIN = (
             "KL to the reference policy, by `algorithm.kl_estimator`",
             "`algorithm.kl_coef` > 0",
         ),
+        (
+            "clip_cov_fraction",
+            "share",
+            "tokens that Clip-Cov left out of the objective",
+            "`algorithm.clip_cov_share` > 0",
+        ),
+    ),
+    *_made_by(
+        "algorithm.distillation.metrics",
+        (
+            "teacher/informed",
+            "share",
+            "responses with feedback that the teacher has read",
+            "`algorithm.self_distillation` > 0",
+        ),
+        (
+            "teacher/advantage",
+            "nats a token",
+            "mean absolute difference of the teacher's log-probs and those that their tokens were sampled with",
+            "`algorithm.self_distillation` > 0",
+        ),
+    ),
+    *_made_by(
+        "algorithm.baseline.metrics",
+        (
+            "baseline/<mode>",
+            "0 to 1",
+            "the running baseline of the reward, of one mode",
+            "`algorithm.baseline_decay` > 0",
+        ),
     ),
     *_made_by(
         "algorithm.grpo.update",

@@ -139,6 +139,7 @@ class Oracle:
         self.slots = [None] * config.buffer_size
         self.next_id, self.iteration, self.base_drawn = 0, 0, []
         self.trained_on, self.starts = set(), []
+        self.baseline = {"base": 0.0, "improve": 0.0, "diverge": 0.0}
 
     # Selection
 
@@ -176,6 +177,7 @@ class Oracle:
         score = [np.mean([(x - np.mean(group)) ** 2 for x in group]) for group in outcome]
         A, spread = self.advantages(instances, reward)
         metrics = self.update(instances, A)
+        self.move_baseline(instances, reward)
         self.iteration += 1
         if c.kl_coef and self.iteration % c.reference_every == 0:
             mix = lambda new, old: c.reference_mix * new + (1 - c.reference_mix) * old
@@ -203,8 +205,14 @@ class Oracle:
         A, largest = [], 0.0
         for instance, group in zip(instances, reward):
             std = {"group": np.std(group), "batch": np.std(everything), "none": 1.0 - c.advantage_eps}
-            total = std[c.advantage_norm] + c.advantage_eps
-            row = [0.0 if len(set(group)) == 1 else (x - np.mean(group)) / total for x in group]
+            if c.advantage_norm == "ema":
+                row = [x - self.baseline[instance.mode] for x in group]
+            elif len(set(group)) == 1:
+                row = [0.0] * len(group)
+            else:
+                mean = np.mean(group)
+                total = mean if c.advantage_norm == "mean" else std[c.advantage_norm] + c.advantage_eps
+                row = [(x - mean) / total for x in group]
             vectors = np.array([r.vector for r in instance.rollouts], float)
             distance = np.sqrt(((vectors - vectors.mean(0)) ** 2).sum(1))
             span = distance.max() - distance.min()
@@ -214,11 +222,29 @@ class Oracle:
             A.append([a * x for a, x in zip(row, d)] if c.diversity_bonus else row)
         return A, largest
 
+    def move_baseline(self, instances, reward):
+        """SPIRAL's running baseline, by the batch's mean of each mode."""
+        for mode in self.baseline:
+            paid = [x for i, group in zip(instances, reward) for x in group if i.mode == mode and not i.lost]
+            if paid:
+                self.baseline[mode] += (1 - self.config.baseline_decay) * (np.mean(paid) - self.baseline[mode])
+
+    def right(self, rollout):
+        return rollout.valid and rollout.quality >= self.config.right_at
+
+    def teaches(self, instance, A):
+        """Is there something to learn from a group, by the objective?"""
+        right, differ = [self.right(r) for r in instance.rollouts], any(a != 0 for a in A)
+        kept = {"nft": any(right) and not all(right), "rft": any(right), "ail": differ or not all(right)}
+        return kept.get(self.config.objective, differ)
+
     def update(self, instances, A):
         """Take the epochs' optimiser steps; the loss and the gradient's norm are means over them."""
         c, metrics = self.config, {"loss": [], "grad_norm": []}
         rows = [(i, r, a) for i, group in zip(instances, A) for r, a in zip(i.rollouts, group)]
-        dropped = [c.zero_variance == "drop" and not any(group) for group in A for _ in group]
+        dropped = [
+            c.zero_variance == "drop" and not self.teaches(i, group) for i, group in zip(instances, A) for _ in group
+        ]
         num_rows = max(dropped.count(False), 1)
         kept = [
             [t for t, own in enumerate(r.own) if own and not out and (r.finished or not c.mask_overlong)]
@@ -235,7 +261,9 @@ class Oracle:
             loss, grads = 0.0, [0.0, 0.0]
             for (i, r, a), ts, old_logp in zip(rows, kept, old):
                 if ts:
-                    value, more = self.of_row(i.prompt, r.tokens, ts, old_logp, a, share(ts))
+                    rate = np.mean([self.right(other) for other in i.rollouts])
+                    judged = a, self.right(r), rate
+                    value, more = self.of_row(i.prompt, r.tokens, ts, old_logp, judged, share(ts))
                     loss, grads = loss + value, [g + m for g, m in zip(grads, more)]
             metrics["loss"].append(loss)
             shapes = self.policy.W.shape, self.policy.U.shape
@@ -246,8 +274,30 @@ class Oracle:
             self.policy = Policy(W.reshape(shapes[0]), U.reshape(shapes[1]))
         return {name: np.mean(values) for name, values in metrics.items()}
 
-    def of_row(self, prompt, tokens, ts, old_logp, a, weight):
-        """Return what a response adds to the loss, and to its gradient: -min(ρA, clip(ρ)A) + β KL - c H a token."""
+    def of_token(self, judged, x, logp, anchor):
+        """Return the objective of a token, and its slopes in x = log ρ, which tokens may share, and in log π."""
+        c, (a, right, rate) = self.config, judged
+        ratio = np.exp(x)
+        if c.objective == "cispo":
+            bounded = min(ratio, 1 + c.clip_high) * a
+            return bounded * logp, 0.0, bounded
+        if c.objective == "rft":
+            return (logp, 0.0, 1.0) if right else (0.0, 0.0, 0.0)
+        if c.objective == "nft":
+            p = min(max(rate, 0.02), 0.98)
+            if right:
+                return (1 - p) * x, 1 - p, 0.0
+            other = max((1 - p * ratio) / (1 - p), 1.0)
+            return c.negative_weight * (1 - p) * np.log(other), -c.negative_weight * p * ratio / other, 0.0
+        if c.objective == "ail" and not right:
+            odds = np.exp(logp - anchor)
+            return -c.negative_weight * np.log(1 + odds), 0.0, -c.negative_weight * odds / (1 + odds)
+        clipped = min(max(ratio, 1 - c.clip_low), 1 + c.clip_high)
+        # where the bound holds, nothing moves it
+        return min(ratio * a, clipped * a), ratio * a if ratio * a <= clipped * a else 0.0, 0.0
+
+    def of_row(self, prompt, tokens, ts, old_logp, judged, weight):
+        """Return what a response adds to the loss, and to its gradient: -objective + β KL - c H a token."""
         c = self.config
         logp, entropy = self.policy.score(prompt, tokens)
         reference, _ = self.reference.score(prompt, tokens)
@@ -256,12 +306,12 @@ class Oracle:
         groups = [(ts, np.mean(list(log_ratio.values())))] if c.ratio_level == "sequence" else []
         groups = groups or [([t], log_ratio[t]) for t in ts]
         for members, x in groups:  # tokens that share a ratio
-            ratio = np.exp(x)
-            clipped = min(max(ratio, 1 - c.clip_low), 1 + c.clip_high)
-            value -= len(members) * weight * min(ratio * a, clipped * a)
-            if ratio * a <= clipped * a:  # else the bound holds, and nothing moves it
-                for t in members:  # each of n members has 1/n of each one's log ratio
-                    of_logp[t] -= weight * ratio * a
+            each = [self.of_token(judged, x, logp[t], reference[t] if c.kl_coef else old_logp[t]) for t in members]
+            for t, (gain, of_x, of_own) in zip(members, each):
+                value -= weight * gain
+                of_logp[t] -= weight * of_own
+                for other in members:  # each of n members has 1/n of each one's log ratio
+                    of_logp[other] -= weight * of_x / len(members)
         for t in ts:
             x = min(max(reference[t] - logp[t], -40.0), 40.0)
             kl = {"k1": -x, "k2": x * x / 2, "k3": np.exp(x) - x - 1}[c.kl_estimator]

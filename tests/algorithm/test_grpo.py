@@ -67,17 +67,17 @@ def to_rollouts(old, mask, finished):
     return Rollouts(tokens=None, mask=mask, logp=old, sampled_logp=None, finished=finished, hidden=None)
 
 
-def loss(config, logp, entropy, reference, A, rollouts):
-    """Return the loss of a whole batch, whose prompts do not matter here."""
+def loss(config, logp, entropy, reference, A, rollouts, *outcome):
+    """Return the loss of a whole batch, whose prompts do not matter here; ``outcome`` is reward and right [B, G]."""
     no_prompts = Instances(None, None, None, None, None, None)
-    return grpo.loss(config, logp, entropy, grpo.make_batch(config, no_prompts, rollouts, A, reference, T))
+    return grpo.loss(config, logp, entropy, grpo.make_batch(config, no_prompts, rollouts, A, reference, T, *outcome))
 
 
-def value_and_grad(config, logp, entropy, reference, old, A, mask, finished):
+def value_and_grad(config, logp, entropy, reference, old, A, mask, finished, *outcome):
     """Return the loss, its gradients to log-probs and entropies, and its metrics."""
     rollouts = to_rollouts(old, mask, finished)
     reference = jnp.float32(reference) if config.kl_coef else None
-    f = lambda logp, entropy: loss(config, logp, entropy, reference, jnp.float32(A), rollouts)
+    f = lambda logp, entropy: loss(config, logp, entropy, reference, jnp.float32(A), rollouts, *outcome)
     (value, metrics), grads = jax.value_and_grad(f, (0, 1), has_aux=True)(jnp.float32(logp), jnp.float32(entropy))
     return value, grads, metrics
 
@@ -166,9 +166,9 @@ def test_the_content_of_padding_is_irrelevant(exit_config, objective, ratio_leve
     logp, entropy, reference, old, reward, mask, finished = random_batch()
     terms = {"objective": objective, "ratio_level": ratio_level, "kl_estimator": kl_estimator}
     config = exit_config(**terms, kl_coef=0.3, entropy_coef=0.1)
-    A = oracle_advantages(reward, "group", 1e-6)
+    rest = oracle_advantages(reward, "group", 1e-6), mask, finished, jnp.float32(reward), jnp.asarray(reward == 1.0)
     clean, soiled = (
-        value_and_grad(config, *(np.where(mask, x, fill) for x in (logp, entropy, reference, old)), A, mask, finished)
+        value_and_grad(config, *(np.where(mask, x, fill) for x in (logp, entropy, reference, old)), *rest)
         for fill in (0.0, padding)
     )
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(clean))

@@ -34,7 +34,9 @@ FACTORS = {
     "reward": ("quality", "improvement", "improve_or_keep"),
     "diversity": ((False, "grades"), (True, "grades"), (True, "policy")),
     "diversity_cap": (float("inf"), 1.1),
-    "advantage_norm": ("group", "batch", "none"),
+    "advantage_norm": ("group", "batch", "none", "mean", "ema"),
+    "objective": ("clip", "cispo", "nft", "rft", "ail"),
+    "right_at": (1.0, 0.75),
     "advantage_eps": (1e-6, 0.1),
     "zero_variance": ("keep", "drop"),
     "clip": ((0.2, 0.2), (0.1, 0.3)),
@@ -99,6 +101,7 @@ def settings(exit_config, case):
     given["clip_low"], given["clip_high"] = given.pop("clip")
     given["kl_coef"], given["kl_estimator"] = given.pop("kl")
     given["reference_every"], given["reference_mix"] = given.pop("reference")
+    given["baseline_decay"], given["negative_weight"] = 0.7 * (given["advantage_norm"] == "ema"), 0.3
     parts = given.pop("num_microbatches")
     warmup, decay, weight_decay, max_norm = given.pop("optimizer")
     optimizer = OptimizerConfig("adamw", 0.05, warmup, decay, 0.9, 0.95, weight_decay, max_norm)
@@ -270,6 +273,10 @@ def test_iterations_equal_the_oracle(exit_config, number):
             same(state.reference, {"W": plain.reference.W, "U": plain.reference.U})
         else:
             assert state.reference is None
+        if config.baseline_decay:
+            same(state.baseline, np.array([plain.baseline[mode] for mode in MODES]))
+        else:
+            assert state.baseline is None
         met |= {(h.task, h.turn, h.context, h.request, h.solution) for h in (instance.held for instance in given)}
         marks |= {tuple(mark) for mark in metrics["instances"].tolist()}
         assert len(marks) == len(met), "what is the same instance"
@@ -287,7 +294,7 @@ def test_iterations_equal_the_oracle(exit_config, number):
 
 
 def test_every_two_values_meet_in_some_case():
-    assert len(CASES) < 30
+    assert len(CASES) < 45
     assert all({case[name] for case in CASES[:ONCE]} == set(values) for name, values in FACTORS.items())
     for (a, of_a), (b, of_b) in itertools.combinations(FACTORS.items(), 2):
         assert {(case[a], case[b]) for case in CASES} == set(itertools.product(of_a, of_b))
