@@ -158,6 +158,15 @@ class Starts:
 
 
 @pytree
+class Pool:
+    """Groups that were admitted and wait to be learnt from (algorithm/admission.py)."""
+
+    groups: Any  # Groups [2B]
+    count: Array  # int32 []: how many of them there are
+    updates: Array  # int32 []: batches that were learnt from
+
+
+@pytree
 class StartLevel:
     """How much of its gold solution each base task starts with."""
 
@@ -179,5 +188,6 @@ class State:
     num_distinct: Array  # int32 []: distinct instances trained on
     starts: Starts
     curriculum: Any = younger()  # CurriculumState; None where base tasks come in shuffled epochs
+    pool: Any = younger()  # Pool; None where every batch is learnt from at once
     start_level: Any = younger()  # StartLevel; None where no task starts with some of its gold solution
     baseline: Any = younger()  # float32 [number of modes]: running baseline of the reward; None without baseline_decay

@@ -19,6 +19,7 @@ from exit_jax.algorithm.objectives import (
     Terms,
     has_advantage,
 )
+from exit_jax.algorithm.schedules import is_off
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import Array, Instances, Metrics, Params, Rollouts, pytree
 
@@ -88,6 +89,7 @@ def make_batch(
     reward: Any = None,
     right: Any = None,
     key: Array | None = None,
+    admitted: Array | None = None,
 ) -> Batch:
     """Decide which of the tokens count, and what each weighs; a response could have had ``max_tokens``.
 
@@ -95,6 +97,7 @@ def make_batch(
       advantage: float32 [B, G], or [B, G, T].
       reward, right: float32 and bool [B, G]; both None for an objective that asks for neither.
       key: what tokens are left out by; for clip_cov_share.
+      admitted: bool [B], groups that may be learnt from; None for all.
     """
     mask = rollouts.mask
     advantage = advantage if advantage.ndim == 3 else advantage[..., None]
@@ -108,7 +111,9 @@ def make_batch(
     if config.zero_variance == "drop":
         teaches_B = TEACHES.get(config.objective, has_advantage)(advantage, right)
         counted = jnp.broadcast_to(teaches_B[:, None], counted.shape)
-        mask = mask & counted[..., None]
+    if admitted is not None:
+        counted = counted & admitted[:, None]
+    mask = mask & counted[..., None]
     num_sampled = jnp.where(rollouts.mask.any(), rollouts.mask.sum(), jnp.nan)
     left_out = None
     if config.clip_cov_share:
@@ -176,7 +181,7 @@ def loss(config: ExItConfig, logp: Array, entropy: Array, batch: Batch) -> tuple
     weighted = lambda value: (value * batch.weight).sum()
     token_mean = lambda value: (jnp.where(batch.sampled, value, 0.0) * batch.token_share).sum()
     total = -weighted(objective)
-    if config.entropy_coef:  # else its gradient would be computed, and multiplied by zero
+    if not is_off(config.entropy_coef):  # else its gradient would be computed, and multiplied by zero
         total = total - config.entropy_coef * weighted(entropy)
     is_clipped = ((ratio < low) & (batch.advantage < 0)) | ((ratio > high) & (batch.advantage > 0))
     metrics = {
@@ -210,6 +215,7 @@ def update(
     right: Array | None = None,
     teacher: distillation.Teacher | None = None,
     key: Array | None = None,
+    admitted: Array | None = None,
 ) -> tuple[Params, optax.OptState, Metrics]:
     """Take ``num_epochs`` optimiser steps on one batch of rollouts; metrics are means over the epochs.
 
@@ -221,6 +227,7 @@ def update(
       reward, right: float32 and bool [B, G], for the objectives that ask for them.
       teacher: for self_distillation; its log-probs are the policy's as the update begins.
       key: for clip_cov_share.
+      admitted: bool [B], groups that may be learnt from; None for all.
     """
     parts = num_microbatches
 
@@ -239,14 +246,14 @@ def update(
         learner_logp = evaluate(params)
         gap = sampler_gap(config, learner_logp, rollouts)
         rollouts = dataclasses.replace(rollouts, logp=learner_logp)
-    reference_logp = evaluate(reference) if config.kl_coef else None
+    reference_logp = None if reference is None else evaluate(reference)
     taught = {}
     if config.self_distillation:
         assert teacher is not None, "self_distillation needs a teacher"
         told = distillation.advantage(teacher.informed, evaluate_teacher(teacher), rollouts.logp, rollouts.mask)
         advantage = (1.0 - config.self_distillation) * advantage[..., None] + config.self_distillation * told
         taught = distillation.metrics(teacher.informed, told, rollouts.mask)
-    batch = make_batch(config, instances, rollouts, advantage, reference_logp, max_tokens, reward, right, key)
+    batch = make_batch(config, instances, rollouts, advantage, reference_logp, max_tokens, reward, right, key, admitted)
 
     def objective(params, part: Batch):
         logp, entropy = logprobs(params, part.prompt, part.prompt_length, part.tokens)

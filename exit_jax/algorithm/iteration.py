@@ -1,30 +1,33 @@
 """One training iteration of Exploratory Iteration (ExIt, Algorithm 1), from parts that come in as arguments."""
 
 import dataclasses
+import functools
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from exit_jax.algorithm import admission, curricula, distillation, grpo, schedules, start_levels
 from exit_jax.algorithm import baseline as baselines
 from exit_jax.algorithm import buffer as buffers
-from exit_jax.algorithm import curricula, distillation, grpo, schedules, start_levels
 from exit_jax.algorithm import starts as starting
+from exit_jax.algorithm.admission import Groups
 from exit_jax.algorithm.curricula.core import Units
 from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.equality import fingerprint, repeats, same_content, same_entry
 from exit_jax.algorithm.learnability import SCORES, Group, length_reward, reward
+from exit_jax.algorithm.measures import batch_metrics, buffer_metrics, first, first_groups
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.algorithm.streams import stream
 from exit_jax.types import (
-    MODES,
     Array,
     Grades,
     History,
     Instances,
     Metrics,
     Params,
+    Pool,
     Rollouts,
     StartLevel,
     State,
@@ -158,25 +161,20 @@ def learn(
     teacher = None
     if config.self_distillation and teacher_prompt:
         teacher = distillation.teacher(teacher_prompt, grades.children)
-    params, opt_state, metrics = grpo.update(
+    right_BG = grades.valid & (grades.quality >= config.right_at)
+    learnt, step = with_learnt_prompt(asked), state.step + 1
+    update = functools.partial(
+        grpo.update,
         config,
         logprobs,
         optimizer,
         num_microbatches=num_microbatches,
         max_tokens=max_tokens,
-        params=state.params,
-        reference=state.reference,
-        opt_state=state.opt_state,
-        instances=with_learnt_prompt(asked),
-        rollouts=rollouts,
-        advantage=advantage_BG,
-        reward=reward_BG,
-        right=grades.valid & (grades.quality >= config.right_at),
         teacher=teacher,
         key=stream(state.key, "clip_cov", state.step),
     )
-    step = state.step + 1
-    reference = grpo.mix_reference(state.reference, params, step, config.reference_every, config.reference_mix)
+    groups = Groups.of(learnt, rollouts, advantage_BG, reward_BG, right_BG)
+    (params, reference, opt_state), pool, metrics = admission.improve(config, update, state, learnt, groups)
 
     curriculum, shares = None, {}
     if units:
@@ -199,6 +197,7 @@ def learn(
         num_distinct=state.num_distinct + (instances.fresh & first_B).sum(dtype=jnp.int32),
         starts=starting.add(state.starts, instances.history, stream(state.key, "starts", state.step)),
         curriculum=curriculum,
+        pool=pool,
         start_level=start_level,
         baseline=baselines.update(state.baseline, config.baseline_decay, reward_BG, asked.mode, grades.lost),
     )
@@ -211,7 +210,7 @@ def learn(
     }
     if num_shown:
         given = {"learnability": score_B, "reward": reward_BG, "advantage": advantage_BG}
-        metrics |= {"rollouts": first_groups(num_shown, asked, rollouts, grades) | _first(num_shown, given)}
+        metrics |= {"rollouts": first_groups(num_shown, asked, rollouts, grades) | first(num_shown, given)}
     return state, metrics
 
 
@@ -226,19 +225,6 @@ def with_learnt_prompt(instances: Instances) -> Instances:
         return instances
     prompt, length = instances.learnt_prompt
     return dataclasses.replace(instances, prompt=prompt, prompt_length=length)
-
-
-def first_groups(count: int, instances: Instances, rollouts: Rollouts, grades: Grades) -> dict[str, Any]:
-    """Return what the first groups of a batch were asked and said, arrays [count, ...]; of a rollout's children the last."""
-    names = ("history", "mode", "prompt", "prompt_length")
-    shown = {name: getattr(instances, name) for name in names}
-    shown |= {"tokens": rollouts.tokens, "mask": rollouts.mask, "finished": rollouts.finished}
-    shown |= {"quality": grades.quality, "valid": grades.valid}
-    return _first(count, shown | {"children": jax.tree.map(lambda leaf: leaf[:, :, -1], grades.children)})
-
-
-def _first(count: int, tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[:count], tree)
 
 
 def expand(
@@ -352,61 +338,6 @@ def without_response(history: History) -> History:
     )
 
 
-def batch_metrics(
-    instances: Instances, rollouts: Rollouts, grades: Grades, reward_BG: Array, score_B: Array, step: Array
-) -> Metrics:
-    """Return what is worth knowing of one batch; a mean over nothing is NaN."""
-    history, drawn = instances.history, instances.from_buffer
-
-    def mean_where(value, keep):
-        count = keep.sum()
-        return jnp.where(count > 0, jnp.where(keep, value, 0.0).sum() / jnp.maximum(count, 1), jnp.nan)
-
-    metrics = {
-        "reward": reward_BG.mean(),
-        "quality": grades.quality.mean(),
-        "exact": (grades.quality >= 1.0).mean(),
-        "invalid": 1.0 - grades.valid.mean(),
-        "unfinished": 1.0 - rollouts.finished.mean(),
-        "response_length": rollouts.mask.sum(-1).mean(),
-        "learnability": score_B.mean(),
-        "zero_variance_groups": (reward_BG.max(1) == reward_BG.min(1)).mean(),
-        "from_buffer": drawn.mean(),
-        "start_depth": (history.step + 2).mean(),  # ordinal of the response that is made, 1 for the first
-        "start_turn": (history.turn + 1).mean(),
-        "sampled_from_iteration": mean_where(history.born, drawn),
-        "sampled_age": mean_where(step - history.born, drawn),
-        "prompt_truncated": (instances.prompt_length > instances.prompt.shape[1]).sum(),
-    }
-    metrics |= {f"grade/{name}": value.mean() for name, value in grades.notes.items()}
-    for index, mode in enumerate(MODES):
-        chosen = instances.mode == index
-        metrics[f"quality/{mode}"] = mean_where(grades.quality.mean(1), chosen)
-        metrics[f"learnability/{mode}"] = mean_where(score_B, chosen)
-        metrics[f"share/{mode}"] = chosen.mean()
-    return metrics
-
-
-def buffer_metrics(buffer: TaskBuffer, step: Array) -> Metrics:
-    """Return fill, score quantiles, age and depth of the buffer; NaN while it is empty."""
-    held = buffers.filled(buffer)
-    score = jnp.where(held, buffer.score, jnp.nan)
-    quantiles = jnp.nanquantile(score, jnp.array([0.0, 0.5, 1.0]))
-
-    def mean(value):
-        return jnp.nanmean(jnp.where(held, value, jnp.nan))
-
-    return {
-        "buffer/fill": held.mean(),
-        "buffer/score_min": quantiles[0],
-        "buffer/score_median": quantiles[1],
-        "buffer/score_max": quantiles[2],
-        "buffer/age": mean(step - buffer.history.born),
-        "buffer/depth": mean(buffer.history.step + 1),
-        "buffer/never_drawn": mean(buffer.num_draws == 0),
-    }
-
-
 def init_state(
     config: ExItConfig,
     params: Params,
@@ -415,6 +346,7 @@ def init_state(
     history_width: int,
     units: Units | None = None,
     start_level: StartLevel | None = None,
+    pool: Pool | None = None,
 ) -> State:
     """Return the state before the first iteration: an empty buffer, the reference at the initial parameters."""
     return State(
@@ -434,5 +366,6 @@ def init_state(
         starts=starting.create(history_width),
         curriculum=curricula.create(config.curriculum, units) if units else None,
         start_level=start_level,
+        pool=pool,
         baseline=baselines.create() if config.baseline_decay else None,
     )

@@ -9,6 +9,7 @@ from exit_jax.settings import Table, group, setting, younger_defaults
 SCORES, REWARDS = (Table(f"exit_jax.algorithm.learnability:{name}") for name in ("SCORES", "REWARDS"))
 BUFFER_DRAWS = Table("exit_jax.algorithm.buffer_draws:DRAWS")
 LEVELS = Table("exit_jax.algorithm.start_levels:LEVELS")
+ADMISSIONS = Table("exit_jax.algorithm.admission:ADMISSIONS")
 CURRICULA = Table("exit_jax.algorithm.curricula:CURRICULA")
 OBJECTIVES, AGGREGATIONS, KL_ESTIMATORS, ADVANTAGE_NORMS = (
     Table(f"exit_jax.algorithm.objectives:{name}")
@@ -172,6 +173,15 @@ class ExItConfig:
         "groups of equal rewards: kept, they still get KL and entropy (open-instruct drops)",
         choices=("keep", "drop"),
     )
+    admission: str = setting("all", "which groups may be learnt from", choices=ADMISSIONS, younger=True)
+    admission_band: tuple[float, float] = setting(
+        (0.2, 0.8), "mean rewards that the band admits", within="[0, 1]", younger=True
+    )
+    refill: bool = setting(
+        False,
+        "sample on, without an update, until num_prompts groups are admitted (DAPO); an iteration still samples num_prompts",
+        younger=True,
+    )
     objective: str = setting("clip", "what is maximised for each token", choices=OBJECTIVES, younger=True)
     right_at: float = setting(
         1.0,
@@ -242,6 +252,15 @@ class ExItConfig:
             found.append(
                 f"algorithm.length_weight = {self.length_weight} with algorithm.length_budget = 0: say how many tokens a "
                 "response should have"
+            )
+        if self.refill and self.admission == "all":
+            found.append(
+                'algorithm.refill = True with algorithm.admission = "all": every group is admitted, so there is nothing to '
+                'fill up; say which are, "spread" for those whose rewards differ'
+            )
+        if self.refill and self.self_distillation:
+            found.append(
+                "algorithm.refill with algorithm.self_distillation: a teacher reads groups of one batch; set one off"
             )
         return found
 

@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import optax
 
 from exit_jax import domains
+from exit_jax.algorithm import admission
+from exit_jax.algorithm.admission import Groups
 from exit_jax.algorithm.iteration import Carry, InFlight, init_state, iterate, sample
 from exit_jax.config.schema import Config, EvalConfig, StudyConfig
 from exit_jax.domains.contract import with_values_checked
+from exit_jax.domains.domain import Domain
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder
 from exit_jax.step.device import Constants, DeviceSteps
@@ -23,7 +26,7 @@ from exit_jax.step.requirements import require_checkpoint_fits, require_demonstr
 from exit_jax.step.starts import first_levels, gold_of
 from exit_jax.step.units import curriculum_units
 from exit_jax.step.warm_start import WarmState, make_warm
-from exit_jax.types import Array, Metrics, Params, State
+from exit_jax.types import Array, Metrics, Params, Pool, Rollouts, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +104,8 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     def init(params, seed):
         algorithm, opt_state, key = config.algorithm, optimizer.init(params), key_of(seed, "train")
         units, levels = curriculum_units(algorithm.curriculum, domain), first_levels(algorithm.starts, domain)
-        return init_state(algorithm, params, opt_state, key, domain.history_width, units, levels)
+        pool = empty_pool(config, domain) if algorithm.refill else None
+        return init_state(algorithm, params, opt_state, key, domain.history_width, units, levels, pool)
 
     params = jax.eval_shape(init_params, 0)
     trained, _ = split_params(config, params)
@@ -147,6 +151,24 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
         train=train_hosted if domain.on_host else train_on_devices,
         steps=programs,
     )
+
+
+def empty_pool(config: Config, domain: Domain) -> Pool:
+    """Return the pool in which admitted groups wait, wide enough for all of the domain's."""
+    group = config.algorithm.num_prompts, config.algorithm.group_size
+    zeros = lambda dtype, *more: jnp.zeros((*group, *more), dtype)
+    by_response = domain.environment is not None and domain.environment.by_response
+    rollouts = Rollouts(
+        tokens=zeros(jnp.int32, domain.max_tokens),
+        mask=zeros(bool, domain.max_tokens),
+        logp=zeros(jnp.float32, domain.max_tokens),
+        sampled_logp=zeros(jnp.float32, domain.max_tokens),
+        finished=zeros(bool),
+        hidden=None,  # type: ignore[arg-type]
+        ended=zeros(bool, domain.max_tokens) if by_response else None,
+    )
+    prompt, length = jnp.zeros((group[0], domain.prompt_width), jnp.int32), jnp.zeros(group[:1], jnp.int32)
+    return admission.create(Groups(prompt, length, rollouts, zeros(jnp.float32), zeros(jnp.float32), zeros(bool)))
 
 
 def key_of(seed, use: str) -> Array:

@@ -51,7 +51,7 @@ TRAIN = (
         "workdir.metrics.MetricsWriter.write", ("step", "iterations", "training iterations done, this one included")
     ),
     *_made_by(
-        "algorithm.iteration.batch_metrics",
+        "algorithm.measures.batch_metrics",
         ("reward", "0 to 1", "mean reward of the responses"),
         ("quality", "0 to 1", "mean quality of the responses, whatever is paid for it"),
         ("quality/<mode>", "0 to 1", "the same, of instances of one mode: base, improve or diverge"),
@@ -166,7 +166,7 @@ TRAIN = (
         ("buffer/lost", "entries", "entries that were removed, since their episode cannot be had again"),
     ),
     *_made_by(
-        "algorithm.iteration.buffer_metrics",
+        "algorithm.measures.buffer_metrics",
         ("buffer/fill", "share", "slots that hold an entry"),
         ("buffer/score_min", "0 to 1/4", "smallest S of the entries"),
         ("buffer/score_median", "0 to 1/4", "median S of the entries"),
@@ -179,6 +179,21 @@ TRAIN = (
         "step.device.DeviceSteps.learn",
         ("learning_rate", "", "the optimiser's, mean over the epochs of the iteration"),
         ("finite_logits", "share", "sampled tokens whose logits were finite; training stops below 1"),
+    ),
+    *_made_by(
+        "algorithm.admission.improve",
+        ("admitted", "share", "groups of the batch that may be learnt from", "`algorithm.admission` is not all"),
+        ("pool/waiting", "groups", "groups that wait for an update", "`algorithm.refill`"),
+        ("pool/updates", "updates", "batches learnt from so far", "`algorithm.refill`"),
+    ),
+    *_made_by(
+        "algorithm.iteration.learn",
+        (
+            "start_level",
+            "share",
+            "mean over all tasks of how much of its gold solution each starts with",
+            "`algorithm.starts.variant` is set",
+        ),
     ),
     *_made_by(
         "algorithm.curricula.observe",

@@ -6,6 +6,7 @@ this table. The numbers are the authors' own; what was tuned beside them is in d
 
 from typing import Any
 
+from exit_jax.config.methods.admission import ADMISSION
 from exit_jax.config.methods.buffer import BUFFER
 from exit_jax.config.methods.curricula import CURRICULA
 from exit_jax.config.methods.method import Fields, Method
@@ -13,7 +14,7 @@ from exit_jax.config.methods.objectives import OBJECTIVES
 from exit_jax.config.methods.schedules import SCHEDULES
 from exit_jax.config.methods.starts import STARTS
 
-METHODS: dict[str, Method] = CURRICULA | BUFFER | STARTS | SCHEDULES | OBJECTIVES
+METHODS: dict[str, Method] = CURRICULA | BUFFER | STARTS | ADMISSION | SCHEDULES | OBJECTIVES
 
 
 def fields_of(word: str, c: Any) -> Fields:
