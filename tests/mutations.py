@@ -28,6 +28,7 @@ STREAMS, TOOLS, BUCKETS = (
     "test_train.py::test_buckets_change_nothing_but_widths",
 )
 SCAFFOLDS, CHOICES, GOLD = "test_scaffolds.py", "test_scaffold_choices.py", "algorithm/test_gold.py"
+ADMISSION, CURRICULA, LEVELS = (f"algorithm/test_{name}.py" for name in ("admission", "curricula", "start_levels"))
 EVALUATION = f"{STREAMS}::test_responses_batches_kinds_and_seeds_of_an_evaluation"
 
 
@@ -59,14 +60,7 @@ MUTATIONS = [
             ORACLE,
         ),
         ("advantages of the quality", "grpo.advantages(reward_BG,", "grpo.advantages(grades.quality,", ORACLE),
-        ("before = 0", "before = instances.history.quality", "before = 0.0 * instances.history.quality", ORACLE),
-        ("reference one step late", "(state.reference, params, step,", "(state.reference, params, state.step,", ORACLE),
-        (
-            "reference of the old parameters",
-            "(state.reference, params, step,",
-            "(state.reference, state.params, step,",
-            ORACLE,
-        ),
+        ("before = 0", "before = asked.history.quality", "before = 0.0 * asked.history.quality", ORACLE),
         ("all draws move the cursor", "(~instances.from_buffer).sum(", "(instances.from_buffer | True).sum(", ORACLE),
         (
             "the sum of draws, not the mean",
@@ -116,11 +110,120 @@ MUTATIONS = [
             "cursor=state.cursor + 0 * num_drawn",
             f"{STREAMS}::test_iterations",
         ),
+    ),
+    *mutations(
+        "algorithm/measures.py",
         (
             "age of the birth's birth",
             "mean_where(step - history.born, drawn)",
             "mean_where(step - history.step, drawn)",
             ORACLE,
+        ),
+    ),
+    *mutations(
+        "algorithm/admission.py",
+        ("reference one step late", "groups, state.step + 1, admitted", "groups, state.step, admitted", ORACLE),
+        (
+            "reference of the old parameters",
+            "mix_reference(reference, params,",
+            "mix_reference(reference, policy[0],",
+            ORACLE,
+        ),
+        (
+            "all are admitted",
+            "admitted if told else None",
+            "None",
+            f"{ADMISSION}::test_without_a_pool_what_is_not_admitted_counts_nothing",
+        ),
+        (
+            "what waits is overwritten",
+            "place = pool.count + jnp",
+            "place = jnp",
+            f"{ADMISSION}::test_the_pool_is_a_queue",
+        ),
+        ("what was learnt stays", "jnp.roll(leaf, -half, axis=0)", "leaf", f"{ADMISSION}::test_the_pool_is_a_queue"),
+        (
+            "the reference follows iterations",
+            "pool.updates + 1, None",
+            "state.step + 1, None",
+            f"{ADMISSION}::test_refilling_learns_from_whole_batches_and_updates_count",
+        ),
+    ),
+    *mutations(
+        "algorithm/buffer_draws.py",
+        (
+            "kappa ignored",
+            "jnp.where(full, config.score_temperature * jnp",
+            "jnp.where(full, 1.0 * jnp",
+            f"{SELECTION}::test_buffer_draws_follow_the_scores",
+        ),
+        (
+            "ages of births",
+            "step - buffer.scored",
+            "step - buffer.history.born",
+            f"{SELECTION}::test_staleness_mixes_in_the_time_since_an_entry_was_scored",
+        ),
+        ("PUCT without draws", "/ (1.0 + draws)", "/ 1.0", f"{SELECTION}::test_puct_takes_the_highest_in_order"),
+        (
+            "PUCT by the mean of none",
+            "jnp.where(jnp.isneginf(buffer.best), quality, buffer.best)",
+            "buffer.best",
+            f"{SELECTION}::test_puct_takes_the_highest_in_order",
+        ),
+    ),
+    *mutations(
+        "algorithm/curricula/core.py",
+        (
+            "no epochs within a unit",
+            "drawn[unit] + nth,",
+            "nth,",
+            f"{CURRICULA}::test_one_unit_draws_what_no_curriculum_draws",
+        ),
+        (
+            "one task a batch",
+            "drawn[unit] + nth,",
+            "drawn[unit],",
+            f"{CURRICULA}::test_one_unit_draws_what_no_curriculum_draws",
+        ),
+        (
+            "draws from the buffer count",
+            "known = ~instances.from_buffer &",
+            "known =",
+            f"{CURRICULA}::test_observing_counts_the_draws_and_not_the_buffers",
+        ),
+    ),
+    *mutations(
+        "algorithm/curricula/dump.py",
+        (
+            "a bonus for what was drawn often",
+            "/ (state.count + 1.0)",
+            "* (state.count + 1.0)",
+            f"{CURRICULA}::test_dump_is_its_authors_window",
+        ),
+    ),
+    *mutations(
+        "algorithm/curricula/plr.py",
+        (
+            "highest rank for the lowest",
+            "-score, jnp.inf",
+            "score, jnp.inf",
+            f"{CURRICULA}::test_plr_is_its_authors_sampler",
+        ),
+        ("no staleness", "+ config.staleness * normal(age)", "", f"{CURRICULA}::test_plr_is_its_authors_sampler"),
+    ),
+    *mutations(
+        "algorithm/start_levels.py",
+        (
+            "more than the level",
+            "0.0, config.level)",
+            "0.0, 1.0)",
+            f"{LEVELS}::test_failed_groups_get_more_and_successes_less",
+        ),
+        (
+            "success unnoticed",
+            "- 1.0 * (reward.mean(1) >= config.target)",
+            "",
+            f"{LEVELS}::test_failed_groups_get_more_and_successes_less",
         ),
     ),
     *mutations(
@@ -168,12 +271,6 @@ MUTATIONS = [
             f"{SELECTION}::test_the_buffer_is_used_with_probability_p_once_it_holds_enough",
         ),
         (
-            "kappa ignored",
-            "jnp.where(full, temperature * jnp",
-            "jnp.where(full, 1.0 * jnp",
-            f"{SELECTION}::test_buffer_draws_follow_the_scores",
-        ),
-        (
             "all base draws take one task",
             "nth_base = jnp.cumsum(~from_buffer) - 1",
             "nth_base = jnp.cumsum(~from_buffer) * 0",
@@ -194,7 +291,7 @@ MUTATIONS = [
     ),
     *mutations(
         "algorithm/grpo.py",
-        ("the KL to itself", "evaluate(reference) if config.kl_coef", "evaluate(params) if config.kl_coef", ORACLE),
+        ("the KL to itself", "else evaluate(reference)", "else evaluate(params)", ORACLE),
         (
             "old and new reference swapped",
             "mix * new + (1.0 - mix) * ref",

@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # what this run has not: other domains' and another config's
 ELSEWHERE = (
     *("grade/<note>", "children_repeated", "turns", "end/<reason>"),
+    *("curriculum/<unit>", "start_level", "admitted", "pool/waiting", "pool/updates"),
     *("clip_cov_fraction", "teacher/informed", "teacher/advantage", "baseline/<mode>"),
 )
 

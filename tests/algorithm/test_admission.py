@@ -116,6 +116,8 @@ def test_refilling_learns_from_whole_batches_and_updates_count():
     config = ExItConfig(num_prompts=B, admission="spread", refill=True, reference_every=2, reference_mix=1.0)
     state, metrics = run(config, batches, admission.create(make_groups(np.zeros(B))))
     assert int(state.params) == 1 + 3 + 4 + 6 + 7 + 13 + 14 + 15
+    after_two, _ = run(config, batches[:2], admission.create(make_groups(np.zeros(B))))
+    assert (int(after_two.params), int(after_two.reference)) == (14, 0)
     assert int(state.reference) == int(state.params), "the reference follows every second update"
     assert int(state.opt_state) == 2
     assert [row["pool/waiting"] for row in metrics] == [3, 1, 1, 1]

@@ -37,6 +37,23 @@ STARTS = {
         level_by="reverse",
         level=0.75,
     ),
+    "star": Method(
+        "starts",
+        "STaR's rationalisation",
+        "2203.14465",
+        "adapted: a failed task is asked again with its answer at its next visit, and what comes out right is learnt from at "
+        "once, on from the last parameters, where theirs go in rounds from the first",
+        {
+            "algorithm.starts.variant": "answer",
+            "algorithm.starts.level_by": "failed",
+            "algorithm.starts.level": 1.0,
+            "algorithm.starts.stride": 1.0,
+            "algorithm.starts.forget": True,
+            "algorithm.objective": "rft",
+            "algorithm.diversity_bonus": False,
+            "algorithm.kl_coef": 0.0,
+        },
+    ),
     "edits": _starts(
         "ACCEL", "2203.01302", "in kind: neighbours of base tasks, without its replay by regret", variant="edit"
     ),

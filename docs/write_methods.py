@@ -1,0 +1,165 @@
+"""Writes docs/methods.md from the tables of methods and of scaffolds: python docs/write_methods.py > docs/methods.md."""
+
+from ml_collections import ConfigDict
+
+from exit_jax.config.methods import METHODS, fields_of
+from exit_jax.config.methods.method import MECHANISMS
+from exit_jax.config.shipped import load
+from exit_jax.evaluation.scaffolds import SCAFFOLDS
+from exit_jax.workdir.markdown import table
+
+INTRODUCTION = """# The field's methods
+
+Other curricula, starts, objectives and scaffolds beside ExIt's, by a word each, on the same policy, the same tasks and the
+same number of rollouts. A training method is a variant: its word after a hyphen behind one of ExIt's five (`grpo`,
+`curriculum`, `improve`, `diverge`, `exit`), and several of them may be crossed.
+
+    python -m exit_jax.main --config sudoku:variant=grpo-sec,setting=control
+    python -m exit_jax.main --config sudoku:variant=exit-refill-nft
+    python -m exit_jax.main --mode study --config sudoku --config.study.variants="('grpo','grpo-refill','exit','exit-refill')"
+
+*Faithful* is what its authors' paper or code says, *adapted* says how it differs, *in kind* what it has in common and no
+more: under such a label a result here says nothing of the paper. Numbers are the authors' where they give any. With
+`rollout_lag = 1` whatever learns from groups is one batch late. `python docs/write_methods.py > docs/methods.md` writes
+this page from `exit_jax/config/methods` and `exit_jax/evaluation/scaffolds`, and a test keeps it true.
+"""
+
+ABOUT = {
+    "curriculum": (
+        "Curricula",
+        "Which base tasks are drawn (`exit_jax/algorithm/curricula`, a module each). What is chosen among is "
+        "the first difficulty that the domain tells, or single tasks; `algorithm.curriculum.unit` names "
+        "another one. Draws from ExIt's buffer go past it. Each is also a variant with `permuted` behind it, "
+        "as `grpo-sec-permuted`: the same curriculum over units that say nothing of their tasks, which must "
+        'come out as no curriculum does. `algorithm.curriculum.method = "replay"` repeats the weights of a '
+        "finished run (AGAIN, arXiv 2004.03168, in kind).",
+    ),
+    "buffer": (
+        "ExIt's buffer",
+        "Other scores of its entries, and other draws (`exit_jax/algorithm/buffer_draws.py:DRAWS`).",
+    ),
+    "starts": (
+        "Starts",
+        "Base tasks that begin with some of their gold solution, where the domain has one "
+        "(`exit_jax/algorithm/gold.py`), by a level that a rule moves "
+        "(`exit_jax/algorithm/start_levels.py:LEVELS`). The task itself enters ExIt's buffer as it is in the "
+        "table.",
+    ),
+    "admission": (
+        "Admission",
+        "Which groups are learnt from (`exit_jax/algorithm/admission.py`). All that is sampled counts as a "
+        "cost and enters the buffer.",
+    ),
+    "schedule": (
+        "Schedules",
+        "Coefficients by the iteration (`exit_jax/algorithm/schedules.py`); `algorithm.schedules` takes any "
+        "of your own.",
+    ),
+    "objective": (
+        "Objectives",
+        "What is maximised, and what rewards are held against (`exit_jax/algorithm/objectives.py`).",
+    ),
+}
+
+SCAFFOLD_TEXT = """## Scaffolds
+
+How an evaluation spends its responses (`exit_jax/evaluation/scaffolds`): `--config.eval.scaffolds="('beam','uct')"`. One
+that *looks* lets grades decide while it searches: fair where a score is known at that time, as in ML engineering, and an
+oracle elsewhere.
+"""
+
+ABSENT = (
+    (
+        "SCoRe, SRPO, RISE (two and more attempts a rollout)",
+        "not built yet",
+    ),
+    (
+        "SPEAR's and TRL's replay, the rounds of STaR and ReST-EM",
+        "not built yet; `rft` learns on policy from what is right, and the starts have STaR's answers",
+    ),
+    (
+        "SELF, Self-Refine, Reflexion, ThinkTuning, AutoMathCritique",
+        "a policy that writes critiques; not built yet",
+    ),
+    (
+        "ADCL, EGSR",
+        "re-estimates of difficulty, and guided responses as off-policy rows: not built; known from summaries alone",
+    ),
+    (
+        "ALP-GMM over continuous parameters, CLUTR, PAIRED",
+        "the tasks here have at most one whole number to choose; `alp` is the discrete form",
+    ),
+    (
+        "LbT",
+        "needs related tasks with known answers in the prompt, and more responses than its rivals get",
+    ),
+    (
+        "WebEvolver",
+        "a learnt world model, where the tiny world simulates itself exactly",
+    ),
+    (
+        "Socratic-Zero, ALAS, Game On, DataEnvGym, PromptCoT 2.0, EnvGen, LMA3, CLPO, WebRL's task writer",
+        "a large model writes tasks, environments or rewards; no small form would be that system",
+    ),
+    (
+        "CoMAS, SPC, SPIRAL's games",
+        "several roles, or two players; SPIRAL's baseline is here as `rae`",
+    ),
+    (
+        "TT-SI",
+        "trains on examples written at test time, by a model that can write them",
+    ),
+    (
+        "TraceRL's value model, WebRL's critic",
+        "a value head, for one system each; the band is here",
+    ),
+    (
+        "T1",
+        "its parts are settings: `group_size`, `entropy_coef`, `reference_every` and `reference_mix`",
+    ),
+)
+
+
+def escaped(text: str) -> str:
+    """Return text for a table's cell."""
+    return text.replace("|", "\\|")
+
+
+def settings_text(word: str, config: ConfigDict) -> str:
+    """Return what a method sets, short of the common prefix."""
+    return ", ".join(
+        f"`{name.removeprefix('algorithm.')} = {value!r}`" for name, value in fields_of(word, config).items()
+    )
+
+
+def page() -> str:
+    """Return the page."""
+    config = load("tools_tiny")  # one with turns, for what goes by them
+    parts = [INTRODUCTION]
+    for mechanism in MECHANISMS:
+        words = [word for word, method in METHODS.items() if method.mechanism == mechanism]
+        if not words:
+            continue
+        title, text = ABOUT[mechanism]
+        rows = [
+            [
+                f"`{word}`",
+                METHODS[word].name,
+                METHODS[word].source,
+                escaped(METHODS[word].label),
+                settings_text(word, config),
+            ]
+            for word in words
+        ]
+        parts += [f"## {title}\n\n{text}\n", table(["word", "method", "from", "label", "sets"], rows, numbers=False)]
+    rows = [
+        [f"`{row.name}`", row.about, row.source, row.label, "yes" if row.looks_at_grader else "no"]
+        for row in SCAFFOLDS.values()
+    ]
+    parts += [SCAFFOLD_TEXT, table(["word", "what it does", "from", "label", "looks"], rows, numbers=False)]
+    parts += ["## What has no row, and why\n", table(["system", "why"], ABSENT, numbers=False)]
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
