@@ -23,6 +23,7 @@ lint:
 docs:
 	$(PYTHON) -m exit_jax.config.listing > docs/settings.md
 	$(PYTHON) -m exit_jax.workdir.metric_table > docs/metrics.md
+	$(PYTHON) docs/write_methods.py > docs/methods.md
 
 site:
 	mkdocs build --strict

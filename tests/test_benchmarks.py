@@ -35,6 +35,14 @@ def test_benchmarks_of_the_sampler(command):
     assert all(any(character.isdigit() for character in row[-1]) for row in rows)
 
 
+@pytest.mark.slow
+def test_benchmark_of_the_methods():
+    rows = run("methods.py", "--config", "smoke", "--words", "sec", "turns", "--rounds", "1")
+    assert [row[0] for row in rows] == ["sec", "turns"]
+    assert float(rows[0][1].split()[0]) > 0
+    assert rows[1][1].startswith("not on this domain")
+
+
 def test_benchmark_of_the_grader():
     names = [row[0] for row in run("grader.py", "--pairs", "8", "--workers", "1")]
     assert names

@@ -95,13 +95,3 @@ def test_a_run_learns_by_every_method(tmp_path, word):
     assert len(found) == 10
     assert all(np.isfinite([row["loss"], row["grad_norm"], row["entropy"]]).all() for row in found)
     assert max(row["params_moved"] for row in found) > 0.5
-
-
-@pytest.mark.parametrize("word", METHODS)
-def test_a_method_says_where_it_is_from_and_how_true_it_is(word):
-    method, content = METHODS[word], tiny_sudoku.get_config("variant=grpo")
-    assert method.source
-    assert method.label == "faithful" or method.label.startswith(("adapted: ", "in kind: "))
-    assert method.name
-    variants.apply(content, f"grpo-{word}")
-    validate(content, jax.device_count())

@@ -49,5 +49,5 @@ def apply(c: ml_collections.ConfigDict, variant: str, **drawing: Any) -> None:
     for word in changes:
         try:
             c.update_from_flattened_dict(CHANGES[word](c) if word in CHANGES else fields_of(word, c))
-        except KeyError as error:
+        except (AttributeError, KeyError) as error:  # a config's or a domain's
             raise ValueError(f"variant={variant}: {error.args[0]}") from error

@@ -22,20 +22,20 @@ def gold_of(config: StartsConfig, domain: Domain) -> Any:
     return domain.gold("train") if config.variant and domain.gold else None
 
 
-def make_start(config: StartsConfig, domain: Domain, gold: Any) -> Start | None:
-    """Return the function that starts histories; None without one.
-
-    Raises:
-      ConfigError: if the domain does not have it.
-    """
-    if not config.variant:
-        return None
-    if config.variant not in domain.variants:
+def require_start(config: StartsConfig, domain: Domain) -> None:
+    """Raise ConfigError if the domain does not have the start that is asked for."""
+    if config.variant and config.variant not in domain.variants:
         offers = ", ".join(domain.variants) or "nothing: it has no gold solutions"
         raise ConfigError(
             f"algorithm.starts.variant = {config.variant!r}: the domain {domain.name} offers {offers}; take one of these, or "
             '"" for plain starts'
         )
+
+
+def make_start(config: StartsConfig, domain: Domain, gold: Any) -> Start | None:
+    """Return the function that starts histories; None without one."""
+    if not config.variant:
+        return None
     return functools.partial(domain.variants[config.variant], jax.tree.map(jnp.asarray, gold))
 
 
