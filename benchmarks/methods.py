@@ -42,12 +42,13 @@ def prepare(experiment: str, variant: str) -> tuple[Program, Constants, Any]:
 
 def measure(experiment: str, word: str, rounds: int) -> list[str]:
     """Return a row of the table."""
-    runs = {variant: list(prepare(experiment, variant)) for variant in (PLAIN, f"{PLAIN}-{word}")}
+    runs = {variant: prepare(experiment, variant) for variant in (PLAIN, f"{PLAIN}-{word}")}
     secs: dict[str, list[float]] = {variant: [] for variant in runs}
     for index in range(rounds + 1):  # the first compiles and is not counted
         for variant, (program, constants, state) in runs.items():
             started = time.perf_counter()
-            runs[variant][2], _ = jax.block_until_ready(program.train(constants, state))
+            state, _ = jax.block_until_ready(program.train(constants, state))
+            runs[variant] = program, constants, state
             if index:
                 secs[variant].append(time.perf_counter() - started)
     sizes = {variant: sum(leaf.nbytes for leaf in jax.tree.leaves(run[2])) / 1e6 for variant, run in runs.items()}
