@@ -33,6 +33,9 @@ def test_the_lines_are_means_over_the_rows(drawing, studies):
     figure = drawing.draw(studies)
     for setting, ax in zip(studies, figure.axes, strict=True):
         rows = [json.loads(line) for line in (DOCS / "studies" / f"sudoku_{setting}.jsonl").read_text().splitlines()]
+        seeds_of = lambda variant, rows=rows: {row["seed"] for row in rows if row["variant"] == variant}
+        shared = set.intersection(*(seeds_of(row["variant"]) for row in rows))
+        rows = [row for row in rows if row["seed"] in shared]
         assert len(ax.get_lines()) == len({row["variant"] for row in rows} & drawing.NAMES.keys())
         for line in ax.get_lines():
             (variant,) = (name for name, label in drawing.NAMES.items() if label == line.get_label())
