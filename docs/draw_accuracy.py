@@ -30,7 +30,7 @@ Results = dict[str, dict[int, dict]]  # variant -> seed -> what evaluation.json 
 
 
 def read_all() -> dict[str, Results]:
-    """Return the evaluations of each setting whose study has come far enough to be shown, of the seeds that all variants have."""
+    """Return the evaluations of each setting whose study has come far enough, of the seeds that all variants have."""
     found = {setting: in_common(read(rows_of(setting))) for setting in SETTINGS if rows_of(setting).exists()}
     return {setting: results for setting, results in found.items() if len(results[study.BASE]) >= MIN_SEEDS}
 
