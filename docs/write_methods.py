@@ -55,6 +55,10 @@ ABOUT = {
         "Coefficients by the iteration (`exit_jax/algorithm/schedules.py`); `algorithm.schedules` takes any "
         "of your own.",
     ),
+    "replay": (
+        "Replay",
+        "Responses that are learnt from again (`exit_jax/algorithm/replay.py`).",
+    ),
     "objective": (
         "Objectives",
         "What is maximised, and what rewards are held against (`exit_jax/algorithm/objectives.py`).",
@@ -74,8 +78,8 @@ ABSENT = (
         "not built yet",
     ),
     (
-        "SPEAR's and TRL's replay, the rounds of STaR and ReST-EM",
-        "not built yet; `rft` learns on policy from what is right, and the starts have STaR's answers",
+        "the rounds of STaR and ReST-EM, TRL's replay of whole groups",
+        "not built yet; `rft` and `star` learn from what is right at once, `spear` from good responses of before",
     ),
     (
         "SELF, Self-Refine, Reflexion, ThinkTuning, AutoMathCritique",

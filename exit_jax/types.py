@@ -167,6 +167,22 @@ class Pool:
 
 
 @pytree
+class Replay:
+    """The policy's own good responses, in a ring (algorithm/replay.py)."""
+
+    prompt: Array  # int32 [R, P]
+    prompt_length: Array  # int32 [R]
+    tokens: Array  # int32 [R, T]
+    mask: Array  # bool [R, T]
+    logp: Array  # float32 [R, T], nats, when they were sampled
+    reward: Array  # float32 [R]
+    born: Array  # int32 [R]: iteration that sampled it, -1 for an empty place
+    head: Array  # int32 []: place of the next one
+    means: Array  # float32 [W]: mean rewards of the newest groups, NaN before there are so many
+    num_means: Array  # int32 []: groups so far
+
+
+@pytree
 class StartLevel:
     """How much of its gold solution each base task starts with."""
 
@@ -189,5 +205,6 @@ class State:
     starts: Starts
     curriculum: Any = younger()  # CurriculumState; None where base tasks come in shuffled epochs
     pool: Any = younger()  # Pool; None where every batch is learnt from at once
+    replay: Any = younger()  # Replay; None without one
     start_level: Any = younger()  # StartLevel; None where no task starts with some of its gold solution
     baseline: Any = younger()  # float32 [number of modes]: running baseline of the reward; None without baseline_decay

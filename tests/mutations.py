@@ -28,7 +28,9 @@ STREAMS, TOOLS, BUCKETS = (
     "test_train.py::test_buckets_change_nothing_but_widths",
 )
 SCAFFOLDS, CHOICES, GOLD = "test_scaffolds.py", "test_scaffold_choices.py", "algorithm/test_gold.py"
-ADMISSION, CURRICULA, LEVELS = (f"algorithm/test_{name}.py" for name in ("admission", "curricula", "start_levels"))
+ADMISSION, CURRICULA, LEVELS, REPLAY = (
+    f"algorithm/test_{name}.py" for name in ("admission", "curricula", "start_levels", "replay")
+)
 EVALUATION = f"{STREAMS}::test_responses_batches_kinds_and_seeds_of_an_evaluation"
 
 
@@ -210,6 +212,33 @@ MUTATIONS = [
             f"{CURRICULA}::test_plr_is_its_authors_sampler",
         ),
         ("no staleness", "+ config.staleness * normal(age)", "", f"{CURRICULA}::test_plr_is_its_authors_sampler"),
+    ),
+    *mutations(
+        "algorithm/replay.py",
+        (
+            "the oldest stay",
+            "(replay.head + good.sum(dtype=jnp.int32)) % size",
+            "replay.head",
+            f"{REPLAY}::test_the_ring_is_a_queue_of_good_responses",
+        ),
+        (
+            "bad responses are kept",
+            "(advantage > 0) & rollouts",
+            "(advantage < 9) & rollouts",
+            f"{REPLAY}::test_the_ring_is_a_queue_of_good_responses",
+        ),
+        (
+            "no end of age",
+            "(step - replay.born <= config.max_age) &",
+            "",
+            f"{REPLAY}::test_the_ring_is_a_queue_of_good_responses",
+        ),
+        (
+            "another group's prompt",
+            "prompt=replay.prompt[row]",
+            "prompt=replay.prompt[row - 5]",
+            f"{REPLAY}::test_the_ring_is_a_queue_of_good_responses",
+        ),
     ),
     *mutations(
         "algorithm/start_levels.py",

@@ -461,7 +461,7 @@ def test_other_optimizers_train_and_resume(kind, tmp_path):
     assert_same(whole, resumed)
 
 
-@pytest.mark.parametrize("word", ["dump", "ghpo", "refill"])
+@pytest.mark.parametrize("word", ["dump", "ghpo", "refill", "spear"])
 def test_a_method_resumes_exactly(word, tmp_path):
     config = smoke(f"variant=exit-{word}", num_iterations=10)
     whole, _ = train.train(config, tmp_path / "whole")
@@ -473,8 +473,10 @@ def test_a_method_resumes_exactly(word, tmp_path):
         assert int(whole.curriculum.drawn.sum()) == int(whole.cursor)
     elif word == "ghpo":
         assert float(whole.start_level.level.max()) > 0
-    else:
+    elif word == "refill":
         assert 0 < int(whole.pool.updates) <= 10
+    else:
+        assert int((whole.replay.born >= 0).sum()) > 20
 
 
 def test_a_replay_draws_the_very_tasks(tmp_path):

@@ -19,6 +19,7 @@ from exit_jax.algorithm.objectives import (
     Terms,
     has_advantage,
 )
+from exit_jax.algorithm.replay import Recalled
 from exit_jax.algorithm.schedules import is_off
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import Array, Instances, Metrics, Params, Rollouts, pytree
@@ -216,6 +217,7 @@ def update(
     teacher: distillation.Teacher | None = None,
     key: Array | None = None,
     admitted: Array | None = None,
+    recalled: Recalled | None = None,
 ) -> tuple[Params, optax.OptState, Metrics]:
     """Take ``num_epochs`` optimiser steps on one batch of rollouts; metrics are means over the epochs.
 
@@ -228,6 +230,7 @@ def update(
       teacher: for self_distillation; its log-probs are the policy's as the update begins.
       key: for clip_cov_share.
       admitted: bool [B], groups that may be learnt from; None for all.
+      recalled: responses that are learnt from again, by the clipped surrogate and ``replay_coef``; None for none.
     """
     parts = num_microbatches
 
@@ -255,13 +258,23 @@ def update(
         taught = distillation.metrics(teacher.informed, told, rollouts.mask)
     batch = make_batch(config, instances, rollouts, advantage, reference_logp, max_tokens, reward, right, key, admitted)
 
-    def objective(params, part: Batch):
-        logp, entropy = logprobs(params, part.prompt, part.prompt_length, part.tokens)
-        value, metrics = loss(config, logp, entropy, part)
-        return value, (metrics, jax.lax.stop_gradient(logp))
+    again, plain = (
+        None,
+        dataclasses.replace(
+            config, objective="clip", entropy_coef=0.0, clip_cov_share=0.0, zero_variance="keep", mask_overlong=False
+        ),
+    )
+    if recalled is not None:
+        r = recalled
+        again = make_batch(plain, r.instances, r.rollouts, r.advantage, None, max_tokens, admitted=r.admitted)
 
-    def gradient(params):
+    def gradient(config: ExItConfig, params, batch: Batch):
         """Add up the parts' gradients and metrics; the log-probs come back for the whole batch."""
+
+        def objective(params, part: Batch):
+            logp, entropy = logprobs(params, part.prompt, part.prompt_length, part.tokens)
+            value, metrics = loss(config, logp, entropy, part)
+            return value, (metrics, jax.lax.stop_gradient(logp))
 
         def add(total, part):
             grads, (metrics, logp) = jax.grad(objective, has_aux=True)(params, part)
@@ -276,7 +289,12 @@ def update(
 
     def epoch(carry, _):
         params, opt_state = carry
-        grads, metrics, logp = gradient(params)
+        grads, metrics, logp = gradient(config, params, batch)
+        if again is not None:
+            more, told, _ = gradient(plain, params, again)
+            grads = jax.tree.map(lambda new, old: new + config.replay_coef * old, grads, more)
+            metrics["replay/loss"], metrics["replay/clip_fraction"] = told["loss"], told["clip_fraction"]
+            metrics["replay/approx_kl_old"] = told["approx_kl_old"]
         updates, opt_state = optimizer.update(grads, opt_state, params)
         moved = optax.apply_updates(params, updates)
         metrics |= {"grad_norm": optax.tree.norm(grads), "params_moved": moved_share(params, moved)}

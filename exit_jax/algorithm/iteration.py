@@ -18,6 +18,7 @@ from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.equality import fingerprint, repeats, same_content, same_entry
 from exit_jax.algorithm.learnability import SCORES, Group, length_reward, reward
 from exit_jax.algorithm.measures import batch_metrics, buffer_metrics, first, first_groups
+from exit_jax.algorithm.replay import recall, remember
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.algorithm.streams import stream
 from exit_jax.types import (
@@ -28,6 +29,7 @@ from exit_jax.types import (
     Metrics,
     Params,
     Pool,
+    Replay,
     Rollouts,
     StartLevel,
     State,
@@ -173,6 +175,11 @@ def learn(
         teacher=teacher,
         key=stream(state.key, "clip_cov", state.step),
     )
+    replay = state.replay
+    if replay is not None:
+        again = recall(config.replay, replay, state.step, stream(state.key, "replay", state.step))
+        update = functools.partial(update, recalled=again)
+        replay = remember(replay, learnt, rollouts, reward_BG, advantage_BG, state.step)
     groups = Groups.of(learnt, rollouts, advantage_BG, reward_BG, right_BG)
     (params, reference, opt_state), pool, metrics = admission.improve(config, update, state, learnt, groups)
 
@@ -198,6 +205,7 @@ def learn(
         starts=starting.add(state.starts, instances.history, stream(state.key, "starts", state.step)),
         curriculum=curriculum,
         pool=pool,
+        replay=replay,
         start_level=start_level,
         baseline=baselines.update(state.baseline, config.baseline_decay, reward_BG, asked.mode, grades.lost),
     )
@@ -347,6 +355,7 @@ def init_state(
     units: Units | None = None,
     start_level: StartLevel | None = None,
     pool: Pool | None = None,
+    replay: Replay | None = None,
 ) -> State:
     """Return the state before the first iteration: an empty buffer, the reference at the initial parameters."""
     return State(
@@ -367,5 +376,6 @@ def init_state(
         curriculum=curricula.create(config.curriculum, units) if units else None,
         start_level=start_level,
         pool=pool,
+        replay=replay,
         baseline=baselines.create() if config.baseline_decay else None,
     )

@@ -56,7 +56,15 @@ KINDS: dict[str, tuple[Callable[..., Any], int]] = {  # name -> function of (ite
 # fields that no shape and no other program depends on
 FIELDS = (
     *("entropy_coef", "kl_coef", "clip_low", "clip_high"),
-    *("selection_prob", "divergence_prob", "score_temperature", "length_budget", "length_weight", "turn_limit"),
+    *(
+        "selection_prob",
+        "divergence_prob",
+        "score_temperature",
+        "length_budget",
+        "length_weight",
+        "turn_limit",
+        "replay_coef",
+    ),
 )
 _FORM = re.compile(r"\s*(\w+)\s*=\s*(\w+)\s*\(([^()]*)\)\s*")
 

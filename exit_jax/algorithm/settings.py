@@ -107,6 +107,18 @@ class StartsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReplayConfig:
+    """A ring of the policy's own good responses, which it learns from again."""
+
+    size: int = setting(0, "responses kept; 0 for no replay", within="[0, inf)", younger=True)
+    rows: int = setting(64, "of these, how many an update learns from", within="[1, inf)", younger=True)
+    max_age: int = setting(
+        10, "iterations after which a response is not learnt from again", within="[0, inf)", younger=True
+    )
+    window: int = setting(10240, "newest groups whose mean rewards give the baseline", within="[1, inf)", younger=True)
+
+
+@dataclasses.dataclass(frozen=True)
 class ExItConfig:
     """Settings of ExIt's Algorithm 1; defaults are those of competition math (ExIt Table 4) unless they say otherwise."""
 
@@ -182,6 +194,8 @@ class ExItConfig:
         "sample on, without an update, until num_prompts groups are admitted (DAPO); an iteration still samples num_prompts",
         younger=True,
     )
+    replay: ReplayConfig = group(ReplayConfig, "good responses that are learnt from again")
+    replay_coef: float = setting(1.0, "weight of what is learnt again", within="[0, inf)", younger=True)
     objective: str = setting("clip", "what is maximised for each token", choices=OBJECTIVES, younger=True)
     right_at: float = setting(
         1.0,
@@ -257,6 +271,12 @@ class ExItConfig:
             found.append(
                 'algorithm.refill = True with algorithm.admission = "all": every group is admitted, so there is nothing to '
                 'fill up; say which are, "spread" for those whose rewards differ'
+            )
+        held = self.num_prompts * self.group_size
+        if self.replay.size and self.replay.size < max(held, self.replay.rows):
+            found.append(
+                f"algorithm.replay.size = {self.replay.size} is below the {max(held, self.replay.rows)} responses that an "
+                "iteration may add to it or take from it; raise it, or set it to 0 for no replay"
             )
         if self.refill and self.self_distillation:
             found.append(

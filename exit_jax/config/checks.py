@@ -124,6 +124,7 @@ def _check_mesh(c: Config, num_devices: int, faults: Faults) -> None:
     shards = mesh.num_batch_shards
     for name, value, parts in (
         ("algorithm.num_prompts", a.num_prompts, r.num_microbatches),
+        ("algorithm.replay.rows", a.replay.rows if a.replay.size else 0, r.num_microbatches),
         ("warm_start.num_states", w.num_states, 1),
         ("eval.batch_size", e.batch_size, 1),
     ):

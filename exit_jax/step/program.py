@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from exit_jax import domains
-from exit_jax.algorithm import admission
+from exit_jax.algorithm import admission, replay
 from exit_jax.algorithm.admission import Groups
 from exit_jax.algorithm.iteration import Carry, InFlight, init_state, iterate, sample
 from exit_jax.config.schema import Config, EvalConfig, StudyConfig
@@ -107,7 +107,10 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
         algorithm, opt_state, key = config.algorithm, optimizer.init(params), key_of(seed, "train")
         units, levels = curriculum_units(algorithm.curriculum, domain), first_levels(algorithm.starts, domain)
         pool = empty_pool(config, domain) if algorithm.refill else None
-        return init_state(algorithm, params, opt_state, key, domain.history_width, units, levels, pool)
+        ring = (
+            replay.create(algorithm.replay, domain.prompt_width, domain.max_tokens) if algorithm.replay.size else None
+        )
+        return init_state(algorithm, params, opt_state, key, domain.history_width, units, levels, pool, ring)
 
     params = jax.eval_shape(init_params, 0)
     trained, _ = split_params(config, params)
