@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ELSEWHERE = (
     *("grade/<note>", "children_repeated", "turns", "end/<reason>"),
     *("curriculum/<unit>", "start_level", "admitted", "pool/waiting", "pool/updates"),
-    *("replay/loss", "replay/clip_fraction", "replay/approx_kl_old"),
+    *("<rows>/loss", "<rows>/clip_fraction", "<rows>/approx_kl_old"),
     *("clip_cov_fraction", "teacher/informed", "teacher/advantage", "baseline/<mode>"),
 )
 

@@ -1,8 +1,8 @@
 """Group-relative policy optimisation (GRPO, arXiv 2402.03300) as ExIt uses it (§2.2, App. A)."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ from exit_jax.algorithm.objectives import (
     Terms,
     has_advantage,
 )
-from exit_jax.algorithm.replay import Recalled
 from exit_jax.algorithm.schedules import is_off
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import Array, Instances, Metrics, Params, Rollouts, pytree
@@ -78,6 +77,27 @@ class Batch:
     sampled: Array  # bool [B, G, T], all tokens of the policy, whether or not they count
     token_share: Array  # float32 [B, G, T], 1 / sampled tokens of the whole batch, for metrics; NaN if there are none
     left_out: Array | None = None  # bool [B, G, T], tokens that the objective leaves out; None without clip_cov_share
+
+
+@pytree
+class Rows:
+    """Responses that are learnt from beside a batch, a prompt each, [n, 1, T] as if they were groups of one."""
+
+    instances: Instances  # prompts alone
+    rollouts: Rollouts
+    advantage: Array  # float32 [n, 1]
+    reward: Array  # float32 [n, 1]
+    right: Array  # bool [n, 1]
+    admitted: Array  # bool [n]: False for a row that stands for none
+
+
+class More(NamedTuple):
+    """Rows with what they are learnt by."""
+
+    name: str  # of their metrics
+    rows: Rows
+    config: ExItConfig
+    weight: Array | float  # of their loss beside that of the batch
 
 
 def make_batch(
@@ -217,7 +237,7 @@ def update(
     teacher: distillation.Teacher | None = None,
     key: Array | None = None,
     admitted: Array | None = None,
-    recalled: Recalled | None = None,
+    more: Sequence[More] = (),
 ) -> tuple[Params, optax.OptState, Metrics]:
     """Take ``num_epochs`` optimiser steps on one batch of rollouts; metrics are means over the epochs.
 
@@ -230,11 +250,11 @@ def update(
       teacher: for self_distillation; its log-probs are the policy's as the update begins.
       key: for clip_cov_share.
       admitted: bool [B], groups that may be learnt from; None for all.
-      recalled: responses that are learnt from again, by the clipped surrogate and ``replay_coef``; None for none.
+      more: further responses, whose gradients are added to those of the batch.
     """
     parts = num_microbatches
 
-    def evaluate(params):
+    def evaluate(params, instances=instances, rollouts=rollouts):
         each = lambda part: logprobs(params, *part)[0]
         return _join(jax.lax.map(each, _split((instances.prompt, instances.prompt_length, rollouts.tokens), parts)))
 
@@ -258,15 +278,14 @@ def update(
         taught = distillation.metrics(teacher.informed, told, rollouts.mask)
     batch = make_batch(config, instances, rollouts, advantage, reference_logp, max_tokens, reward, right, key, admitted)
 
-    again, plain = (
-        None,
-        dataclasses.replace(
-            config, objective="clip", entropy_coef=0.0, clip_cov_share=0.0, zero_variance="keep", mask_overlong=False
-        ),
-    )
-    if recalled is not None:
-        r = recalled
-        again = make_batch(plain, r.instances, r.rollouts, r.advantage, None, max_tokens, admitted=r.admitted)
+    def batch_of(config: ExItConfig, rows: Rows) -> Batch:
+        known = (
+            None if reference is None or is_off(config.kl_coef) else evaluate(reference, rows.instances, rows.rollouts)
+        )
+        outcome = rows.reward, rows.right, key, rows.admitted
+        return make_batch(config, rows.instances, rows.rollouts, rows.advantage, known, max_tokens, *outcome)
+
+    further = [(one, batch_of(one.config, one.rows)) for one in more]
 
     def gradient(config: ExItConfig, params, batch: Batch):
         """Add up the parts' gradients and metrics; the log-probs come back for the whole batch."""
@@ -290,11 +309,10 @@ def update(
     def epoch(carry, _):
         params, opt_state = carry
         grads, metrics, logp = gradient(config, params, batch)
-        if again is not None:
-            more, told, _ = gradient(plain, params, again)
-            grads = jax.tree.map(lambda new, old: new + config.replay_coef * old, grads, more)
-            metrics["replay/loss"], metrics["replay/clip_fraction"] = told["loss"], told["clip_fraction"]
-            metrics["replay/approx_kl_old"] = told["approx_kl_old"]
+        for one, rows in further:
+            own, told, _ = gradient(one.config, params, rows)
+            grads = jax.tree.map(lambda g, more, weight=one.weight: g + weight * more, grads, own)
+            metrics |= {f"{one.name}/{figure}": told[figure] for figure in ("loss", "clip_fraction", "approx_kl_old")}
         updates, opt_state = optimizer.update(grads, opt_state, params)
         moved = optax.apply_updates(params, updates)
         metrics |= {"grad_norm": optax.tree.norm(grads), "params_moved": moved_share(params, moved)}

@@ -11,6 +11,7 @@ import optax
 from exit_jax.algorithm import admission, curricula, distillation, grpo, schedules, start_levels
 from exit_jax.algorithm import baseline as baselines
 from exit_jax.algorithm import buffer as buffers
+from exit_jax.algorithm import replay as replays
 from exit_jax.algorithm import starts as starting
 from exit_jax.algorithm.admission import Groups
 from exit_jax.algorithm.curricula.core import Units
@@ -18,7 +19,6 @@ from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.equality import fingerprint, repeats, same_content, same_entry
 from exit_jax.algorithm.learnability import SCORES, Group, length_reward, reward
 from exit_jax.algorithm.measures import batch_metrics, buffer_metrics, first, first_groups
-from exit_jax.algorithm.replay import recall, remember
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.algorithm.streams import stream
 from exit_jax.types import (
@@ -165,6 +165,11 @@ def learn(
         teacher = distillation.teacher(teacher_prompt, grades.children)
     right_BG = grades.valid & (grades.quality >= config.right_at)
     learnt, step = with_learnt_prompt(asked), state.step + 1
+    more, replay = [], state.replay
+    if replay is not None:
+        rows = replays.recall(config.replay, replay, state.step, stream(state.key, "replay", state.step))
+        more.append(grpo.More("replay", rows, replays.plain(config), config.replay_coef))
+        replay = replays.remember(replay, learnt, rollouts, reward_BG, advantage_BG, state.step)
     update = functools.partial(
         grpo.update,
         config,
@@ -174,12 +179,8 @@ def learn(
         max_tokens=max_tokens,
         teacher=teacher,
         key=stream(state.key, "clip_cov", state.step),
+        more=more,
     )
-    replay = state.replay
-    if replay is not None:
-        again = recall(config.replay, replay, state.step, stream(state.key, "replay", state.step))
-        update = functools.partial(update, recalled=again)
-        replay = remember(replay, learnt, rollouts, reward_BG, advantage_BG, state.step)
     groups = Groups.of(learnt, rollouts, advantage_BG, reward_BG, right_BG)
     (params, reference, opt_state), pool, metrics = admission.improve(config, update, state, learnt, groups)
 

@@ -11,21 +11,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from exit_jax.algorithm.settings import ReplayConfig
-from exit_jax.types import Array, Instances, Replay, Rollouts, pytree
+from exit_jax.algorithm.grpo import Rows
+from exit_jax.algorithm.settings import ExItConfig, ReplayConfig
+from exit_jax.types import Array, Instances, Replay, Rollouts
 
 EMPTY = -1
-
-
-@pytree
-class Recalled:
-    """Responses that are learnt from again, a row each [n, 1, T], as if they were groups of one."""
-
-    instances: Instances  # prompts alone
-    rollouts: Rollouts
-    advantage: Array  # float32 [n, 1]
-    reward: Array  # float32 [n, 1]
-    admitted: Array  # bool [n]: False for a row that stands for none
 
 
 def create(config: ReplayConfig, prompt_width: int, max_tokens: int) -> Replay:
@@ -77,7 +67,7 @@ def remember(
     )
 
 
-def recall(config: ReplayConfig, replay: Replay, step: Array, key: Array) -> Recalled:
+def recall(config: ReplayConfig, replay: Replay, step: Array, key: Array) -> Rows:
     """Draw ``config.rows`` of the kept responses that are young enough, and not below the median of the newest groups."""
     baseline = jnp.nan_to_num(jnp.nanmedian(replay.means))
     usable = (replay.born != EMPTY) & (step - replay.born <= config.max_age) & (replay.reward >= baseline)
@@ -95,4 +85,10 @@ def recall(config: ReplayConfig, replay: Replay, step: Array, key: Array) -> Rec
     )
     nothing: dict = dict.fromkeys(("history", "mode", "from_buffer", "fresh"))
     instances = Instances(**nothing, prompt=replay.prompt[row], prompt_length=replay.prompt_length[row])
-    return Recalled(instances, rollouts, reward - baseline, reward, admitted)
+    return Rows(instances, rollouts, reward - baseline, reward, reward >= 1.0, admitted)
+
+
+def plain(config: ExItConfig) -> ExItConfig:
+    """Return the settings by which kept responses are learnt from: the clipped surrogate alone."""
+    off = {"entropy_coef": 0.0, "kl_coef": 0.0, "clip_cov_share": 0.0}
+    return dataclasses.replace(config, objective="clip", zero_variance="keep", mask_overlong=False, **off)

@@ -35,6 +35,7 @@ def _made_by(maker: str, *rows: tuple[str, ...]) -> tuple[Metric, ...]:
 
 ON_HOST, EPISODES = "the domain is graded on the host", "tasks have several turns"
 DURING = "`run.eval_every` divides the iteration"
+FURTHER = "`algorithm.replay.size` is not 0, or `algorithm.protocol` is set"
 RATES = (
     *_made_by(
         "training.loop._rates",

@@ -82,7 +82,7 @@ def test_the_batch_of_now_replayed_in_full_is_a_second_epoch_on_it(exit_config):
     rollouts = dataclasses.replace(rollouts, logp=jnp.where(rollouts.mask, logp, 0.0))
     advantage = jnp.asarray(rng.normal(size=(B, G)), jnp.float32)
     flat = lambda x: x.reshape(B * G, 1, *x.shape[2:])
-    again = replay.Recalled(
+    again = grpo.Rows(
         instances=Instances(
             **NOTHING,
             prompt=jnp.repeat(instances.prompt, G, 0),
@@ -98,11 +98,12 @@ def test_the_batch_of_now_replayed_in_full_is_a_second_epoch_on_it(exit_config):
         ),
         advantage=advantage.reshape(-1, 1),
         reward=advantage.reshape(-1, 1),
+        right=advantage.reshape(-1, 1) > 0,
         admitted=jnp.ones(B * G, bool),
     )
 
     def moved(recalled, coef=1.0):
-        config = exit_config(zero_variance="keep", replay_coef=coef)
+        config = exit_config(zero_variance="keep")
         after, _, metrics = grpo.update(
             config,
             logprobs,
@@ -115,7 +116,7 @@ def test_the_batch_of_now_replayed_in_full_is_a_second_epoch_on_it(exit_config):
             instances=instances,
             rollouts=rollouts,
             advantage=advantage,
-            recalled=recalled,
+            more=[grpo.More("replay", recalled, replay.plain(config), coef)] if recalled else [],
         )
         return jax.tree.map(lambda new, old: new - old, after, params), metrics
 
