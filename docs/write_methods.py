@@ -59,6 +59,11 @@ ABOUT = {
         "Replay",
         "Responses that are learnt from again (`exit_jax/algorithm/replay.py`).",
     ),
+    "protocol": (
+        "Protocols",
+        "Two attempts a rollout (`exit_jax/algorithm/protocol.py`), for tasks of one turn; the prompts of a batch are "
+        "halved, so that it samples as many responses.",
+    ),
     "objective": (
         "Objectives",
         "What is maximised, and what rewards are held against (`exit_jax/algorithm/objectives.py`).",
@@ -73,10 +78,6 @@ oracle elsewhere.
 """
 
 ABSENT = (
-    (
-        "SCoRe, SRPO, RISE (two and more attempts a rollout)",
-        "not built yet",
-    ),
     (
         "the rounds of STaR and ReST-EM, TRL's replay of whole groups",
         "not built yet; `rft` and `star` learn from what is right at once, `spear` from good responses of before",

@@ -126,6 +126,7 @@ def test_iterations(config):
             select=DeviceSteps(config, domain, program.mesh, constants).select,
             rollout=lambda params, instances, key: keys.append(key),
             grade=lambda *_: None,
+            attempt_again=lambda *_: None,
             learn=lambda *_: (None, {}),
         )
         iterate(steps, dataclasses.replace(state, step=jnp.int32(step)))

@@ -296,6 +296,16 @@ def test_grading_on_the_host_changes_nothing(whole, tmp_path):
     assert int(on_host.step) == 3
 
 
+def test_second_attempts_are_the_same_with_grading_on_the_host(tmp_path):
+    once = {"steps_per_call": 1, "num_iterations": 2, "checkpoint_every": 2}
+    train.train(smoke("variant=exit-srpo", **once), tmp_path / "device")
+    train.train(smoke("variant=exit-srpo", {"domain.on_host": True}, **once), tmp_path / "host")
+    for ours, theirs in zip(rows(tmp_path / "device"), rows(tmp_path / "host"), strict=True):
+        assert theirs["grading_faults"] == 0
+        for name in ours:
+            np.testing.assert_allclose(theirs[name] or 0.0, ours[name] or 0.0, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
 @pytest.mark.slow
 def test_fewer_slots_than_rollouts_change_nothing(whole, tmp_path):
     """What is sampled depends on no slot, so the first iterations are the same but for rounding."""
@@ -324,9 +334,9 @@ def test_buckets_change_nothing_but_widths():
         instances, key = program.steps.select(*args)
         return dataclasses.replace(instances, prompt=jnp.pad(instances.prompt, ((0, 0), (0, 6)))), key
 
-    def learn(constants, state, instances, rollouts, grades):
+    def learn(constants, state, instances, rollouts, *graded):
         widths.append((instances.prompt.shape[-1], rollouts.tokens.shape[-1]))
-        return program.steps.learn(constants, state, instances, rollouts, grades)
+        return program.steps.learn(constants, state, instances, rollouts, *graded)
 
     patched = dataclasses.replace(program.steps, select=select, sample=lambda *_: short, learn=learn)
     for own, prompts, responses in zip(copies, ((), (32, 34)), ((), (3, 5))):
@@ -461,7 +471,7 @@ def test_other_optimizers_train_and_resume(kind, tmp_path):
     assert_same(whole, resumed)
 
 
-@pytest.mark.parametrize("word", ["dump", "ghpo", "refill", "spear"])
+@pytest.mark.parametrize("word", ["dump", "ghpo", "refill", "spear", "srpo"])
 def test_a_method_resumes_exactly(word, tmp_path):
     config = smoke(f"variant=exit-{word}", num_iterations=10)
     whole, _ = train.train(config, tmp_path / "whole")
@@ -475,6 +485,8 @@ def test_a_method_resumes_exactly(word, tmp_path):
         assert float(whole.start_level.level.max()) > 0
     elif word == "refill":
         assert 0 < int(whole.pool.updates) <= 10
+    elif word == "srpo":
+        assert rows(tmp_path / "whole")[-1]["second/made"] > 0.5
     else:
         assert int((whole.replay.born >= 0).sum()) > 20
 

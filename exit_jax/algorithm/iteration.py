@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from exit_jax.algorithm import admission, curricula, distillation, grpo, schedules, start_levels
+from exit_jax.algorithm import admission, curricula, distillation, grpo, protocol, schedules, start_levels
 from exit_jax.algorithm import baseline as baselines
 from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm import replay as replays
@@ -19,6 +19,7 @@ from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.equality import fingerprint, repeats, same_content, same_entry
 from exit_jax.algorithm.learnability import SCORES, Group, length_reward, reward
 from exit_jax.algorithm.measures import batch_metrics, buffer_metrics, first, first_groups
+from exit_jax.algorithm.protocol import Second
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.algorithm.streams import stream
 from exit_jax.types import (
@@ -59,7 +60,13 @@ class Steps(Protocol):
         """Grade rollouts by the domain's verifier."""
         ...
 
-    def learn(self, state: State, instances: Instances, rollouts: Any, grades: Any) -> tuple[State, Metrics]:
+    def attempt_again(self, state: State, rollouts: Any, grades: Any) -> Any:
+        """Return second attempts, graded; None where a rollout is one attempt."""
+        ...
+
+    def learn(
+        self, state: State, instances: Instances, rollouts: Any, grades: Any, second: Any
+    ) -> tuple[State, Metrics]:
         """Return the state after the update of policy and buffer."""
         ...
 
@@ -94,7 +101,8 @@ def iterate(steps: Steps, carry: Carry) -> tuple[Carry, Metrics]:
         state, following = carry, None
         instances, rollouts = sample(steps, state)
     grades = steps.grade(instances, rollouts)
-    state, metrics = steps.learn(state, instances, rollouts, grades)
+    second = steps.attempt_again(state, rollouts, grades)
+    state, metrics = steps.learn(state, instances, rollouts, grades, second)
     return (InFlight(state, *following) if following else state), metrics
 
 
@@ -129,6 +137,7 @@ def learn(
     instances: Instances,
     rollouts: Rollouts,
     grades: Grades,
+    second: Second | None = None,
     *,
     num_microbatches: int,
     max_tokens: int,
@@ -142,12 +151,17 @@ def learn(
     and, where ``num_shown`` is not 0, "rollouts": the first so many groups of the batch, for people to read.
 
     Args:
+      second: second attempts; None where a rollout is one attempt.
       teacher_prompt: what the teacher of self_distillation reads.
     """
     config = schedules.at(config, state.step)
     asked, instances = instances, without_starts(instances)  # what the buffer is told of has no hints
     before = asked.history.quality
     reward_BG = reward(config.reward, grades.quality, grades.valid, before, asked.mode)
+    more, attempts = [], {}
+    if second is not None:
+        reward_BG, rows, attempts = protocol.pay(config, state.step, grades.quality, grades.valid, second)
+        more.append(rows)
     if not schedules.is_off(config.length_weight):
         paid_BG = length_reward(rollouts.mask.sum(-1), config.length_budget)
         reward_BG = (1.0 - config.length_weight) * reward_BG + config.length_weight * paid_BG
@@ -165,7 +179,7 @@ def learn(
         teacher = distillation.teacher(teacher_prompt, grades.children)
     right_BG = grades.valid & (grades.quality >= config.right_at)
     learnt, step = with_learnt_prompt(asked), state.step + 1
-    more, replay = [], state.replay
+    replay = state.replay
     if replay is not None:
         rows = replays.recall(config.replay, replay, state.step, stream(state.key, "replay", state.step))
         more.append(grpo.More("replay", rows, replays.plain(config), config.replay_coef))
@@ -210,7 +224,7 @@ def learn(
         start_level=start_level,
         baseline=baselines.update(state.baseline, config.baseline_decay, reward_BG, asked.mode, grades.lost),
     )
-    metrics |= shares | expansion | batch_metrics(asked, rollouts, grades, reward_BG, score_B, step)
+    metrics |= shares | attempts | expansion | batch_metrics(asked, rollouts, grades, reward_BG, score_B, step)
     metrics |= baselines.metrics(state.baseline)
     metrics |= buffer_metrics(buffer, step) | {
         "distinct_entries": state.num_distinct,

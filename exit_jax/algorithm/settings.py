@@ -10,6 +10,7 @@ SCORES, REWARDS = (Table(f"exit_jax.algorithm.learnability:{name}") for name in 
 BUFFER_DRAWS = Table("exit_jax.algorithm.buffer_draws:DRAWS")
 LEVELS = Table("exit_jax.algorithm.start_levels:LEVELS")
 ADMISSIONS = Table("exit_jax.algorithm.admission:ADMISSIONS")
+PROTOCOLS = Table("exit_jax.algorithm.protocol:PROTOCOLS")
 CURRICULA = Table("exit_jax.algorithm.curricula:CURRICULA")
 OBJECTIVES, AGGREGATIONS, KL_ESTIMATORS, ADVANTAGE_NORMS = (
     Table(f"exit_jax.algorithm.objectives:{name}")
@@ -194,6 +195,16 @@ class ExItConfig:
         "sample on, without an update, until num_prompts groups are admitted (DAPO); an iteration still samples num_prompts",
         younger=True,
     )
+    protocol: str = setting(
+        "single", "whether rollouts have a second attempt, and what both are paid", choices=PROTOCOLS, younger=True
+    )
+    protocol_stage: int = setting(
+        0,
+        "iterations of SCoRe's first stage, in which first attempts are paid nothing",
+        within="[0, inf)",
+        younger=True,
+    )
+    protocol_alpha: float = setting(10.0, "weight of the progress that SCoRe pays, α", within="[0, inf)", younger=True)
     replay: ReplayConfig = group(ReplayConfig, "good responses that are learnt from again")
     replay_coef: float = setting(1.0, "weight of what is learnt again", within="[0, inf)", younger=True)
     objective: str = setting("clip", "what is maximised for each token", choices=OBJECTIVES, younger=True)
@@ -271,6 +282,12 @@ class ExItConfig:
             found.append(
                 'algorithm.refill = True with algorithm.admission = "all": every group is admitted, so there is nothing to '
                 'fill up; say which are, "spread" for those whose rewards differ'
+            )
+        if self.protocol != "single" and (self.rollout_lag or self.refill or self.advantage_norm == "ema"):
+            found.append(
+                f"algorithm.protocol = {self.protocol!r} with rollout_lag = {self.rollout_lag}, refill = {self.refill}, "
+                f"advantage_norm = {self.advantage_norm!r}: second attempts follow at once and have no running baseline; set "
+                'the lag to 0, refill to False and the norm to another one, or the protocol to "single"'
             )
         held = self.num_prompts * self.group_size
         if self.replay.size and self.replay.size < max(held, self.replay.rows):

@@ -5,7 +5,18 @@ import jax
 from exit_jax.types import Array
 
 # numbered by place, so a new one is added at the end
-STREAMS = ("select", "sample", "expand", "epochs", "starts", "curriculum", "clip_cov", "start_levels", "replay")
+STREAMS = (
+    "select",
+    "sample",
+    "expand",
+    "epochs",
+    "starts",
+    "curriculum",
+    "clip_cov",
+    "start_levels",
+    "replay",
+    "second",
+)
 
 
 def stream(root: Array, name: str, index: Array | int) -> Array:

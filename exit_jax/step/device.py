@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax.algorithm import iteration
+from exit_jax.algorithm import iteration, protocol
 from exit_jax.algorithm.iteration import state_for_next_selection
 from exit_jax.algorithm.prompts import render
+from exit_jax.algorithm.protocol import Second
 from exit_jax.algorithm.selection import select
 from exit_jax.algorithm.streams import stream
 from exit_jax.config.schema import Config
@@ -57,10 +58,11 @@ class DeviceSteps:
         policy = decoder_config(self.config)
         return make_reshard(policy, self.mesh, self.config.sampling.int8)(decoder.join(params, self.constants.frozen))
 
-    def sample(self, sampler_params: Params, instances: Instances, key: Array) -> Rollouts:
-        """Expand every instance into a group of rollouts, from the sampler's form of the policy."""
+    def sample(self, sampler_params: Params, instances: Instances, key: Array, group_size: int = 0) -> Rollouts:
+        """Expand every instance into a group of rollouts, from the sampler's form of the policy; 0 for groups of the config."""
         config, policy = self.config, decoder_config(self.config)
-        group_size, slots = config.algorithm.group_size, config.run.sampler_slots
+        slots = config.run.sampler_slots if not group_size else 0
+        group_size = group_size or config.algorithm.group_size
         prompt, length = meshes.shard_batch(self.mesh, (instances.prompt, instances.prompt_length))
         with meshes.use(self.mesh):
             sampling = sampling_config(config, self.domain, self.domain.max_tokens)
@@ -75,6 +77,19 @@ class DeviceSteps:
         """Grade rollouts by the domain's verifier, which is written in jnp."""
         return self.domain.grade(instances, rollouts)
 
+    def follow(self, rollouts: Rollouts, grades: Grades) -> tuple[Instances, Array]:
+        """Return what second attempts go on from, and where there is something."""
+        return protocol.follow(self.domain.templates, self.domain.prompt_width, rollouts, grades)
+
+    def attempt_again(self, state: State, rollouts: Rollouts, grades: Grades) -> Second | None:
+        """Return second attempts, graded; None where a rollout is one attempt."""
+        if self.config.algorithm.protocol == protocol.SINGLE:
+            return None
+        instances, made = self.follow(rollouts, grades)
+        key = stream(state.key, "second", state.step)
+        again = self.sample(self.reshard(state.params), instances, key, group_size=1)
+        return Second(instances, again, self.domain.grade(instances, again), made)
+
     def logprobs(self, trained: Params, prompt: Array, prompt_length: Array, tokens: Array):
         """Return the learner's log-probs of responses and the entropy, as ``sampler.logprobs`` does."""
         config, policy = self.config, decoder_config(self.config)
@@ -87,7 +102,9 @@ class DeviceSteps:
         """Return the improve prompts of histories [...], tokens int32 [..., P] and lengths, as ``render`` does."""
         return render(self.domain.templates["improve"], history, self.domain.prompt_width)
 
-    def learn(self, state: State, instances: Instances, rollouts: Rollouts, grades: Grades) -> tuple[State, Metrics]:
+    def learn(
+        self, state: State, instances: Instances, rollouts: Rollouts, grades: Grades, second: Second | None = None
+    ) -> tuple[State, Metrics]:
         """Update policy and buffer, and say what can be said of the batch."""
         config, num_epochs = self.config, self.config.algorithm.num_epochs
         first_step = state.step * num_epochs
@@ -102,7 +119,7 @@ class DeviceSteps:
             units=curriculum_units(config.algorithm.curriculum, self.domain),
             teacher_prompt=self.teacher_prompt,
         )
-        state, metrics = learn(state, instances, rollouts, grades)
+        state, metrics = learn(state, instances, rollouts, grades, second)
         rates = jax.vmap(make_schedule(config.optimizer))(first_step + jnp.arange(num_epochs))
         metrics |= {"learning_rate": jnp.mean(rates), "finite_logits": sampler.finite_share(rollouts)}
         return state, metrics | mean_difficulty(self.domain, self.constants.tasks, instances.history.task)

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax.algorithm import schedules
+from exit_jax.algorithm import protocol, schedules
+from exit_jax.algorithm.protocol import Second
+from exit_jax.algorithm.streams import stream
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import ENDS, Domain, blank_grades
 from exit_jax.parallel import hosts
@@ -32,7 +34,9 @@ class StepPrograms:
     reshard: Callable[[Constants, Params], Params]
     sample: Callable[[Constants, Params, Instances, Array], Rollouts]  # tasks of one turn
     turns: TurnPrograms | None  # tasks of several
-    learn: Callable[[Constants, State, Instances, Rollouts, Grades], tuple[State, Metrics]]
+    follow: Callable[[Constants, Rollouts, Grades], tuple[Instances, Array]]  # what second attempts go on from
+    sample_one: Callable[[Constants, Params, Instances, Array], Rollouts]  # a response to each of them
+    learn: Callable[[Constants, State, Instances, Rollouts, Grades, Second | None], tuple[State, Metrics]]
     embed: Callable[[Rollouts], np.ndarray] | None  # embeddings by a foreign encoder, float32 [B, G, E]
     # embeddings by the policy, float32 [B, G, D]
     embed_solutions: Callable[[Constants, Params, History, int], Array] | None
@@ -52,6 +56,10 @@ class StepPrograms:
             reshard=jax.jit(lambda constants, params: steps(constants).reshard(params)),
             sample=jax.jit(lambda constants, *args: steps(constants).sample(*args), out_shardings=by_row),
             turns=make_turns(config, domain, mesh),
+            follow=jax.jit(lambda constants, *args: steps(constants).follow(*args), out_shardings=by_row),
+            sample_one=jax.jit(
+                lambda constants, *args: steps(constants).sample(*args, group_size=1), out_shardings=by_row
+            ),
             learn=jax.jit(learn, donate_argnums=1, out_shardings=(state_shardings, same)),
             embed=make_embed(config, domain, mesh),
             embed_solutions=make_embed_solutions(config, mesh),
@@ -123,15 +131,34 @@ class HostedSteps:
             metrics |= {f"end/{name}": (rollouts.end == index).mean() for index, name in enumerate(ENDS)}
         return Graded(grades, metrics | {"grading_faults": hosts.agree(failed)})
 
+    def attempt_again(self, state: State, rollouts: Rollouts | Played, grades: Graded) -> Second | None:
+        """Return second attempts, graded; None where a rollout is one attempt."""
+        if self.config.algorithm.protocol == protocol.SINGLE or isinstance(rollouts, Played):
+            return None
+        instances, made = self.programs.follow(self.constants, rollouts, grades.grades)
+        instances = self.cut_prompts(instances)
+        sampler_params = self.programs.reshard(self.constants, state.params)
+        again = self.programs.sample_one(
+            self.constants, sampler_params, instances, stream(state.key, "second", state.step)
+        )
+        graded, failed = grade_rows(self.domain, instances, again)
+        grades.metrics["grading_faults"] = grades.metrics["grading_faults"] or hosts.agree(failed)
+        return Second(instances, again, graded, made)
+
     def learn(
-        self, state: State, instances: Instances, rollouts: Rollouts | Played, grades: Graded
+        self,
+        state: State,
+        instances: Instances,
+        rollouts: Rollouts | Played,
+        grades: Graded,
+        second: Second | None = None,
     ) -> tuple[State, Metrics]:
         """Update policy and buffer."""
         played = isinstance(rollouts, Played)
         sampled: Rollouts = jax.device_put(rollouts.rollouts, meshes.by_row(self.mesh)) if played else rollouts
         embedded = self.with_embedding(state.params, sampled, grades.grades)
         batch = self.cut_prompts(instances), self.cut_responses(sampled), embedded
-        state, metrics = self.programs.learn(self.constants, state, *batch)
+        state, metrics = self.programs.learn(self.constants, state, *batch, second)
         return state, metrics | {name: jnp.float32(value) for name, value in grades.metrics.items()}
 
     def with_embedding(self, params: Params, rollouts: Rollouts, grades: Grades) -> Grades:

@@ -14,6 +14,15 @@ def require_demonstrations(config: Config, domain: Domain) -> None:
         raise ConfigError(no_demonstrations(config))
 
 
+def require_one_turn(config: Config, domain: Domain) -> None:
+    """Raise ConfigError if rollouts of several turns are to have a second attempt."""
+    if config.algorithm.protocol != "single" and domain.environment is not None:
+        raise ConfigError(
+            f"algorithm.protocol = {config.algorithm.protocol!r}: the domain {domain.name} plays episodes of several turns, "
+            'which have no second attempt; set it to "single"'
+        )
+
+
 def longest_sequence(config: Config, domain: Domain) -> int:
     """Return the tokens of the longest sequence that training or evaluation may read: prompt and response, or transcript."""
     longest = domain.max_tokens

@@ -35,7 +35,8 @@ def _made_by(maker: str, *rows: tuple[str, ...]) -> tuple[Metric, ...]:
 
 ON_HOST, EPISODES = "the domain is graded on the host", "tasks have several turns"
 DURING = "`run.eval_every` divides the iteration"
-FURTHER = "`algorithm.replay.size` is not 0, or `algorithm.protocol` is set"
+PROTOCOL = "`algorithm.protocol` is not single"
+FURTHER = "`algorithm.replay.size` is not 0, or `algorithm.protocol` not single"
 RATES = (
     *_made_by(
         "training.loop._rates",
@@ -211,6 +212,13 @@ TRAIN = (
             "how far the policy is from the one that sampled them, a token",
             "`algorithm.replay.size` is not 0",
         ),
+    ),
+    *_made_by(
+        "algorithm.protocol.pay",
+        ("second/made", "share", "first attempts that left something for a second to go on from", PROTOCOL),
+        ("second/quality", "0 to 1", "mean quality after second attempts", PROTOCOL),
+        ("second/better", "share", "second attempts that raised the quality", PROTOCOL),
+        ("second/worse", "share", "second attempts that lowered it", PROTOCOL),
     ),
     *_made_by(
         "algorithm.curricula.observe",

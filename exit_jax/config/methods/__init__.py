@@ -11,11 +11,12 @@ from exit_jax.config.methods.buffer import BUFFER
 from exit_jax.config.methods.curricula import CURRICULA
 from exit_jax.config.methods.method import Fields, Method
 from exit_jax.config.methods.objectives import OBJECTIVES
+from exit_jax.config.methods.protocols import PROTOCOLS
 from exit_jax.config.methods.replay import REPLAY
 from exit_jax.config.methods.schedules import SCHEDULES
 from exit_jax.config.methods.starts import STARTS
 
-METHODS: dict[str, Method] = CURRICULA | BUFFER | STARTS | ADMISSION | SCHEDULES | OBJECTIVES | REPLAY
+METHODS: dict[str, Method] = CURRICULA | BUFFER | STARTS | ADMISSION | SCHEDULES | OBJECTIVES | REPLAY | PROTOCOLS
 
 
 def fields_of(word: str, c: Any) -> Fields:
