@@ -42,7 +42,7 @@ Batch = tuple[Instances, Rollouts]
 
 
 class Steps(Protocol):
-    """The four steps of an iteration, bound to a policy, a domain and devices.
+    """The steps of an iteration, bound to a policy, a domain and devices.
 
     What ``rollout`` returns is ``Rollouts``, and what ``grade`` returns is ``Grades``, or either with what a host keeps beside
     it: the iteration only hands it on to the next step.
