@@ -123,7 +123,7 @@ MUTATIONS = [
         ),
     ),
     *mutations(
-        "algorithm/admission.py",
+        "algorithm/pool.py",
         ("reference one step late", "groups, state.step + 1, admitted", "groups, state.step, admitted", ORACLE),
         (
             "reference of the old parameters",

@@ -54,7 +54,7 @@ def test_imports_go_down(path):
 
 @pytest.mark.parametrize("path", [p for p in modules() if room(p) == "algorithm"], ids=lambda path: path.name)
 def test_algorithm_knows_jax_and_optax_only(path):
-    allowed = {"jax", "optax", "numpy", "exit_jax", "dataclasses", "collections", "typing"}
+    allowed = {"jax", "optax", "numpy", "exit_jax", "dataclasses", "collections", "functools", "re", "typing"}
     assert {name.split(".")[0] for name in imported(path)} <= allowed
     own = (".algorithm", "exit_jax.settings.", "exit_jax.types.")
     assert not {

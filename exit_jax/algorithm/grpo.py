@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from exit_jax.algorithm import covariance, distillation
+from exit_jax.algorithm.learnability import centred
 from exit_jax.algorithm.objectives import (
     ADVANTAGE_NORMS,
     AGGREGATIONS,
@@ -35,9 +36,7 @@ def advantages(reward: Array, norm: str, eps: float, baseline: Array | None = No
     Args:
       baseline: float32 [B, 1], the running baseline of each prompt; for "ema".
     """
-    equal = reward.max(axis=1, keepdims=True) == reward.min(axis=1, keepdims=True)
-    centred = jnp.where(equal, 0.0, reward - reward.mean(axis=1, keepdims=True))  # their mean may be off by an ulp
-    return ADVANTAGE_NORMS[norm](Rewards(reward, centred, eps, baseline))
+    return ADVANTAGE_NORMS[norm](Rewards(reward, centred(reward), eps, baseline))
 
 
 def kl(logp: Array, reference_logp: Array, estimator: str) -> Array:

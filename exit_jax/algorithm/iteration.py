@@ -8,18 +8,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from exit_jax.algorithm import admission, curricula, distillation, grpo, protocol, schedules, start_levels
+from exit_jax.algorithm import attempts, curricula, distillation, grpo, schedules, start_levels
 from exit_jax.algorithm import baseline as baselines
 from exit_jax.algorithm import buffer as buffers
+from exit_jax.algorithm import pool as pools
 from exit_jax.algorithm import replay as replays
 from exit_jax.algorithm import starts as starting
-from exit_jax.algorithm.admission import Groups
+from exit_jax.algorithm.attempts import Second
 from exit_jax.algorithm.curricula.core import Units
 from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.equality import fingerprint, repeats, same_content, same_entry
 from exit_jax.algorithm.learnability import SCORES, Group, length_reward, reward
 from exit_jax.algorithm.measures import batch_metrics, buffer_metrics, first, first_groups
-from exit_jax.algorithm.protocol import Second
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.algorithm.streams import stream
 from exit_jax.types import (
@@ -158,9 +158,9 @@ def learn(
     asked, instances = instances, without_starts(instances)  # what the buffer is told of has no hints
     before = asked.history.quality
     reward_BG = reward(config.reward, grades.quality, grades.valid, before, asked.mode)
-    more, attempts = [], {}
+    more, changes = [], {}
     if second is not None:
-        reward_BG, rows, attempts = protocol.pay(config, state.step, grades.quality, grades.valid, second)
+        reward_BG, rows, changes = attempts.pay(config, state.step, grades.quality, grades.valid, second)
         more.append(rows)
     if not schedules.is_off(config.length_weight):
         paid_BG = length_reward(rollouts.mask.sum(-1), config.length_budget)
@@ -195,8 +195,8 @@ def learn(
         key=stream(state.key, "clip_cov", state.step),
         more=more,
     )
-    groups = Groups.of(learnt, rollouts, advantage_BG, reward_BG, right_BG)
-    (params, reference, opt_state), pool, metrics = admission.improve(config, update, state, learnt, groups)
+    groups = pools.Groups.of(learnt, rollouts, advantage_BG, reward_BG, right_BG)
+    (params, reference, opt_state), pool, metrics = pools.improve(config, update, state, learnt, groups)
 
     curriculum, shares = None, {}
     if units:
@@ -224,7 +224,7 @@ def learn(
         start_level=start_level,
         baseline=baselines.update(state.baseline, config.baseline_decay, reward_BG, asked.mode, grades.lost),
     )
-    metrics |= shares | attempts | expansion | batch_metrics(asked, rollouts, grades, reward_BG, score_B, step)
+    metrics |= shares | changes | expansion | batch_metrics(asked, rollouts, grades, reward_BG, score_B, step)
     metrics |= baselines.metrics(state.baseline)
     metrics |= buffer_metrics(buffer, step) | {
         "distinct_entries": state.num_distinct,

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from exit_jax.algorithm.grpo import advantages
 from exit_jax.types import IMPROVE, Array
 
 
@@ -83,21 +82,23 @@ def mean_advantage(group: Group) -> Array:
 
 def mean_deviation(group: Group) -> Array:
     """The mean of |r - mean r|, whatever advantages are divided by; of 0/1 rewards twice the variance."""
-    return jnp.abs(_centred(group.reward)).mean(axis=1)
+    return jnp.abs(centred(group.reward)).mean(axis=1)
 
 
 def positive_value_loss(group: Group) -> Array:
     """The mean of max(r - mean r, 0): PLR's positive value loss with the mean for a critic (arXiv 2110.02439)."""
-    return jnp.maximum(_centred(group.reward), 0.0).mean(axis=1)
+    return jnp.maximum(centred(group.reward), 0.0).mean(axis=1)
 
 
 def gap(group: Group) -> Array:
     """The highest reward less the mean, as eva weighs its prompts by (arXiv 2411.00062): it prefers rare successes."""
-    return _centred(group.reward).max(axis=1)
+    return centred(group.reward).max(axis=1)
 
 
-def _centred(reward: Array) -> Array:
-    return advantages(reward, "none", 0.0)
+def centred(reward: Array) -> Array:
+    """Return rewards [B, G] less their group's mean; exactly 0 where they are equal, whose mean may be off by an ulp."""
+    equal = reward.max(axis=1, keepdims=True) == reward.min(axis=1, keepdims=True)
+    return jnp.where(equal, 0.0, reward - reward.mean(axis=1, keepdims=True))
 
 
 # S, float32 [B]; not negative, and 0 for a group that has nothing to teach

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax.algorithm import iteration, protocol
+from exit_jax.algorithm import attempts, iteration, protocol
+from exit_jax.algorithm.attempts import Second
 from exit_jax.algorithm.iteration import state_for_next_selection
 from exit_jax.algorithm.prompts import render
-from exit_jax.algorithm.protocol import Second
 from exit_jax.algorithm.selection import select
 from exit_jax.algorithm.streams import stream
 from exit_jax.config.schema import Config
@@ -79,7 +79,7 @@ class DeviceSteps:
 
     def follow(self, rollouts: Rollouts, grades: Grades) -> tuple[Instances, Array]:
         """Return what second attempts go on from, and where there is something."""
-        return protocol.follow(self.domain.templates, self.domain.prompt_width, rollouts, grades)
+        return attempts.follow(self.domain.templates, self.domain.prompt_width, rollouts, grades)
 
     def attempt_again(self, state: State, rollouts: Rollouts, grades: Grades) -> Second | None:
         """Return second attempts, graded; None where a rollout is one attempt."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from exit_jax.algorithm import protocol, schedules
-from exit_jax.algorithm.protocol import Second
+from exit_jax.algorithm.attempts import Second
 from exit_jax.algorithm.streams import stream
 from exit_jax.config.schema import Config
 from exit_jax.domains.domain import ENDS, Domain, blank_grades

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from exit_jax import domains
-from exit_jax.algorithm import admission, replay
-from exit_jax.algorithm.admission import Groups
+from exit_jax.algorithm import pool, replay
 from exit_jax.algorithm.iteration import Carry, InFlight, init_state, iterate, sample
+from exit_jax.algorithm.pool import Groups
 from exit_jax.config.schema import Config, EvalConfig, StudyConfig
 from exit_jax.domains.contract import with_values_checked
 from exit_jax.domains.domain import Domain
@@ -107,11 +107,11 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     def init(params, seed):
         algorithm, opt_state, key = config.algorithm, optimizer.init(params), key_of(seed, "train")
         units, levels = curriculum_units(algorithm.curriculum, domain), first_levels(algorithm.starts, domain)
-        pool = empty_pool(config, domain) if algorithm.refill else None
+        waiting = empty_pool(config, domain) if algorithm.refill else None
         ring = (
             replay.create(algorithm.replay, domain.prompt_width, domain.max_tokens) if algorithm.replay.size else None
         )
-        return init_state(algorithm, params, opt_state, key, domain.history_width, units, levels, pool, ring)
+        return init_state(algorithm, params, opt_state, key, domain.history_width, units, levels, waiting, ring)
 
     params = jax.eval_shape(init_params, 0)
     trained, _ = split_params(config, params)
@@ -174,7 +174,7 @@ def empty_pool(config: Config, domain: Domain) -> Pool:
         ended=zeros(bool, domain.max_tokens) if by_response else None,
     )
     prompt, length = jnp.zeros((group[0], domain.prompt_width), jnp.int32), jnp.zeros(group[:1], jnp.int32)
-    return admission.create(Groups(prompt, length, rollouts, zeros(jnp.float32), zeros(jnp.float32), zeros(bool)))
+    return pool.create(Groups(prompt, length, rollouts, zeros(jnp.float32), zeros(jnp.float32), zeros(bool)))
 
 
 def key_of(seed, use: str) -> Array:

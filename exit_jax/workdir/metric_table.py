@@ -183,7 +183,7 @@ TRAIN = (
         ("finite_logits", "share", "sampled tokens whose logits were finite; training stops below 1"),
     ),
     *_made_by(
-        "algorithm.admission.improve",
+        "algorithm.pool.improve",
         ("admitted", "share", "groups of the batch that may be learnt from", "`algorithm.admission` is not all"),
         ("pool/waiting", "groups", "groups that wait for an update", "`algorithm.refill`"),
         ("pool/updates", "updates", "batches learnt from so far", "`algorithm.refill`"),
@@ -214,7 +214,7 @@ TRAIN = (
         ),
     ),
     *_made_by(
-        "algorithm.protocol.pay",
+        "algorithm.attempts.pay",
         ("second/made", "share", "first attempts that left something for a second to go on from", PROTOCOL),
         ("second/quality", "0 to 1", "mean quality after second attempts", PROTOCOL),
         ("second/better", "share", "second attempts that raised the quality", PROTOCOL),

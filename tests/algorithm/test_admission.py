@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exit_jax.algorithm import admission
-from exit_jax.algorithm.admission import ADMISSIONS, Groups
+from exit_jax.algorithm import pool as pools
+from exit_jax.algorithm.admission import ADMISSIONS
+from exit_jax.algorithm.pool import Groups
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import Instances, Rollouts
 
@@ -42,8 +43,8 @@ def test_rules_by_hand():
 
 
 def test_the_pool_is_a_queue():
-    rng, add = np.random.default_rng(0), jax.jit(admission.add)
-    pool, queue, learnt = admission.create(make_groups(np.zeros(B))), [], 0
+    rng, add = np.random.default_rng(0), jax.jit(pools.add)
+    pool, queue, learnt = pools.create(make_groups(np.zeros(B))), [], 0
     for step in range(40):
         number = 1 + step * B + np.arange(B)
         admitted = rng.uniform(size=B) < 0.4
@@ -53,13 +54,13 @@ def test_the_pool_is_a_queue():
         ready = bool(pool.count >= B)
         assert ready == (len(queue) >= B)
         if ready:
-            first = admission.first_batch(pool)
+            first = pools.first_batch(pool)
             np.testing.assert_array_equal(first.prompt_length, queue[:B])
             np.testing.assert_array_equal(first.rollouts.tokens[:, 0, 0], queue[:B])
             assert first.rollouts.tokens.shape == (B, G, T)
             del queue[:B]
             learnt += 1
-        pool = admission.after_learning(pool, jnp.bool_(ready))
+        pool = pools.after_learning(pool, jnp.bool_(ready))
         assert int(pool.count) == len(queue)
         np.testing.assert_array_equal(pool.groups.prompt_length[: len(queue)], queue)
     assert int(pool.updates) == learnt > 5
@@ -86,7 +87,7 @@ def run(config, batches, pool=None):
     state, seen = Policy(jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(0), pool), []
     for number, reward in batches:
         groups = dataclasses.replace(make_groups(number), reward=jnp.float32(reward))
-        policy, pool, metrics = admission.improve(config, update, state, instances, groups)
+        policy, pool, metrics = pools.improve(config, update, state, instances, groups)
         state = Policy(*policy, state.step + 1, pool)
         seen.append(jax.tree.map(float, metrics))
     return state, seen
@@ -114,9 +115,9 @@ def test_refilling_learns_from_whole_batches_and_updates_count():
         ([13, 14, 15, 16], [SPREAD] * 4),  # 7, 13, 14, 15
     ]
     config = ExItConfig(num_prompts=B, admission="spread", refill=True, reference_every=2, reference_mix=1.0)
-    state, metrics = run(config, batches, admission.create(make_groups(np.zeros(B))))
+    state, metrics = run(config, batches, pools.create(make_groups(np.zeros(B))))
     assert int(state.params) == 1 + 3 + 4 + 6 + 7 + 13 + 14 + 15
-    after_two, _ = run(config, batches[:2], admission.create(make_groups(np.zeros(B))))
+    after_two, _ = run(config, batches[:2], pools.create(make_groups(np.zeros(B))))
     assert (int(after_two.params), int(after_two.reference)) == (14, 0)
     assert int(state.reference) == int(state.params), "the reference follows every second update"
     assert int(state.opt_state) == 2

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exit_jax.algorithm import protocol
-from exit_jax.algorithm.protocol import PROTOCOLS, Second
+from exit_jax.algorithm import attempts
+from exit_jax.algorithm.attempts import Second
+from exit_jax.algorithm.protocol import PROTOCOLS
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import IMPROVE, Grades, Rollouts
 
@@ -48,7 +49,7 @@ def first_attempts(make_history):
 
 
 def test_second_attempts_go_on_from_what_the_first_led_to(make_history):
-    instances, made = protocol.follow(TEMPLATES, P, *first_attempts(make_history))
+    instances, made = attempts.follow(TEMPLATES, P, *first_attempts(make_history))
     np.testing.assert_array_equal(instances.prompt[:, :3], [[1, 10 + n // G, 20 + n] for n in range(B * G)])
     np.testing.assert_array_equal(instances.prompt_length, 3)
     np.testing.assert_array_equal(instances.mode, IMPROVE)
@@ -58,7 +59,7 @@ def test_second_attempts_go_on_from_what_the_first_led_to(make_history):
 def test_what_is_paid_and_learnt_from(make_history):
     # Qualities of the pairs: 0→1, 1→1 (not made), .5→0 | 1→.5, 0→0 (second invalid), .5→1
     rollouts, grades = first_attempts(make_history)
-    instances, made = protocol.follow(TEMPLATES, P, rollouts, grades)
+    instances, made = attempts.follow(TEMPLATES, P, rollouts, grades)
     quality = jnp.array([[0.0, 1.0, 0.5], [1.0, 0.0, 0.5]])
     later = jnp.array([1.0, 0.3, 0.0, 0.5, 0.9, 1.0])[:, None]
     valid = jnp.array([True, True, True, True, False, True])[:, None]
@@ -67,7 +68,7 @@ def test_what_is_paid_and_learnt_from(make_history):
     second = Second(instances, one[0], Grades(later, valid, None, one[1], None, {}), made)
     config = ExItConfig(protocol="own", advantage_norm="none")
     first_valid = jnp.ones((B, G), bool).at[1, 2].set(False)
-    first, more, metrics = protocol.pay(config, jnp.int32(0), quality, first_valid, second)
+    first, more, metrics = attempts.pay(config, jnp.int32(0), quality, first_valid, second)
     np.testing.assert_allclose(first, [[0.0, 1.0, 0.5], [1.0, 0.0, 0.0]])
     reward = np.array([[1.0, 1.0, 0.0], [0.5, 0.0, 1.0]])
     np.testing.assert_allclose(more.rows.reward.reshape(B, G), reward)
