@@ -199,19 +199,9 @@ TRAIN = (
     ),
     *_made_by(
         "algorithm.grpo.update",
-        ("replay/loss", "", "loss of the responses that are learnt from again", "`algorithm.replay.size` is not 0"),
-        (
-            "replay/clip_fraction",
-            "share",
-            "tokens of these whose gradient the clip takes",
-            "`algorithm.replay.size` is not 0",
-        ),
-        (
-            "replay/approx_kl_old",
-            "nats",
-            "how far the policy is from the one that sampled them, a token",
-            "`algorithm.replay.size` is not 0",
-        ),
+        ("<rows>/loss", "", "loss of what is learnt from beside the batch: replay, second", FURTHER),
+        ("<rows>/clip_fraction", "share", "tokens of these whose gradient the clip takes", FURTHER),
+        ("<rows>/approx_kl_old", "nats", "how far the policy is from the one that sampled them, a token", FURTHER),
     ),
     *_made_by(
         "algorithm.attempts.pay",
