@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -18,8 +19,24 @@ def run(script: str, *command: str) -> list[list[str]]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(arguments, env=environment, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    _, _, table = done.stdout.rpartition("---|\n")
-    return [[cell.strip() for cell in row.strip("| ").split("|")] for row in table.splitlines() if row.startswith("|")]
+    return cells(done.stdout.rpartition("---|\n")[2])
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in row.strip("| ").split("|")] for row in text.splitlines() if row.startswith("|")]
+
+
+def tables(script: str, *command: str) -> list[list[list[str]]]:
+    """Return the cells of each table's rows, without their heads."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *command],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return [cells(text)[2:] for text in done.stdout.split("\n\n") if text.startswith("|")]
 
 
 ROWS = {"prefill": 3, "bound": 3, "stages": 4, "int8": 2, "lora": 4, "update": 2, "skew": 7, "load": 1, "turns": 2}
@@ -41,6 +58,32 @@ def test_benchmark_of_the_methods():
     assert [row[0] for row in rows] == ["sec", "turns"]
     assert float(rows[0][1].split()[0]) > 0
     assert rows[1][1].startswith("not on this domain")
+
+
+def test_the_task_space_of_a_study(tmp_path):
+    """Three unit vectors at right angles are √2 apart, by cosine 1; a seed more has twice the instances and a deeper end."""
+    for variant, factor in (("improve", 1), ("exit", 3)):
+        for seed in (0, 1):
+            folder = tmp_path / variant / f"seed{seed}"
+            folder.mkdir(parents=True)
+            deep = lambda step, seed=seed: 2.0 + (seed + 1 if step >= 200 else 0)
+            rows = [
+                {"step": n, "start_depth": deep(n), "distinct_instances": 10 * factor * (seed + 1)} for n in range(300)
+            ]
+            (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            embedding = np.eye(3)
+            np.savez(
+                folder / "instances.npz",
+                embedding=embedding,
+                start_embedding=2 * embedding,
+                start_task=np.array([0, 0, 1]),
+            )
+    (improve, full), (paired,) = tables("task_space.py", str(tmp_path))
+    assert improve[:2] == ["improve", "15.000 ± 7.071"]
+    assert improve[2:6] == ["1.000 ± 0.000", "1.414 ± 0.000", "1.000 ± 0.000", "2.828 ± 0.000"]
+    assert [improve[6], improve[7]] == ["2.000 ± 0.000", "3.500 ± 0.707"]
+    assert full[0] == "exit"
+    assert paired[:2] == ["exit - improve", "30 ± 127"]  # 20 and 40; t of one degree of freedom, 12.7 times 14.1 / √2
 
 
 def test_benchmark_of_the_grader():
