@@ -183,7 +183,7 @@ def learn(
     if replay is not None:
         rows = replays.recall(config.replay, replay, state.step, stream(state.key, "replay", state.step))
         more.append(grpo.More("replay", rows, replays.plain(config), config.replay_coef))
-        replay = replays.remember(replay, learnt, rollouts, reward_BG, advantage_BG, state.step)
+        replay = replays.remember(replay, learnt, rollouts, reward_BG, advantage_BG, state.step, grades.lost)
     update = functools.partial(
         grpo.update,
         config,
@@ -204,7 +204,7 @@ def learn(
         curriculum, shares = curricula.observe(config.curriculum, units, state.curriculum, *told)
     start_level = state.start_level
     if start_level is not None:
-        start_level = start_levels.observe(config.starts, start_level, instances.history.task, reward_BG)
+        start_level = start_levels.observe(config.starts, start_level, instances.history.task, reward_BG, grades.lost)
         metrics["start_level"] = start_level.level.mean()
     key = stream(state.key, "expand", state.step)
     buffer, first_B, expansion = expand(config, state.buffer, instances, rollouts, grades, score_B, step, key)

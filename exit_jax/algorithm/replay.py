@@ -37,9 +37,15 @@ def create(config: ReplayConfig, prompt_width: int, max_tokens: int) -> Replay:
 
 
 def remember(
-    replay: Replay, instances: Instances, rollouts: Rollouts, reward: Array, advantage: Array, step: Array
+    replay: Replay,
+    instances: Instances,
+    rollouts: Rollouts,
+    reward: Array,
+    advantage: Array,
+    step: Array,
+    lost: Array | None = None,
 ) -> Replay:
-    """Keep the whole responses [B, G] of positive advantage over the oldest ones, and the groups' mean rewards."""
+    """Keep the whole responses [B, G] of positive advantage over the oldest ones, and the mean rewards of groups not lost."""
     size, groups = replay.born.size, reward.shape
     good = ((advantage > 0) & rollouts.finished).reshape(-1)
     place = (replay.head + jnp.cumsum(good, dtype=jnp.int32) - 1) % size
@@ -51,6 +57,7 @@ def remember(
         return held.at[row].set(jnp.pad(flat, missing), mode="drop")
 
     each = lambda x: jnp.broadcast_to(x[:, None], (*groups, *x.shape[1:]))
+    mean = reward.mean(1) if lost is None else jnp.where(lost, jnp.nan, reward.mean(1))
     number = replay.num_means + jnp.arange(groups[0])
     return dataclasses.replace(
         replay,
@@ -62,7 +69,7 @@ def remember(
         reward=put(replay.reward, reward),
         born=put(replay.born, jnp.broadcast_to(step, groups)),
         head=(replay.head + good.sum(dtype=jnp.int32)) % size,
-        means=replay.means.at[number % replay.means.size].set(reward.mean(1)),
+        means=replay.means.at[number % replay.means.size].set(mean),
         num_means=replay.num_means + groups[0],
     )
 

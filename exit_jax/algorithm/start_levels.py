@@ -92,9 +92,12 @@ def draw(config: StartsConfig, state: StartLevel, task: Array, step: Array, key:
     return rule.at(config, level, step, key)
 
 
-def observe(config: StartsConfig, state: StartLevel, task: Array, reward: Array) -> StartLevel:
-    """Return the levels after groups of rewards [B, G]; tasks that are in no table have none."""
+def observe(
+    config: StartsConfig, state: StartLevel, task: Array, reward: Array, lost: Array | None = None
+) -> StartLevel:
+    """Return the levels after groups of rewards [B, G]; tasks in no table have none, and those of ``lost`` groups [B] stay."""
     row, outside = task - state.first, state.level.size
-    target = jnp.where((row >= 0) & (row < outside), row, outside)
+    known = (row >= 0) & (row < outside) & (True if lost is None else ~lost)
+    target = jnp.where(known, row, outside)
     level = state.level.at[target].add(LEVELS[config.level_by].moved(config, reward), mode="drop")
     return dataclasses.replace(state, level=jnp.clip(level, 0.0, config.level))

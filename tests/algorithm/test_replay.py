@@ -64,6 +64,13 @@ def test_the_ring_is_a_queue_of_good_responses():
     assert len(seen) > CONFIG.rows
 
 
+def test_a_lost_group_has_no_mean():
+    _, instances, rollouts = make_batch(np.random.default_rng(0), 0)
+    reward, lost = jnp.array([[0.0] * G, [0.5] * G, [1.0] * G]), jnp.array([True, False, False])
+    ring = replay.remember(replay.create(CONFIG, P, T), instances, rollouts, reward, 0 * reward, 0, lost)
+    np.testing.assert_array_equal(ring.means, [np.nan, 0.5, 1.0, np.nan, np.nan])
+
+
 def logprobs(params, prompt, prompt_length, tokens):
     """Log-probs of a policy whose logits are a row of parameters for each prompt and position."""
     logits = params["bias"][None, None, None] + params["by_prompt"][prompt[:, 0] % 4][:, None, None]

@@ -57,6 +57,13 @@ def test_draws_of_tasks_and_of_what_is_in_no_table(rule, expected):
     np.testing.assert_allclose(drawn, expected, rtol=1e-6)
 
 
+def test_a_lost_group_moves_no_level():
+    config = StartsConfig("hint", "failed", level=1.0)
+    state = start_levels.create(config, 2, 0)
+    state = start_levels.observe(config, state, jnp.array([0, 1]), jnp.array([LOST, LOST]), jnp.array([True, False]))
+    np.testing.assert_allclose(state.level, [0.0, 0.25])
+
+
 def test_uniform_draws_fill_the_range():
     config = StartsConfig("prefix", "uniform", level=0.5)
     task = jnp.zeros(4000, jnp.int32)
