@@ -69,8 +69,8 @@ def draw(by_setting: dict[str, Results]) -> Figure:
         fig.subplots(1, len(by_setting), sharey=True, squeeze=False)[0], by_setting.items()
     ):
         k, lines = curves(results)
-        for i, (name, values) in enumerate(lines.items()):
-            draw_mean(ax, range(len(k)), values, label=NAMES[name], **style(i))
+        for name, values in lines.items():
+            draw_mean(ax, range(len(k)), values, label=NAMES[name], **style(list(NAMES).index(name)))
         ax.set_xticks(range(len(k)), [str(step) for step in k])
         ax.set(title=f"{setting}: {SETTINGS[setting]}", xlabel=STEP, ylim=(0, 100))
     fig.axes[0].set_ylabel("held-out puzzles solved (%)")
