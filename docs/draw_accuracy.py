@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from exit_jax import study
 from exit_jax.report.plots import STEP, STYLE, WIDTH, draw_mean, style
+from exit_jax.workdir.markdown import table
 
 DOCS = pathlib.Path(__file__).parent
 SETTINGS = {"paper": "training puzzles with 4-7 clues", "control": "with 4-14 clues"}
@@ -118,6 +119,31 @@ def longest(setting: str) -> str:
     return "\n".join(rows)
 
 
+def depth() -> str:
+    """Return what the policies of the setting paper come to by k = 64: chains, chains that restart, and the tokens of both."""
+    results = in_common(read(DOCS / "studies/sudoku_depth.jsonl"))
+    split = next(iter(results[study.BASE].values()))["splits"]["test"]
+    k = split["k"]
+    rows = []
+    for name, found in results.items():
+        for scaffold, figure in (("chain", "accuracy"), ("restarts", "best_so_far")):
+            of = lambda which, found=found, scaffold=scaffold: np.array(
+                [e["splits"]["test"]["scaffolds"][scaffold][which] for e in found.values()], float
+            )
+            values, tokens = of(figure), of("tokens").mean(0)
+            cells = [f"{mean:.3f} ± {std:.3f}" for mean, std in zip(values.mean(0), values.std(0, ddof=1), strict=True)]
+            rows.append([f"{name}, {scaffold}", *cells[3:], f"{tokens[k.index(16)]:.0f}, {tokens[-1]:.0f}"])
+    accuracy = {
+        name: np.array([e["splits"]["test"]["scaffolds"]["chain"]["accuracy"] for e in found.values()])
+        for name, found in results.items()
+    }
+    said = lambda values: f"{values.mean():+.3f} ± {float(study.half_width(values)):.3f}"
+    late = [f"{name} {said(values[:, -1] - values[:, k.index(16)])}" for name, values in accuracy.items()]
+    above = [f"{name} {said(values[:, -1] - accuracy[study.BASE][:, -1])}" for name, values in accuracy.items()]
+    text = table(["", *(f"k={step}" for step in k[3:]), "tokens at 16, 64"], rows)
+    return f"{text}\n\ngained from k = 16 to 64: {', '.join(late)}\nabove the warm start at 64: {', '.join(above[1:])}"
+
+
 def main() -> None:
     """Draw the picture of the rows as they are, and print their tables."""
     by_setting = read_all()
@@ -125,6 +151,7 @@ def main() -> None:
         draw(by_setting).savefig(DOCS / "accuracy_by_k.png", metadata={"Source": digest(by_setting)})
     for setting, results in by_setting.items():
         print(f"# {setting}\n\n{study.markdown(study.over_seeds(results))}\n{gains(results)}\n\n{longest(setting)}\n")
+    print(f"# to k = 64\n\n{depth()}")
 
 
 if __name__ == "__main__":

@@ -93,6 +93,18 @@ def free_compiled_programs():
     So go the package's own caches, which hold programs, and what the allocator holds back: 2.6 GB a worker without this.
     """
     yield
+    forget_programs()
+
+
+@pytest.fixture
+def free_after_test():
+    """Free what a test has compiled, in a file whose tests together would compile too much."""
+    yield
+    forget_programs()
+
+
+def forget_programs():
+    """Let go of all compiled programs, and of what the allocator holds back."""
     for cached in [one for one in gc.get_objects() if type(one) is functools._lru_cache_wrapper]:
         if (cached.__module__ or "").startswith("exit_jax"):
             cached.cache_clear()

@@ -85,6 +85,7 @@ def test_units_and_records_that_there_are_not_are_told(unit, message, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("free_after_test")
 @pytest.mark.parametrize("word", sorted(set(METHODS) - set(ELSEWHERE) - {*OF_TOOLS, *RUN_ELSEWHERE}))
 def test_a_run_learns_by_every_method(word, tmp_path):
     content = variant_of(f"exit-{word}")
