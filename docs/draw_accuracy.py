@@ -144,6 +144,24 @@ def depth() -> str:
     return f"{text}\n\ngained from k = 16 to 64: {', '.join(late)}\nabove the warm start at 64: {', '.join(above[1:])}"
 
 
+def ablations() -> str:
+    """Return what one change does to diverge in the setting paper: accuracy and frozen at k = 16, and differences, ± 95%."""
+    plain = read(rows_of("paper"))["diverge"]
+    rows = [json.loads(line) for line in (DOCS / "studies/sudoku_ablations.jsonl").read_text().splitlines()]
+    last = lambda found, figure: found["splits"]["test"]["scaffolds"]["chain"][figure][-1]
+    lines = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        found = {row["seed"]: row["evaluation"] for row in rows if row["variant"] == variant}
+        cells = []
+        for figure in ("accuracy", "unchanged_wrong"):
+            own = np.array([last(one, figure) for one in found.values()])
+            paired = own - np.array([last(plain[seed], figure) for seed in found])
+            cells.append(f"{own.mean():.3f} ± {own.std(ddof=1):.3f}")
+            cells.append(f"{paired.mean():+.3f} ± {float(study.half_width(paired)):.3f}")
+        lines.append([variant, str(len(found)), *cells])
+    return table(["", "seeds", "k=16", "minus diverge", "frozen", "minus diverge"], lines)
+
+
 def main() -> None:
     """Draw the picture of the rows as they are, and print their tables."""
     by_setting = read_all()
@@ -151,7 +169,7 @@ def main() -> None:
         draw(by_setting).savefig(DOCS / "accuracy_by_k.png", metadata={"Source": digest(by_setting)})
     for setting, results in by_setting.items():
         print(f"# {setting}\n\n{study.markdown(study.over_seeds(results))}\n{gains(results)}\n\n{longest(setting)}\n")
-    print(f"# to k = 64\n\n{depth()}")
+    print(f"# to k = 64\n\n{depth()}\n\n# one change\n\n{ablations()}")
 
 
 if __name__ == "__main__":
