@@ -278,6 +278,10 @@ class ExItConfig:
                 f"algorithm.length_weight = {self.length_weight} with algorithm.length_budget = 0: say how many tokens a "
                 "response should have"
             )
+        if len(self.admission_band) != 2 or self.admission_band[0] > self.admission_band[1]:
+            found.append(
+                f"algorithm.admission_band = {self.admission_band} is not (low, high): it would admit no group"
+            )
         if self.refill and self.admission == "all":
             found.append(
                 'algorithm.refill = True with algorithm.admission = "all": every group is admitted, so there is nothing to '

@@ -131,6 +131,8 @@ def test_refilling_learns_from_whole_batches_and_updates_count():
     ("fields", "message"),
     [
         ({"refill": True}, 'admission = "all": every group is admitted'),
+        ({"admission": "band", "admission_band": (0.8, 0.2)}, "is not (low, high)"),
+        ({"admission": "band", "admission_band": (0.2,)}, "is not (low, high)"),
         ({"refill": True, "admission": "spread", "self_distillation": 0.5}, "set one off"),
     ],
 )
