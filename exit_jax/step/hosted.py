@@ -97,11 +97,11 @@ class HostedSteps:
 
     def select(self, state: State, in_flight: Instances | None = None) -> tuple[Instances, Array]:
         """Return the next batch's instances, and the key that its rollouts are sampled with."""
-        algorithm = self.config.algorithm
-        if self.environment and (algorithm.turn_limit or algorithm.schedules):
+        algorithm, environment = self.config.algorithm, self.domain.environment
+        if environment and (algorithm.turn_limit or algorithm.schedules):
             limit = schedules.at(algorithm, int(state.step) + (in_flight is not None)).turn_limit
-            limit = min(int(limit) or math.inf, self.environment.max_turns)
-            self.environment = dataclasses.replace(self.environment, max_turns=limit)
+            limit = min(int(limit) or math.inf, environment.max_turns)
+            self.environment = dataclasses.replace(environment, max_turns=limit)
         return self.programs.select(self.constants, state, in_flight)
 
     def rollout(self, params: Params, instances: Instances, key: Array) -> Rollouts | Played:

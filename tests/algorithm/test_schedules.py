@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from exit_jax.algorithm import schedules
 from exit_jax.algorithm.learnability import length_reward
 from exit_jax.algorithm.settings import ExItConfig
+from exit_jax.step.hosted import HostedSteps
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,31 @@ def test_faults_say_what_is_wrong(text, message):
     (fault,) = ExItConfig(schedules=(text,), kl_coef=0.0).faults()
     assert text in fault
     assert message in fault
+
+
+@dataclasses.dataclass
+class Environment:
+    max_turns: int
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, [12, 12, 12, 12]),
+        ({"turn_limit": 5.0}, [5, 5, 5, 5]),
+        ({"schedules": ("turn_limit = linear(4, 20, 16)",)}, [4, 8, 9, 12]),  # never more than the environment's own
+        ({"schedules": ("clip_low = constant(0.1)",)}, [12, 12, 12, 12]),
+    ],
+)
+def test_an_episode_of_training_has_the_turns_of_its_iteration(fields, expected):
+    given = types.SimpleNamespace
+    domain, programs = given(environment=Environment(12)), given(select=lambda *_: None)
+    turns = []
+    for step, in_flight in ((0, None), (4, None), (4, "a batch"), (90, None)):
+        steps = HostedSteps(given(algorithm=ExItConfig(**fields)), domain, None, programs, None)
+        steps.select(given(step=jnp.int32(step)), in_flight)
+        turns.append(steps.environment.max_turns)
+    assert turns == expected
 
 
 def test_a_field_has_one_schedule():
