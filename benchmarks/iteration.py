@@ -1,16 +1,23 @@
 """Speed of one ExIt iteration on sudoku: fused in one program, with grading on the host, and of its sampler alone.
 
     python benchmarks/iteration.py
+    taskset -c 0 python benchmarks/iteration.py --profile
 
 The variants run in turns for several rounds, each round timing ``run.steps_per_call`` iterations. The bound is the time that
 the same matrix products would need at the best rate that this machine reaches on a square float32 product, measured
 here; it counts no attention scores, softmax, sampling, sorting or optimiser. Prints a Markdown table of medians and ranges.
+With --profile, where the time of the fused iteration goes instead: milliseconds by phase and kind of operation.
 """
 
 import argparse
+import collections
+import gzip
+import json
 import pathlib
+import re
 import runpy
 import statistics
+import tempfile
 import time
 
 import jax
@@ -60,12 +67,55 @@ def peak_flops(size: int = 2048, repeats: int = 10) -> float:
     return 2.0 * size**3 / min(secs)
 
 
+def phase_of(op_name: str) -> str:
+    """Return what an operation is part of, by the path that JAX notes for it."""
+    if "transpose(jvp" in op_name:
+        return "learner, backward"
+    if "jvp(" in op_name:
+        return "learner, forward"
+    return (
+        "sampler, a token at a time"
+        if "/while/body/closed_call/while/" in op_name
+        else "rest, with the sampler's prefill"
+    )
+
+
+def profile(config: Config) -> None:
+    """Print milliseconds an iteration by phase, of matrix products and of all else, from a trace of the compiled program."""
+    program = make_program(config)
+    constants = Constants(train.base_tasks(config, "train"), None)
+    state = program.init(program.init_params(0), 0)
+    text = program.train.lower(constants, state).compile().as_text()
+    operations = dict(re.findall(r'^\s*(?:ROOT )?%([\w.-]+) = .*?op_name="([^"]*)"', text, re.MULTILINE))
+    state, _ = jax.block_until_ready(program.train(constants, state))
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, create_perfetto_trace=True):
+            jax.block_until_ready(program.train(constants, state))
+        trace = json.loads(gzip.decompress(next(pathlib.Path(folder).rglob("perfetto_trace.json.gz")).read_bytes()))
+    products, others = collections.Counter(), collections.Counter()
+    for event in trace["traceEvents"]:
+        name = event.get("name", "")
+        if event.get("ph") == "X" and name in operations and not name.startswith(("while", "call", "conditional")):
+            kind = products if operations[name].endswith("/dot_general") or name.startswith("dot") else others
+            kind[phase_of(operations[name])] += event["dur"] / 1e3 / config.run.steps_per_call
+    print("| phase | matrix products ms | all else ms |\n|---|---|---|")
+    for phase in sorted(products | others):
+        print(f"| {phase} | {products[phase]:.1f} | {others[phase]:.1f} |")
+    print(f"| sum | {products.total():.1f} | {others.total():.1f} |")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="speed of one ExIt iteration")
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument(
+        "--profile", action="store_true", help="where the time goes; pin it to one core to have it add up"
+    )
+    flags = parser.parse_args()
+    rounds = flags.rounds
     config = read_config()
+    if flags.profile:
+        return profile(config)
     hosted_config = read_config(**{"domain.on_host": True, "run.steps_per_call": 1})  # the host is between iterations
     program, hosted = make_program(config), make_program(hosted_config)
     constants = Constants(train.base_tasks(config, "train"), None)
