@@ -22,6 +22,19 @@ same number of rollouts. A training method is a variant: its word after a hyphen
 more: under such a label a result here says nothing of the paper. Numbers are the authors' where they give any. With
 `rollout_lag = 1` whatever learns from groups is one batch late. `python docs/write_methods.py > docs/methods.md` writes
 this page from `exit_jax/config/methods` and `exit_jax/evaluation/scaffolds`, and a test keeps it true.
+
+## Comparing them
+
+    python -m exit_jax.main --mode study --config sudoku:setting=control --config.study.seeds="(30,31,32,33,34)" \\
+        --config.study.variants="('grpo','grpo-sec','grpo-sec-permuted','exit','exit-sec')" --config.study.rows=rows.jsonl
+    python -m exit_jax.main --mode report --config sudoku --runs rows.jsonl --workdir runs/comparison
+
+The second writes `comparison.md` and its figures, of the rows of one or more studies: differences to the same variant without
+the method, paired by seed, with intervals and p-values under Holm's correction; interquartile means and probabilities of
+improvement with bootstrapped intervals, as [rliable](https://arxiv.org/abs/2108.13264) has them; what a method adds within ExIt
+less what it adds without; over several studies all of it together. A difference that the interval neither shows nor excludes
+is *not seen*; it is *equal* only if the interval lies within ±.05. A study warns of variants that sample unequally many
+responses, and the page says so.
 """
 
 ABOUT = {

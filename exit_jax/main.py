@@ -71,7 +71,11 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum("mode", "train", [*MODES], "; ".join(f"{mode}: {what}" for mode, what in MODES.items()) + ".")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "With --mode compile: the TPU slice, as v5e:4x4.")
 _PORT = flags.DEFINE_integer("port", 8765, "With --mode watch: the page's port on 127.0.0.1; 0 for any that is free.")
-_RUNS = flags.DEFINE_list("runs", [], "With --mode report: folders of finished runs to compare in one report.")
+_RUNS = flags.DEFINE_list(
+    "runs",
+    [],
+    "With --mode report: folders of finished runs for one report, or files of rows (config.study.rows) to compare methods by.",
+)
 _PUSH = flags.DEFINE_string("push", "", "With --mode export: repository of the hub to upload it to, as me/model.")
 _PUBLIC = flags.DEFINE_bool("public", False, "With --push: let all see the repository that is made for it.")
 

@@ -8,6 +8,7 @@ settings of ``eval`` are others; one of another experiment is an error. Seeds sh
 
 import dataclasses
 import json
+import logging
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,8 @@ from exit_jax.workdir import evaluation, identity, rows
 from exit_jax.workdir.evaluation import to_lists
 from exit_jax.workdir.markdown import table
 from exit_jax.workdir.metrics import trained_iterations
+
+log = logging.getLogger(__name__)
 
 # accuracy = found x kept: an answer counts at the last iterate if a chain was ever right and stayed so
 MEASURES = {  # name -> a scaffold and its figure, but for ``kept``, the ratio of the first two
@@ -116,6 +119,7 @@ def study(
     Raises:
       ConfigError: if a finished run below ``workdir`` is of another experiment.
     """
+    warn_of_unequal_cost({variant: make_config(variant, seeds[0]) for variant in variants})
     results: dict[str, dict[int, dict]] = {}
     known = rows.read(recorded) if recorded else {}
     # one without a change, such as exit-blind's, which the base policy would be evaluated with
@@ -134,13 +138,24 @@ def study(
             found = known.get(name) or finished(config, folder) or run(config, folder)
             results.setdefault(variant, {})[seed] = found
             if recorded and name not in known and hosts.is_lead():
-                rows.append(recorded, config, found)
+                rows.append(recorded, config, found, rows.training_of(config, folder))
     summary = over_seeds(results)
     if hosts.is_lead():
         workdir.mkdir(parents=True, exist_ok=True)  # of rows alone
         identity.write_json(workdir / "study.json", summary)
         (workdir / "study.md").write_text(markdown(summary))
     return summary
+
+
+def warn_of_unequal_cost(configs: Mapping[str, Config]) -> None:
+    """Tell which variants sample another number of responses in training than the others do."""
+    counts = {variant: config.run.num_iterations * config.algorithm.responses for variant, config in configs.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{variant} {count:,}" for variant, count in counts.items())
+        log.warning(
+            "the variants do not sample equally many responses in training, so their results cost different amounts: %s",
+            listed,
+        )
 
 
 def finished(config: Config, folder: pathlib.Path) -> dict | None:

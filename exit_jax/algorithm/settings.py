@@ -267,6 +267,11 @@ class ExItConfig:
         0, "1 samples a batch while the one before is graded, from parameters one update older", choices=(0, 1)
     )
 
+    @property
+    def responses(self) -> int:
+        """Return how many responses an iteration samples; an episode of several turns counts as one."""
+        return self.num_prompts * self.group_size * (1 if self.protocol == "single" else 2)
+
     def faults(self) -> list[str]:
         """Return what is wrong with the schedules, and a length that is paid without a budget."""
         found = schedules.faults(self)

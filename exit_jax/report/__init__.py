@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import matplotlib
 
 from exit_jax.errors import ConfigError
-from exit_jax.report import browser, during, instances, lineage, plots, scores, training
+from exit_jax.report import browser, comparison, during, instances, lineage, plots, scores, training
 from exit_jax.report.plots import STYLE, Plot
 from exit_jax.report.runs import Groups, group, load
 from exit_jax.report.tables import markdown
@@ -40,10 +40,19 @@ SCORE_PLOTS: dict[str, Callable[[Groups], Plot]] = {
 def report(workdir: pathlib.Path, runs: Sequence[pathlib.Path]) -> pathlib.Path:
     """Write ``report/report.md``, its plots and ``chains.html`` below ``workdir``: of the runs, else of ``workdir``.
 
+    Of files of rows (``config.study.rows``) it is ``report/comparison.md`` and its plots.
+
     Raises:
-      ConfigError: if no folder holds metrics or an evaluation.
+      ConfigError: if no folder holds metrics or an evaluation, or no file a comparison; or there are files and folders.
     """
     paths = [pathlib.Path(path) for path in runs or [workdir]]
+    if files := [path for path in paths if path.is_file()]:
+        if len(files) < len(paths):
+            raise ConfigError(
+                f"--runs names files ({', '.join(map(str, files))}) and folders; files are rows of studies, whose methods are "
+                "compared on a page of their own: give one kind or the other"
+            )
+        return comparison.write(pathlib.Path(workdir) / "report", files)
     loaded = [load(path) for path in paths]
     if not any(run.rows or run.evaluation for run in loaded):
         raise ConfigError(

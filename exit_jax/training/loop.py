@@ -143,8 +143,7 @@ def _require_finite(title: str, step: int, metrics: Mapping[str, np.ndarray], un
 def _rates(config: Config, metrics: Mapping[str, np.ndarray], per_sec: float) -> dict[str, float]:
     rates = {"time/steps_per_sec": per_sec, "time/secs_per_step": 1.0 / per_sec}
     if "response_length" in metrics:
-        rollouts = config.algorithm.num_prompts * config.algorithm.group_size
-        rates["time/tokens_per_sec"] = per_sec * rollouts * float(metrics["response_length"].mean())
+        rates["time/tokens_per_sec"] = per_sec * config.algorithm.responses * float(metrics["response_length"].mean())
     if "time/device_wait_secs" in metrics:
         rates["time/device_wait_share"] = per_sec * float(metrics["time/device_wait_secs"].mean())
     return rates
