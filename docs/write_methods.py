@@ -75,7 +75,9 @@ ABOUT = {
     "protocol": (
         "Protocols",
         "Two attempts a rollout (`exit_jax/algorithm/protocol.py`), for tasks of one turn; the prompts of a batch are "
-        "halved, so that it samples as many responses.",
+        "halved, so that it samples as many responses. `critique` has the policy say what is wrong between them, in domains of "
+        "text (`domain.critique`), and takes a third of the prompts; it needs a policy that can: with tiny ones only its "
+        "mechanics were tried.",
     ),
     "objective": (
         "Objectives",
@@ -96,8 +98,9 @@ ABSENT = (
         "not built yet; `rft` and `star` learn from what is right at once, `spear` from good responses of before",
     ),
     (
-        "SELF, Self-Refine, Reflexion, ThinkTuning, AutoMathCritique",
-        "a policy that writes critiques; not built yet",
+        "Reflexion's memory, AutoMathCritique's critic",
+        "several reflections in a prompt, or a second policy that criticises; one critique of the newest response is here as "
+        "`critique`, and in evaluation as `self_refine`",
     ),
     (
         "ADCL, EGSR",

@@ -68,7 +68,7 @@ def train(config: ConfigDict | Config, workdir: str | os.PathLike | None = None)
       Interrupted: a signal, as the interrupt of a notebook, asked to stop; the same call goes on.
     """
     config = _checked(config)
-    scaffolds.chosen(config.eval)  # raises before anything is trained
+    evaluation.scaffolds_of(config)  # raises before anything is trained
     trackers.require_installed(config.run.trackers)
     for line in learning.warnings_of(config) if hosts.is_lead() else ():
         warn(line)

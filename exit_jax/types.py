@@ -27,6 +27,8 @@ Metrics = dict[str, Array]
 PIECES = ("context", "request", "solution", "feedback")
 MODES = ("base", "improve", "diverge")
 BASE, IMPROVE, DIVERGE = range(3)
+CRITIQUE = 3  # asks for what is wrong with a response; no mode of training's instances, but of protocols and scaffolds
+ALL_MODES = (*MODES, "critique")
 NO_ID = -1
 GENERATED = 1 << 30  # tasks with this number and above are in no split's table
 

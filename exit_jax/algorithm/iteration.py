@@ -160,8 +160,7 @@ def learn(
     reward_BG = reward(config.reward, grades.quality, grades.valid, before, asked.mode)
     more, changes = [], {}
     if second is not None:
-        reward_BG, rows, changes = attempts.pay(config, state.step, grades.quality, grades.valid, second)
-        more.append(rows)
+        reward_BG, more, changes = attempts.pay(config, state.step, grades.quality, grades.valid, second)
     if not schedules.is_off(config.length_weight):
         paid_BG = length_reward(rollouts.mask.sum(-1), config.length_budget)
         reward_BG = (1.0 - config.length_weight) * reward_BG + config.length_weight * paid_BG

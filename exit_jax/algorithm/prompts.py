@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from exit_jax.types import MODES, PIECES, Array, History
+from exit_jax.types import ALL_MODES, PIECES, Array, History
 
 Template = Sequence[str | Sequence[int]]
 
@@ -86,7 +86,8 @@ def render(template: Template, history: History, width: int) -> tuple[Array, Arr
 
 def render_by_mode(templates: Mapping[str, Template], history: History, mode: Array, width: int) -> tuple[Array, Array]:
     """Splice each history with the template of its mode: (tokens int32 [..., width], total length int32 [...])."""
-    rendered = [render(templates[name], history, width) for name in MODES]
-    pick = [mode == index for index in range(len(MODES))]
+    known = [index for index, name in enumerate(ALL_MODES) if name in templates]
+    rendered = [render(templates[ALL_MODES[index]], history, width) for index in known]
+    pick = [mode == index for index in known]
     tokens = jnp.select([chosen[..., None] for chosen in pick], [tokens for tokens, _ in rendered])
     return tokens, jnp.select(pick, [length for _, length in rendered])

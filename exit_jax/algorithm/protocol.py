@@ -1,4 +1,4 @@
-"""Protocols of two attempts a rollout: the second goes on from the first, and both are learnt from.
+"""Protocols of two attempts a rollout: the second goes on from the first, or from a critique of it, and all are learnt from.
 
 ExIt's rollouts are single steps, of which its buffer makes longer ones. Here each of the G rollouts of a prompt is followed by
 one response to the improve prompt of what it led to, so that a batch samples twice as many responses. Second attempts of a
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import Array
 
-SINGLE = "single"
+SINGLE, CRITIQUE = "single", "critique"
 
 
 def single(config: ExItConfig, step: Array, first: Array, second: Array) -> tuple[Array, Array]:
@@ -44,10 +44,16 @@ def srpo(config: ExItConfig, step: Array, first: Array, second: Array) -> tuple[
     return paid, paid
 
 
+def critique(config: ExItConfig, step: Array, first: Array, second: Array) -> tuple[Array, Array]:
+    """Each attempt its own quality; the critique between them is paid how much the second raised it (attempts.pay)."""
+    return first, second
+
+
 # (settings, iterations done, quality [B, G] of both attempts) -> rewards of both, float32 [B, G]
 PROTOCOLS: dict[str, Callable[[ExItConfig, Array, Array, Array], tuple[Array, Array]]] = {
     SINGLE: single,
     "own": own,
     "score": score,
     "srpo": srpo,
+    CRITIQUE: critique,
 }

@@ -196,7 +196,10 @@ class ExItConfig:
         younger=True,
     )
     protocol: str = setting(
-        "single", "whether rollouts have a second attempt, and what both are paid", choices=PROTOCOLS, younger=True
+        "single",
+        "whether rollouts have a second attempt, by a critique or without, and what is paid",
+        choices=PROTOCOLS,
+        younger=True,
     )
     protocol_stage: int = setting(
         0,
@@ -270,7 +273,7 @@ class ExItConfig:
     @property
     def responses(self) -> int:
         """Return how many responses an iteration samples; an episode of several turns counts as one."""
-        return self.num_prompts * self.group_size * (1 if self.protocol == "single" else 2)
+        return self.num_prompts * self.group_size * {"single": 1, "critique": 3}.get(self.protocol, 2)
 
     def faults(self) -> list[str]:
         """Return what is wrong with the schedules, and a length that is paid without a budget."""

@@ -16,6 +16,7 @@ STREAMS = (
     "start_levels",
     "replay",
     "second",
+    "critique",
 )
 
 

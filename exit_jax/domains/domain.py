@@ -66,6 +66,8 @@ class Domain:
     tasks: Callable[[str], History]  # split -> base tasks [M], whose numbers follow one another
     # (Instances, Rollouts); episodes, where it plays them, are the third argument, all in NumPy
     grade: Callable[..., Grades]
+    # the same of critiques, whose children hold the response of before with the critique for feedback; all in NumPy
+    critique: Callable[[Instances, Rollouts], Grades] | None = None
     describe: Callable[[History], list[str]]  # what each history [K] holds, as text for people
 
     splits: tuple[str, ...] = ("train", "test")

@@ -10,6 +10,7 @@ import numpy as np
 
 from exit_jax import domains
 from exit_jax.config.schema import Config
+from exit_jax.errors import ConfigError
 from exit_jax.evaluation.chains import run_chains, stored_name
 from exit_jax.evaluation.episodes import run_episodes
 from exit_jax.evaluation.figures import mean_of
@@ -17,9 +18,23 @@ from exit_jax.evaluation.outcome import Outcome, Split, describe_split
 from exit_jax.evaluation.scaffolds import CHAIN, Scaffold, chosen
 from exit_jax.parallel import hosts
 from exit_jax.step.finite import explain
-from exit_jax.types import MODES, Params
+from exit_jax.step.requirements import NO_CRITIQUES
+from exit_jax.types import ALL_MODES, Params
 from exit_jax.workdir import identity
 from exit_jax.workdir.evaluation import FORMAT, MEAN, NAME
+
+
+def scaffolds_of(config: Config) -> tuple[Scaffold, ...]:
+    """Return the scaffolds that an evaluation runs.
+
+    Raises:
+      UserError: if there is no such scaffold, or one needs what the domain has not.
+    """
+    rows = chosen(config.eval)
+    for row in rows:
+        if row.critiques and domains.make(config.domain_name, config.domain).critique is None:
+            raise ConfigError(NO_CRITIQUES.format(what=f"eval.scaffolds with {row.name!r}", domain=config.domain_name))
+    return rows
 
 
 def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> dict[str, Any]:
@@ -29,7 +44,7 @@ def evaluate(config: Config, params: Params, workdir: pathlib.Path | None) -> di
     what the domain's grading says of its own, a mean over all responses: all else is the same however often an evaluation was
     stopped.
     """
-    domain, scaffolds = domains.make(config.domain_name, config.domain), chosen(config.eval)
+    domain, scaffolds = domains.make(config.domain_name, config.domain), scaffolds_of(config)
     splits, saved, timing, means = {}, [], {}, {}
     trained = config.run.num_iterations or config.warm_start.num_steps
     for split in config.eval.splits:
@@ -103,7 +118,7 @@ def save_chains(
         row = {"split": stored_name(split, scaffold), "task": c % num_tasks, "sample": c // num_tasks}
         row |= dict(about[c % num_tasks])
         row["quality"] = [round(float(q), 4) for q in quality[:, c]]
-        row["modes"] = [MODES[mode] for mode in outcome.chains.mode[:, c]]
+        row["modes"] = [ALL_MODES[mode] for mode in outcome.chains.mode[:, c]]
         if outcome.answers:
             row["answers"] = [answers[c] for answers in outcome.answers]
         if outcome.feedback:

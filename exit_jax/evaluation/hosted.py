@@ -5,6 +5,7 @@ one that is repeated grades the stored responses again and samples nothing.
 """
 
 import base64
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from exit_jax.evaluation.stored import open_stored
 from exit_jax.parallel import hosts
 from exit_jax.parallel import mesh as meshes
 from exit_jax.step.finite import require_finite
-from exit_jax.types import BASE, IMPROVE, MODES, Array, History, Instances, Params, Rollouts
+from exit_jax.types import ALL_MODES, BASE, CRITIQUE, IMPROVE, Array, History, Instances, Params, Rollouts
 from exit_jax.workdir.metrics import Progress
 
 
@@ -45,6 +46,7 @@ class HostedChains:
         """Open the file of responses, unless ``workdir`` is None; ``row_of`` [R] is the task of each chain."""
         setup = setup_of(config)
         self.domain, self.respond = setup.domain, respond(responder_of(setup))
+        self.criticise = respond(responder_of(setup, "critique")) if scaffold.critiques else None
         self.scaffold, self.row_of = scaffold, row_of
         self.choose, self.take, self.add = jitted_chooser(config.eval, scaffold), jax.jit(take), jax.jit(add)
         self.num_responses, self.batch_size = max(config.eval.steps) + 1, config.eval.batch_size
@@ -67,16 +69,21 @@ class HostedChains:
             kept = self.stored.get(number) if self.stored else None
             node = self._node(archive, key, k, kept)
             begun = jax.device_get(self.take(archive, node))
+            respond, grade = self.respond, self.domain.grade
+            if self.criticise and self.domain.critique and k % 2:
+                respond, grade = self.criticise, self.domain.critique
             if kept is None:
-                instances, rollouts = self.respond(self.sampler_params, begun, key, jnp.int32(k))
+                instances, rollouts = respond(self.sampler_params, begun, key, jnp.int32(k))
                 require_finite(*hosts.all_rows((rollouts.logp, rollouts.mask)))
             else:
                 instances, rollouts = self._replay(begun, kept)
             blank = functools.partial(blank_grades, self.domain)
-            grades, failed = hosts.on_own_rows(self.domain.grade, blank, instances, rollouts)
+            grades, failed = hosts.on_own_rows(grade, blank, instances, rollouts)
             require_graded(failed)
             instances, rollouts = hosts.all_rows((instances, rollouts))
             child, chains = record(self.domain, instances, rollouts, grades, node)
+            if respond is self.criticise:
+                chains = dataclasses.replace(chains, mode=jnp.full_like(chains.mode, CRITIQUE))
             steps.append(jax.device_get(chains))
             archive = self.add(archive, node, child, steps[-1].valid, steps[-1].tokens, k)
             told = {what: tell(child) for what, tell in self.tell.items()}
@@ -104,7 +111,7 @@ class HostedChains:
         for i, chain in enumerate(range(first, min(first + self.batch_size, self.row_of.size))):
             tokens = np.asarray(rollouts.tokens[i, 0][rollouts.mask[i, 0]], "<i4")
             row = {"chain": chain, "task": int(self.row_of[chain]), "sample": chain // num_tasks, "k": k}
-            row |= {"from": int(parent[i]), "mode": MODES[chains.mode[i]], "text": "", "answer": ""}
+            row |= {"from": int(parent[i]), "mode": ALL_MODES[chains.mode[i]], "text": "", "answer": ""}
             row |= {what: texts[i] for what, texts in told.items()} | dict(self.about[self.row_of[chain]])
             row |= {"quality": round(float(chains.quality[i]), 6), "valid": bool(chains.valid[i])}
             row |= {"finished": bool(rollouts.finished[i, 0]), "tokens": base64.b64encode(tokens.tobytes()).decode()}

@@ -23,7 +23,7 @@ from exit_jax.policy.choice import SamplingConfig
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.step.policy import decoder_config, evaluation_sampling, make_reshard
 from exit_jax.step.turns import TurnPrograms, transcript_room, turn_programs
-from exit_jax.types import BASE, IMPROVE, Array, Grades, History, Instances, Params, Rollouts
+from exit_jax.types import BASE, IMPROVE, MODES, Array, Grades, History, Instances, Params, Rollouts
 
 
 class Setup(NamedTuple):
@@ -86,12 +86,17 @@ class Responder(NamedTuple):
     mesh: jax.sharding.Mesh
 
 
-def responder_of(setup: Setup) -> Responder:
-    """Return what of a setup the program of a response depends on; other tasks with prompts of the same form share it."""
+def responder_of(setup: Setup, improve: str = "improve") -> Responder:
+    """Return what of a setup the program of a response depends on; other tasks with prompts of the same form share it.
+
+    Args:
+      improve: the mode whose prompt what holds a response is put by.
+    """
     domain = setup.domain
     sampling = evaluation_sampling(setup.settings, domain, domain.max_tokens)
     fixed = lambda template: tuple(item if isinstance(item, str) else tuple(item) for item in template)
-    templates = tuple((mode, fixed(template)) for mode, template in domain.templates.items())
+    prompts = {mode: domain.templates[improve if mode == "improve" else mode] for mode in MODES}
+    templates = tuple((mode, fixed(template)) for mode, template in prompts.items())
     return Responder(setup.policy, sampling, templates, domain.prompt_width, setup.mesh)
 
 

@@ -22,7 +22,7 @@ from exit_jax.step.optimizer import make_optimizer, make_schedule
 from exit_jax.step.policy import decoder_config, make_reshard, sampling_config
 from exit_jax.step.starts import make_start, templates_of
 from exit_jax.step.units import curriculum_units
-from exit_jax.types import Array, Grades, History, Instances, Metrics, Params, Rollouts, State, pytree
+from exit_jax.types import IMPROVE, Array, Grades, History, Instances, Metrics, Params, Rollouts, State, pytree
 
 
 @pytree
@@ -77,9 +77,9 @@ class DeviceSteps:
         """Grade rollouts by the domain's verifier, which is written in jnp."""
         return self.domain.grade(instances, rollouts)
 
-    def follow(self, rollouts: Rollouts, grades: Grades) -> tuple[Instances, Array]:
-        """Return what second attempts go on from, and where there is something."""
-        return attempts.follow(self.domain.templates, self.domain.prompt_width, rollouts, grades)
+    def follow(self, rollouts: Rollouts, grades: Grades, mode: int = IMPROVE) -> tuple[Instances, Array]:
+        """Return what is asked after rollouts in a mode, and where there is something."""
+        return attempts.follow(self.domain.templates, self.domain.prompt_width, rollouts, grades, mode)
 
     def attempt_again(self, state: State, rollouts: Rollouts, grades: Grades) -> Second | None:
         """Return second attempts, graded; None where a rollout is one attempt."""

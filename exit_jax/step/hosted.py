@@ -23,7 +23,21 @@ from exit_jax.step.device import Constants, DeviceSteps
 from exit_jax.step.embed import make_embed, make_embed_solutions
 from exit_jax.step.episodes import Played, play
 from exit_jax.step.turns import TurnPrograms, make_turns, num_lanes
-from exit_jax.types import PIECES, Array, Grades, History, Instances, Metrics, Params, Rollouts, State
+from exit_jax.types import (
+    CRITIQUE,
+    IMPROVE,
+    PIECES,
+    Array,
+    Grades,
+    History,
+    Instances,
+    Metrics,
+    Params,
+    Rollouts,
+    State,
+)
+
+Grade = Callable[[Instances, Rollouts], Grades]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +48,9 @@ class StepPrograms:
     reshard: Callable[[Constants, Params], Params]
     sample: Callable[[Constants, Params, Instances, Array], Rollouts]  # tasks of one turn
     turns: TurnPrograms | None  # tasks of several
-    follow: Callable[[Constants, Rollouts, Grades], tuple[Instances, Array]]  # what second attempts go on from
+    follow: Callable[
+        [Constants, Rollouts, Grades, int], tuple[Instances, Array]
+    ]  # what is asked after rollouts, in a mode
     sample_one: Callable[[Constants, Params, Instances, Array], Rollouts]  # a response to each of them
     learn: Callable[[Constants, State, Instances, Rollouts, Grades, Second | None], tuple[State, Metrics]]
     embed: Callable[[Rollouts], np.ndarray] | None  # embeddings by a foreign encoder, float32 [B, G, E]
@@ -56,7 +72,9 @@ class StepPrograms:
             reshard=jax.jit(lambda constants, params: steps(constants).reshard(params)),
             sample=jax.jit(lambda constants, *args: steps(constants).sample(*args), out_shardings=by_row),
             turns=make_turns(config, domain, mesh),
-            follow=jax.jit(lambda constants, *args: steps(constants).follow(*args), out_shardings=by_row),
+            follow=jax.jit(
+                lambda constants, *args: steps(constants).follow(*args), static_argnums=3, out_shardings=by_row
+            ),
             sample_one=jax.jit(
                 lambda constants, *args: steps(constants).sample(*args, group_size=1), out_shardings=by_row
             ),
@@ -135,15 +153,23 @@ class HostedSteps:
         """Return second attempts, graded; None where a rollout is one attempt."""
         if self.config.algorithm.protocol == protocol.SINGLE or isinstance(rollouts, Played):
             return None
-        instances, made = self.programs.follow(self.constants, rollouts, grades.grades)
-        instances = self.cut_prompts(instances)
         sampler_params = self.programs.reshard(self.constants, state.params)
-        again = self.programs.sample_one(
-            self.constants, sampler_params, instances, stream(state.key, "second", state.step)
-        )
-        graded, failed = grade_rows(self.domain, instances, again)
-        grades.metrics["grading_faults"] = grades.metrics["grading_faults"] or hosts.agree(failed)
-        return Second(instances, again, graded, made)
+
+        def go_on(rollouts: Rollouts, graded: Grades, mode: int, name: str, grade: Grade) -> Second:
+            """Have a response in a mode follow each of rollouts [B, G], by the random numbers of ``name``."""
+            instances, made = self.programs.follow(self.constants, rollouts, graded, mode)
+            instances, key = self.cut_prompts(instances), stream(state.key, name, state.step)
+            again = self.programs.sample_one(self.constants, sampler_params, instances, key)
+            graded, failed = hosts.on_own_rows(grade, functools.partial(blank_grades, self.domain), instances, again)
+            grades.metrics["grading_faults"] = grades.metrics["grading_faults"] or hosts.agree(failed)
+            return Second(instances, again, graded, made)
+
+        critique, before = None, (rollouts, grades.grades)
+        if self.config.algorithm.protocol == protocol.CRITIQUE:
+            assert self.domain.critique  # step.requirements
+            critique = go_on(*before, CRITIQUE, "critique", self.domain.critique)
+            before = critique.rollouts, critique.grades
+        return dataclasses.replace(go_on(*before, IMPROVE, "second", self.domain.grade), critique=critique)
 
     def learn(
         self,

@@ -22,7 +22,12 @@ from exit_jax.step.device import Constants, DeviceSteps
 from exit_jax.step.hosted import HostedSteps, StepPrograms
 from exit_jax.step.optimizer import make_optimizer
 from exit_jax.step.policy import decoder_config, split_params
-from exit_jax.step.requirements import require_checkpoint_fits, require_demonstrations, require_one_turn
+from exit_jax.step.requirements import (
+    require_checkpoint_fits,
+    require_critiques,
+    require_demonstrations,
+    require_one_turn,
+)
 from exit_jax.step.starts import first_levels, gold_of, require_start
 from exit_jax.step.units import curriculum_units
 from exit_jax.step.warm_start import WarmState, make_warm
@@ -91,6 +96,7 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     domain = domains.make(config.domain_name, config.domain)
     require_demonstrations(config, domain)
     require_one_turn(config, domain)
+    require_critiques(config, domain)
     require_start(config.algorithm.starts, domain)
     curriculum_units(config.algorithm.curriculum, domain)  # raises now what it would while a program is traced
     if config.run.check_grades and not domain.on_host:

@@ -7,6 +7,11 @@ from exit_jax.errors import ConfigError
 from exit_jax.policy.hf import tokenizer as tokenizers
 from exit_jax.policy.hf.config import read_limits, resolve
 
+NO_CRITIQUES = (
+    "{what}: the domain {domain} asks for no critiques; one of text does where domain.critique says how, and "
+    "domain.max_feedback_tokens how long they may be"
+)
+
 
 def require_demonstrations(config: Config, domain: Domain) -> None:
     """Raise ConfigError if a warm start has nothing to learn from, which only a domain that is built may know."""
@@ -21,6 +26,12 @@ def require_one_turn(config: Config, domain: Domain) -> None:
             f"algorithm.protocol = {config.algorithm.protocol!r}: the domain {domain.name} plays episodes of several turns, "
             'which have no second attempt; set it to "single"'
         )
+
+
+def require_critiques(config: Config, domain: Domain) -> None:
+    """Raise ConfigError if the policy is to write critiques that the domain does not ask for."""
+    if config.algorithm.protocol == "critique" and domain.critique is None:
+        raise ConfigError(NO_CRITIQUES.format(what='algorithm.protocol = "critique"', domain=domain.name))
 
 
 def longest_sequence(config: Config, domain: Domain) -> int:

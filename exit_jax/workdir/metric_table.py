@@ -199,7 +199,7 @@ TRAIN = (
     ),
     *_made_by(
         "algorithm.grpo.update",
-        ("<rows>/loss", "", "loss of what is learnt from beside the batch: replay, second", FURTHER),
+        ("<rows>/loss", "", "loss of what is learnt from beside the batch: replay, second, critique", FURTHER),
         ("<rows>/clip_fraction", "share", "tokens of these whose gradient the clip takes", FURTHER),
         ("<rows>/approx_kl_old", "nats", "how far the policy is from the one that sampled them, a token", FURTHER),
     ),

@@ -9,7 +9,7 @@ from exit_jax.algorithm import attempts
 from exit_jax.algorithm.attempts import Second
 from exit_jax.algorithm.protocol import PROTOCOLS
 from exit_jax.algorithm.settings import ExItConfig
-from exit_jax.types import IMPROVE, Grades, Rollouts
+from exit_jax.types import CRITIQUE, IMPROVE, Grades, Rollouts
 
 RIGHT, WRONG, HALF = 1.0, 0.0, 0.5
 
@@ -68,7 +68,7 @@ def test_what_is_paid_and_learnt_from(make_history):
     second = Second(instances, one[0], Grades(later, valid, None, one[1], None, {}), made)
     config = ExItConfig(protocol="own", advantage_norm="none")
     first_valid = jnp.ones((B, G), bool).at[1, 2].set(False)
-    first, more, metrics = attempts.pay(config, jnp.int32(0), quality, first_valid, second)
+    first, (more,), metrics = attempts.pay(config, jnp.int32(0), quality, first_valid, second)
     np.testing.assert_allclose(first, [[0.0, 1.0, 0.5], [1.0, 0.0, 0.0]])
     reward = np.array([[1.0, 1.0, 0.0], [0.5, 0.0, 1.0]])
     np.testing.assert_allclose(more.rows.reward.reshape(B, G), reward)
@@ -80,6 +80,32 @@ def test_what_is_paid_and_learnt_from(make_history):
     assert values == pytest.approx(
         {"second/made": 5 / 6, "second/quality": 2.5 / 5, "second/better": 2 / 5, "second/worse": 2 / 5}
     )
+
+
+def test_a_critique_is_paid_what_the_attempt_after_it_gained(make_history):
+    rollouts, grades = first_attempts(make_history)
+    asked, spoken = attempts.follow(TEMPLATES | {"critique": ((3,), "solution")}, P, rollouts, grades, CRITIQUE)
+    np.testing.assert_array_equal(asked.prompt[:, :2], [[3, 20 + n] for n in range(B * G)])
+    np.testing.assert_array_equal(asked.mode, CRITIQUE)
+    quality = jnp.array([[0.0, 1.0, 0.5], [1.0, 0.0, 0.5]])
+    later = jnp.array([[1.0, 1.0, 0.0], [0.5, 0.0, 1.0]])
+    one = jax.tree.map(lambda leaf: leaf.reshape(B * G, 1, *leaf.shape[2:]), (rollouts, grades.children))
+    graded = Grades(later.reshape(-1, 1), jnp.ones((B * G, 1), bool), None, one[1], None, {})
+    made = jnp.array([True, False, True, True, True, True])
+    second = Second(asked, one[0], graded, made, critique=Second(asked, one[0], graded, spoken))
+    config = ExItConfig(protocol="critique", advantage_norm="none")
+    first, more, _ = attempts.pay(config, jnp.int32(0), quality, jnp.ones((B, G), bool), second)
+    assert [rows.name for rows in more] == ["second", "critique"]
+    np.testing.assert_allclose(first, quality)
+    gain = np.array([[1.0, 0.0, -0.5], [-0.5, 0.0, 0.5]])
+    np.testing.assert_allclose(more[1].rows.reward.reshape(B, G), gain)
+    np.testing.assert_allclose(more[1].rows.advantage.reshape(B, G), gain - gain.mean(1, keepdims=True), atol=1e-6)
+    np.testing.assert_array_equal(more[1].rows.admitted, spoken)
+
+
+def test_responses_of_an_iteration():
+    counts = {name: ExItConfig(num_prompts=4, group_size=8, protocol=name).responses for name in PROTOCOLS}
+    assert counts == {"single": 32, "own": 64, "score": 64, "srpo": 64, "critique": 96}
 
 
 def test_faults():

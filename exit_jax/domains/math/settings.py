@@ -47,6 +47,13 @@ class MathConfig:
         5.0, "processor time for one answer's grading; by the clock four times that", unit="s", within="(0, inf)"
     )
     demo_noise: float = setting(0.0, "share of a demonstration's lines that are wrong (arithmetic)", within="[0, 1]")
+    critique: str = setting(
+        "",
+        "the user's message for a critique of a response, which improve shows as {feedback} (algorithm.protocol, the "
+        'scaffold self_refine); "" for none',
+        younger=True,
+    )
+    max_feedback_tokens: int = setting(0, "tokens of a critique in a prompt", within="[0, inf)", younger=True)
     split_by: str = setting("text", "what decides which split an exercise belongs to", choices=SPLIT_BY, younger=True)
 
     @property

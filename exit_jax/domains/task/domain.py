@@ -24,7 +24,7 @@ from exit_jax.domains.text import chat
 from exit_jax.domains.text.pieces import Tokens
 from exit_jax.domains.text.scored import Score, ScoredDomain
 from exit_jax.errors import UserError
-from exit_jax.types import BASE, MODES, History
+from exit_jax.types import BASE, History
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class Task(ScoredDomain):
                 "give all rows a system message, or none"
             )
         (ending,) = endings
-        return {mode: ("context", *self._words(mode), *ending) for mode in MODES}
+        return {mode: ("context", *self._words(mode), *ending) for mode in self.modes}
 
     @property
     def _all_rows(self) -> list[Row]:

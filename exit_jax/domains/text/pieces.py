@@ -14,7 +14,7 @@ from exit_jax.domains.text import chat, turns
 from exit_jax.domains.text.thoughts import END, START
 from exit_jax.errors import UserError
 from exit_jax.policy.hf.config import read_eos, resolve
-from exit_jax.types import BASE, MODES, PIECES, Array, Grades, History, make_history
+from exit_jax.types import ALL_MODES, BASE, MODES, PIECES, Array, Grades, History, make_history
 
 Tokens = Any  # a sequence or a NumPy array of ids
 DEMONSTRATIONS = 1 << 20  # numbers of demonstrations, before they repeat
@@ -131,11 +131,16 @@ class SingleTurnDomain(TextDomain):
         """Return the user's message in a mode, with the names of pieces as fields."""
         return getattr(self.config, mode)
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes that the config has messages for."""
+        return ALL_MODES if getattr(self.config, "critique", "") else MODES
+
     @functools.cached_property
     def _cut(self) -> Mapping[str, Template]:
         """The prompts of all modes, the config's texts after its ``system``, cut into token pieces."""
         c, found = self.config, {}
-        for mode in MODES:
+        for mode in self.modes:
             messages = [{"role": "system", "content": c.system}] if c.system else []
             messages.append({"role": "user", "content": self.message(mode)})
             try:

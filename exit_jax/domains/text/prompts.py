@@ -36,6 +36,17 @@ IMPROVE_BY_FEEDBACK = """Write an improved response to the request.
 
 # Improved response"""
 
+# what variants with ``critique`` ask for before a response is improved
+CRITIQUE = """Check the response to the request, and say what is wrong with it and how to mend it. Do not write another one.
+
+# Request
+{request}
+
+# Response
+{solution}
+
+# What is wrong"""
+
 # what introduces a hint, or an answer, after a request
 HINT = "\n\nThe solution begins as follows:\n"
 ANSWER = "\n\nThe final answer is:\n"

@@ -25,7 +25,7 @@ from exit_jax.domains.text.prompts import ANSWER, HINT, IMPROVE, IMPROVE_BY_FEED
 from exit_jax.domains.text.settings import SPAN, TextConfig
 from exit_jax.domains.text.surrogates import replace_surrogates
 from exit_jax.domains.traits import Traits
-from exit_jax.types import BASE, MODES, Grades, History, Instances, Rollouts
+from exit_jax.types import BASE, PIECES, Grades, History, Instances, Rollouts
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +182,8 @@ class ScoredDomain(SingleTurnDomain):
         shown = [self.shown(response, sizes["solution"], self.config.truncate) for response in responses]
         held = zip(piece_rows(history, "context"), piece_rows(history, "request"), strict=True)
         asked = [pieces for pieces in held for _ in range(group)]
-        said = [replace_surrogates(score.feedback) for score in scores]
+        by_policy = "critique" in self.modes
+        said = ["" if by_policy else replace_surrogates(score.feedback) for score in scores]
         feedback = [self.encode(text)[: sizes.get("feedback", 0)] for text in said]
 
         def per_rollout(values, kind: Any = np.float32) -> Any:
@@ -195,6 +196,37 @@ class ScoredDomain(SingleTurnDomain):
         notes = {name: per_rollout(score.notes[name] for score in scores) for name in self.notes}
         notes["truncated"] = per_rollout(cut for _, cut in shown)
         return self.make_grades(history, pieces, quality, graded, notes)
+
+    # Critiques
+
+    def grade_critiques(self, instances: Instances, rollouts: Rollouts) -> Grades:
+        """Return the grades of critiques [B, G]: a child is the history with the critique for feedback, of the same quality."""
+        history, (batch, group) = instances.history, rollouts.finished.shape
+        own = [rollouts.tokens[b, g][rollouts.mask[b, g]] for b in range(batch) for g in range(group)]
+        said = [self.encode(self.answer(tokens).strip())[: self.max_piece_tokens["feedback"]] for tokens in own]
+        held = zip(*(piece_rows(history, name) for name in PIECES[:-1]), strict=True)
+        rows = [(*pieces, said[b * group + g]) for b, pieces in enumerate(held) for g in range(group)]
+        quality = np.repeat(np.asarray(history.quality)[:, None], group, axis=1)
+        notes = {name: np.zeros((batch, group), np.float32) for name in (*self.notes, "truncated")}
+        grades = self.make_grades(history, rows, quality, np.ones((batch, group), bool), notes)
+        children = dataclasses.replace(grades.children, step=grades.children.step - 1)  # it holds the same response
+        spoken = children.lengths[..., PIECES.index("feedback")] > 0
+        return dataclasses.replace(grades, children=children, insertable=grades.insertable & spoken)
+
+    def critique_fields(self) -> dict[str, Any]:
+        """Return the fields of Domain that say how critiques are read; {} where there are none.
+
+        Raises:
+          DomainError: if an improve prompt would not show them.
+        """
+        if "critique" not in self.modes:
+            return {}
+        if "feedback" not in self.templates["improve"]:
+            raise DomainError(
+                "domain.critique asks the policy for feedback that domain.improve does not show: have {feedback} in it, and "
+                "domain.max_feedback_tokens above 0"
+            )
+        return {"critique": self.grade_critiques}
 
     # Starts
 
@@ -232,13 +264,14 @@ class ScoredDomain(SingleTurnDomain):
         return (
             self.token_fields
             | self.start_fields()
+            | self.critique_fields()
             | {
                 "splits": self.splits,
                 "history_width": sum(self.max_piece_tokens.values()),
                 "prompt_width": self.prompt_width,
                 "max_tokens": self.config.max_tokens,
                 "templates": self.templates,
-                "messages": {mode: self.message(mode) for mode in MODES},
+                "messages": {mode: self.message(mode) for mode in self.modes},
                 "tasks": self.tasks,
                 "too_long": self.too_long,
                 "grade": self.grade,

@@ -29,6 +29,12 @@ class TextConfig:
     max_solution_tokens: int = setting(
         0, "tokens of the previous response in a prompt; 0 for max_tokens", within="[0, inf)"
     )
+    critique: str = setting(
+        "",
+        "the user's message for a critique of a response, which improve shows as its feedback (algorithm.protocol, the "
+        'scaffold self_refine); "" for none',
+        younger=True,
+    )
     max_feedback_tokens: int = setting(0, "tokens of its feedback in a prompt; 0 shows none", within="[0, inf)")
     truncate: str = setting("middle", "where a longer previous response is cut", choices=TRUNCATE)
     prompt_width: int = setting(0, "tokens of the longest prompt; 0 for what the prompts take", within="[0, inf)")

@@ -16,7 +16,7 @@ from exit_jax.evaluation.scaffolds.archive import Archive
 from exit_jax.evaluation.scaffolds.beam import BEAM
 from exit_jax.evaluation.scaffolds.evolution import SHINKA, SHINKA_POWER_LAW
 from exit_jax.evaluation.scaffolds.map_elites import MAP_ELITES
-from exit_jax.evaluation.scaffolds.plain import BEST_OF_N, CHAIN, GREEDY, RESTARTS
+from exit_jax.evaluation.scaffolds.plain import BEST_OF_N, CHAIN, GREEDY, RESTARTS, SELF_REFINE
 from exit_jax.evaluation.scaffolds.scaffold import Scaffold
 from exit_jax.evaluation.scaffolds.tree_search import MCTS_AIRA, UCT
 
@@ -36,6 +36,7 @@ _ROWS = (
     SHINKA,
     SHINKA_POWER_LAW,
     MAP_ELITES,
+    SELF_REFINE,
 )
 SCAFFOLDS = {row.name: row for row in _ROWS}
 

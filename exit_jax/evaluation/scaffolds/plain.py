@@ -68,6 +68,18 @@ GREEDY = Scaffold(
     recipe=lambda settings: {"greedy": True},
     saved=True,
 )
+SELF_REFINE = Scaffold(
+    name="self_refine",
+    about="a chain in which every other response is the policy's own critique of the one before, which the next one reads",
+    stream=12,
+    choose=newest,
+    reported=report_chain,
+    looks_at_grader=False,
+    source="Madaan et al. 2023, arXiv 2303.17651",
+    label="adapted: a critique sees its response alone, without the attempts and critiques before, and nothing stops the chain",
+    critiques=True,
+    saved=True,
+)
 BEST_OF_N = Scaffold(
     name="best_of_n",
     about="independent responses to the base task: k + 1 of them, the best by an oracle or the answer that most of them give",

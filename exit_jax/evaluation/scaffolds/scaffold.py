@@ -32,6 +32,8 @@ class Scaffold:
     label: str = ""  # "faithful", "adapted: how", or "in kind: what it shares with its source"
     # settings -> what tells stored responses from those of another recipe; None: the name, which you change with the row
     recipe: Callable[[EvalConfig], dict[str, Any]] | None = None
+    # whether every other response is a critique of the one before, which the next then reads (domain.critique)
+    critiques: bool = False
     saved: bool = False  # whether chains.jsonl has some of its chains, for people to read
 
 
