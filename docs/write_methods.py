@@ -147,32 +147,31 @@ def escaped(text: str) -> str:
 
 
 def settings_text(word: str, config: ConfigDict) -> str:
-    """Return what a method sets, short of the common prefix."""
-    return ", ".join(
-        f"`{name.removeprefix('algorithm.')} = {value!r}`" for name, value in fields_of(word, config).items()
-    )
+    """Return what a method sets, short of the common prefix and of long texts."""
+    shown = {name.removeprefix("algorithm."): repr(value) for name, value in fields_of(word, config).items()}
+    return ", ".join(f"`{name} = {text if len(text) < 60 else '...'}`" for name, text in shown.items())
 
 
 def page() -> str:
     """Return the page."""
-    config = load("tools_tiny")  # one with turns, for what goes by them
+    turns, text = load("tools_tiny"), load("arithmetic_cpu")  # for what goes by turns, or by domains of text
     parts = [INTRODUCTION]
     for mechanism in MECHANISMS:
         words = [word for word, method in METHODS.items() if method.mechanism == mechanism]
         if not words:
             continue
-        title, text = ABOUT[mechanism]
+        title, about = ABOUT[mechanism]
         rows = [
             [
                 f"`{word}`",
                 METHODS[word].name,
                 METHODS[word].source,
                 escaped(METHODS[word].label),
-                settings_text(word, config),
+                settings_text(word, text if word == "critique" else turns),
             ]
             for word in words
         ]
-        parts += [f"## {title}\n\n{text}\n", table(["word", "method", "from", "label", "sets"], rows, numbers=False)]
+        parts += [f"## {title}\n\n{about}\n", table(["word", "method", "from", "label", "sets"], rows, numbers=False)]
     rows = [
         [f"`{row.name}`", row.about, row.source, row.label, "yes" if row.looks_at_grader else "no"]
         for row in SCAFFOLDS.values()

@@ -20,6 +20,7 @@ from exit_jax.workdir.metrics import read_jsonl
 ROOT = pathlib.Path(__file__).parents[1]
 ELSEWHERE = {"qweb": "hint, prefix, edit", "star": "hint, prefix, edit"}  # not for sudoku, which offers these
 OF_TOOLS = ("turns", "short")  # by a limit that sudoku's settings do not have
+OF_TEXT = ("critique",)  # test_critiques.py runs it
 RUN_ELSEWHERE = [word for word, method in METHODS.items() if method.mechanism == "objective"]  # test_objective_runs.py
 
 
@@ -36,7 +37,8 @@ def test_a_method_says_where_it_is_from_and_how_true_it_is(word):
     assert method.source
     assert method.label == "faithful" or method.label.startswith(("adapted: ", "in kind: "))
     assert "-" not in word  # a hyphen begins the next word of a variant
-    content = load("tools_tiny:variant=grpo") if word in OF_TOOLS else tiny_sudoku.get_config("variant=grpo")
+    shipped = "tools_tiny" if word in OF_TOOLS else "arithmetic_cpu" if word in OF_TEXT else ""
+    content = load(f"{shipped}:variant=grpo") if shipped else tiny_sudoku.get_config("variant=grpo")
     content.run.mesh.data = 1
     plain = validate(content, jax.device_count()).algorithm
     variants.apply(content, f"grpo-{word}")
@@ -86,7 +88,7 @@ def test_units_and_records_that_there_are_not_are_told(unit, message, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("free_after_test")
-@pytest.mark.parametrize("word", sorted(set(METHODS) - set(ELSEWHERE) - {*OF_TOOLS, *RUN_ELSEWHERE}))
+@pytest.mark.parametrize("word", sorted(set(METHODS) - set(ELSEWHERE) - {*OF_TOOLS, *OF_TEXT, *RUN_ELSEWHERE}))
 def test_a_run_learns_by_every_method(word, tmp_path):
     content = variant_of(f"exit-{word}")
     content.run.mesh.data, content.run.num_iterations = 1, 10
