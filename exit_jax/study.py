@@ -28,6 +28,7 @@ from exit_jax.workdir import evaluation, identity, rows
 from exit_jax.workdir.evaluation import to_lists
 from exit_jax.workdir.markdown import table
 from exit_jax.workdir.metrics import trained_iterations
+from exit_jax.workdir.rows import BASE
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,6 @@ GAINS = {  # gains since k = 0, which need not be among the k that are shown
 }
 SCORES = {"quality": "plain chain", "greedy": "greedy search", "restarted_quality": "restarts, best so far"}
 OF_RIGHT = ("accuracy", "found", "kept", "stopped", "restarted")
-BASE = "base"  # the policy before RL
 LEGEND = """By the last k; accuracy = found x kept. *Found*: ever right, *kept*: still right at the end; *stopped*: right when
 the policy's own sign said it was done; *restarted*: found by chains that start over, at equal responses; *frozen*: share of
 wrong answers that a response left as they were; *greedy*, *restarted_quality*: quality of the best so far, of a search

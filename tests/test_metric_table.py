@@ -20,6 +20,7 @@ ELSEWHERE = (
     *("grade/<note>", "children_repeated", "turns", "end/<reason>"),
     *("curriculum/<unit>", "start_level", "admitted", "pool/waiting", "pool/updates"),
     *("<rows>/loss", "<rows>/clip_fraction", "<rows>/approx_kl_old"),
+    *("importance/weight", "importance/bounded"),
     *("second/made", "second/quality", "second/better", "second/worse"),
     *("clip_cov_fraction", "teacher/informed", "teacher/advantage", "baseline/<mode>"),
 )

@@ -342,7 +342,7 @@ def test_rows_say_where_they_are_from_and_how_near():
         assert bool(row.source) == bool(row.label)
         assert row.label in ("", "faithful") or row.label.partition(": ")[2], "how"
     looking = {row.name for row in SCAFFOLDS.values() if row.looks_at_grader}
-    assert set(SCAFFOLDS) - looking == {"chain", "restarts", "best_of_n"}
+    assert set(SCAFFOLDS) - looking == {"chain", "restarts", "best_of_n", "self_refine"}
 
 
 @pytest.mark.parametrize("name", SCAFFOLDS)

@@ -118,7 +118,8 @@ def test_a_row_from_a_file_runs_on_the_host_beside_the_stored_answers_of_others(
 
 
 def test_all_words_of_the_setting_run_at_once(tmp_path):
-    words = [name for name in SCAFFOLDS if name not in ("chain", "restarts", "greedy")]
+    known = ("chain", "restarts", "greedy")
+    words = [name for name, row in SCAFFOLDS.items() if name not in known and not row.critiques]  # sudoku asks for none
     config = smoke(scaffolds=tuple(words), steps=(0, 1, 7))
     evaluate(config, make_program(config).init_params(0), tmp_path)
     found = read(tmp_path / "evaluation.json")["splits"]["validation"]["scaffolds"]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from exit_jax.algorithm import covariance, distillation
+from exit_jax.algorithm import covariance, distillation, importance
 from exit_jax.algorithm.learnability import centred
 from exit_jax.algorithm.objectives import (
     ADVANTAGE_NORMS,
@@ -76,6 +76,7 @@ class Batch:
     sampled: Array  # bool [B, G, T], all tokens of the policy, whether or not they count
     token_share: Array  # float32 [B, G, T], 1 / sampled tokens of the whole batch, for metrics; NaN if there are none
     left_out: Array | None = None  # bool [B, G, T], tokens that the objective leaves out; None without clip_cov_share
+    importance: Array | None = None  # float32 [B, G, T], weights of the objective; None without them
 
 
 @pytree
@@ -197,6 +198,8 @@ def loss(config: ExItConfig, logp: Array, entropy: Array, batch: Batch) -> tuple
     objective = OBJECTIVES[config.objective](terms)
     if batch.left_out is not None:
         objective = jnp.where(batch.left_out, 0.0, objective)
+    if batch.importance is not None:
+        objective = objective * batch.importance
 
     weighted = lambda value: (value * batch.weight).sum()
     token_mean = lambda value: (jnp.where(batch.sampled, value, 0.0) * batch.token_share).sum()
@@ -264,9 +267,13 @@ def update(
 
         return _join(jax.lax.map(each, _split((teacher.prompt, teacher.length, rollouts.tokens), parts)))
 
+    weights = None
     if config.recompute_logp:
         learner_logp = evaluate(params)
         gap = sampler_gap(config, learner_logp, rollouts)
+        if config.importance != "none":
+            weights, weighed = importance.weights(config, learner_logp, rollouts)
+            gap |= weighed
         rollouts = dataclasses.replace(rollouts, logp=learner_logp)
     reference_logp = None if reference is None else evaluate(reference)
     taught = {}
@@ -276,6 +283,7 @@ def update(
         advantage = (1.0 - config.self_distillation) * advantage[..., None] + config.self_distillation * told
         taught = distillation.metrics(teacher.informed, told, rollouts.mask)
     batch = make_batch(config, instances, rollouts, advantage, reference_logp, max_tokens, reward, right, key, admitted)
+    batch = dataclasses.replace(batch, importance=weights)
 
     def batch_of(config: ExItConfig, rows: Rows) -> Batch:
         known = (

@@ -6,6 +6,7 @@ from typing import Any
 from exit_jax.algorithm import schedules
 from exit_jax.settings import Table, group, setting, younger_defaults
 
+IMPORTANCE = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 SCORES, REWARDS = (Table(f"exit_jax.algorithm.learnability:{name}") for name in ("SCORES", "REWARDS"))
 BUFFER_DRAWS = Table("exit_jax.algorithm.buffer_draws:DRAWS")
 LEVELS = Table("exit_jax.algorithm.start_levels:LEVELS")
@@ -266,6 +267,19 @@ class ExItConfig:
         younger=True,
     )
     recompute_logp: bool = setting(False, "take the ratio against the learner's log-probs, not the sampler's")
+    importance: str = setting(
+        "none",
+        "how tokens are weighed by what the learner's own log-probs say of them, over the sampler's (TIS, MIS); needs "
+        "recompute_logp",
+        choices=IMPORTANCE,
+        younger=True,
+    )
+    importance_min: float = setting(
+        0.0, "lowest weight: what is below is raised to it, or masked", within="[0, 1]", younger=True
+    )
+    importance_max: float = setting(
+        3.0, "highest weight: what is above is cut to it, or masked", within="[1, inf)", younger=True
+    )
     rollout_lag: int = setting(
         0, "1 samples a batch while the one before is graded, from parameters one update older", choices=(0, 1)
     )

@@ -41,9 +41,15 @@ def _check_algorithm(c: Config, faults: Faults) -> None:
         "algorithm.divergence_prob > 0 needs algorithm.self_iteration: without it nothing is held to diverge from",
     )
     faults.require(
-        not a.rollout_lag or not a.recompute_logp,
+        not a.rollout_lag or not a.recompute_logp or a.importance != "none",
         "algorithm.recompute_logp with algorithm.rollout_lag = 1: the learner has moved on since the batch was sampled, so the "
-        "ratio can only be taken against the sampler's log-probs; set one of the two off",
+        "ratio can only be taken against the sampler's log-probs; set one of the two off, or weigh tokens by how far it has "
+        "moved, algorithm.importance",
+    )
+    faults.require(
+        a.recompute_logp or a.importance == "none",
+        f"algorithm.importance = {a.importance!r} weighs by the learner's log-probs over the sampler's, and without "
+        'algorithm.recompute_logp the ratio holds that already; set it, or this to "none"',
     )
     faults.require(
         a.diversity_embedding == "grades" or not c.encoder.checkpoint,

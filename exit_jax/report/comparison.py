@@ -18,9 +18,9 @@ from exit_jax.errors import ConfigError
 from exit_jax.report import statistics
 from exit_jax.report.plots import COLOURS, GREY, MARKERS, STYLE, WIDTH, new_figure
 from exit_jax.report.statistics import Interval, Paired
-from exit_jax.study import BASE
 from exit_jax.workdir import evaluation, rows
 from exit_jax.workdir.markdown import table
+from exit_jax.workdir.rows import BASE
 
 SMALLEST_EFFECT = (
     0.05  # of interest, in units of the score: what ten seeds can see (docs/methods.md); declared beforehand

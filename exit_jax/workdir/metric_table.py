@@ -35,6 +35,7 @@ def _made_by(maker: str, *rows: tuple[str, ...]) -> tuple[Metric, ...]:
 
 ON_HOST, EPISODES = "the domain is graded on the host", "tasks have several turns"
 DURING = "`run.eval_every` divides the iteration"
+IMPORTANCE = "`algorithm.importance` is not none"
 PROTOCOL = "`algorithm.protocol` is not single"
 FURTHER = "`algorithm.replay.size` is not 0, or `algorithm.protocol` not single"
 RATES = (
@@ -136,6 +137,11 @@ TRAIN = (
         ("gap/max", "nats a token", "the largest"),
         ("gap/ratio_max", "", "the largest ratio of probabilities that follows from it; 1 where both agree"),
         ("gap/clipped", "share", "tokens that would be clipped for it alone"),
+    ),
+    *_made_by(
+        "algorithm.importance.weights",
+        ("importance/weight", "", "mean weight of tokens after its bounds", IMPORTANCE),
+        ("importance/bounded", "share", "tokens whose weight was cut, or masked", IMPORTANCE),
     ),
     *_made_by(
         "algorithm.iteration.learn",

@@ -20,6 +20,8 @@ from exit_jax.workdir.metrics import read_jsonl
 
 log = logging.getLogger(__name__)
 
+BASE = "base"  # the policy before RL, among the variants
+
 
 def name_of(config: Config) -> str:
     """Return the hash of a run and its evaluation."""

@@ -384,3 +384,30 @@ def test_the_gap_between_sampler_and_learner_is_reported_and_can_be_removed(exit
     _, _, metrics = run_update(exit_config(recompute_logp=True), w, A, tokens=((0, 1, 1), (2, 2, 2)))
     np.testing.assert_allclose(metrics["gap/max"], np.log(1.6), rtol=1e-5)
     assert metrics["approx_kl_old"] == 0
+
+
+# Tokens 0, 1, 1 and 2, 2, 2 sampled at 1/4 each, of which the learner says .4 for 0 and .2 for the others: 1.6 and .8 times
+WEIGHTS = {
+    "token_truncate": [[1.5, 0.8, 0.8], [0.8, 0.8, 0.8]],
+    "token_mask": [[0.0, 0.8, 0.8], [0.8, 0.8, 0.8]],
+    "sequence_truncate": [[1.6 * 0.64] * 3, [0.6] * 3],  # the second's is .512
+    "sequence_mask": [[1.6 * 0.64] * 3, [0.0] * 3],
+}
+
+
+@pytest.mark.parametrize("mode", WEIGHTS)
+def test_importance_weighs_each_token_by_how_far_the_sampler_was(mode, exit_config):
+    w, A, tokens = np.log([0.4, 0.2, 0.2, 0.2]), np.array([1.0, -1.0]), ((0, 1, 1), (2, 2, 2))
+    bounds = {"importance_min": 0.6, "importance_max": 1.5}
+    found = run_update(exit_config(recompute_logp=True, importance=mode, **bounds), w, A, tokens=tokens)
+    by_hand = run_update(exit_config(recompute_logp=True), w, A[:, None] * np.array(WEIGHTS[mode]), tokens=tokens)
+    np.testing.assert_allclose(found[1][0].mu["w"], by_hand[1][0].mu["w"], rtol=1e-5)
+    np.testing.assert_allclose(found[2]["importance/weight"], np.mean(WEIGHTS[mode]), rtol=1e-5)
+    bounded = {"token_truncate": 1, "token_mask": 1, "sequence_truncate": 3, "sequence_mask": 3}[mode] / 6
+    np.testing.assert_allclose(found[2]["importance/bounded"], bounded, rtol=1e-5)
+
+
+def test_importance_changes_nothing_where_sampler_and_learner_agree(exit_config):
+    plain = run_update(exit_config(recompute_logp=True), np.zeros(4), [1.0, -1.0])
+    weighed = run_update(exit_config(recompute_logp=True, importance="token_truncate"), np.zeros(4), [1.0, -1.0])
+    np.testing.assert_array_equal(plain[1][0].mu["w"], weighed[1][0].mu["w"])

@@ -71,6 +71,25 @@ OBJECTIVES = {
         "clip alone",
         {"algorithm.clip_cov_share": 0.02, "algorithm.clip_cov_band": (1.0, 40.0)},
     ),
+    "tis": Method(
+        "objective",
+        "TIS, truncated importance sampling",
+        "Yao et al. 2025, fengyao.notion.site/off-policy-rl",
+        "adapted: the highest weight is TRL's default of 3",
+        {"algorithm.recompute_logp": True, "algorithm.importance": "token_truncate"},
+    ),
+    "icepop": Method(
+        "objective",
+        "IcePop, masked importance sampling",
+        "2510.18855; bounds as in 2512.16144",
+        "faithful",
+        {
+            "algorithm.recompute_logp": True,
+            "algorithm.importance": "token_mask",
+            "algorithm.importance_min": 0.5,
+            "algorithm.importance_max": 5.0,
+        },
+    ),
     "ail": Method(
         "objective",
         "adversarial imitation, as in SEAgent",
