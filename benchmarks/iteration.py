@@ -138,7 +138,7 @@ def main() -> None:
     for index in range(rounds + 1):  # the first compiles and is not counted
         (fused_state, metrics), fused = timed(program.train, constants, fused_state)
         (host_state, _), on_host = timed(host_graded, host_state)
-        instances, key = hosted.steps.select(constants, host_state, None)
+        instances, key = hosted.steps.select(constants, host_state, ())
         sampler_params = hosted.steps.reshard(constants, host_state.params)
         started = time.perf_counter()
         for _ in range(num_steps):

@@ -20,7 +20,7 @@ same number of rollouts. A training method is a variant: its word after a hyphen
 
 *Faithful* is what its authors' paper or code says, *adapted* says how it differs, *in kind* what it has in common and no
 more: under such a label a result here says nothing of the paper. Numbers are the authors' where they give any. With
-`rollout_lag = 1` whatever learns from groups is one batch late. `python docs/write_methods.py > docs/methods.md` writes
+`rollout_lag` whatever learns from groups is as many batches late. `python docs/write_methods.py > docs/methods.md` writes
 this page from `exit_jax/config/methods` and `exit_jax/evaluation/scaffolds`, and a test keeps it true.
 
 ## Comparing them

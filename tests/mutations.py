@@ -313,7 +313,7 @@ MUTATIONS = [
         ),
         (
             "entries in flight are fresh",
-            "if in_flight is not None:",
+            "for drawn in in_flight:",
             "if False:",
             f"{STREAMS}::test_an_entry_in_flight_is_not_fresh",
         ),

@@ -134,10 +134,10 @@ def test_iterations(config):
 
     assert len({key_at(step) for step in range(3)}) == 3
 
-    instances, key = program.steps.select(constants, state, None)
-    second = program.steps.select(constants, dataclasses.replace(state, step=jnp.int32(1)), None)
+    instances, key = program.steps.select(constants, state, ())
+    second = program.steps.select(constants, dataclasses.replace(state, step=jnp.int32(1)), ())
     # beside a batch in flight selection is at the next step, and the next base tasks
-    beside = program.steps.select(constants, state, instances)
+    beside = program.steps.select(constants, state, (instances,))
     assert jax.random.key_data(second[1]).tolist() == jax.random.key_data(beside[1]).tolist()
     assert jax.random.key_data(second[1]).tolist() != jax.random.key_data(key).tolist()
     drawn = np.concatenate([instances.history.task, beside[0].history.task])
@@ -154,7 +154,7 @@ def test_an_entry_in_flight_is_not_fresh(exit_config, make_history):
     state = dataclasses.replace(state, buffer=dataclasses.replace(state.buffer, history=held, score=score))
     templates = dict.fromkeys(MODES, ("request",))
     first = select(config, templates, 3, tasks, state)
-    second = select(config, templates, 3, tasks, state_for_next_selection(state, first), first)
+    second = select(config, templates, 3, tasks, state_for_next_selection(state, (first,)), (first,))
     assert first.fresh.all()
     both = set(first.history.id.tolist()) & set(second.history.id.tolist())
     assert both

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -36,6 +37,7 @@ from exit_jax.types import (
     State,
     TaskBuffer,
     pytree,
+    younger,
 )
 
 Batch = tuple[Instances, Rollouts]
@@ -48,8 +50,8 @@ class Steps(Protocol):
     it: the iteration only hands it on to the next step.
     """
 
-    def select(self, state: State, in_flight: Instances | None = None) -> tuple[Instances, Array]:
-        """Return the next batch's instances, and the key that its rollouts are sampled with."""
+    def select(self, state: State, in_flight: tuple[Instances, ...] = ()) -> tuple[Instances, Array]:
+        """Return the next batch's instances, beside those in flight, and the key that its rollouts are sampled with."""
         ...
 
     def rollout(self, params: Params, instances: Instances, key: Array) -> Any:
@@ -73,11 +75,25 @@ class Steps(Protocol):
 
 @pytree
 class InFlight:
-    """The state of a run that samples one batch ahead (``rollout_lag``); the batch is part of what a checkpoint holds."""
+    """The state of a run that samples ``rollout_lag`` batches ahead; these are part of what a checkpoint holds."""
 
     state: State
-    instances: Instances
+    instances: Instances  # of the batch that is learnt from next
     rollouts: Rollouts
+    later: Any = (
+        younger()
+    )  # the batches after it, a tuple in the order in which they were sampled; None where there is none
+
+    @classmethod
+    def of(cls, state: State, batches: Sequence[Batch]) -> "InFlight":
+        """Return a state with batches, one at least, in the order in which they were sampled."""
+        first, *later = batches
+        return cls(state, *first, tuple(later) or None)
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        """The batches, in the order in which they were sampled."""
+        return (self.instances, self.rollouts), *(self.later or ())
 
     @property
     def step(self) -> Array:
@@ -91,22 +107,22 @@ Carry = State | InFlight  # what goes from one iteration to the next
 def iterate(steps: Steps, carry: Carry) -> tuple[Carry, Metrics]:
     """Run one training iteration: select instances, expand them into rollouts, grade these, learn from them.
 
-    With a lag, the batch that is graded and learnt from was sampled during the iteration before, and the next one is sampled
-    while this one is graded; its log-probs are those that it was sampled with, so the ratio is exact (ExIt App. A).
+    With a lag of n, the batch that is graded and learnt from was sampled n iterations before, and the next one is sampled while
+    earlier ones are graded; its log-probs are those that it was sampled with, so the ratio is exact (ExIt App. A).
     """
+    state, ahead = state_of(carry), []
     if isinstance(carry, InFlight):
-        state, instances, rollouts = carry.state, carry.instances, carry.rollouts
-        following = sample(steps, state, in_flight=instances)
+        ahead = [*carry.batches, sample(steps, state, tuple(asked for asked, _ in carry.batches))]
+        instances, rollouts = ahead.pop(0)
     else:
-        state, following = carry, None
         instances, rollouts = sample(steps, state)
     grades = steps.grade(instances, rollouts)
     second = steps.attempt_again(state, rollouts, grades)
     state, metrics = steps.learn(state, instances, rollouts, grades, second)
-    return (InFlight(state, *following) if following else state), metrics
+    return (InFlight.of(state, ahead) if ahead else state), metrics
 
 
-def sample(steps: Steps, state: State, in_flight: Instances | None = None) -> Batch:
+def sample(steps: Steps, state: State, in_flight: tuple[Instances, ...] = ()) -> Batch:
     """Select the next batch's instances, beside those in flight, and sample their rollouts."""
     instances, key = steps.select(state, in_flight)
     return instances, steps.rollout(state.params, instances, key)
@@ -117,16 +133,16 @@ def state_of(carry: Carry) -> State:
     return carry.state if isinstance(carry, InFlight) else carry
 
 
-def state_for_next_selection(state: State, in_flight: Instances | None, units: Units | None = None) -> State:
-    """Return what selection sees of a state while a batch is in flight: the next step, the next base tasks.
+def state_for_next_selection(state: State, in_flight: Sequence[Instances], units: Units | None = None) -> State:
+    """Return what selection sees of a state while batches are in flight: the next step, the next base tasks.
 
-    A curriculum knows which tasks are in flight, and not yet what they will tell: it is one batch late.
+    A curriculum knows which tasks are in flight, and not yet what they will tell: it is as many batches late.
     """
-    if in_flight is None:
-        return state
-    num_drawn = (~in_flight.from_buffer).sum(dtype=state.cursor.dtype)
-    curriculum = curricula.count_draws(units, state.curriculum, in_flight) if units else None
-    return dataclasses.replace(state, step=state.step + 1, cursor=state.cursor + num_drawn, curriculum=curriculum)
+    for instances in in_flight:
+        num_drawn = (~instances.from_buffer).sum(dtype=state.cursor.dtype)
+        curriculum = curricula.count_draws(units, state.curriculum, instances) if units else None
+        state = dataclasses.replace(state, step=state.step + 1, cursor=state.cursor + num_drawn, curriculum=curriculum)
+    return state
 
 
 def learn(

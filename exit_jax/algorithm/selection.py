@@ -1,6 +1,6 @@
 """Selection: which instances the next iteration trains on (Algorithm 1, line "Selection"; ExIt §4.1)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def select(
     prompt_width: int,
     tasks: History,
     state: State,
-    in_flight: Instances | None = None,
+    in_flight: Sequence[Instances] = (),
     units: Units | None = None,
     start: Start | None = None,
 ) -> Instances:
@@ -45,7 +45,7 @@ def select(
 
     Args:
       tasks: [M], the device table of base tasks.
-      in_flight: a batch that is drawn already, and not learnt from yet; its entries are no longer fresh.
+      in_flight: batches that are drawn already, and not learnt from yet; their entries are no longer fresh.
       units: what a curriculum chooses base tasks by; None without one, where they come in shuffled epochs.
       start: (histories [B], level [B], key) -> the same, started with some of their gold solution, and which could be.
     """
@@ -76,8 +76,8 @@ def select(
     diverges = from_buffer & (jax.random.uniform(mode_key, (count,)) < config.divergence_prob)
     mode = jnp.where(history.step < 0, BASE, jnp.where(diverges, DIVERGE, IMPROVE))
     never_drawn = (buffer.num_draws[slot] == 0) & ~buffers.is_base_task(history)
-    if in_flight is not None:
-        never_drawn = never_drawn & ~(history.id[:, None] == in_flight.history.id[None]).any(1)
+    for drawn in in_flight:
+        never_drawn = never_drawn & ~(history.id[:, None] == drawn.history.id[None]).any(1)
     prompt, length = render_by_mode(templates, history, mode, prompt_width)
     plain = (
         render_by_mode(templates, origin, mode, prompt_width) if origin is not None and config.starts.forget else None

@@ -281,7 +281,10 @@ class ExItConfig:
         3.0, "highest weight: what is above is cut to it, or masked", within="[1, inf)", younger=True
     )
     rollout_lag: int = setting(
-        0, "1 samples a batch while the one before is graded, from parameters one update older", choices=(0, 1)
+        0,
+        "batches that are sampled ahead while earlier ones are graded, each from parameters so many updates older than those "
+        "that learn from it; from 2 on they are graded in the background",
+        within="[0, 16]",
     )
 
     @property

@@ -42,9 +42,9 @@ def _check_algorithm(c: Config, faults: Faults) -> None:
     )
     faults.require(
         not a.rollout_lag or not a.recompute_logp or a.importance != "none",
-        "algorithm.recompute_logp with algorithm.rollout_lag = 1: the learner has moved on since the batch was sampled, so the "
-        "ratio can only be taken against the sampler's log-probs; set one of the two off, or weigh tokens by how far it has "
-        "moved, algorithm.importance",
+        f"algorithm.recompute_logp with algorithm.rollout_lag = {a.rollout_lag}: the learner has moved on since the batch was "
+        "sampled, so the ratio can only be taken against the sampler's log-probs; set one of the two off, or weigh tokens by "
+        "how far it has moved, algorithm.importance",
     )
     faults.require(
         a.recompute_logp or a.importance == "none",

@@ -133,7 +133,7 @@ def plan(config: Config, program: Program) -> Plan:
         sample = beside(lambda constants, copy, _, *args: steps.sample(constants, copy, *args))
         rollout = {"rollout": (sample, (constants, copy, state, instances, key))}
     programs = {
-        "select": (beside(lambda constants, state: steps.select(constants, state, None)), (constants, state)),
+        "select": (beside(lambda constants, state: steps.select(constants, state, ())), (constants, state)),
         "reshard": (
             beside(lambda constants, state, _: steps.reshard(constants, state.params)),
             (constants, state, instances),

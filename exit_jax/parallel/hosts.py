@@ -145,6 +145,14 @@ def on_rows(
     function: Callable[..., _T], blank: Callable[..., _T], local: tuple, numbers: np.ndarray, num_rows: int
 ) -> tuple[_T, bool]:
     """Do as ``on_own_rows``, of rows that are at hand: ``local`` are those with the given numbers, of ``num_rows``."""
+    value, failed = on_local_rows(function, blank, local, numbers)
+    return exchange_rows(value, numbers, num_rows), failed
+
+
+def on_local_rows(
+    function: Callable[..., _T], blank: Callable[..., _T], local: tuple, numbers: np.ndarray
+) -> tuple[_T, bool]:
+    """Do the part of ``on_rows`` that needs no other process: return this one's rows in NumPy, and whether it failed."""
     failed = False
     try:
         value = jax.device_get(function(*local)) if numbers.size else blank(*local)
@@ -153,4 +161,4 @@ def on_rows(
     except Exception:  # whatever a domain's verifier may raise
         log.exception("grading failed for %d prompts, which count as invalid", numbers.size)
         value, failed = blank(*local), True
-    return exchange_rows(jax.tree.map(np.asarray, value), numbers, num_rows), failed
+    return jax.tree.map(np.asarray, value), failed

@@ -43,7 +43,7 @@ class DeviceSteps:
     mesh: jax.sharding.Mesh
     constants: Constants
 
-    def select(self, state: State, in_flight: Instances | None = None) -> tuple[Instances, Array]:
+    def select(self, state: State, in_flight: tuple[Instances, ...] = ()) -> tuple[Instances, Array]:
         """Return the next batch's instances, and the key that its rollouts are sampled with."""
         algorithm, domain = self.config.algorithm, self.domain
         units = curriculum_units(algorithm.curriculum, domain)

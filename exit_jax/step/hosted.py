@@ -44,7 +44,7 @@ Grade = Callable[[Instances, Rollouts], Grades]
 class StepPrograms:
     """The steps as separate jitted programs; the sampler's parameters and its cache are freed before the learner begins."""
 
-    select: Callable[[Constants, State, Instances | None], tuple[Instances, Array]]
+    select: Callable[[Constants, State, tuple[Instances, ...]], tuple[Instances, Array]]
     reshard: Callable[[Constants, Params], Params]
     sample: Callable[[Constants, Params, Instances, Array], Rollouts]  # tasks of one turn
     turns: TurnPrograms | None  # tasks of several
@@ -86,7 +86,7 @@ class StepPrograms:
 
     def shapes(self, constants: Constants, state: State) -> tuple[Params, Array, Instances, Rollouts]:
         """Return the shapes of the sampler's parameters, of a key, and of a batch."""
-        instances, key = jax.eval_shape(self.select, constants, state, None)
+        instances, key = jax.eval_shape(self.select, constants, state, ())
         sampler_params = jax.eval_shape(self.reshard, constants, state.params)
         return sampler_params, key, instances, jax.eval_shape(self.sample, constants, sampler_params, instances, key)
 
@@ -99,6 +99,38 @@ class Graded:
     metrics: dict[str, float]
 
 
+class EarlyGrading:
+    """Grades batches that were sampled ahead in a thread of its own, one after the other as they were sampled.
+
+    Of several processes each grades its own rows; they share them when the batch is learnt from, in one order on all.
+    """
+
+    def __init__(self):
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "grading")
+        self._begun: list[tuple[Array, concurrent.futures.Future]] = []  # by a batch's tokens, the very array
+
+    def begin(self, rollouts: Rollouts, grade: Callable[[], tuple[np.ndarray, Grades, bool]]) -> None:
+        """Grade a batch when those before it are."""
+        self._begun.append((rollouts.tokens, self._pool.submit(grade)))
+
+    def take(self, rollouts: Rollouts) -> tuple[np.ndarray, Grades, bool] | None:
+        """Return the numbers and grades of this process's rows, and whether grading failed; None if it was not begun."""
+        for place, (tokens, future) in enumerate(self._begun):
+            if tokens is rollouts.tokens:
+                del self._begun[place]
+                return future.result()
+        return None
+
+    def wait(self) -> None:
+        """Wait until nothing is being graded: the domain is free for others."""
+        concurrent.futures.wait([future for _, future in self._begun])
+
+    def clear(self) -> None:
+        """Forget what was begun, as a run does that ends, or goes on from a checkpoint."""
+        self.wait()
+        self._begun.clear()
+
+
 class HostedSteps:
     """The ``Steps`` of a config whose domain is graded on the host, for one iteration.
 
@@ -107,30 +139,40 @@ class HostedSteps:
     """
 
     def __init__(
-        self, config: Config, domain: Domain, mesh: jax.sharding.Mesh, programs: StepPrograms, constants: Constants
+        self,
+        config: Config,
+        domain: Domain,
+        mesh: jax.sharding.Mesh,
+        programs: StepPrograms,
+        constants: Constants,
+        early: EarlyGrading | None = None,
     ):
+        """Bind the steps; ``early`` grades what is sampled more than one batch ahead."""
         self.config, self.domain, self.mesh, self.programs, self.constants = config, domain, mesh, programs, constants
         self.environment = domain.environment  # with the turns that the next batch may have
         self.newest: Any = None  # what the devices were given last
+        self.early = early
 
-    def select(self, state: State, in_flight: Instances | None = None) -> tuple[Instances, Array]:
+    def select(self, state: State, in_flight: tuple[Instances, ...] = ()) -> tuple[Instances, Array]:
         """Return the next batch's instances, and the key that its rollouts are sampled with."""
         algorithm, environment = self.config.algorithm, self.domain.environment
         if environment and (algorithm.turn_limit or algorithm.schedules):
-            limit = schedules.at(algorithm, int(state.step) + (in_flight is not None)).turn_limit
+            limit = schedules.at(algorithm, int(state.step) + len(in_flight)).turn_limit
             limit = min(int(limit) or math.inf, environment.max_turns)
             self.environment = dataclasses.replace(environment, max_turns=limit)
         return self.programs.select(self.constants, state, in_flight)
 
     def rollout(self, params: Params, instances: Instances, key: Array) -> Rollouts | Played:
         """Send rollouts on their way, of which nothing is waited for; or play episodes."""
-        sampler_params, instances = self.programs.reshard(self.constants, params), self.cut_prompts(instances)
+        sampler_params, asked = self.programs.reshard(self.constants, params), self.cut_prompts(instances)
         environment, turns = self.environment, self.programs.turns
         if environment is None or turns is None:
-            self.newest = self.programs.sample(self.constants, sampler_params, instances, key)
-            return self.newest
+            self.newest = rollouts = self.programs.sample(self.constants, sampler_params, asked, key)
+            if self.early:
+                self.early.begin(rollouts, functools.partial(grade_local_rows, self.domain, instances, rollouts))
+            return rollouts
         group_size, lanes = self.config.algorithm.group_size, num_lanes(self.config)
-        return play(turns, environment, group_size, sampler_params, instances, key, lanes)
+        return play(turns, environment, group_size, sampler_params, asked, key, lanes)
 
     def grade(self, instances: Instances, rollouts: Rollouts | Played) -> Graded:
         """Grade the rows that this process owns and share the grades; time it, and how long the devices wait for it."""
@@ -138,7 +180,12 @@ class HostedSteps:
             jax.block_until_ready(rollouts)
             started = time.monotonic()
             sampled = pool.submit(lambda: (jax.block_until_ready(self.newest), time.monotonic())[1])
-            grades, failed = grade_rows(self.domain, instances, rollouts)
+            begun = self.early.take(rollouts) if self.early and isinstance(rollouts, Rollouts) else None
+            if begun:
+                numbers, own, failed = begun
+                grades = hosts.exchange_rows(own, numbers, instances.mode.shape[0])
+            else:
+                grades, failed = grade_rows(self.domain, instances, rollouts)
             graded = time.monotonic()
             waited = max(graded - sampled.result(), 0.0)
         metrics = {"time/grading_secs": graded - started, "time/device_wait_secs": waited}
@@ -221,6 +268,12 @@ class HostedSteps:
 def response_lengths(mask: Array) -> Array:
     """Return the positions after the last tokens sampled, int32 [B, G], by a mask [B, G, T]."""
     return jnp.where(mask.any(-1), mask.shape[-1] - jnp.argmax(mask[..., ::-1], -1), 0)
+
+
+def grade_local_rows(domain: Domain, instances: Instances, rollouts: Rollouts) -> tuple[np.ndarray, Grades, bool]:
+    """Grade the rows that this process owns: their numbers, grades and whether it failed."""
+    local, numbers = hosts.local_rows((instances, rollouts))
+    return numbers, *hosts.on_local_rows(domain.grade, functools.partial(blank_grades, domain), local, numbers)
 
 
 def grade_rows(domain: Domain, instances: Instances, rollouts: Rollouts | Played) -> tuple[Grades, bool]:

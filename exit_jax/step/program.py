@@ -11,7 +11,7 @@ import optax
 
 from exit_jax import domains
 from exit_jax.algorithm import pool, replay
-from exit_jax.algorithm.iteration import Carry, InFlight, init_state, iterate, sample
+from exit_jax.algorithm.iteration import Batch, Carry, InFlight, init_state, iterate, sample
 from exit_jax.algorithm.pool import Groups
 from exit_jax.config.schema import Config, EvalConfig, StudyConfig
 from exit_jax.domains.contract import with_values_checked
@@ -19,7 +19,7 @@ from exit_jax.domains.domain import Domain
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import decoder
 from exit_jax.step.device import Constants, DeviceSteps
-from exit_jax.step.hosted import HostedSteps, StepPrograms
+from exit_jax.step.hosted import EarlyGrading, HostedSteps, StepPrograms
 from exit_jax.step.optimizer import make_optimizer
 from exit_jax.step.policy import decoder_config, split_params
 from exit_jax.step.requirements import (
@@ -50,6 +50,7 @@ class Program:
     begin: Callable[[Constants, State], Carry]
     train: Callable[[Constants, Carry], tuple[Carry, Metrics]]  # metrics have a leading axis of steps
     steps: StepPrograms  # the same iteration in parts, which are traced and compiled only where they are called
+    early: EarlyGrading | None = None  # what grades batches that are sampled more than one ahead
 
 
 def compile_key(config: Config) -> Config:
@@ -128,11 +129,16 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     state_shardings, warm_shardings = _shardings(state_like), _shardings(warm_like)
     programs = StepPrograms.make(config, domain, mesh, state_shardings)
 
+    early = EarlyGrading() if config.algorithm.rollout_lag > 1 else None
+
     def hosted(constants: Constants) -> HostedSteps:
-        return HostedSteps(config, domain, mesh, programs, constants)
+        return HostedSteps(config, domain, mesh, programs, constants, early)
 
     def begin(constants: Constants, state: State) -> Carry:
-        return InFlight(state, *sample(hosted(constants), state)) if config.algorithm.rollout_lag else state
+        ahead: list[Batch] = []
+        for _ in range(config.algorithm.rollout_lag):
+            ahead.append(sample(hosted(constants), state, tuple(asked for asked, _ in ahead)))
+        return InFlight.of(state, ahead) if ahead else state
 
     def train_hosted(constants: Constants, carry: Carry) -> tuple[Carry, Metrics]:
         carry, metrics = iterate(hosted(constants), carry)
@@ -147,8 +153,8 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     if config.algorithm.rollout_lag:
         gold = gold_of(config.algorithm.starts, domain)
         constants = Constants(domain.tasks("train"), split_params(config, params_like)[1], gold)
-        batch = programs.shapes(constants, state_like)[2:]
-        carry_like = InFlight(state_like, *_with_sharding(batch, meshes.by_row(mesh)))
+        batch = _with_sharding(programs.shapes(constants, state_like)[2:], meshes.by_row(mesh))
+        carry_like = InFlight.of(state_like, [batch] * config.algorithm.rollout_lag)
     return Program(
         mesh=mesh,
         params=params_like,
@@ -162,6 +168,7 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
         begin=begin,
         train=train_hosted if domain.on_host else train_on_devices,
         steps=programs,
+        early=early,
     )
 
 

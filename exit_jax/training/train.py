@@ -65,11 +65,16 @@ def train(
             writer.write(step, shown)
         if not evaluate or not config.run.eval_every or step % config.run.eval_every:
             return {}
+        if program.early:
+            program.early.wait()  # a domain grades for one at a time
         figures = evaluate(decoder.join(state_of(carry).params, frozen))
         keep_if_best(config, workdir, step, carry, figures)
         return figures
 
-    with explain(config, lambda: untrained(config), None):
+    with explain(config, lambda: untrained(config), None), contextlib.ExitStack() as stack:
+        if program.early:
+            program.early.clear()
+            stack.callback(program.early.clear)
         carry = run_loop(
             "train",
             functools.partial(program.train, constants),

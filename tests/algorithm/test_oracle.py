@@ -259,13 +259,13 @@ def test_iterations_equal_the_oracle(exit_config, number):
         plain.may_draw(given)
         return given, instances, *batch
 
-    batch, met, marks = draw(0, None), set(), set()
+    batch, met, marks = draw(0, ()), set(), set()
     for step in range(NUM_ITERATIONS):
         given, *arrays = batch
-        following = draw(step + 1, arrays[0]) if config.rollout_lag else None
+        following = draw(step + 1, (arrays[0],)) if config.rollout_lag else None
         expected = plain.learn(given)
         state, metrics = step_of(state, *arrays)
-        batch = following or draw(step + 1, None)
+        batch = following or draw(step + 1, ())
 
         assert contents(state.buffer) == {(s.held, float(s.score), s.num_draws) for s in plain.entries()}
         same(state.params, {"W": plain.policy.W, "U": plain.policy.U})

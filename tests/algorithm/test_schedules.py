@@ -78,7 +78,7 @@ def test_an_episode_of_training_has_the_turns_of_its_iteration(fields, expected)
     given = types.SimpleNamespace
     domain, programs = given(environment=Environment(12)), given(select=lambda *_: None)
     turns = []
-    for step, in_flight in ((0, None), (4, None), (4, "a batch"), (90, None)):
+    for step, in_flight in ((0, ()), (4, ()), (4, ("a batch",)), (90, ())):
         steps = HostedSteps(given(algorithm=ExItConfig(**fields)), domain, None, programs, None)
         steps.select(given(step=jnp.int32(step)), in_flight)
         turns.append(steps.environment.max_turns)
