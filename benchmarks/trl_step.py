@@ -38,6 +38,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from exit_jax import domains
 from exit_jax.config.schema import Config
+from exit_jax.policy.shape import DecoderConfig
 from exit_jax.step.device import Constants
 from exit_jax.step.policy import decoder_config
 from exit_jax.step.program import make_program
@@ -73,56 +74,68 @@ def make_ours(config: Config) -> Callable[[], dict[str, float]]:
     return measure
 
 
-def make_theirs(config: Config, attention: str, folder: pathlib.Path) -> Callable[[], dict[str, float]]:
-    """Return what runs as many steps of a GRPOTrainer, and one before them, and gives the mean seconds of one."""
+def make_llama(config: DecoderConfig, end: int | None, dtype: str = "float32") -> transformers.LlamaForCausalLM:
+    """Return transformers' Llama of the shape, with random weights; ``end`` is the token that ends a row."""
+    llama = transformers.LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.embed_dim,
+        intermediate_size=config.mlp_dim,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        tie_word_embeddings=config.tie_embeddings,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(llama).to(getattr(torch, dtype))
+
+
+def make_theirs(
+    config: Config, attention: str, folder: pathlib.Path, dtype: str = "float32", **changes: object
+) -> Callable[[], dict[str, float]]:
+    """Return what runs as many steps of a GRPOTrainer, and one before them, and gives the mean seconds of one.
+
+    Args:
+      changes: of GRPOConfig, as on a GPU.
+    """
     c, a, o, num_steps = decoder_config(config), config.algorithm, config.optimizer, config.run.steps_per_call
     domain = domains.make(config.domain_name, config.domain)
     words = tokenizers.models.WordLevel({str(i): i for i in range(c.vocab_size)}, unk_token="0")
     tokenizer = tokenizers.Tokenizer(words)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     end = domain.stop_tokens[0]
-    llama = transformers.LlamaConfig(
-        vocab_size=c.vocab_size,
-        hidden_size=c.embed_dim,
-        intermediate_size=c.mlp_dim,
-        num_hidden_layers=c.num_layers,
-        num_attention_heads=c.num_heads,
-        num_key_value_heads=c.num_kv_heads,
-        head_dim=c.head_dim,
-        tie_word_embeddings=c.tie_embeddings,
-        bos_token_id=None,
-        eos_token_id=end,
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(llama)
+    model = make_llama(c, end, dtype)
     model.set_attn_implementation(attention)
     ids = np.random.default_rng(0).integers(
         end + 1, c.vocab_size, ((num_steps + 1) * a.num_prompts, domain.prompt_width)
     )
-    settings = GRPOConfig(
-        output_dir=str(folder / attention),
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        logging_strategy="no",
-        save_strategy="no",
-        disable_tqdm=True,
-        gradient_checkpointing=False,
-        max_steps=num_steps + 1,
-        per_device_train_batch_size=a.num_prompts * a.group_size,
-        num_generations=a.group_size,
-        max_completion_length=domain.max_tokens,
-        temperature=a.temperature,
-        top_p=1.0,
-        top_k=0,
-        beta=0.0,
-        loss_type="grpo",
-        learning_rate=o.learning_rate,
-        lr_scheduler_type="constant",
-        weight_decay=o.weight_decay,
-        max_grad_norm=o.max_grad_norm,
-    )
+    named: dict = {
+        "output_dir": str(folder / attention),
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "max_steps": num_steps + 1,
+        "per_device_train_batch_size": a.num_prompts * a.group_size,
+        "num_generations": a.group_size,
+        "max_completion_length": domain.max_tokens,
+        "temperature": a.temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+        "beta": 0.0,
+        "loss_type": "grpo",
+        "learning_rate": o.learning_rate,
+        "lr_scheduler_type": "constant",
+        "weight_decay": o.weight_decay,
+        "max_grad_norm": o.max_grad_norm,
+    }
+    settings = GRPOConfig(**named | changes)
     times = StepTimes()
     trainer = GRPOTrainer(
         model,

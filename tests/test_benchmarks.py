@@ -149,3 +149,18 @@ def test_benchmark_of_sudoku_edits(tmp_path):
     ((_, *cells),) = run("sudoku_edits.py", "edits", str(tmp_path / "chains.jsonl"))
     assert cells == ["3", "0.33, 1.00", "0.33, 1.00", "0.33, 0.00", "0"]
     assert run("sudoku_edits.py", "singles", "--count", "4") == [[clues, "1.00"] for clues in "4567"]
+
+
+@pytest.mark.slow
+def test_benchmark_of_a_gpu(require_parity, tmp_path):
+    """Every section of the script for an accelerator, at toy size on this CPU."""
+    require_parity("torch", "trl")
+    run("gpu.py", "--small", "--out", str(tmp_path / "gpu.json"))
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    sections = ("decode", "learn", "copy", "iteration", "transformers", "trl", "vllm")
+    assert set(sections) < set(found)
+    notes = [row.get("note", "") for name in sections for row in found[name]]
+    assert set(notes) <= {"", "not installed"}
+    figures = [value for name in sections for row in found[name] for value in row.values() if isinstance(value, float)]
+    assert len(figures) > 15
+    assert all(value >= 0 for value in figures)
