@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import functools
 import gc
+import importlib
 import importlib.util
 import json
 import pathlib
@@ -225,7 +226,8 @@ def transformers(work: Work, shape: str, bandwidth: float, flops: float) -> Iter
 
     config = make_config(shape, work.dtype)
     device = "cpu" if jax.default_backend() == "cpu" else "cuda"
-    model = make_llama(config, None, work.dtype).to(device).eval()
+    llama: Any = make_llama(config, None, work.dtype)
+    model = llama.to(device).eval()
     prompt = np.asarray(make_prompts(config, work.num_prompts, work.prompt_width)[0])
     rows = torch.tensor(prompt, device=device).repeat_interleave(work.group_size, 0)
 
@@ -251,15 +253,19 @@ def vllm(work: Work, shape: str, bandwidth: float, flops: float) -> Iterator[Row
         yield {"note": "not installed"}
         return
     from trl_step import make_llama
-    from vllm import LLM, SamplingParams
 
+    engines = importlib.import_module("vllm")
     config = make_config(shape, work.dtype)
     prompt = np.asarray(make_prompts(config, work.num_prompts, work.prompt_width)[0])
     with tempfile.TemporaryDirectory() as folder:
         make_llama(config, None, work.dtype).save_pretrained(folder)
         room = work.prompt_width + work.max_tokens
-        engine = LLM(folder, skip_tokenizer_init=True, dtype=work.dtype, max_model_len=room, gpu_memory_utilization=0.3)
-        wanted = SamplingParams(n=work.group_size, max_tokens=work.max_tokens, ignore_eos=True, detokenize=False)
+        engine = engines.LLM(
+            folder, skip_tokenizer_init=True, dtype=work.dtype, max_model_len=room, gpu_memory_utilization=0.3
+        )
+        wanted = engines.SamplingParams(
+            n=work.group_size, max_tokens=work.max_tokens, ignore_eos=True, detokenize=False
+        )
         given = [{"prompt_token_ids": row.tolist()} for row in prompt]
         secs = []
         for _ in range(REPEATS + 1):

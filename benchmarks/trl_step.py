@@ -24,6 +24,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import datasets
 import jax
@@ -94,7 +95,7 @@ def make_llama(config: DecoderConfig, end: int | None, dtype: str = "float32") -
 
 
 def make_theirs(
-    config: Config, attention: str, folder: pathlib.Path, dtype: str = "float32", **changes: object
+    config: Config, attention: str, folder: pathlib.Path, dtype: str = "float32", **changes: Any
 ) -> Callable[[], dict[str, float]]:
     """Return what runs as many steps of a GRPOTrainer, and one before them, and gives the mean seconds of one.
 
@@ -112,7 +113,7 @@ def make_theirs(
     ids = np.random.default_rng(0).integers(
         end + 1, c.vocab_size, ((num_steps + 1) * a.num_prompts, domain.prompt_width)
     )
-    named: dict = {
+    named: dict[str, Any] = {
         "output_dir": str(folder / attention),
         "use_cpu": True,
         "bf16": False,

@@ -20,6 +20,10 @@ class GradingError(RuntimeError):
     """Verifiers or environments that fail as a whole, not for an answer; the log says why."""
 
 
+class LostProcessError(RuntimeError):
+    """Another process of the run ended, or no longer answers; started again together, they go on from the newest checkpoint."""
+
+
 class Interrupted(Exception):
     """A signal asked the run to stop, and its state was saved."""
 
@@ -34,7 +38,7 @@ def exit_status(call: Callable[[], int]) -> int:
         return call()
     except UserError as error:
         said, status = f"error: {error}", 2
-    except GradingError as error:
+    except (GradingError, LostProcessError) as error:
         said, status = f"error: {error}", 1
     except KeyboardInterrupt:
         said, status = "stopped; the same command goes on", 130

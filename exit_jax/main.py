@@ -115,9 +115,11 @@ def carry_out() -> int:
             from exit_jax.config.start import start
 
             config = start(content, overrides, trains=mode in ("train", "study"))
+            from exit_jax.parallel import hosts
             from exit_jax.study import Experiment  # a fault of the config is told without what this imports
 
-            compute(mode, config, Experiment(name, arguments, overrides))
+            with hosts.no_waiting_for_lost():
+                compute(mode, config, Experiment(name, arguments, overrides))
     return 0
 
 
@@ -200,7 +202,18 @@ def main(_) -> int:
     status = exit_status(carry_out)
     if status > 128:
         stopped.append(status)
+    elif status and is_among_others():
+        leave([status])  # at once: JAX would wait for all processes to end together
     return status
+
+
+def is_among_others() -> bool:
+    """Say whether this is one of several processes of a run, without importing JAX where nothing has."""
+    return (
+        "jax" in sys.modules
+        and sys.modules["jax"].distributed.is_initialized()
+        and sys.modules["jax"].process_count() > 1
+    )
 
 
 def leave(stopped: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -175,4 +176,112 @@ def test_a_process_without_its_number_is_told_so(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "first")
     with pytest.raises(ValueError, match="JAX_PROCESS_ID = 'first'"):
+        hosts.initialize()
+
+
+HOSTED = ("--config.domain.on_host=True", "--config.run.steps_per_call=1", "--config.run.mesh.data=8")
+BRIEF = ("--config.run.num_iterations=6", "--config.run.checkpoint_every=1", "--config.eval.steps=(0,1)", *HOSTED)
+# moment -> what the victim does then, once it has saved something
+MOMENTS = {
+    "sampled": ("exit_jax.step.hosted.HostedSteps.rollout", "after"),
+    "grading": ("exit_jax.step.hosted.grade_rows", "before"),
+    "learnt": ("exit_jax.workdir.metrics.Watch.look", "before"),
+    "saving": ("exit_jax.workdir.checkpoint.Checkpoints.save", "after"),  # orbax writes in threads that go on
+    "evaluating": ("exit_jax.evaluation.evaluate.run_chains", "before"),
+}
+KILLED = """
+import functools, os, pkgutil, signal
+from exit_jax import main
+place, when = {moment!r}
+owner, _, name = place.rpartition(".")
+owner, calls = pkgutil.resolve_name(owner), 0
+function = getattr(owner, name)
+@functools.wraps(function)
+def killed(*args, **kwargs):
+    global calls
+    calls += 1
+    dies = os.environ["JAX_PROCESS_ID"] == "{victim}" and calls >= {calls}
+    if dies and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    value = function(*args, **kwargs)
+    if dies:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+setattr(owner, name, killed)
+main.entry()
+"""
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("kills") / "whole"
+    outcome = run(workdir, *BRIEF)
+    assert [code for code, _, _ in outcome] == [0, 0], outcome[0][2]
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1], ids=["lead", "other"])
+def test_a_run_outlives_the_kills_of_a_process(victim, left_alone, tmp_path):
+    """SIGKILL at each moment in turn: the other leaves within seconds and says why; the last start ends as if nothing was."""
+    for moment, (place, when) in MOMENTS.items():
+        calls = 1 if moment == "evaluating" else 2
+        script = KILLED.format(moment=(place, when), victim=victim, calls=calls)
+        processes = start(tmp_path / "run", *BRIEF, script=script)
+        processes[victim].wait(timeout=300)
+        killed = time.monotonic()
+        outcome = finish(processes)
+        secs = time.monotonic() - killed
+        codes, errors = [code for code, _, _ in outcome], outcome[1 - victim][2]
+        assert codes[victim] == -signal.SIGKILL, (moment, outcome)
+        assert codes[1 - victim] not in (0, 2), (moment, errors)
+        assert "another process of this run is gone" in errors or "another task died" in errors, (moment, errors)
+        assert secs < 60, f"the other took {secs:.0f} s to leave, {moment}"
+    outcome = run(tmp_path / "run", *BRIEF)
+    assert [code for code, _, _ in outcome] == [0, 0], outcome[0][2]
+    assert rows(tmp_path / "run") == rows(left_alone)
+    evaluations = [json.loads((path / "evaluation.json").read_text()) for path in (tmp_path / "run", left_alone)]
+    assert evaluations[0] == evaluations[1]
+
+
+def test_an_iteration_that_stalls_ends_the_process_and_says_where():
+    script = """
+import time
+from exit_jax.training.loop import _ended_by_stall
+with _ended_by_stall(0.5) as alive:
+    for _ in range(3):
+        alive()
+        time.sleep(0.3)
+    print("alive", flush=True)
+    def hang():
+        time.sleep(60)
+    hang()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 1
+    assert done.stdout == "alive\n"
+    assert "Timeout" in done.stderr
+    assert "in hang" in done.stderr
+
+
+def test_every_iteration_is_a_sign_of_life(tmp_path, monkeypatch):
+    armed = []
+    monkeypatch.setattr("faulthandler.dump_traceback_later", lambda secs, **_: armed.append(secs))
+    monkeypatch.setattr("faulthandler.cancel_dump_traceback_later", lambda: armed.append("off"))
+    changes = {"warm_start.num_steps": 0}
+    train.train(
+        smoke(changes=changes, num_iterations=3, steps_per_call=1, checkpoint_every=3, stall_secs=99.0), tmp_path
+    )
+    assert armed == [99.0] * 3 + ["off"]
+
+
+def test_a_heartbeat_is_whole_seconds(monkeypatch):
+    monkeypatch.setenv("EXIT_JAX_HEARTBEAT_SECS", "soon")
+    with pytest.raises(ValueError, match="EXIT_JAX_HEARTBEAT_SECS = 'soon'"):
         hosts.initialize()

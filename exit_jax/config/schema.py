@@ -171,6 +171,13 @@ class RunConfig:
         within="[0, inf)",
         younger=True,
     )
+    stall_secs: float = setting(
+        0.0,
+        "time after which an iteration that does not end ends the process, with the stacks of all its threads; 0 for never",
+        unit="s",
+        within="[0, inf)",
+        younger=True,
+    )
     rollouts_kept: int = setting(4, "groups of such an iteration that are kept", within="[1, inf)", younger=True)
     rollouts_max_mb: int = setting(
         100, "megabytes of kept rollouts, beyond which the oldest are removed", within="[1, inf)", younger=True

@@ -1,21 +1,27 @@
 """Several hosts: who they are, what they agree on, and which rows each of them grades."""
 
+import contextlib
 import importlib.metadata
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from exit_jax.errors import UserError
+from exit_jax.errors import Interrupted, LostProcessError, UserError
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+GRACE = 10.0  # seconds
+# what errors of collectives say where a process that takes part is gone
+SIGNS_OF_LOSS = ("Gloo", "Connection closed", "Connection reset", "Socket closed", "heartbeat", "coordination service")
 
 
 def skip_absent_tpu(root: pathlib.Path = pathlib.Path("/")) -> None:
@@ -37,27 +43,65 @@ def initialize() -> None:
     """Join the other processes, if there are any and that is yet to be done: call it before anything asks JAX for devices.
 
     JAX finds its peers by itself on TPU pods, SLURM and Kubernetes, which ``EXIT_JAX_DISTRIBUTED=1`` asks for; elsewhere
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it, as launch/local_multiprocess.sh does.
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it, as launch/local_multiprocess.sh does. A process that
+    gives no sign of life for EXIT_JAX_HEARTBEAT_SECS, 30 by default, ends all of them.
 
     Raises:
-      ValueError: if one of the three is missing or no number.
+      ValueError: if one of the three is missing, or one of the numbers is none.
     """
     names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     if jax.distributed.is_initialized():
         return
+    heartbeat = os.environ.get("EXIT_JAX_HEARTBEAT_SECS", "30")
+    if not heartbeat.isdigit() or not int(heartbeat):
+        raise ValueError(f"EXIT_JAX_HEARTBEAT_SECS = {heartbeat!r}; give it whole seconds, at least 1")
     if os.environ.get("EXIT_JAX_DISTRIBUTED") == "1":
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=int(heartbeat))
     elif "JAX_COORDINATOR_ADDRESS" in os.environ:
         wrong = [f"{name} = {os.environ.get(name)!r}" for name in names if not os.environ.get(name, "").isdigit()]
         if wrong:
             raise ValueError(f"JAX_COORDINATOR_ADDRESS is set, but {' and '.join(wrong)}; give it a number")
         count, index = (int(os.environ[name]) for name in names)
-        jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
+        address = os.environ["JAX_COORDINATOR_ADDRESS"]
+        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=int(heartbeat))
 
 
 def is_lead() -> bool:
     """Say whether this process writes what is written once: logs, metrics, reports."""
     return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def no_waiting_for_lost() -> Iterator[None]:
+    """Of several processes, end this one within GRACE seconds of a fault, whatever waits for the others then, as a save does.
+
+    A fault of one leaves the others in a collective; once its connections are closed, they fault, too.
+
+    Raises:
+      LostProcessError: if the fault is that another process is gone.
+    """
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        timer = threading.Timer(GRACE, _give_up, (said,))
+        timer.daemon = True
+        timer.start()
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in SIGNS_OF_LOSS):
+            raise LostProcessError(
+                f"another process of this run is gone (its own log says why; here: {said}); start all of them again, and the "
+                "run goes on from the newest checkpoint"
+            ) from error
+        raise
+
+
+def _give_up(said: str) -> None:
+    print(f"\nerror: {said}; the other processes do not answer, so this one ends now", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def agree(value: int) -> int:

@@ -67,6 +67,7 @@ def compile_key(config: Config) -> Config:
         rollouts_every=min(config.run.rollouts_every, 1),
         rollouts_kept=config.run.rollouts_kept if config.run.rollouts_every else 1,
         rollouts_max_mb=1,
+        stall_secs=0.0,
         eval_every=0,
         eval_tasks=1,
         eval_splits=(),

@@ -1,11 +1,13 @@
 """The loop around a jitted step: checkpoints, signals, metrics."""
 
 import contextlib
+import faulthandler
 import logging
 import pathlib
 import signal
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -69,10 +71,13 @@ def run_loop(
             _catch_signals() as caught,
             contextlib.closing(checkpoints),  # here, so that no signal cuts the last of them off
             contextlib.closing(MetricsWriter(metrics_dir, title, step, config.run.trackers, to_dict(config))) as writer,
+            _ended_by_stall(config.run.stall_secs) as alive,
+            hosts.no_waiting_for_lost(),  # innermost: the others may wait, as a save does that a lost process takes part in
         ):
             progress, watch, pace = Progress(title, step, total), Watch(title), Pace(title)
             first_call, faults = step, 0
             while step < total and not stop:
+                alive()
                 profiled = config.run.profile and step == first_call + config.run.steps_per_call
                 started = time.monotonic()
                 with jax.profiler.trace(str(metrics_dir / "profile")) if profiled else contextlib.nullcontext():
@@ -105,6 +110,21 @@ def run_loop(
     if stop:
         raise Interrupted(stop, title, step)
     return state
+
+
+@contextlib.contextmanager
+def _ended_by_stall(secs: float) -> Iterator[Callable[[], None]]:
+    """Give what is called as a sign of life: without one for so long, the process ends and says where its threads are."""
+
+    def alive() -> None:
+        if secs:  # from a thread of its own that needs no lock of Python's
+            faulthandler.dump_traceback_later(secs, exit=True, file=sys.__stderr__ or sys.stderr)
+
+    try:
+        yield alive
+    finally:
+        if secs:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _require_end(title: str, step: int, total: int, steps_per_call: int, checkpoint_dir: pathlib.Path) -> None:
