@@ -88,19 +88,22 @@ def no_waiting_for_lost() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        is_lost = isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in SIGNS_OF_LOSS)
+        if is_lost:
+            said = (
+                f"another process of this run is gone (its own log says why; here: {said}); start all of them again, and the "
+                "run goes on from the newest checkpoint"
+            )
         timer = threading.Timer(GRACE, _give_up, (said,))
         timer.daemon = True
         timer.start()
-        if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in SIGNS_OF_LOSS):
-            raise LostProcessError(
-                f"another process of this run is gone (its own log says why; here: {said}); start all of them again, and the "
-                "run goes on from the newest checkpoint"
-            ) from error
+        if is_lost:
+            raise LostProcessError(said) from error
         raise
 
 
 def _give_up(said: str) -> None:
-    print(f"\nerror: {said}; the other processes do not answer, so this one ends now", file=sys.stderr, flush=True)
+    print(f"\nerror: {said}; this process waited for others, and ends now", file=sys.stderr, flush=True)
     os._exit(1)
 
 
