@@ -88,8 +88,14 @@ def _check_policy(c: Config, faults: Faults) -> None:
         f"policy.num_heads = {p.num_heads} is not a multiple of policy.num_kv_heads = {p.num_kv_heads}",
     )
     faults.require(
-        len(p.rope_scaling) in (0, 4),
-        f"policy.rope_scaling = {p.rope_scaling} is neither () nor (factor, low, high, original length)",
+        len(p.rope_scaling) in (0, 1, 4, 6),
+        f"policy.rope_scaling = {p.rope_scaling} is neither () nor (factor,), (factor, low, high, original length) or yarn's "
+        "six numbers; give one of them",
+    )
+    faults.require(
+        len(p.layer_windows) in (0, p.num_layers) and min(p.layer_windows, default=0) >= 0,
+        f"policy.layer_windows = {p.layer_windows} must be a number of tokens, or 0, for each of policy.num_layers = "
+        f"{p.num_layers}; or ()",
     )
     faults.require(
         p.attention != "cudnn" or p.dtype == "bfloat16",

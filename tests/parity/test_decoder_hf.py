@@ -1,4 +1,4 @@
-"""Test the decoder against transformers: logits and greedy responses of the Llama, Qwen2 and Qwen3 families."""
+"""Test the decoder against transformers: logits and greedy responses of the families, also beyond their windows."""
 
 import dataclasses
 import functools
@@ -14,10 +14,16 @@ from exit_jax.policy.choice import SamplingConfig
 
 pytestmark = pytest.mark.parity
 
+WINDOWS = {"use_sliding_window": True, "sliding_window": 4}
+# by class of theirs: our fields, and what says the same in their config, beside what ``random_model`` gives
 FAMILIES = {
-    "Llama": {"tie_embeddings": False, "head_dim": 10},  # not embed_dim / num_heads
-    "Qwen2": {"tie_embeddings": True, "head_dim": 8, "qkv_bias": True},
-    "Qwen3": {"tie_embeddings": True, "head_dim": 10, "qk_norm": True},
+    "Llama": ({"head_dim": 10}, {}),  # not embed_dim / num_heads
+    "Qwen2": (
+        {"tie_embeddings": True, "qkv_bias": True, "layer_windows": (0, 4, 4)},
+        WINDOWS | {"max_window_layers": 1},
+    ),
+    "Qwen3": ({"tie_embeddings": True, "head_dim": 10, "qk_norm": True}, {}),
+    "Mistral": ({"layer_windows": (4, 4, 4)}, {"sliding_window": 4}),
 }
 MODULES = {
     "embedding": "model.embed_tokens",
@@ -41,11 +47,11 @@ PROMPT_BP = np.random.default_rng(0).integers(31, size=(3, 7))
 
 def policy(**family):
     shape = {"vocab_size": 31, "num_layers": 3, "embed_dim": 32, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 40}
-    variant = {"rope_theta": 1000.0, "norm_eps": 1e-5, "qkv_bias": False, "qk_norm": False}
+    variant = {"rope_theta": 1000.0, "norm_eps": 1e-5, "qkv_bias": False, "qk_norm": False, "tie_embeddings": False}
     return dataclasses.replace(LLAMA, **{**shape, **variant, **family})
 
 
-def random_model(torch, transformers, name, c):
+def random_model(torch, transformers, name, c, theirs):
     """Return their model of our config, with random numbers also where norms start at 1 and biases at 0."""
     config = getattr(transformers, f"{name}Config")(
         vocab_size=c.vocab_size,
@@ -60,6 +66,7 @@ def random_model(torch, transformers, name, c):
         tie_word_embeddings=c.tie_embeddings,
         bos_token_id=None,
         eos_token_id=None,
+        **theirs,
     )
     model = getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
     rng = np.random.default_rng(1)
@@ -90,12 +97,13 @@ def convert(c, theirs):
 
 @pytest.fixture(
     scope="module",
-    params=[name if name == "Qwen3" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+    params=[name if name == "Qwen2" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
 )
 def family(request, require_parity):
     """Return their model, our config and our parameters, which are the model's."""
-    c = policy(**FAMILIES[request.param])
-    model = random_model(*require_parity("torch", "transformers"), request.param, c)
+    ours, theirs = FAMILIES[request.param]
+    c = policy(**ours)
+    model = random_model(*require_parity("torch", "transformers"), request.param, c, theirs)
     return model, c, convert(c, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
 
 
@@ -110,7 +118,9 @@ def test_logits_are_theirs(family, require_parity):
     assert theirs_BPV.std() > 1  # so that 1e-4 is small
 
 
-def test_greedy_responses_are_theirs(family, require_parity):
+@pytest.mark.parametrize("num_slots", [0, 1])
+def test_greedy_responses_are_theirs(family, require_parity, num_slots):
+    """Two rows a prompt, at once or one after the other in the same slots of the cache; up to 12 tokens after up to 7."""
     (torch,) = require_parity("torch")
     model, c, params = family
 
@@ -121,9 +131,11 @@ def test_greedy_responses_are_theirs(family, require_parity):
         return whole[0, LENGTH_B[row] :].numpy()
 
     stop = int(generate(0)[5])
-    sample = jax.jit(functools.partial(sampler.sample, c, SamplingConfig(12, (stop,), temperature=0.0), 1))
+    sampling = SamplingConfig(12, (stop,), temperature=0.0)
+    sample = jax.jit(functools.partial(sampler.sample, c, sampling, 2, num_slots=num_slots))
     rollouts = sample(params, PROMPT_BP, LENGTH_B, jax.random.key(0))
     for row in range(3):
         theirs = generate(row, eos_token_id=stop, pad_token_id=0)
-        np.testing.assert_array_equal(rollouts.tokens[row, 0][rollouts.mask[row, 0]], theirs)
+        for one in range(2):
+            np.testing.assert_array_equal(rollouts.tokens[row, one][rollouts.mask[row, one]], theirs)
     assert rollouts.finished[0, 0]

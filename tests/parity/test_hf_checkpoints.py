@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from exit_jax.policy import decoder
+from exit_jax.policy import decoder, sampler
 from exit_jax.policy.hf import config as hf_config
+from exit_jax.policy.hf import names
 from exit_jax.policy.hf.export import export, export_adapter
 from exit_jax.policy.hf.load import load
 from exit_jax.policy.shape import PROJECTIONS, DecoderConfig, LoraConfig
@@ -27,12 +28,26 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,  # so that the tests' positions are far beyond
 }
 PLAIN = {"rope_type": "default", "rope_theta": 1000.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "beta_fast": 4.0,
+    "original_max_position_embeddings": 16,
+}
+WINDOW = {"use_sliding_window": True, "sliding_window": 9}
+KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 FAMILIES = {
     "llama3-tied": ("Llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
     "llama": ("Llama", {"rope_parameters": PLAIN, "head_dim": 10}),  # head_dim is not hidden_size / num_attention_heads
     "qwen2": ("Qwen2", {"rope_parameters": PLAIN, "tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"rope_parameters": PLAIN, "head_dim": 10}),
     "mistral": ("Mistral", {"rope_parameters": PLAIN, "sliding_window": None}),
+    "mistral-window": ("Mistral", {"rope_parameters": PLAIN, "sliding_window": 7}),
+    "qwen2-window": ("Qwen2", {"rope_parameters": PLAIN, **WINDOW, "max_window_layers": 2}),
+    "qwen3-window-yarn": ("Qwen3", {"rope_parameters": YARN, **WINDOW, "layer_types": KINDS}),
+    "llama-yarn": ("Llama", {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False}}),
+    "llama-linear": ("Llama", {"rope_parameters": PLAIN | {"rope_type": "linear", "factor": 4.0}}),
 }
 SHAPE = {
     "vocab_size": 48,
@@ -48,7 +63,8 @@ TOKENS_BS = np.random.default_rng(0).integers(48, size=(2, 40))
 STARTS = (0, 3000)  # of positions
 
 
-FAST = ("llama3-tied", "qwen3")  # between them scaled positions, tied embeddings, norms and a head_dim of their own
+# between them scaled positions, tied embeddings, norms, a head_dim of their own, layers with and without a window
+FAST = ("llama3-tied", "qwen3-window-yarn")
 
 
 @pytest.fixture(
@@ -121,6 +137,41 @@ def test_logits_are_theirs(checkpoint, require_parity, start):
     if config.rope_scaling:  # and the scaling matters there
         unscaled = dataclasses.replace(config, rope_scaling=())
         assert np.abs(our_logits(unscaled, load_on_mesh(folder, config), start) - theirs).max() > 0.1
+    if config.layer_windows:  # and so do the windows
+        unbounded = dataclasses.replace(config, layer_windows=())
+        assert np.abs(our_logits(unbounded, load_on_mesh(folder, config), start) - theirs).max() > 0.1
+
+
+def test_gradients_are_theirs(checkpoint, require_parity):
+    """Of the log-probs of responses to prompts of unequal length, which the learner reads once for two rows."""
+    (torch,) = require_parity("torch")
+    model, folder = checkpoint
+    config = make_config(folder)
+    prompt, length, own = (
+        TOKENS_BS[:, :20],
+        np.array([20, 13]),
+        np.stack([TOKENS_BS[:, 20:], TOKENS_BS[:, :20]], axis=1),
+    )
+
+    def loss(params):
+        return sampler.logprobs(config, 1.0, 0, params, prompt, length, own)[0].mean()
+
+    grads = jax.jit(jax.grad(loss))(load_on_mesh(folder, config))
+    model.requires_grad_(True).zero_grad()
+    for row, one in np.ndindex(2, 2):
+        tokens = torch.tensor([*prompt[row, : length[row]], *own[row, one]])
+        logp = model(tokens[None]).logits[0].log_softmax(-1)[:-1].gather(-1, tokens[1:, None])[-20:]
+        (logp.mean() / 4).backward()
+    wanted = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    model.requires_grad_(False)
+    found = {}
+    for path, leaf in names.flatten(grads).items():
+        for index, name in names.tensors(path, leaf.shape):
+            found[name] = np.asarray(leaf[index]).T if names.is_transposed(path) else np.asarray(leaf[index])
+    assert found.keys() == wanted.keys()
+    worst = max(np.linalg.norm(found[name] - wanted[name]) / np.linalg.norm(wanted[name]) for name in wanted)
+    print(f"largest distance of a gradient: {worst:.1e} of its norm")
+    assert worst < 1e-4
 
 
 def test_bfloat16_is_as_near_as_theirs(checkpoint, require_parity):

@@ -16,7 +16,10 @@ from exit_jax.policy.shape import PROJECTIONS
 
 QWEN2 = dataclasses.replace(LLAMA, qkv_bias=True, num_kv_heads=1, tie_embeddings=False)
 QWEN3 = dataclasses.replace(LLAMA, qk_norm=True, num_kv_heads=4)
-each_config = pytest.mark.parametrize("config", [LLAMA, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])
+WINDOW = dataclasses.replace(LLAMA, layer_windows=(3, 0))  # in one layer of the two
+each_config = pytest.mark.parametrize(
+    "config", [LLAMA, QWEN2, QWEN3, WINDOW], ids=["llama", "qwen2", "qwen3", "window"]
+)
 
 LENGTHS_B = np.array([5, 1, 3])  # ragged: full, a single token, padded
 PROMPT_BP = np.random.default_rng(0).integers(17, size=(3, 5))
@@ -118,6 +121,33 @@ def test_cache_written_in_chunks_equals_written_at_once(config):
         chunks.append(logits)
     assert cache.used == 6
     np.testing.assert_allclose(jnp.concatenate(chunks, axis=2), whole_BGTV, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", ["scanned", "unstacked"])
+def test_a_window_ends_where_it_says(layers):
+    """Through two layers that see three tokens each, a token's logits depend on the five last; through others, on all."""
+    config = dataclasses.replace(LLAMA, layer_windows=(3, 3))
+    params = random_params(config)
+    params = decoder.unstack(config, params) if layers == "unstacked" else params
+    changed_BGT = np.concatenate([(TOKENS_BGT[..., :1] + 1) % LLAMA.vocab_size, TOKENS_BGT[..., 1:]], axis=-1)
+    before, after = (read(config, params, tokens)[0] for tokens in (TOKENS_BGT, changed_BGT))
+    differs_T = (before != after).any((0, 1, 3))
+    np.testing.assert_array_equal(differs_T, [True] * 5 + [False])
+    unlike = read(WINDOW, params, TOKENS_BGT)[0] != read(WINDOW, params, changed_BGT)[0]
+    assert unlike.any((0, 1, 3)).all()
+
+
+def test_windows_are_as_in_their_docstrings():
+    mask = jnp.asarray([[[True, False, True, True]]])
+    seen = caches.view(mask, 2, jnp.asarray([[[1, 2]]]))
+    np.testing.assert_array_equal(
+        (caches.within_window(seen, 2) & caches.causal_mask(mask, 2, 2))[0, 0],
+        [[True, False, True, False], [False, False, True, True]],
+    )
+    ring = caches.view(jnp.ones((1, 1, 4), bool), 1, jnp.asarray([[[9]]]))  # slot 2 is the oldest, 0 the one before
+    np.testing.assert_array_equal(caches.within_window(ring, 3)[0, 0], [[True, True, False, True]])
+    prompt = caches.prompt_within_window(seen, 2, jnp.asarray([[True, True]]))
+    np.testing.assert_array_equal(prompt[0, 0], [[True, True], [False, True]])
 
 
 def test_only_distances_between_positions_matter():

@@ -214,6 +214,7 @@ def test_reads_llama_with_scaled_rope(tmp_path):
         "tie_embeddings": True,
         "qkv_bias": False,
         "qk_norm": False,
+        "layer_windows": (),
     }
     shape_fields = {field.name for field in dataclasses.fields(DecoderConfig)} - {*COMPUTE, "unused_ids"}
     assert set(fields) == shape_fields
@@ -252,7 +253,19 @@ def test_defaults_of_absent_fields(tmp_path):
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+LONGROPE = {"rope_type": "longrope", "factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0}
+SWITCHED = {"sliding_window": 64, "use_sliding_window": True}
+
+
+def test_yarn_is_read_with_transformers_defaults(tmp_path):
+    scaling = lambda **fields: hf_config.read(write_config(tmp_path, rope_scaling=YARN | fields))["rope_scaling"]
+    assert scaling() == (4.0, 512.0, 32.0, 1.0, pytest.approx(0.1 * np.log(4) + 1), 1.0)
+    assert scaling(attention_factor=0.5, truncate=False, beta_fast=8, original_max_position_embeddings=64) == (
+        (4.0, 64.0, 8.0, 1.0, 0.5, 0.0)
+    )
+    ratio = (0.2 * np.log(4) + 1) / (0.05 * np.log(4) + 1)
+    assert scaling(mscale=2.0, mscale_all_dim=0.5)[4] == pytest.approx(ratio)
 
 
 @pytest.mark.parametrize(
@@ -260,23 +273,39 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
     [
         ({}, {"max_position_embeddings": 512}),
         (MISTRAL | {"sliding_window": None}, {"max_position_embeddings": 512}),
-        (MISTRAL | {"sliding_window": 256}, {"max_position_embeddings": 512, "sliding_window": 256}),
-        (MISTRAL, {"max_position_embeddings": 512, "sliding_window": 4096}),  # what transformers assumes
-        (QWEN2 | {"sliding_window": 64}, {"max_position_embeddings": 512}),  # it counts only where it is switched on
+        (MISTRAL | {"sliding_window": 256}, {"max_position_embeddings": 512}),
         (
-            QWEN2 | {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1},
-            {"max_position_embeddings": 512, "sliding_window": 64},
-        ),
-        (
-            {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 128},
+            {
+                "layer_types": ["full_attention", "sliding_attention"],
+                "sliding_window": 128,
+            },  # which Llama does not compute
             {"max_position_embeddings": 512, "sliding_window": 128},
         ),
+        ({"rope_scaling": YARN}, {"factor times original_max_position_embeddings": 2048}),
+        ({"rope_scaling": YARN | {"original_max_position_embeddings": 128}}, {"max_position_embeddings": 512}),
     ],
 )
 def test_how_far_a_checkpoint_goes(tmp_path, fields, limits):
     write_config(tmp_path, **fields)
     assert hf_config.read(tmp_path)["num_layers"] == LAYERS
     assert hf_config.read_limits(tmp_path) == limits
+
+
+@pytest.mark.parametrize(
+    ("fields", "windows"),
+    [
+        (MISTRAL, ()),  # transformers' own is 4096, which no sequence outgrows here
+        (MISTRAL | {"max_position_embeddings": 8192}, (4096, 4096, 4096)),
+        (MISTRAL | {"sliding_window": None}, ()),
+        (MISTRAL | {"sliding_window": 256}, (256, 256, 256)),
+        (QWEN2 | {"sliding_window": 64, "max_window_layers": 1}, ()),  # it counts only where it is switched on
+        (QWEN2 | SWITCHED, ()),  # from layer 28 on
+        (QWEN2 | SWITCHED | {"max_window_layers": 1}, (0, 64, 64)),
+        (QWEN2 | SWITCHED | {"layer_types": ["sliding_attention", *["full_attention"] * 2]}, (64, 0, 0)),
+    ],
+)
+def test_which_layers_have_a_window(tmp_path, fields, windows):
+    assert hf_config.read(write_config(tmp_path, **fields))["layer_windows"] == windows
 
 
 @pytest.mark.parametrize(
@@ -302,8 +331,12 @@ def test_a_silent_config_goes_as_far_as_transformers_assumes(tmp_path, model_typ
         ({"attention_dropout": 0.1}, "attention_dropout is 0.1"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"pretraining_tp": 2}, "pretraining_tp is 2"),
-        ({"rope_scaling": YARN}, "rope of type 'yarn'; only 'default' and 'llama3'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope of type 'linear'"),
+        ({"rope_scaling": LONGROPE}, "rope of type 'longrope'; only 'default', 'linear', 'llama3' and 'yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": -2.0}}, "rope of type 'linear' has factor -2.0"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope of type 'yarn' has attention_factor None"),
+        ({"rope_scaling": YARN | {"mscale": "1"}}, "rope of type 'yarn' has attention_factor None"),
+        ({"rope_scaling": YARN | {"beta_fast": 0.5}}, "beta_slow 1, which must be below beta_fast 0.5"),
+        ({"rope_scaling": YARN | {"short_factor": [1]}}, r"rope of type 'yarn' has short_factor \[1\]"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "'llama3' has high_freq_factor None"),
         ({"rope_scaling": {"rope_type": "default", "mrope_section": [1]}}, r"'default' has mrope_section \[1\]"),
         ({"rope_parameters": {"rope_theta": 5.0}}, "rope_theta is both 10000.0 and 5.0"),
@@ -313,6 +346,16 @@ def test_a_silent_config_goes_as_far_as_transformers_assumes(tmp_path, model_typ
         ({"layer_types": 5}, "layer_types is 5; only"),
         ({**MISTRAL, "sliding_window": "256"}, "sliding_window is '256', which must be a positive whole"),
         ({**QWEN2, "use_sliding_window": "yes"}, "use_sliding_window is 'yes', which must be true or false"),
+        ({**QWEN2, **SWITCHED, "max_window_layers": None}, "max_window_layers is None, which must be a whole"),
+        (
+            {**QWEN2, "layer_types": ["sliding_attention"] * 3},
+            "layer_types has sliding_attention, but there is no sliding_w",
+        ),
+        ({**QWEN2, **SWITCHED, "layer_types": ["full_attention"]}, "layer_types has 1 entries, which must be .* = 3"),
+        (
+            {**MISTRAL, "layer_types": ["full_attention"] * 3},
+            "but a mistral model has sliding_window in all layers or none",
+        ),
         ({"max_position_embeddings": None}, "max_position_embeddings is None, which must be"),
         ({"max_position_embeddings": True}, "max_position_embeddings is True, which must be"),
         ({"architectures": 5}, "names the architecture 5"),
@@ -338,8 +381,10 @@ def test_unsupported_fields_are_named(tmp_path, fields, message):
 
 
 def test_all_faults_of_a_config_at_once(tmp_path):
-    write_config(tmp_path, hidden_act="relu", embedding_multiplier=12.0, logits_scaling=8.0, rope_scaling=YARN)
-    with pytest.raises(CheckpointError, match=r"(?s)relu.*yarn.*not known here: embedding_multiplier, logits_scaling;"):
+    write_config(tmp_path, hidden_act="relu", embedding_multiplier=12.0, logits_scaling=8.0, rope_scaling=LONGROPE)
+    with pytest.raises(
+        CheckpointError, match=r"(?s)relu.*longrope.*not known here: embedding_multiplier, logits_scaling;"
+    ):
         hf_config.read(tmp_path)
 
 

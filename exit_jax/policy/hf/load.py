@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from exit_jax.policy import decoder
 from exit_jax.policy.hf.config import CheckpointError, list_faults, read_json
-from exit_jax.policy.hf.names import ADAPTERS, Path, by_layer, flatten, is_stacked, is_transposed, tensor_name
+from exit_jax.policy.hf.names import ADAPTERS, Path, by_layer, flatten, is_transposed, num_stacked, tensor_name, tensors
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.types import Params
 
@@ -111,9 +111,9 @@ def check_tensors(
     """Raise a CheckpointError that lists all missing, extra and misshapen tensors, unless there are none."""
     wanted: dict[str, tuple[int, ...]] = {}
     for path, leaf in shapes.items():
-        shape = leaf.shape[1:] if is_stacked(path) else leaf.shape
-        for layer in range(leaf.shape[0] if is_stacked(path) else 1):
-            wanted[tensor_name(path, layer)] = shape[::-1] if is_transposed(path) else shape
+        shape = leaf.shape[num_stacked(path) :]
+        for _, name in tensors(path, leaf.shape):
+            wanted[name] = shape[::-1] if is_transposed(path) else shape
     extra = [name for name in stored if name not in wanted and not _is_harmless(name, stored)]
     faults = [f"missing: {row}" for row in by_layer([name for name in wanted if name not in stored])]
     faults += [f"not of this architecture: {row}" for row in by_layer(extra)]
@@ -165,14 +165,13 @@ def _place(
 def _read_shard(stored: dict[str, Stored], path: Path, spans: Spans, dtype: Any) -> np.ndarray:
     """Read the part of a parameter within ``spans``, [in, out] and stacked, in ``dtype``."""
     shard = np.empty([stop - start for start, stop in spans], dtype)
-    layers = range(*spans[0]) if is_stacked(path) else (0,)
-    for part, layer in zip(shard if is_stacked(path) else [shard], layers):
-        inner = spans[1:] if is_stacked(path) else spans
-        name = tensor_name(path, layer)
+    outer, inner = spans[: num_stacked(path)], spans[num_stacked(path) :]
+    for place in np.ndindex(shard.shape[: len(outer)]):
+        name = tensor_name(path, tuple(start + i for i, (start, _) in zip(place, outer)))
         if is_transposed(path):
-            _read_tensor(stored[name].file, name, inner[::-1], part.T)
+            _read_tensor(stored[name].file, name, inner[::-1], shard[place].T)
         else:
-            _read_tensor(stored[name].file, name, inner, part)
+            _read_tensor(stored[name].file, name, inner, shard[place])
     return shard
 
 

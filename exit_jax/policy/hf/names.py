@@ -4,6 +4,7 @@ import collections
 import re
 from typing import Any, cast
 
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 Path = tuple[str, ...]  # path of a leaf in the tree of parameters
@@ -40,9 +41,9 @@ def flatten(tree: Any) -> dict[Path, Any]:
     return cast(dict[Path, Any], flatten_dict(tree))
 
 
-def is_stacked(path: Path) -> bool:
-    """Whether the leaf has a leading dimension L, of which the checkpoint has one tensor each."""
-    return path[0] == "blocks"
+def num_stacked(path: Path) -> int:
+    """Return how many leading dimensions the leaf has of which the checkpoint has one tensor each: 1 of layers, or 0."""
+    return int(path[0] == "blocks")
 
 
 def is_transposed(path: Path) -> bool:
@@ -50,11 +51,16 @@ def is_transposed(path: Path) -> bool:
     return path[-1] in ("kernel", *ADAPTERS)
 
 
-def tensor_name(path: Path, layer: int = 0) -> str:
+def tensor_name(path: Path, index: tuple[int, ...] = ()) -> str:
     """Return the checkpoint's name of a leaf, for a stacked one of its layer: "model.layers.3.self_attn.q_proj.weight"."""
     module = _MODULES[path[-1] if len(path) == 1 else path[-2]]
-    prefix = f"model.layers.{layer}." if is_stacked(path) else ""
+    prefix = f"model.layers.{index[0]}." if index else ""
     return f"{prefix}{module}.{_KINDS[path[-1]]}"
+
+
+def tensors(path: Path, shape: tuple[int, ...]) -> list[tuple[tuple[int, ...], str]]:
+    """Return (index of the leading dimensions, name) of the checkpoint's tensors that a leaf of this shape holds."""
+    return [(index, tensor_name(path, index)) for index in np.ndindex(shape[: num_stacked(path)])]
 
 
 def projection_name(name: str) -> str:
