@@ -14,6 +14,8 @@ from exit_jax.policy.choice import SamplingConfig
 
 pytestmark = pytest.mark.parity
 
+GEMMA = {"norms": "both", "norm_offset": True, "embedding_scaled": True, "activation": "gelu_pytorch_tanh"}
+PLAIN = {"rope_type": "default", "rope_theta": 1000.0}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 4}
 # by class of theirs: our fields, and what says the same in their config, beside what ``random_model`` gives
 FAMILIES = {
@@ -23,6 +25,13 @@ FAMILIES = {
         WINDOWS | {"max_window_layers": 1},
     ),
     "Qwen3": ({"tie_embeddings": True, "head_dim": 10, "qk_norm": True}, {}),
+    "Gemma3": (
+        {"tie_embeddings": True, "head_dim": 10, "qk_norm": True, "layer_windows": (4, 4, 0), "rope_local_theta": 50.0}
+        | {"query_scalar": 12.0, "logits_cap": 5.0}
+        | GEMMA,
+        {"sliding_window": 4, "sliding_window_pattern": 3, "query_pre_attn_scalar": 12, "final_logit_softcapping": 5.0}
+        | {"rope_parameters": {"full_attention": PLAIN, "sliding_attention": PLAIN | {"rope_theta": 50.0}}},
+    ),
     "Mistral": ({"layer_windows": (4, 4, 4)}, {"sliding_window": 4}),
 }
 MODULES = {
@@ -37,6 +46,9 @@ MODULES = {
     "query_norm": "self_attn.q_norm",
     "key_norm": "self_attn.k_norm",
     "mlp_norm": "post_attention_layernorm",
+    "attention_out_norm": "post_attention_layernorm",
+    "mlp_in_norm": "pre_feedforward_layernorm",
+    "mlp_out_norm": "post_feedforward_layernorm",
     "gate": "mlp.gate_proj",
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
@@ -53,7 +65,7 @@ def policy(**family):
 
 def random_model(torch, transformers, name, c, theirs):
     """Return their model of our config, with random numbers also where norms start at 1 and biases at 0."""
-    config = getattr(transformers, f"{name}Config")(
+    config = getattr(transformers, f"{name}ForCausalLM").config_class(
         vocab_size=c.vocab_size,
         num_hidden_layers=c.num_layers,
         hidden_size=c.embed_dim,
@@ -61,12 +73,11 @@ def random_model(torch, transformers, name, c, theirs):
         num_key_value_heads=c.num_kv_heads,
         head_dim=c.head_dim,
         intermediate_size=c.mlp_dim,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
         rms_norm_eps=c.norm_eps,
         tie_word_embeddings=c.tie_embeddings,
         bos_token_id=None,
         eos_token_id=None,
-        **theirs,
+        **({"rope_parameters": PLAIN} | theirs),
     )
     model = getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
     rng = np.random.default_rng(1)

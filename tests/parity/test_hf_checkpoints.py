@@ -37,6 +37,10 @@ YARN = {
 }
 WINDOW = {"use_sliding_window": True, "sliding_window": 9}
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
+LOCAL = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
 FAMILIES = {
     "llama3-tied": ("Llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
     "llama": ("Llama", {"rope_parameters": PLAIN, "head_dim": 10}),  # head_dim is not hidden_size / num_attention_heads
@@ -47,6 +51,21 @@ FAMILIES = {
     "qwen2-window": ("Qwen2", {"rope_parameters": PLAIN, **WINDOW, "max_window_layers": 2}),
     "qwen3-window-yarn": ("Qwen3", {"rope_parameters": YARN, **WINDOW, "layer_types": KINDS}),
     "llama-yarn": ("Llama", {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False}}),
+    "gemma3": (
+        "Gemma3",
+        {
+            "rope_parameters": LOCAL,
+            "sliding_window": 7,
+            "layer_types": KINDS,
+            "head_dim": 10,
+            "query_pre_attn_scalar": 5,
+        },
+    ),
+    "gemma2": (
+        "Gemma2",
+        {"rope_parameters": PLAIN, "sliding_window": 9, "head_dim": 10, "query_pre_attn_scalar": 12}
+        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0},
+    ),
     "llama-linear": ("Llama", {"rope_parameters": PLAIN | {"rope_type": "linear", "factor": 4.0}}),
 }
 SHAPE = {
@@ -58,13 +77,14 @@ SHAPE = {
     "intermediate_size": 40,
     "max_position_embeddings": 4096,
 }
+NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # torch learns no embedding of a pad token
 NO_LORA = LoraConfig(0, 1.0, ())
 TOKENS_BS = np.random.default_rng(0).integers(48, size=(2, 40))
 STARTS = (0, 3000)  # of positions
 
 
 # between them scaled positions, tied embeddings, norms, a head_dim of their own, layers with and without a window
-FAST = ("llama3-tied", "qwen3-window-yarn")
+FAST = ("llama3-tied", "qwen3-window-yarn", "gemma3")
 
 
 @pytest.fixture(
@@ -75,11 +95,11 @@ def checkpoint(request, require_parity, tmp_path_factory):
     """Return (their float32 model, the folder that they wrote, in several files), with random norms and biases too."""
     torch, transformers = require_parity("torch", "transformers")
     name, fields = FAMILIES[request.param]
-    config = getattr(transformers, f"{name}Config")(**SHAPE, **fields, bos_token_id=None, eos_token_id=None)
+    config = getattr(transformers, f"{name}ForCausalLM").config_class(**(SHAPE | NO_TOKENS | fields))
     model = getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
-    rng = np.random.default_rng(1)
+    rng, of_norms = np.random.default_rng(1), 0.0 if name.startswith("Gemma") else 1.0
     for parameter in model.parameters():
-        mean, std = (1.0, 0.3) if parameter.ndim == 1 else (0.0, 2.0 * parameter.shape[-1] ** -0.5)
+        mean, std = (of_norms, 0.3) if parameter.ndim == 1 else (0.0, 2.0 * parameter.shape[-1] ** -0.5)
         parameter.requires_grad_(False).copy_(torch.tensor(rng.normal(mean, std, parameter.shape)))
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder, max_shard_size="20KB")

@@ -11,7 +11,17 @@ from typing import Any
 
 from exit_jax.errors import UserError
 from exit_jax.policy.hf import rope
-from exit_jax.policy.hf.families import FAMILIES, FAMILY_DEFAULTS, IRRELEVANT, ONLY, READ, SIZES, SUPPORTED, Family
+from exit_jax.policy.hf.families import (
+    FAMILIES,
+    FAMILY_DEFAULTS,
+    IRRELEVANT,
+    LOCAL_READ,
+    ONLY,
+    READ,
+    SIZES,
+    SUPPORTED,
+    Family,
+)
 
 
 class CheckpointError(UserError):
@@ -51,23 +61,26 @@ def read(folder: str | pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(folder) / "config.json"
     content = read_json(path)
     family = _family(path, content)
+    only = ONLY | family.only
     faults = [
         f"{name} is {content[name]!r}; only {value!r} is supported"
-        for name, value in ONLY.items()
-        if name in content and content[name] != value
+        for name, value in only.items()
+        if content.get(name) is not None and content[name] != value
     ]
     limits, wrong = _read_limits(family, content)
     shape, wrong_sizes = _read_sizes(family, content)
     ropes, wrong_ropes = _read_ropes(family, content)
     windows, wrong_windows = ((), []) if wrong else _read_windows(family, content, min(limits.values()))
-    faults += wrong_ropes + wrong + wrong_windows + wrong_sizes
+    numbers, wrong_numbers = _read_numbers(family, content)
+    faults += wrong_ropes + wrong + wrong_windows + wrong_sizes + wrong_numbers
     eps: Any = content.get("rms_norm_eps")
-    tie = content.get("tie_word_embeddings", False)
+    tie = content.get("tie_word_embeddings", family.ties)
     if not rope.is_number(eps):
         faults.append(f"rms_norm_eps is {eps!r}, which must be a number above 0")
     if not isinstance(tie, bool):
         faults.append(f"tie_word_embeddings is {tie!r}, which must be true or false")
-    unknown = sorted(set(content) - READ - set(ONLY) - set(IRRELEVANT))
+    also = {name for name, _ in family.numbers.values()} | (LOCAL_READ if family.local_theta else set())
+    unknown = sorted({*content} - READ - {*only} - {*IRRELEVANT} - {*family.ignored} - also)
     if unknown:
         faults.append(
             f"fields that are not known here: {', '.join(unknown)}; delete from config.json what does not change the "
@@ -76,7 +89,7 @@ def read(folder: str | pathlib.Path) -> dict[str, Any]:
     if faults:
         raise CheckpointError(list_faults(f"{path} is not supported:", faults) + f"\nsupported: {SUPPORTED}")
     found = shape | ropes | {"norm_eps": float(eps), "tie_embeddings": tie, "layer_windows": windows}
-    return FAMILY_DEFAULTS | family.fields | found
+    return FAMILY_DEFAULTS | family.fields | found | numbers
 
 
 def _family(path: pathlib.Path, content: dict) -> Family:
@@ -113,14 +126,35 @@ def _divide(dim: Any, heads: Any) -> int | None:
     return dim // heads if type(dim) is int and type(heads) is int and heads > 0 and dim % heads == 0 else None
 
 
+def _read_numbers(family: Family, content: dict) -> tuple[dict[str, float], list[str]]:
+    """Return (further fields of a family that are numbers, 0 for none; faults)."""
+    values = {ours: (theirs, content.get(theirs, default)) for ours, (theirs, default) in family.numbers.items()}
+    wrong = {theirs: value for theirs, value in values.values() if value is not None and not rope.is_number(value)}
+    faults = [f"{name} is {value!r}, which must be a number above 0, or null for none" for name, value in wrong.items()]
+    return {ours: float(value or 0.0) for ours, (theirs, value) in values.items() if theirs not in wrong}, faults
+
+
 def _read_ropes(family: Family, content: dict) -> tuple[dict[str, Any], list[str]]:
     """Return (the fields of rotary embeddings, faults)."""
+    positions = content.get("max_position_embeddings", family.max_positions)
+    new, local = content.get("rope_parameters") or {}, {}
+    if family.local_theta:
+        if not isinstance(new, dict) or not {*new} <= {"full_attention", "sliding_attention"}:
+            return {}, [f"rope_parameters is {new!r}, which must have full_attention and sliding_attention"]
+        new, local = new.get("full_attention") or {}, new.get("sliding_attention") or {}
     old = {"rope_theta": content["rope_theta"]} if content.get("rope_theta") is not None else {}
-    merged, faults = rope.merge([old, content.get("rope_scaling") or {}, content.get("rope_parameters") or {}])
-    theta, scaling, wrong = rope.parse(
-        merged, family.theta, content.get("max_position_embeddings", family.max_positions)
-    )
-    return {"rope_theta": theta, "rope_scaling": scaling}, faults + wrong
+    merged, faults = rope.merge([old, content.get("rope_scaling") or {}, new])
+    theta, scaling, wrong = rope.parse(merged, family.theta, positions)
+    fields, faults = {"rope_theta": theta, "rope_scaling": scaling}, faults + wrong
+    if family.local_theta:
+        base = content.get("rope_local_base_freq")
+        merged, wrong = rope.merge([{} if base is None else {"rope_theta": base}, local])
+        base, stretched, more = rope.parse(merged, family.local_theta, positions)
+        faults += [f"of layers with a window: {fault}" for fault in wrong + more]
+        if stretched:
+            faults.append(f"rope of layers with a window is {merged!r}; only type 'default' is supported there")
+        fields["rope_local_theta"] = 0.0 if (base, ()) == (theta, scaling) else base
+    return fields, faults
 
 
 def _read_limits(family: Family, content: dict) -> tuple[dict[str, int], list[str]]:
@@ -131,7 +165,10 @@ def _read_limits(family: Family, content: dict) -> tuple[dict[str, int], list[st
     if faults := _require_sizes(limits):
         return limits, faults
     ropes, _ = _read_ropes(family, content)
-    if len(scaling := ropes["rope_scaling"]) == 6 and scaling[0] * scaling[1] > limits["max_position_embeddings"]:
+    if (
+        len(scaling := ropes.get("rope_scaling", ())) == 6
+        and scaling[0] * scaling[1] > limits["max_position_embeddings"]
+    ):
         # Qwen's way of switching yarn on leaves max_position_embeddings at the original length
         del limits["max_position_embeddings"]
         limits["factor times original_max_position_embeddings"] = int(scaling[0] * scaling[1])
@@ -153,7 +190,12 @@ def _read_windows(family: Family, content: dict, longest: Any) -> tuple[tuple[in
     window: Any = None if off else content.get("sliding_window", family.window)
     if window is not None:
         faults = _require_sizes({"sliding_window": window})
-    if kinds is None or family.windows == "all":
+    if kinds is None and family.pattern:
+        pattern = content.get("sliding_window_pattern", family.pattern)
+        if faults := faults + _require_sizes({"sliding_window_pattern": pattern}):
+            return (), faults
+        kinds = [known[bool(layer % pattern)] for layer in range(1, count + 1)]
+    elif kinds is None or family.windows == "all":
         first = content.get("max_window_layers", 28) if family.windows == "some" else 0
         wanted = [known[window is not None and layer >= first] for layer in range(count)] if type(first) is int else []
         if not wanted:

@@ -239,7 +239,9 @@ def _family_of(c: DecoderConfig) -> str:
     """
     windows = {0: "", 1: "all", 2: "some"}[bool(any(c.layer_windows)) + (len(set(c.layer_windows)) > 1)]
     for name, family in FAMILIES.items():
-        same = all(getattr(c, field) == value for field, value in (FAMILY_DEFAULTS | family.fields).items())
+        free = {*family.numbers, "rope_local_theta" if family.local_theta else ""}
+        wanted = {field: value for field, value in (FAMILY_DEFAULTS | family.fields).items() if field not in free}
+        same = all(getattr(c, field) == value for field, value in wanted.items())
         if same and windows in ("", family.windows, family.windows and "all"):
             return name
     unusual = [field for field, value in FAMILY_DEFAULTS.items() if getattr(c, field) != value]
@@ -262,7 +264,7 @@ def _config_from_nothing(c: DecoderConfig, dtype: str) -> dict[str, Any]:
         "num_attention_heads": c.num_heads,
         "num_key_value_heads": c.num_kv_heads,
         "head_dim": c.head_dim,
-        "hidden_act": "silu",
+        "hidden_act": c.activation,
         "max_position_embeddings": _MAX_POSITIONS,
         "rms_norm_eps": c.norm_eps,
         "rope_theta": c.rope_theta,
@@ -272,11 +274,19 @@ def _config_from_nothing(c: DecoderConfig, dtype: str) -> dict[str, Any]:
         "eos_token_id": None,
         "torch_dtype": dtype,
     }
+    family = FAMILIES[name]
     if any(c.layer_windows):
         content["sliding_window"] = max(c.layer_windows)
-        if FAMILIES[name].windows == "some":
-            kinds = ["sliding_attention" if window else "full_attention" for window in c.layer_windows]
-            content |= {"use_sliding_window": True, "layer_types": kinds}
+    if family.windows == "some" and (any(c.layer_windows) or family.pattern):
+        windows = c.layer_windows or (0,) * c.num_layers
+        content["layer_types"] = ["sliding_attention" if window else "full_attention" for window in windows]
+        content |= {"use_sliding_window": True} if family.window_switch else {}
+    if family.local_theta:
+        content["rope_local_base_freq"] = c.rope_local_theta or c.rope_theta
+    content |= {theirs: getattr(c, ours) or None for ours, (theirs, _) in family.numbers.items()}
+    content |= {name: c.activation for name in ("hidden_activation",) if name in family.only}
+    if "query_scalar" in family.numbers:
+        content["query_pre_attn_scalar"] = int(c.query_scalar) or c.head_dim
     return content
 
 

@@ -20,19 +20,80 @@ class Family:
     kv_heads_default: bool = False  # whether an absent num_key_value_heads is num_attention_heads
     head_dim: int = 0  # where config.json gives none; 0 for hidden_size / num_attention_heads
     theta: float = 10000.0  # where config.json gives none
+    local_theta: float = 0.0  # the same of layers with a window, where these have a base of their own; 0 for none
+    pattern: int = (
+        0  # of how many layers the last alone has no window, where layer_types does not say; 0 for max_window_layers
+    )
+    ties: bool = False  # tie_word_embeddings where config.json has none
+    # further fields of DecoderConfig that are numbers: their name, and what is meant where there is none
+    numbers: dict[str, tuple[str, float | None]] = dataclasses.field(default_factory=dict)
+    only: dict[str, Any] = dataclasses.field(default_factory=dict)  # as ONLY, and in its place
+    ignored: tuple[str, ...] = ()  # further fields that change nothing that the decoder computes
 
 
+_GEMMA = {"norms": "both", "norm_offset": True, "embedding_scaled": True, "activation": "gelu_pytorch_tanh"}
+_ONLY_GEMMA = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_act": "gelu_pytorch_tanh",
+    "use_bidirectional_attention": False,
+}
 FAMILIES = {
     "LlamaForCausalLM": Family("llama", 2048, kv_heads_default=True, window=None),
     "MistralForCausalLM": Family("mistral", 131072, windows="all"),
     "Qwen2ForCausalLM": Family("qwen2", 32768, {"qkv_bias": True}, windows="some", window_switch=True),
     "Qwen3ForCausalLM": Family("qwen3", 32768, {"qk_norm": True}, windows="some", window_switch=True, head_dim=128),
+    "Gemma2ForCausalLM": Family(
+        "gemma2",
+        8192,
+        _GEMMA,
+        windows="some",
+        pattern=2,
+        head_dim=256,
+        ties=True,
+        numbers={
+            "query_scalar": ("query_pre_attn_scalar", 256),
+            "attention_cap": ("attn_logit_softcapping", 50.0),
+            "logits_cap": ("final_logit_softcapping", 30.0),
+        },
+        only=_ONLY_GEMMA | {"sliding_window_pattern": 2},
+        ignored=("cache_implementation",),
+    ),
+    "Gemma3ForCausalLM": Family(
+        "gemma3_text",
+        131072,
+        _GEMMA | {"qk_norm": True},
+        windows="some",
+        pattern=6,
+        head_dim=256,
+        theta=1e6,
+        local_theta=10000.0,
+        ties=True,
+        numbers={
+            "query_scalar": ("query_pre_attn_scalar", 256),
+            "logits_cap": ("final_logit_softcapping", None),
+        },
+        # transformers computes no bound of scores here, whatever the field says
+        only=_ONLY_GEMMA | {"attn_logit_softcapping": None},
+        ignored=("cache_implementation", "_sliding_window_pattern"),
+    ),
 }
 # what families do not share, at its defaults; ``read`` gives these fields for every family
-FAMILY_DEFAULTS: dict[str, Any] = {"qkv_bias": False, "qk_norm": False}
+FAMILY_DEFAULTS: dict[str, Any] = {
+    "qkv_bias": False,
+    "qk_norm": False,
+    "rope_local_theta": 0.0,
+    "query_scalar": 0.0,
+    "attention_cap": 0.0,
+    "logits_cap": 0.0,
+    "norms": "before",
+    "norm_offset": False,
+    "embedding_scaled": False,
+    "activation": "silu",
+}
 SUPPORTED = (
     "LlamaForCausalLM (Llama 3.x, DeepSeek-R1-Distill-Llama), Qwen2ForCausalLM (Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen), "
-    "Qwen3ForCausalLM, MistralForCausalLM; rope of type default, linear, llama3 or yarn"
+    "Qwen3ForCausalLM, MistralForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM (text); "
+    "rope of type default, linear, llama3 or yarn"
 )
 SIZES = {  # ours: theirs
     "vocab_size": "vocab_size",
@@ -59,6 +120,8 @@ READ = {
     "max_window_layers",
     "max_position_embeddings",
 }
+# Those of a family whose layers with a window have a rope of their own.
+LOCAL_READ = {"rope_local_base_freq", "sliding_window_pattern"}
 # Fields that would change what the model computes; where present, this value is the only one that the decoder computes.
 ONLY = {
     "hidden_act": "silu",
