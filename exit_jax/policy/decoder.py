@@ -142,6 +142,9 @@ def apply(
 
 def _turn(config: DecoderConfig, kind: LayerKind, positions: Array) -> tuple[Array, Array]:
     """Return the ``rotation`` of positions [B, G, S] in layers of a kind, float32 [B, G, S, h / 2] twice."""
+    if not kind.theta:
+        straight = jnp.zeros((*positions.shape, config.head_dim // 2))
+        return straight, straight + 1.0
     sin, cos = rotation(positions, rope_frequencies(config.head_dim, kind.theta, kind.scaling))
     longer = length_of(kind.scaling)
     return (sin, cos) if longer == 1.0 else (sin * longer, cos * longer)
@@ -177,12 +180,12 @@ def logits(config: DecoderConfig, params: Params, hidden: Array) -> Array:
 def quantise(params: Params) -> Params:
     """Return the parameters with the kernels of all layers in int8, in steps of each output's largest weight over 127.
 
-    Embedding and head stay as they are, and so do biases and norms. TPUs read the int8 values inside the matrix product
-    (seen in what libtpu compiles; a bfloat16 copy of a kernel is nowhere), so that decoding moves half the bytes.
+    Embedding and head stay as they are, and so do routers, biases and norms. TPUs read the int8 values inside the matrix
+    product (seen in what libtpu compiles; a bfloat16 copy of a kernel is nowhere), so that decoding moves half the bytes.
     """
 
     def round_kernel(path, x):
-        if path[0].key != "blocks" or path[-1].key != "kernel":
+        if path[0].key != "blocks" or path[-1].key != "kernel" or path[-2].key == "router":
             return x
         x = x.astype(jnp.float32)
         largest = jnp.abs(x).max(-2)
@@ -233,6 +236,7 @@ _LOGICAL = {
     "gate/kernel": ("embed", "mlp"),
     "up/kernel": ("embed", "mlp"),
     "down/kernel": ("mlp", "embed"),
+    "router/kernel": ("embed", None),
 }
 
 

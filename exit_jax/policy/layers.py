@@ -18,6 +18,7 @@ from exit_jax.policy.cache import (
     within_window,
     write,
 )
+from exit_jax.policy.ragged import ragged_product
 from exit_jax.policy.rope import rope
 from exit_jax.policy.shape import DecoderConfig, LoraConfig
 from exit_jax.types import Array, pytree
@@ -50,6 +51,10 @@ class RMSNorm(nnx.Module):
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
         scale = 1.0 + self.scale[...] if self.offset else self.scale[...]
         return (normed * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
+
+
+def _normed(x: Array, norm: RMSNorm | None) -> Array:
+    return x if norm is None else norm(x)
 
 
 def _product(rows: Array, kernel: Array | Int8) -> Array:
@@ -108,8 +113,9 @@ class Attention(nnx.Module):
         self.key = _linear(c, "key", c.embed_dim, kv_dim, rngs, bias=c.qkv_bias)
         self.value = _linear(c, "value", c.embed_dim, kv_dim, rngs, bias=c.qkv_bias)
         self.out = _linear(c, "out", q_dim, c.embed_dim, rngs, scale=(2 * c.num_layers) ** -0.5)
-        self.query_norm = RMSNorm(c.head_dim, c) if c.qk_norm else None
-        self.key_norm = RMSNorm(c.head_dim, c) if c.qk_norm else None
+        whole = c.qk_norm_whole
+        self.query_norm = RMSNorm(q_dim if whole else c.head_dim, c) if c.qk_norm else None
+        self.key_norm = RMSNorm(kv_dim if whole else c.head_dim, c) if c.qk_norm else None
 
     def __call__(
         self,
@@ -130,11 +136,14 @@ class Attention(nnx.Module):
         """
         c = self.config
         B, G, S, _ = x.shape
-        query = self.query(pick(x, last)).reshape(B, G, -1, c.num_heads, c.head_dim)
-        key = self.key(x).reshape(B, G, S, c.num_kv_heads, c.head_dim)
+        query, key = self.query(pick(x, last)), self.key(x)
+        if c.qk_norm_whole:
+            query, key = _normed(query, self.query_norm), _normed(key, self.key_norm)
+        query = query.reshape(B, G, -1, c.num_heads, c.head_dim)
+        key = key.reshape(B, G, S, c.num_kv_heads, c.head_dim)
         value = self.value(x).reshape(B, G, S, c.num_kv_heads, c.head_dim).swapaxes(2, 3)
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
+        if not c.qk_norm_whole:
+            query, key = _normed(query, self.query_norm), _normed(key, self.key_norm)
         query, key = rope(query, *(pick(part, last) for part in turn)), rope(key, *turn).swapaxes(2, 3)
 
         backend = attention.resolve(c.attention, jax.default_backend(), c.dtype, c.attention_cap)
@@ -179,6 +188,58 @@ class MLP(nnx.Module):
         return self.down(ACTIVATION[self.config.activation](self.gate(x)) * self.up(x))
 
 
+class Mixture(nnx.Module):
+    """Experts, each a gated MLP, of which a token is sent to the few that its router thinks likeliest (arXiv 2101.03961)."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        c = self.config = config
+        self.router = Linear(c.embed_dim, c.num_experts, rngs)
+        self.experts = Experts(c, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        c = self.config
+        rows = x.reshape(-1, x.shape[-1])
+        share, expert = jax.lax.top_k(self.share(rows), c.experts_per_token)
+        if c.experts_renormalised:
+            share /= share.sum(-1, keepdims=True)
+        order = jnp.argsort(expert.reshape(-1), stable=True)  # rows of an expert stand together
+        mixed = self.experts(rows[order // c.experts_per_token], expert.reshape(-1)[order])
+        mixed = mixed[jnp.argsort(order)].reshape(*expert.shape, -1)
+        return (mixed * share[..., None]).sum(1).astype(x.dtype).reshape(x.shape)
+
+    def share(self, rows: Array) -> Array:
+        """Return how likely each expert is to the router, float32 [N, experts], of rows [N, D]."""
+        return jax.nn.softmax(_product(rows, self.router.kernel.get_value()), axis=-1)
+
+
+class Experts(nnx.Module):
+    """The experts' MLPs, whose kernels have a leading dimension of experts."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        c = self.config = config
+        self.gate = Kernels(c, c.embed_dim, c.mlp_dim, rngs)
+        self.up = Kernels(c, c.embed_dim, c.mlp_dim, rngs)
+        self.down = Kernels(c, c.mlp_dim, c.embed_dim, rngs, scale=(2 * c.num_layers) ** -0.5)
+
+    def __call__(self, rows: Array, expert: Array) -> Array:
+        """Rows [N, D] in the order of their experts, int32 [N], -> float32 [N, D]."""
+        gate, up = self.gate(rows, expert).astype(rows.dtype), self.up(rows, expert).astype(rows.dtype)
+        return self.down(ACTIVATION[self.config.activation](gate) * up, expert)
+
+
+class Kernels(nnx.Module):
+    """A kernel for each expert: rows [N, n] in the order of their experts, int32 [N], -> float32 [N, m]."""
+
+    def __init__(self, config: DecoderConfig, n: int, m: int, rngs: nnx.Rngs, scale: float = 1.0):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (config.num_experts, n, m)) * scale * n**-0.5)
+
+    def __call__(self, rows: Array, expert: Array) -> Array:
+        kernel: Any = self.kernel.get_value()
+        if isinstance(kernel, Int8):
+            return ragged_product(rows, kernel.values.astype(rows.dtype), expert) * kernel.scale[expert]
+        return ragged_product(rows, kernel.astype(rows.dtype), expert)
+
+
 class Block(nnx.Module):
     """One layer: attention, then the MLP, each added to the residual stream."""
 
@@ -189,7 +250,7 @@ class Block(nnx.Module):
         self.attention_out_norm = norm("after", "both")
         self.mlp_norm = norm("before")
         self.mlp_in_norm = norm("both")  # checkpoints have another name for it than for the norm before it
-        self.mlp = MLP(config, rngs)
+        self.mlp = Mixture(config, rngs) if config.num_experts else MLP(config, rngs)
         self.mlp_out_norm = norm("after", "both")
 
     def __call__(
@@ -203,11 +264,11 @@ class Block(nnx.Module):
         kind: Any,
         last: Array | None = None,
     ):
-        norm = lambda x, *norms: next((each(x) for each in norms if each is not None), x)
-        read = norm(x, self.attention_norm)
+        read = _normed(x, self.attention_norm)
         mixed, own = self.attention(read, turn, view, cache, layer, windows, kind, last)
-        x = pick(x, last) + norm(mixed, self.attention_out_norm)
-        return x + norm(self.mlp(norm(x, self.mlp_norm, self.mlp_in_norm)), self.mlp_out_norm), own
+        x = pick(x, last) + _normed(mixed, self.attention_out_norm)
+        out = self.mlp(_normed(x, self.mlp_norm or self.mlp_in_norm))
+        return x + _normed(out, self.mlp_out_norm), own
 
 
 class Ends(nnx.Module):

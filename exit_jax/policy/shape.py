@@ -104,22 +104,44 @@ class DecoderConfig:
         False, "whether embeddings are multiplied by the root of embed_dim, rounded to dtype", younger=True
     )
     activation: str = setting("silu", "function of the MLP's gate", choices=ACTIVATIONS, younger=True)
+    qk_norm_whole: bool = setting(False, "with qk_norm, whether all heads are normalised at once", younger=True)
+    no_rope_layers: tuple[int, ...] = setting(
+        (), "layers without a rotary embedding, by number, the first is 0", younger=True
+    )
+    num_experts: int = setting(
+        0,
+        "experts of each layer's MLP, mlp_dim wide each; 0 for one MLP of all tokens",
+        within="[0, inf)",
+        younger=True,
+    )
+    experts_per_token: int = setting(
+        0, "experts that a token is sent to, the likeliest of its router", within="[0, inf)", younger=True
+    )
+    experts_renormalised: bool = setting(
+        False, "whether the shares of a token's experts are scaled to a sum of 1", younger=True
+    )
 
 
 class LayerKind(NamedTuple):
     """What differs from layer to layer: how far a token sees, and how its position is told."""
 
     window: int  # tokens that a token sees, itself among them; 0 for all
-    theta: float
+    theta: float  # 0 for no rotary embedding
     scaling: tuple[float, ...]  # rope_scaling
 
 
 def layer_kinds(config: DecoderConfig) -> tuple[LayerKind, ...]:
     """Return the kind of each layer."""
     c = config
-    wide = LayerKind(0, c.rope_theta, c.rope_scaling)
-    local = (c.rope_local_theta, ()) if c.rope_local_theta else wide[1:]
-    return tuple(LayerKind(window, *local) if window else wide for window in c.layer_windows or (0,) * c.num_layers)
+
+    def kind(layer: int, window: int) -> LayerKind:
+        if layer in c.no_rope_layers:
+            return LayerKind(window, 0.0, ())
+        if window and c.rope_local_theta:
+            return LayerKind(window, c.rope_local_theta, ())
+        return LayerKind(window, c.rope_theta, c.rope_scaling)
+
+    return tuple(kind(*item) for item in enumerate(c.layer_windows or (0,) * c.num_layers))
 
 
 # the fields that say how it is computed; all others are the shape, which a checkpoint gives

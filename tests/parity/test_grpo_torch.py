@@ -153,7 +153,7 @@ def test_gradients_of_all_parameters_equal_those_of_torch(checkpoints, require_p
     wanted = {name: parameter.grad.numpy() for name, parameter in policy.named_parameters()}
     compared, worst = set(), 0.0
     for path, leaf in flatten(grads).items():
-        for index, name in tensors(path, leaf.shape):
+        for index, name in tensors(config, path, leaf.shape):
             mine = np.asarray(leaf[index])
             mine = mine.T if is_transposed(path) else mine
             assert np.linalg.norm(wanted[name]) > 1e-4, name  # no parameter is left out of the loss

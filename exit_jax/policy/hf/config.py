@@ -16,6 +16,7 @@ from exit_jax.policy.hf.families import (
     FAMILY_DEFAULTS,
     IRRELEVANT,
     LOCAL_READ,
+    NO_ROPE_READ,
     ONLY,
     READ,
     SIZES,
@@ -61,7 +62,7 @@ def read(folder: str | pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(folder) / "config.json"
     content = read_json(path)
     family = _family(path, content)
-    only = ONLY | family.only
+    only = {name: value for name, value in (ONLY | family.only).items() if name not in family.ignored}
     faults = [
         f"{name} is {content[name]!r}; only {value!r} is supported"
         for name, value in only.items()
@@ -72,14 +73,17 @@ def read(folder: str | pathlib.Path) -> dict[str, Any]:
     ropes, wrong_ropes = _read_ropes(family, content)
     windows, wrong_windows = ((), []) if wrong else _read_windows(family, content, min(limits.values()))
     numbers, wrong_numbers = _read_numbers(family, content)
-    faults += wrong_ropes + wrong + wrong_windows + wrong_sizes + wrong_numbers
+    straight, wrong_straight = _read_no_rope_layers(family, content)
+    faults += wrong_ropes + wrong + wrong_windows + wrong_sizes + wrong_numbers + wrong_straight
     eps: Any = content.get("rms_norm_eps")
     tie = content.get("tie_word_embeddings", family.ties)
     if not rope.is_number(eps):
         faults.append(f"rms_norm_eps is {eps!r}, which must be a number above 0")
     if not isinstance(tie, bool):
         faults.append(f"tie_word_embeddings is {tie!r}, which must be true or false")
-    also = {name for name, _ in family.numbers.values()} | (LOCAL_READ if family.local_theta else set())
+    also = {name for name, _ in (family.numbers | family.flags).values()} | {*family.sizes.values()}
+    also |= (LOCAL_READ if family.local_theta else set()) | (NO_ROPE_READ if family.rope_interval else set())
+    also |= {"num_experts"} if "num_experts" in family.sizes else set()
     unknown = sorted({*content} - READ - {*only} - {*IRRELEVANT} - {*family.ignored} - also)
     if unknown:
         faults.append(
@@ -89,6 +93,7 @@ def read(folder: str | pathlib.Path) -> dict[str, Any]:
     if faults:
         raise CheckpointError(list_faults(f"{path} is not supported:", faults) + f"\nsupported: {SUPPORTED}")
     found = shape | ropes | {"norm_eps": float(eps), "tie_embeddings": tie, "layer_windows": windows}
+    found |= {"no_rope_layers": straight}
     return FAMILY_DEFAULTS | family.fields | found | numbers
 
 
@@ -108,13 +113,24 @@ def _family(path: pathlib.Path, content: dict) -> Family:
 
 def _read_sizes(family: Family, content: dict) -> tuple[dict[str, Any], list[str]]:
     """Return (the fields that are sizes, faults)."""
-    shape = {ours: content.get(theirs) for ours, theirs in SIZES.items()}
+    names = SIZES | family.sizes
+    shape: dict[str, Any] = {ours: content.get(theirs) for ours, theirs in names.items()}
+    if "num_experts" in names:  # transformers 4 and 5 have different names for it
+        one, other = content.get("num_experts"), shape["num_experts"]
+        shape["num_experts"] = one if other is None else other
+        if None not in (one, other) and one != other:
+            return shape, [f"num_experts is {one!r}, but num_local_experts is {other!r}; delete the wrong one"]
     shape["num_kv_heads"] = content.get("num_key_value_heads")
     if shape["num_kv_heads"] is None and family.kv_heads_default:
         shape["num_kv_heads"] = shape["num_heads"]
     shape["head_dim"] = content.get("head_dim") or family.head_dim or _divide(shape["embed_dim"], shape["num_heads"])
-    theirs_of = {**SIZES, "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
-    return shape, _require_sizes({theirs_of[name]: value for name, value in shape.items()})
+    theirs_of = {**names, "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
+    faults = _require_sizes({theirs_of[name]: value for name, value in shape.items()})
+    if "num_experts" in names and not faults and shape["experts_per_token"] > shape["num_experts"]:
+        faults.append(
+            f"num_experts_per_tok is {shape['experts_per_token']}, more than all {shape['num_experts']} experts"
+        )
+    return shape, faults
 
 
 def _require_sizes(values: Mapping[str, Any]) -> list[str]:
@@ -126,12 +142,40 @@ def _divide(dim: Any, heads: Any) -> int | None:
     return dim // heads if type(dim) is int and type(heads) is int and heads > 0 and dim % heads == 0 else None
 
 
-def _read_numbers(family: Family, content: dict) -> tuple[dict[str, float], list[str]]:
-    """Return (further fields of a family that are numbers, 0 for none; faults)."""
+def _read_numbers(family: Family, content: dict) -> tuple[dict[str, Any], list[str]]:
+    """Return (further fields of a family that are numbers, 0 for none, or true or false; faults)."""
     values = {ours: (theirs, content.get(theirs, default)) for ours, (theirs, default) in family.numbers.items()}
-    wrong = {theirs: value for theirs, value in values.values() if value is not None and not rope.is_number(value)}
-    faults = [f"{name} is {value!r}, which must be a number above 0, or null for none" for name, value in wrong.items()]
-    return {ours: float(value or 0.0) for ours, (theirs, value) in values.items() if theirs not in wrong}, faults
+    flags = {ours: (theirs, content.get(theirs, default)) for ours, (theirs, default) in family.flags.items()}
+    faults = [
+        f"{name} is {value!r}, which must be a number above 0, or null for none"
+        for name, value in values.values()
+        if value is not None and not rope.is_number(value)
+    ]
+    faults += [
+        f"{name} is {value!r}, which must be true or false"
+        for name, value in flags.values()
+        if not isinstance(value, bool)
+    ]
+    if faults:
+        return {}, faults
+    found: dict[str, Any] = {ours: float(value or 0.0) for ours, (_, value) in values.items()}
+    return found | {ours: value for ours, (_, value) in flags.items()}, []
+
+
+def _read_no_rope_layers(family: Family, content: dict) -> tuple[tuple[int, ...], list[str]]:
+    """Return (the layers without a rotary embedding, faults)."""
+    count: Any = content.get("num_hidden_layers")
+    if not family.rope_interval or _require_sizes({"": count}):
+        return (), []
+    turned, interval = content.get("no_rope_layers"), content.get("no_rope_layer_interval", family.rope_interval)
+    if turned is None:
+        faults = _require_sizes({"no_rope_layer_interval": interval})
+        return () if faults else tuple(range(interval - 1, count, interval)), faults
+    if not isinstance(turned, list) or len(turned) != count or not all(each in (0, 1) for each in turned):
+        return (), [
+            f"no_rope_layers is {turned!r}, which must be num_hidden_layers = {count} times 1, or 0 for no rope"
+        ]
+    return tuple(layer for layer, each in enumerate(turned) if not each), []
 
 
 def _read_ropes(family: Family, content: dict) -> tuple[dict[str, Any], list[str]]:
@@ -186,7 +230,7 @@ def _read_windows(family: Family, content: dict, longest: Any) -> tuple[tuple[in
         return (), [f"use_sliding_window is {switch!r}, which must be true or false"]
     if not family.windows or _require_sizes({"": count}):
         return (), []
-    off = family.window_switch and not switch
+    off, (straight, _) = family.window_switch and not switch, _read_no_rope_layers(family, content)
     window: Any = None if off else content.get("sliding_window", family.window)
     if window is not None:
         faults = _require_sizes({"sliding_window": window})
@@ -195,6 +239,8 @@ def _read_windows(family: Family, content: dict, longest: Any) -> tuple[tuple[in
         if faults := faults + _require_sizes({"sliding_window_pattern": pattern}):
             return (), faults
         kinds = [known[bool(layer % pattern)] for layer in range(1, count + 1)]
+    elif kinds is None and family.rope_interval:
+        kinds = [known[window is not None and layer in straight] for layer in range(count)]
     elif kinds is None or family.windows == "all":
         first = content.get("max_window_layers", 28) if family.windows == "some" else 0
         wanted = [known[window is not None and layer >= first] for layer in range(count)] if type(first) is int else []

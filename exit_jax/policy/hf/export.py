@@ -110,7 +110,7 @@ def export(
       CheckpointError: on every process, if it could not be written; ``folder`` then does not exist.
     """
     flat = flatten(params)
-    tensors = _list_tensors({path: leaf for path, leaf in flat.items() if path[-1] not in ADAPTERS})
+    tensors = _list_tensors(config, {path: leaf for path, leaf in flat.items() if path[-1] not in ADAPTERS})
     files = _cut(tensors, max_shard_bytes, _item_size(dtype))
     ids = {name: words.generation.get(name) for name in _TOKEN_IDS} if words else {}
 
@@ -155,7 +155,7 @@ def export_adapter(
         raise CheckpointError(
             "the parameters hold no adapters; train with config.policy's LoRA rank above 0, or use export"
         )
-    tensors = [item._replace(name=f"base_model.model.{item.name}") for item in _list_tensors(flat)]
+    tensors = [item._replace(name=f"base_model.model.{item.name}") for item in _list_tensors(config, flat)]
     alpha = config.lora.alpha
     local = pathlib.Path(base_name or "").expanduser()
     name, _, revision = (
@@ -190,13 +190,13 @@ def _item_size(dtype: str) -> int:
     return jnp.dtype(dtype).itemsize
 
 
-def _list_tensors(flat: dict[Path, jax.Array]) -> list[_Tensor]:
+def _list_tensors(config: DecoderConfig, flat: dict[Path, jax.Array]) -> list[_Tensor]:
     """Return the tensors of a checkpoint: what is not stacked, then layer by layer."""
     tensors = []
     for path, leaf in flat.items():
         shape = leaf.shape[num_stacked(path) :]
         shape = shape[::-1] if is_transposed(path) else shape
-        tensors += [_Tensor(name, path, index, shape) for index, name in tensors_of(path, leaf.shape)]
+        tensors += [_Tensor(name, path, index, shape) for index, name in tensors_of(config, path, leaf.shape)]
     return sorted(tensors, key=lambda tensor: tensor.index[:1])
 
 
@@ -239,9 +239,11 @@ def _family_of(c: DecoderConfig) -> str:
     """
     windows = {0: "", 1: "all", 2: "some"}[bool(any(c.layer_windows)) + (len(set(c.layer_windows)) > 1)]
     for name, family in FAMILIES.items():
-        free = {*family.numbers, "rope_local_theta" if family.local_theta else ""}
+        free = {*family.numbers, *family.flags, *family.sizes, "rope_local_theta" if family.local_theta else ""}
+        free |= {"no_rope_layers"} if family.rope_interval else set()
         wanted = {field: value for field, value in (FAMILY_DEFAULTS | family.fields).items() if field not in free}
         same = all(getattr(c, field) == value for field, value in wanted.items())
+        same &= bool(c.num_experts) == ("num_experts" in family.sizes)
         if same and windows in ("", family.windows, family.windows and "all"):
             return name
     unusual = [field for field, value in FAMILY_DEFAULTS.items() if getattr(c, field) != value]
@@ -277,14 +279,19 @@ def _config_from_nothing(c: DecoderConfig, dtype: str) -> dict[str, Any]:
     family = FAMILIES[name]
     if any(c.layer_windows):
         content["sliding_window"] = max(c.layer_windows)
+        content |= {"use_sliding_window": True} if family.window_switch else {}
     if family.windows == "some" and (any(c.layer_windows) or family.pattern):
         windows = c.layer_windows or (0,) * c.num_layers
         content["layer_types"] = ["sliding_attention" if window else "full_attention" for window in windows]
-        content |= {"use_sliding_window": True} if family.window_switch else {}
     if family.local_theta:
         content["rope_local_base_freq"] = c.rope_local_theta or c.rope_theta
     content |= {theirs: getattr(c, ours) or None for ours, (theirs, _) in family.numbers.items()}
     content |= {name: c.activation for name in ("hidden_activation",) if name in family.only}
+    content |= {theirs: getattr(c, ours) for ours, (theirs, _) in family.flags.items()}
+    content |= {theirs: getattr(c, ours) for ours, theirs in family.sizes.items()}
+    if family.rope_interval:
+        content["pad_token_id"] = None  # transformers' own is beyond small vocabularies
+        content["no_rope_layers"] = [int(layer not in c.no_rope_layers) for layer in range(c.num_layers)]
     if "query_scalar" in family.numbers:
         content["query_pre_attn_scalar"] = int(c.query_scalar) or c.head_dim
     return content

@@ -27,6 +27,9 @@ class Family:
     ties: bool = False  # tie_word_embeddings where config.json has none
     # further fields of DecoderConfig that are numbers: their name, and what is meant where there is none
     numbers: dict[str, tuple[str, float | None]] = dataclasses.field(default_factory=dict)
+    sizes: dict[str, str] = dataclasses.field(default_factory=dict)  # as SIZES, and in its place
+    flags: dict[str, tuple[str, bool]] = dataclasses.field(default_factory=dict)  # as numbers, true or false
+    rope_interval: int = 0  # of how many layers the last alone has no rotary embedding; 0 where all have one
     only: dict[str, Any] = dataclasses.field(default_factory=dict)  # as ONLY, and in its place
     ignored: tuple[str, ...] = ()  # further fields that change nothing that the decoder computes
 
@@ -37,6 +40,8 @@ _ONLY_GEMMA = {
     "hidden_act": "gelu_pytorch_tanh",
     "use_bidirectional_attention": False,
 }
+_EXPERTS = {"num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}
+_ROUTER = ("output_router_logits", "router_aux_loss_coef")  # of their training loss
 FAMILIES = {
     "LlamaForCausalLM": Family("llama", 2048, kv_heads_default=True, window=None),
     "MistralForCausalLM": Family("mistral", 131072, windows="all"),
@@ -76,6 +81,42 @@ FAMILIES = {
         only=_ONLY_GEMMA | {"attn_logit_softcapping": None},
         ignored=("cache_implementation", "_sliding_window_pattern"),
     ),
+    "Olmo2ForCausalLM": Family(
+        "olmo2", 2048, {"norms": "after", "qk_norm": True, "qk_norm_whole": True}, kv_heads_default=True, window=None
+    ),
+    "SmolLM3ForCausalLM": Family(
+        "smollm3",
+        32768,
+        windows="some",
+        window=None,
+        window_switch=True,
+        theta=2e6,
+        ties=True,
+        rope_interval=4,
+        ignored=("pretraining_tp", "max_window_layers"),
+    ),
+    "Qwen3MoeForCausalLM": Family(
+        "qwen3_moe",
+        32768,
+        {"qk_norm": True},
+        windows="all",
+        window_switch=True,
+        sizes=_EXPERTS | {"mlp_dim": "moe_intermediate_size"},
+        flags={"experts_renormalised": ("norm_topk_prob", False)},
+        only={"decoder_sparse_step": 1, "mlp_only_layers": []},
+        ignored=(*_ROUTER, "intermediate_size", "max_window_layers"),
+    ),
+    "MixtralForCausalLM": Family(
+        "mixtral",
+        131072,
+        {"experts_renormalised": True},
+        windows="all",
+        window=None,
+        theta=1e6,
+        sizes=_EXPERTS,
+        only={"router_jitter_noise": 0.0},
+        ignored=_ROUTER,
+    ),
 }
 # what families do not share, at its defaults; ``read`` gives these fields for every family
 FAMILY_DEFAULTS: dict[str, Any] = {
@@ -89,10 +130,16 @@ FAMILY_DEFAULTS: dict[str, Any] = {
     "norm_offset": False,
     "embedding_scaled": False,
     "activation": "silu",
+    "qk_norm_whole": False,
+    "no_rope_layers": (),
+    "num_experts": 0,
+    "experts_per_token": 0,
+    "experts_renormalised": False,
 }
 SUPPORTED = (
     "LlamaForCausalLM (Llama 3.x, DeepSeek-R1-Distill-Llama), Qwen2ForCausalLM (Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen), "
-    "Qwen3ForCausalLM, MistralForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM (text); "
+    "Qwen3ForCausalLM, MistralForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM (text), "
+    "Olmo2ForCausalLM, SmolLM3ForCausalLM, Qwen3MoeForCausalLM, MixtralForCausalLM; "
     "rope of type default, linear, llama3 or yarn"
 )
 SIZES = {  # ours: theirs
@@ -122,6 +169,8 @@ READ = {
 }
 # Those of a family whose layers with a window have a rope of their own.
 LOCAL_READ = {"rope_local_base_freq", "sliding_window_pattern"}
+# That of one in which some layers have none.
+NO_ROPE_READ = {"no_rope_layers", "no_rope_layer_interval"}
 # Fields that would change what the model computes; where present, this value is the only one that the decoder computes.
 ONLY = {
     "hidden_act": "silu",
