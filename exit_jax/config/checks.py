@@ -102,6 +102,24 @@ def _check_policy(c: Config, faults: Faults) -> None:
         'policy.attention = "cudnn" has no kernel for policy.dtype = "float32"; take "bfloat16", or "xla"',
     )
     faults.require(
+        p.attention != "cudnn" or not p.attention_cap,
+        f'policy.attention = "cudnn" has no kernel for policy.attention_cap = {p.attention_cap}; take "xla"',
+    )
+    faults.require(
+        all(0 <= layer < p.num_layers for layer in p.no_rope_layers),
+        f"policy.no_rope_layers = {p.no_rope_layers} names layers beyond the {p.num_layers} that there are, from 0 on",
+    )
+    faults.require(
+        p.experts_per_token <= p.num_experts and bool(p.experts_per_token) == bool(p.num_experts),
+        f"policy.experts_per_token = {p.experts_per_token} must be from 1 to policy.num_experts = {p.num_experts}, or both 0",
+    )
+    of_experts = sorted({"gate", "up", "down"} & set(p.lora.targets))
+    faults.require(
+        not (p.lora.rank and p.num_experts and of_experts),
+        f"policy.lora.targets names {', '.join(of_experts)}, which are experts' kernels with policy.num_experts = "
+        f"{p.num_experts} and have no adapters; name some of query, key, value and out",
+    )
+    faults.require(
         not p.lora.rank or p.lora.targets,
         f"policy.lora.rank = {p.lora.rank} without policy.lora.targets would train nothing; name some of {PROJECTIONS}",
     )
