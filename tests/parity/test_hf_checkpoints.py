@@ -216,16 +216,18 @@ def test_gradients_are_theirs(checkpoint, require_parity):
 
 
 def test_bfloat16_is_as_near_as_theirs(checkpoint, require_parity):
-    """Root mean square distance to their float32 logits: at most 1.25 times that of their own bfloat16.
+    """Distance to their float32 logits, root mean square: at most 1.25 times that of their own bfloat16.
 
-    Measured: 0.021 to 0.035 standard deviations of the logits, 0.72 to 0.88 times theirs.
+    Measured: 0.010 to 0.035 standard deviations of the logits, 0.72 to 0.92 times theirs. With experts, that of the median
+    token: rounding sends some tokens, of ours as of theirs, to another expert, whose logits are others altogether.
     """
     torch, transformers = require_parity("torch", "transformers")
     model, folder = checkpoint
     theirs = their_logits(torch, model)
     rounded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     config = make_config(folder, "bfloat16")
-    rms = lambda logits: np.sqrt(np.mean((logits - theirs) ** 2)) / theirs.std()
+    mean = (lambda square: np.median(square.mean(-1))) if config.num_experts else np.mean
+    rms = lambda logits: np.sqrt(mean((logits - theirs) ** 2)) / theirs.std()
     ours, peers = rms(our_logits(config, load_on_mesh(folder, config))), rms(their_logits(torch, rounded))
     print(f"bfloat16: rms error / std of logits {ours:.4f}, theirs {peers:.4f}")
     assert ours < 1.25 * peers
@@ -267,6 +269,8 @@ def test_export_without_a_source(checkpoint, require_parity, tmp_path):
 def test_adapters_in_peft(checkpoint, require_parity, tmp_path, targets):
     torch, transformers, peft = require_parity("torch", "transformers", "peft")
     _, folder = checkpoint
+    if make_config(folder).num_experts:  # whose kernels have no adapters
+        targets = tuple(name for name in targets if name in ("query", "key", "value", "out"))
     config = make_config(folder, lora=LoraConfig(4, 6.0, targets))
     adapters, _ = decoder.split_adapters(init(config))
     noise = lambda x: x + 0.1 * np.random.default_rng(x.size).normal(size=x.shape).astype(x.dtype)  # lora_b begins at 0
