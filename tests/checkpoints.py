@@ -58,6 +58,17 @@ def mistral():
     return Family("mistral", "LlamaTokenizerFast", "<s>", "</s>", special, turn=turn, lead="")
 
 
+def gemma():
+    """Return Gemma 3, whose template calls an assistant a model, and strips what is said."""
+    named = "{{ 'model' if m.role == 'assistant' else m.role }}"
+    turn = f"<start_of_turn>{named}\n{{{{ m.content }}}}<end_of_turn>\n"
+    special = ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>")
+    turn = "{% if true %}" + turn + "{% endif %}"
+    return Family(
+        "gemma3_text", "GemmaTokenizerFast", "<bos>", "<end_of_turn>", special, turn=turn, lead="<start_of_turn>model\n"
+    )
+
+
 FAMILIES = {
     "llama3": llama(),
     "llama3_1": llama(date_string="26 Jul 2024"),
@@ -68,6 +79,7 @@ FAMILIES = {
     "deepseek_r1_distill": r1("qwen2", DIGIT_SPLIT),
     "deepseek_r1_distill_llama": r1("llama", SPLIT),
     "mistral": mistral(),
+    "gemma3": gemma(),
 }
 SHAPE = {
     "hidden_size": 16,
@@ -150,13 +162,25 @@ def write(
     named |= {"add_bos_token": bool(family.bos), "tokenizer_class": family.tokenizer_class, "model_max_length": 4096}
     named |= {"added_tokens_decoder": added, "clean_up_tokenization_spaces": False, "chat_template": template}
     _dump(folder / "tokenizer_config.json", named | tokenizer_config)
-    architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family.model_type]
-    eos = bpe.token_to_id(family.eos)
-    whole = SHAPE | {
-        "architectures": [f"{architecture}ForCausalLM"],
-        "model_type": family.model_type,
-        "eos_token_id": eos,
+    architectures = {
+        "llama": "Llama",
+        "mistral": "Mistral",
+        "qwen2": "Qwen2",
+        "qwen3": "Qwen3",
+        "gemma3_text": "Gemma3",
     }
+    architecture = architectures[family.model_type]
+    eos = bpe.token_to_id(family.eos)
+    own = {"hidden_act": "gelu_pytorch_tanh"} if architecture == "Gemma3" else {}
+    whole = (
+        SHAPE
+        | own
+        | {
+            "architectures": [f"{architecture}ForCausalLM"],
+            "model_type": family.model_type,
+            "eos_token_id": eos,
+        }
+    )
     _dump(
         folder / "config.json", whole | ({"sliding_window": None} if architecture == "Mistral" else {}) | (config or {})
     )

@@ -134,6 +134,10 @@ def test_flops_by_hand():
     assert costs.prompt_pairs(2, 3) == 12
     assert costs.response_pairs(2, 10, 3) == 2 * (11 + 12 + 13)
     assert costs.attention_flops(LLAMA, 5) == 5 * 2 * 4 * (2 * 8 + 2 * 8)
+    experts = dataclasses.replace(
+        LLAMA, num_experts=5, experts_per_token=2
+    )  # of which a token meets two, and the router
+    assert costs.layers_flops(experts) == costs.layers_flops(LLAMA) + 2 * 2 * (3 * 16 * 24 + 16 * 5)
     # remat of layers repeats a forward pass without the head, chunks of tokens repeat the head
     shape = (2, 3, 16, 9)
     head = 2 * 3 * 9 * costs.head_flops(LLAMA)

@@ -91,5 +91,5 @@ def test_what_is_added_works(tmp_path):
     of_any_score = "tests/algorithm/test_rewards.py::test_any_score_is_blind_to_order_and_zero_for_equal_responses"
     run("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests, of_any_score, no_run_is_orphaned)
     reference = run("-m", "exit_jax.config.listing")
-    for words in ("'std' (The standard", "'topr' (TOPR's", "'gelu_pytorch_tanh'"):
+    for words in ("'std' (The standard", "'topr' (TOPR's", "`policy.logits_divisor`"):
         assert words in reference

@@ -94,12 +94,36 @@ def _check_policy(c: Config, faults: Faults) -> None:
         f"policy.num_heads = {p.num_heads} is not a multiple of policy.num_kv_heads = {p.num_kv_heads}",
     )
     faults.require(
-        len(p.rope_scaling) in (0, 4),
-        f"policy.rope_scaling = {p.rope_scaling} is neither () nor (factor, low, high, original length)",
+        len(p.rope_scaling) in (0, 1, 4, 6),
+        f"policy.rope_scaling = {p.rope_scaling} is neither () nor (factor,), (factor, low, high, original length) or yarn's "
+        "six numbers; give one of them",
+    )
+    faults.require(
+        len(p.layer_windows) in (0, p.num_layers) and min(p.layer_windows, default=0) >= 0,
+        f"policy.layer_windows = {p.layer_windows} must be a number of tokens, or 0, for each of policy.num_layers = "
+        f"{p.num_layers}; or ()",
     )
     faults.require(
         p.attention != "cudnn" or p.dtype == "bfloat16",
         'policy.attention = "cudnn" has no kernel for policy.dtype = "float32"; take "bfloat16", or "xla"',
+    )
+    faults.require(
+        p.attention != "cudnn" or not p.attention_cap,
+        f'policy.attention = "cudnn" has no kernel for policy.attention_cap = {p.attention_cap}; take "xla"',
+    )
+    faults.require(
+        all(0 <= layer < p.num_layers for layer in p.no_rope_layers),
+        f"policy.no_rope_layers = {p.no_rope_layers} names layers beyond the {p.num_layers} that there are, from 0 on",
+    )
+    faults.require(
+        p.experts_per_token <= p.num_experts and bool(p.experts_per_token) == bool(p.num_experts),
+        f"policy.experts_per_token = {p.experts_per_token} must be from 1 to policy.num_experts = {p.num_experts}, or both 0",
+    )
+    of_experts = sorted({"gate", "up", "down"} & set(p.lora.targets))
+    faults.require(
+        not (p.lora.rank and p.num_experts and of_experts),
+        f"policy.lora.targets names {', '.join(of_experts)}, which are experts' kernels with policy.num_experts = "
+        f"{p.num_experts} and have no adapters; name some of query, key, value and out",
     )
     faults.require(
         not p.lora.rank or p.lora.targets,

@@ -20,21 +20,25 @@ from exit_jax.types import Array
 _LANES = 128  # splash wants lengths in multiples of this
 
 
-def resolve(backend: str, platform: str, dtype: str) -> str:
-    """Return the kernel that "auto" stands for on a platform: "cpu", "gpu" or "tpu". cuDNN has none for float32."""
+def resolve(backend: str, platform: str, dtype: str, cap: float = 0.0) -> str:
+    """Return the kernel that "auto" stands for on a platform: "cpu", "gpu" or "tpu". cuDNN has none for float32 or a cap."""
     if backend != "auto":
         return backend
-    return {"tpu": "splash", "gpu": "cudnn" if dtype == "bfloat16" else "xla"}.get(platform, "xla")
+    return {"tpu": "splash", "gpu": "cudnn" if dtype == "bfloat16" and not cap else "xla"}.get(platform, "xla")
 
 
-def grouped(query: Array, cache: LayerCache, prompt_mask: Any, mask: Array) -> Array:
+def grouped(
+    query: Array, cache: LayerCache, prompt_mask: Any, mask: Array, scale: float = 0.0, cap: float = 0.0
+) -> Array:
     """Attend with a score for each pair of tokens.
 
     Args:
       query: [B, G, S, H, h].
       cache: with own keys [B, G, K, T, h], and with a prompt [B, K, P, h] or without.
-      prompt_mask: bool [B, P], None without a prompt.
+      prompt_mask: bool [B, P], or [B, G, S, P] where queries see different tokens; None without a prompt.
       mask: bool [B, G, S, T], the own slots that each query sees.
+      scale: what scores are multiplied by; 0 for h^-0.5.
+      cap: bound of the scores, cap * tanh(score / cap); 0 for none.
 
     Returns:
       [B, G, S, H, h].
@@ -42,18 +46,24 @@ def grouped(query: Array, cache: LayerCache, prompt_mask: Any, mask: Array) -> A
     B, G, S, H, h = query.shape
     K = cache.key.shape[2]
     R = H // K
+    scale = scale or h**-0.5
+    bound = lambda score: cap * jnp.tanh(score / cap) if cap else score
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     # The R query heads of a kv head are rows of one matmul; so is the whole group against its shared prompt.
     query = query.reshape(B, G, S, K, R, h)
     own = query.transpose(0, 1, 3, 2, 4, 5).reshape(B, G, K, S * R, h)
-    score = einsum("bgkqh,bgkth->bgkqt", own, cache.key) * h**-0.5
+    score = bound(einsum("bgkqh,bgkth->bgkqt", own, cache.key) * scale)
     score = jnp.where(jnp.repeat(mask[:, :, None], R, axis=3), score, -1e30)
     top = jax.lax.stop_gradient(score).max(-1)
     if cache.prompt_key is not None:
         by_prompt = lambda x: x.swapaxes(1, 2).reshape(B, K, G * S * R, *x.shape[4:])
         by_row = lambda x: x.reshape(B, K, G, S * R, *x.shape[3:]).swapaxes(1, 2)
-        shared = einsum("bkqh,bkph->bkqp", by_prompt(own), cache.prompt_key) * h**-0.5
-        shared = jnp.where(prompt_mask[:, None, None], shared, -1e30)
+        shared = bound(einsum("bkqh,bkph->bkqp", by_prompt(own), cache.prompt_key) * scale)
+        if prompt_mask.ndim == 2:
+            seen = prompt_mask[:, None, None]
+        else:
+            seen = jnp.repeat(prompt_mask, R, axis=2).reshape(B, 1, G * S * R, -1)
+        shared = jnp.where(seen, shared, -1e30)
         top = jnp.maximum(top, by_row(jax.lax.stop_gradient(shared).max(-1)))
         shared = jnp.exp(shared - by_prompt(top)[..., None])
     # What is summed is divided by the total at the end: h numbers of each query instead of P + T.
@@ -67,42 +77,78 @@ def grouped(query: Array, cache: LayerCache, prompt_mask: Any, mask: Array) -> A
     return mixed.reshape(B, G, K, S, R, h).transpose(0, 1, 3, 2, 4, 5).reshape(B, G, S, H, h)
 
 
-def flash(backend: str, query: Array, cache: LayerCache, prompt_mask: Any, mask: Array) -> Array:
+def flash(
+    backend: str,
+    query: Array,
+    cache: LayerCache,
+    prompt_mask: Any,
+    mask: Array,
+    window: int = 0,
+    scale: float = 0.0,
+    cap: float = 0.0,
+) -> Array:
     """As ``grouped`` for S new tokens that see the prompt and each other causally, without a matrix of scores.
 
     Each rollout is a row of its own here, its prompt's keys in front of its own: token i sees keys 0 .. P + i.
 
     Args:
-      mask: bool [B, G, S], which of the new tokens are real.
+      mask: bool [B, G, S], which of the new tokens are real; padding is behind them.
+      window: tokens that each one sees, itself among them; 0 for all.
+      cap: 0 for "cudnn", which has no bound of scores.
     """
     B, G = mask.shape[:2]
     key, value, valid = cache.key, cache.value, mask
     if cache.prompt_key is not None:
+        prompt_key, prompt_value = cache.prompt_key, cache.prompt_value
+        if window:  # a prompt's padding goes in front of it, so that the keys between two tokens are their distance
+            width = prompt_mask.shape[-1]
+            order = (jnp.arange(width)[None] + prompt_mask.sum(-1, keepdims=True)) % width
+            move = lambda x: jnp.take_along_axis(x, order[:, None, :, None], axis=2)
+            prompt_key, prompt_value = move(prompt_key), move(prompt_value)
+            prompt_mask = jnp.take_along_axis(prompt_mask, order, axis=1)
         spread = lambda x: jnp.broadcast_to(x[:, None], (B, G, *x.shape[1:]))
-        key = jnp.concatenate([spread(cache.prompt_key), key], axis=3)
-        value = jnp.concatenate([spread(cache.prompt_value), value], axis=3)
+        key = jnp.concatenate([spread(prompt_key), key], axis=3)
+        value = jnp.concatenate([spread(prompt_value), value], axis=3)
         valid = jnp.concatenate([spread(prompt_mask), valid], axis=2)
+    scale = scale or query.shape[-1] ** -0.5
     if backend == "cudnn":
-        return _cudnn(query, key, value, valid)
-    return _splash(query, key, value, valid, interpret=backend == "splash_interpret")
+        return _cudnn(query, key, value, valid, window, scale)
+    return _splash(query, key, value, valid, window, scale, cap, interpret=backend == "splash_interpret")
 
 
-def _cudnn(query: Array, key: Array, value: Array, valid: Array) -> Array:
+def _cudnn(query: Array, key: Array, value: Array, valid: Array, window: int, scale: float) -> Array:
     """[B, G, S, H, h], [B, G, K, P + S, h] twice, bool [B, G, P + S] -> [B, G, S, H, h]."""
     B, G, S, H, h = query.shape
     width = key.shape[3]
     rows = lambda x: x.swapaxes(2, 3).reshape(B * G, width, -1, h)
-    causal = jnp.arange(width)[None] <= (width - S + jnp.arange(S))[:, None]
+    distance = (width - S + jnp.arange(S))[:, None] - jnp.arange(width)[None]
+    causal = distance >= 0
+    if window:
+        causal &= distance < window
     mask = causal[None] & valid.reshape(B * G, 1, width)
     # XLA's is for tests, which hold the same call against ``grouped``
     implementation = "cudnn" if jax.default_backend() == "gpu" else "xla"
     mixed = jax.nn.dot_product_attention(
-        query.reshape(B * G, S, H, h), rows(key), rows(value), mask=mask[:, None], implementation=implementation
+        query.reshape(B * G, S, H, h),
+        rows(key),
+        rows(value),
+        mask=mask[:, None],
+        scale=scale,
+        implementation=implementation,
     )
     return mixed.reshape(B, G, S, H, h)
 
 
-def _splash(query: Array, key: Array, value: Array, valid: Array, interpret: bool = False) -> Array:
+def _splash(
+    query: Array,
+    key: Array,
+    value: Array,
+    valid: Array,
+    window: int,
+    scale: float,
+    cap: float,
+    interpret: bool = False,
+) -> Array:
     """As ``_cudnn``. XLA does not partition Pallas kernels, so each device is given its rows and heads by shard_map."""
     S, width = query.shape[2], key.shape[3]
 
@@ -111,10 +157,14 @@ def _splash(query: Array, key: Array, value: Array, valid: Array, interpret: boo
 
     def attend(query, key, value, valid):
         b, g, padded, heads, h = query.shape
-        causal = splash_mask.CausalMask((padded, key.shape[3]), offset=width - S)
+        shape, offset = (padded, key.shape[3]), width - S
+        causal = splash_mask.CausalMask(shape, offset=offset)
+        if window:
+            causal = splash_mask.LocalMask(shape, (window - 1, 0), offset)
         kernel = splash.make_splash_mha_single_device(
             splash_mask.MultiHeadMask([causal] * heads),
             block_sizes=_block_sizes(padded, key.shape[3]),
+            attn_logits_soft_cap=cap or None,
             interpret=interpret,
         )
         rows = lambda x: x.reshape(b * g, *x.shape[2:])
@@ -127,7 +177,7 @@ def _splash(query: Array, key: Array, value: Array, valid: Array, interpret: boo
         by_head = PartitionSpec(BATCH, None, None, "tensor")
         specs = (by_head, by_kv_head, by_kv_head, by_rows)
         attend = jax.shard_map(attend, in_specs=specs, out_specs=by_head, check_vma=False)
-    scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    scaled = query * jnp.asarray(scale, query.dtype)
     return attend(pad(scaled, 2), pad(key, 3), pad(value, 3), pad(valid, 2))[:, :, :S]
 
 

@@ -67,6 +67,40 @@ def causal_mask(mask: Array, used: Array | int, count: int) -> Array:
     return mask[:, :, None] & causal[None, None]
 
 
+@pytree
+class View:
+    """What the new tokens see of the tokens before them."""
+
+    mask: Array  # bool [B, G, W], own slots that hold something, the new tokens' among them
+    count: Any = None  # int32 [B, G, W], real tokens in slots up to each; None where no layer has a window
+    slot: Any = None  # int32 [B, G, S], own slot of each new token
+    position: Any = None  # int32 [B, G, S], of each new token in its row
+
+
+def view(mask: Array, used: Array | int, positions: Array) -> View:
+    """Return the view of new tokens at ``positions`` [B, G, S] that are written after ``used`` slots."""
+    slot = jnp.broadcast_to(used + jnp.arange(positions.shape[-1]), positions.shape)
+    return View(mask, jnp.cumsum(mask, axis=-1), slot, positions)
+
+
+def within_window(view: View, window: Array | int) -> Array:
+    """Return which own slots are among the last ``window`` tokens of each new one, its own included, bool [B, G, S, W].
+
+    With slots 0, 2 and 3 of 4 in use and a window of 2, the token in slot 3 sees 2 and 3, that in slot 2 sees 0 and 2: with
+    ``causal_mask``, which hides later and empty ones. Slots that are used in a ring may hold earlier tokens behind later ones,
+    hence the remainder.
+    """
+    total = jnp.maximum(view.count[..., -1:, None], 1)
+    here = jnp.take_along_axis(view.count, view.slot, axis=-1)[..., None]
+    return (here - view.count[:, :, None]) % total < window
+
+
+def prompt_within_window(view: View, window: Array | int, prompt_mask: Array) -> Array:
+    """Return which tokens of the prompt, bool [B, P], are within the window of each new one: bool [B, G, S, P]."""
+    distance = view.position[..., None] - jnp.arange(prompt_mask.shape[-1])[None, None, None]
+    return prompt_mask[:, None, None] & (distance < window)
+
+
 def share_prompt(prompt: Cache, group_size: int, width: int) -> Cache:
     """Turn the cache of prompts read at G = 1 into one for ``group_size`` rollouts with ``width`` own slots each.
 

@@ -1,26 +1,27 @@
 """What a decoder computes, counted from its shape: XLA counts the body of a scan or a loop once, whatever it repeats.
 
 Model FLOPs: two for each multiply-add of a matrix product, attention over the pairs that the causal mask keeps, at full widths
-(prompts of P tokens, responses of T). Norms, rotations, softmax and sampling are left out: together a few per cent of a small
-model, less of a large one (tests/test_compile.py has the figure).
+(prompts of P tokens, responses of T), in layers with a window, too. Norms, rotations, softmax and sampling are left out:
+together a few per cent of a small model, less of a large one (tests/test_compile.py has the figure).
 """
 
 from exit_jax.policy.shape import DecoderConfig
 
 
 def projection_sizes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
-    """Return (inputs, outputs) of each projection of one layer."""
+    """Return (inputs, outputs) of each projection of one layer; of experts, those of a token taken together."""
     c = config
+    mlp = c.mlp_dim * (c.experts_per_token or 1)
     heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     return {
         "query": (c.embed_dim, heads),
         "key": (c.embed_dim, kv_heads),
         "value": (c.embed_dim, kv_heads),
         "out": (heads, c.embed_dim),
-        "gate": (c.embed_dim, c.mlp_dim),
-        "up": (c.embed_dim, c.mlp_dim),
-        "down": (c.mlp_dim, c.embed_dim),
-    }
+        "gate": (c.embed_dim, mlp),
+        "up": (c.embed_dim, mlp),
+        "down": (mlp, c.embed_dim),
+    } | ({"router": (c.embed_dim, c.num_experts)} if c.num_experts else {})
 
 
 def layers_flops(config: DecoderConfig) -> int:

@@ -4,12 +4,14 @@ Apart from it, since a config is checked before anything is imported that comput
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from exit_jax.settings import defaults, group, setting
 
 PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
 REMAT = ("none", "layer", "dots")
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")  # as transformers call them
+NORMS = ("before", "after", "both")  # where the norms of a layer stand: before attention and MLP, after them, or both
 ATTENTION = ("auto", "xla", "cudnn", "splash", "splash_interpret")  # the last is for tests on a CPU
 
 
@@ -29,9 +31,9 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of the decoder and how it is computed; Llama is the default, Qwen2 adds ``qkv_bias``, Qwen3 adds ``qk_norm``.
+    """Shape of the decoder and how it is computed; Llama is the default, and other families are a few fields each.
 
-    The shape, up to ``qk_norm``, is read from ``checkpoint`` where there is one, and stays at its defaults in the config.
+    The shape, all but COMPUTE_FIELDS, is read from ``checkpoint`` where there is one, and stays at its defaults in the config.
     """
 
     vocab_size: int = setting(0, "tokens; 0 for the domain's, or the checkpoint's", within="[0, inf)")
@@ -43,7 +45,9 @@ class DecoderConfig:
     mlp_dim: int = setting(0, "width of the MLP", within="[0, inf)")
     rope_theta: float = setting(10000.0, "base of the rotary embedding's wavelengths", within="(0, inf)")
     rope_scaling: tuple[float, ...] = setting(
-        (), "Llama 3's (factor, low and high frequency factor, original length); () for none"
+        (),
+        "Llama 3's (factor, low and high frequency factor, original length); linear (factor,); yarn's (factor, original "
+        "length, fast and slow beta, attention factor, 1 for whole bounds or 0); () for none",
     )
     norm_eps: float = setting(1e-6, "added to the mean square in RMS norms", within="[0, inf)")
     tie_embeddings: bool = setting(False, "whether the embedding is the output layer, too")
@@ -71,6 +75,73 @@ class DecoderConfig:
         "ranges [start, stop) of ids without a token: probability 0 in sampling and learning, no gradient",
         younger=True,
     )
+    layer_windows: tuple[int, ...] = setting(
+        (),
+        "of each layer, how many tokens a token sees, itself among them, 0 for all; () where all layers see all",
+        younger=True,
+    )
+    rope_local_theta: float = setting(
+        0.0,
+        "rope_theta of layers with a window, without rope_scaling; 0 for that of all",
+        within="[0, inf)",
+        younger=True,
+    )
+    query_scalar: float = setting(
+        0.0, "attention scores are divided by its root; 0 for head_dim", within="[0, inf)", younger=True
+    )
+    attention_cap: float = setting(
+        0.0, "bound c of attention scores, c tanh(score / c); 0 for none", within="[0, inf)", younger=True
+    )
+    logits_cap: float = setting(0.0, "bound of logits, likewise; 0 for none", within="[0, inf)", younger=True)
+    norms: str = setting(
+        "before",
+        "where a layer's norms stand: before attention and MLP, after them, or both",
+        choices=NORMS,
+        younger=True,
+    )
+    norm_offset: bool = setting(False, "whether norms scale by 1 + their parameter, which begins at 0", younger=True)
+    embedding_scaled: bool = setting(
+        False, "whether embeddings are multiplied by the root of embed_dim, rounded to dtype", younger=True
+    )
+    activation: str = setting("silu", "function of the MLP's gate", choices=ACTIVATIONS, younger=True)
+    qk_norm_whole: bool = setting(False, "with qk_norm, whether all heads are normalised at once", younger=True)
+    no_rope_layers: tuple[int, ...] = setting(
+        (), "layers without a rotary embedding, by number, the first is 0", younger=True
+    )
+    num_experts: int = setting(
+        0,
+        "experts of each layer's MLP, mlp_dim wide each; 0 for one MLP of all tokens",
+        within="[0, inf)",
+        younger=True,
+    )
+    experts_per_token: int = setting(
+        0, "experts that a token is sent to, the likeliest of its router", within="[0, inf)", younger=True
+    )
+    experts_renormalised: bool = setting(
+        False, "whether the shares of a token's experts are scaled to a sum of 1", younger=True
+    )
+
+
+class LayerKind(NamedTuple):
+    """What differs from layer to layer: how far a token sees, and how its position is told."""
+
+    window: int  # tokens that a token sees, itself among them; 0 for all
+    theta: float  # 0 for no rotary embedding
+    scaling: tuple[float, ...]  # rope_scaling
+
+
+def layer_kinds(config: DecoderConfig) -> tuple[LayerKind, ...]:
+    """Return the kind of each layer."""
+    c = config
+
+    def kind(layer: int, window: int) -> LayerKind:
+        if layer in c.no_rope_layers:
+            return LayerKind(window, 0.0, ())
+        if window and c.rope_local_theta:
+            return LayerKind(window, c.rope_local_theta, ())
+        return LayerKind(window, c.rope_theta, c.rope_scaling)
+
+    return tuple(kind(*item) for item in enumerate(c.layer_windows or (0,) * c.num_layers))
 
 
 # the fields that say how it is computed; all others are the shape, which a checkpoint gives

@@ -15,7 +15,7 @@ from exit_jax.policy import decoder, sampler
 from exit_jax.policy.decoder import DecoderConfig, LoraConfig
 from exit_jax.policy.hf import config as hf_config
 from exit_jax.policy.hf.load import load
-from exit_jax.policy.hf.names import flatten, is_stacked, is_transposed, tensor_name
+from exit_jax.policy.hf.names import flatten, is_transposed, tensors
 from exit_jax.types import Instances, Rollouts
 
 pytestmark = pytest.mark.parity
@@ -153,9 +153,8 @@ def test_gradients_of_all_parameters_equal_those_of_torch(checkpoints, require_p
     wanted = {name: parameter.grad.numpy() for name, parameter in policy.named_parameters()}
     compared, worst = set(), 0.0
     for path, leaf in flatten(grads).items():
-        for layer in range(config.num_layers if is_stacked(path) else 1):
-            name = tensor_name(path, layer)
-            mine = np.asarray(leaf[layer] if is_stacked(path) else leaf)
+        for index, name in tensors(config, path, leaf.shape):
+            mine = np.asarray(leaf[index])
             mine = mine.T if is_transposed(path) else mine
             assert np.linalg.norm(wanted[name]) > 1e-4, name  # no parameter is left out of the loss
             distance = np.linalg.norm(mine - wanted[name]) / np.linalg.norm(wanted[name])

@@ -11,12 +11,22 @@ from small import LLAMA, random_params, read
 
 from exit_jax.parallel import mesh as meshes
 from exit_jax.policy import cache as caches
-from exit_jax.policy import decoder, prefill, sampler
+from exit_jax.policy import decoder, layers, prefill, sampler
 from exit_jax.policy.shape import PROJECTIONS
 
 QWEN2 = dataclasses.replace(LLAMA, qkv_bias=True, num_kv_heads=1, tie_embeddings=False)
 QWEN3 = dataclasses.replace(LLAMA, qk_norm=True, num_kv_heads=4)
-each_config = pytest.mark.parametrize("config", [LLAMA, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])
+WINDOW = dataclasses.replace(LLAMA, layer_windows=(3, 0))  # in one layer of the two
+GEMMA = dataclasses.replace(
+    WINDOW,
+    **{"qk_norm": True, "rope_local_theta": 10.0, "query_scalar": 5.0, "attention_cap": 2.0, "logits_cap": 3.0},
+    **{"norms": "both", "norm_offset": True, "embedding_scaled": True, "activation": "gelu_pytorch_tanh"},
+)
+OLMO2 = dataclasses.replace(LLAMA, norms="after", qk_norm=True, qk_norm_whole=True, no_rope_layers=(1,))
+EXPERTS = dataclasses.replace(LLAMA, num_experts=4, experts_per_token=2)
+CONFIGS = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, "window": WINDOW}
+CONFIGS |= {"gemma": GEMMA, "olmo2": OLMO2, "experts": EXPERTS}
+each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 LENGTHS_B = np.array([5, 1, 3])  # ragged: full, a single token, padded
 PROMPT_BP = np.random.default_rng(0).integers(17, size=(3, 5))
@@ -55,15 +65,17 @@ def test_no_token_sees_a_later_one_nor_another_rollout():
 @each_config
 def test_int8_kernels_are_the_nearest_steps_and_compute_as_these(config):
     """Against weights that NumPy made of the steps; an output whose weights are all zero stays zero."""
-    params = jax.tree.map(lambda leaf: leaf.at[..., 0].set(0.0) if leaf.ndim == 3 else leaf, random_params(config))
+    kernel = lambda path: path[0].key == "blocks" and path[-1].key == "kernel" and path[-2].key != "router"
+    empty = lambda path, leaf: leaf.at[..., 0].set(0.0) if kernel(path) else leaf
+    params = jax.tree.map_with_path(empty, random_params(config))
     rounded = decoder.quantise(params)
     is_int8 = lambda leaf: isinstance(leaf, decoder.Int8)
     number = lambda leaf: np.float32(leaf.values) * np.asarray(leaf.scale)[..., None, :] if is_int8(leaf) else leaf
     whole = jax.tree.map(number, rounded, is_leaf=is_int8)
     assert sum(map(is_int8, jax.tree.leaves(rounded, is_leaf=is_int8))) == len(PROJECTIONS)
-    for kernel, nearest in zip(jax.tree.leaves(params), jax.tree.leaves(whole)):
-        step = np.abs(kernel).max(-2, keepdims=True) / 127 if kernel.ndim == 3 else 0.0
-        assert (np.abs(kernel - nearest) <= 0.501 * step).all()
+    for (path, leaf), nearest in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(whole)):
+        step = np.abs(leaf).max(-2, keepdims=True) / 127 if kernel(path) else 0.0
+        assert (np.abs(leaf - nearest) <= 0.501 * step).all()
     logits = read(config, rounded, TOKENS_BGT)[0]
     np.testing.assert_allclose(logits, read(config, whole, TOKENS_BGT)[0], atol=1e-4)
     assert np.abs(logits - read(config, params, TOKENS_BGT)[0]).max() > 1e-3
@@ -118,6 +130,52 @@ def test_cache_written_in_chunks_equals_written_at_once(config):
         chunks.append(logits)
     assert cache.used == 6
     np.testing.assert_allclose(jnp.concatenate(chunks, axis=2), whole_BGTV, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", ["scanned", "unstacked"])
+def test_a_window_ends_where_it_says(layers):
+    """Through two layers that see three tokens each, a token's logits depend on the five last; through others, on all."""
+    config = dataclasses.replace(LLAMA, layer_windows=(3, 3))
+    params = random_params(config)
+    params = decoder.unstack(config, params) if layers == "unstacked" else params
+    changed_BGT = np.concatenate([(TOKENS_BGT[..., :1] + 1) % LLAMA.vocab_size, TOKENS_BGT[..., 1:]], axis=-1)
+    before, after = (read(config, params, tokens)[0] for tokens in (TOKENS_BGT, changed_BGT))
+    differs_T = (before != after).any((0, 1, 3))
+    np.testing.assert_array_equal(differs_T, [True] * 5 + [False])
+    unlike = read(WINDOW, params, TOKENS_BGT)[0] != read(WINDOW, params, changed_BGT)[0]
+    assert unlike.any((0, 1, 3)).all()
+
+
+def test_windows_are_as_in_their_docstrings():
+    mask = jnp.asarray([[[True, False, True, True]]])
+    seen = caches.view(mask, 2, jnp.asarray([[[1, 2]]]))
+    np.testing.assert_array_equal(
+        (caches.within_window(seen, 2) & caches.causal_mask(mask, 2, 2))[0, 0],
+        [[True, False, True, False], [False, False, True, True]],
+    )
+    ring = caches.view(jnp.ones((1, 1, 4), bool), 1, jnp.asarray([[[9]]]))  # slot 2 is the oldest, 0 the one before
+    np.testing.assert_array_equal(caches.within_window(ring, 3)[0, 0], [[True, True, False, True]])
+    prompt = caches.prompt_within_window(seen, 2, jnp.asarray([[True, True]]))
+    np.testing.assert_array_equal(prompt[0, 0], [[True, True], [False, True]])
+
+
+def test_experts_are_those_of_the_router():
+    """Against each token by itself, in float64; also mapped over a batch, as a server does."""
+    config = dataclasses.replace(EXPERTS, experts_renormalised=True)
+    module = layers.Mixture(config, decoder.nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(3, 5, 16)).astype(np.float32)
+    kernel = lambda part: np.asarray(part.kernel.get_value(), np.float64)
+    gate, up, down = map(kernel, (module.experts.gate, module.experts.up, module.experts.down))
+    wanted = np.zeros(x.shape)
+    for place in np.ndindex(3, 5):
+        row = x[place].astype(np.float64)
+        share = np.exp(row @ kernel(module.router))
+        for expert in np.argsort(-share)[:2]:
+            inner = row @ gate[expert]
+            inner = inner / (1 + np.exp(-inner)) * (row @ up[expert])
+            wanted[place] += share[expert] / np.sort(share)[-2:].sum() * (inner @ down[expert])
+    np.testing.assert_allclose(module(jnp.asarray(x)), wanted, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.vmap(module))(x), wanted, atol=1e-5)
 
 
 def test_only_distances_between_positions_matter():

@@ -33,7 +33,7 @@ COMPUTE = {
     "decode_stages": 1,
     "lora": LoraConfig(0, 1.0, ()),
 }
-LAYERS, VOCAB, EMBED, MLP, HEADS, KV_HEADS, HEAD = 3, 48, 16, 40, 4, 2, 8
+LAYERS, VOCAB, EMBED, MLP, HEADS, KV_HEADS, HEAD, EXPERTS = 3, 48, 16, 40, 4, 2, 8, 3
 TINY = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -57,6 +57,19 @@ FAMILIES = {
     "tied": {"tie_word_embeddings": True},
     "qwen2": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"},
+    "gemma3": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "hidden_act": None,
+        "rope_theta": None,
+    }
+    | {"sliding_window": 16, "sliding_window_pattern": 3, "tie_word_embeddings": True},
+    "olmo2": {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"},
+    "smollm3": {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "no_rope_layers": [1, 0, 1]},
+    "qwen3_moe": {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": EXPERTS}
+    | {"num_experts_per_tok": 2, "moe_intermediate_size": MLP, "norm_topk_prob": True},
+    "mixtral": {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": EXPERTS}
+    | {"num_experts_per_tok": 2},
 }
 # As on the hub, transformers 4's spelling.
 LLAMA_1B = {
@@ -146,8 +159,24 @@ def make_tensors(content, dtype, seed=0):
         }
         if content.get("model_type") == "qwen2":
             layer |= {f"self_attn.{x}_proj.bias": (n * HEAD,) for x, n in zip("qkv", (HEADS, KV_HEADS, KV_HEADS))}
-        if content.get("model_type") == "qwen3":
+        kind = content.get("model_type")
+        if kind in ("qwen3", "qwen3_moe", "gemma3_text"):
             layer |= {"self_attn.q_norm.weight": (HEAD,), "self_attn.k_norm.weight": (HEAD,)}
+        if kind == "olmo2":
+            del layer["input_layernorm.weight"]
+            layer |= {"self_attn.q_norm.weight": (HEADS * HEAD,), "self_attn.k_norm.weight": (KV_HEADS * HEAD,)}
+        if kind in ("olmo2", "gemma3_text"):
+            layer["post_feedforward_layernorm.weight"] = (EMBED,)
+        if kind == "gemma3_text":
+            layer["pre_feedforward_layernorm.weight"] = (EMBED,)
+        if kind in ("qwen3_moe", "mixtral"):
+            dense = {name: layer.pop(f"mlp.{name}_proj.weight") for name in ("gate", "up", "down")}
+            called = {"gate": "w1", "up": "w3", "down": "w2"} if kind == "mixtral" else {}
+            block = "block_sparse_moe" if kind == "mixtral" else "mlp"
+            layer[f"{block}.gate.weight"] = (EXPERTS, EMBED)
+            for name, shape in dense.items():
+                one = called.get(name, f"{name}_proj")
+                layer |= {f"{block}.experts.{e}.{one}.weight": shape for e in range(EXPERTS)}
         shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
     return {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
 
@@ -181,6 +210,7 @@ def make_shardings(config, data=2, fsdp=2, tensor=2):
         split = {"kernel": ("fsdp", "tensor"), "embedding": ("tensor", "fsdp"), "bias": ("tensor",)}.get(
             path[-1].key, ()
         )
+        split = ("fsdp", None) if path[-2:][0].key == "router" else split
         return NamedSharding(grid, PartitionSpec(*(None,) * (leaf.ndim - len(split)), *split))
 
     return jax.tree.map_with_path(place, jax.eval_shape(lambda: decoder.init(config, jax.random.key(0))))
@@ -214,6 +244,20 @@ def test_reads_llama_with_scaled_rope(tmp_path):
         "tie_embeddings": True,
         "qkv_bias": False,
         "qk_norm": False,
+        "layer_windows": (),
+        "rope_local_theta": 0.0,
+        "query_scalar": 0.0,
+        "attention_cap": 0.0,
+        "logits_cap": 0.0,
+        "norms": "before",
+        "norm_offset": False,
+        "embedding_scaled": False,
+        "activation": "silu",
+        "qk_norm_whole": False,
+        "no_rope_layers": (),
+        "num_experts": 0,
+        "experts_per_token": 0,
+        "experts_renormalised": False,
     }
     shape_fields = {field.name for field in dataclasses.fields(DecoderConfig)} - {*COMPUTE, "unused_ids"}
     assert set(fields) == shape_fields
@@ -240,6 +284,73 @@ def test_reads_qwen_distilled_from_r1(tmp_path):
     assert fields["rope_scaling"] == ()
 
 
+# As on the hub.
+GEMMA_3_1B = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_logit_softcapping": None,
+    "bos_token_id": 2,
+    "cache_implementation": "hybrid",
+    "eos_token_id": [1, 106],
+    "final_logit_softcapping": None,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 1152,
+    "initializer_range": 0.02,
+    "intermediate_size": 6912,
+    "max_position_embeddings": 32768,
+    "model_type": "gemma3_text",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.50.0.dev0",
+    "use_cache": True,
+    "vocab_size": 262144,
+}
+
+
+def test_reads_gemma_3(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA_3_1B))
+    fields = hf_config.read(tmp_path)
+    assert fields["layer_windows"] == ((512,) * 5 + (0,)) * 4 + (512, 512)
+    assert (fields["rope_theta"], fields["rope_local_theta"], fields["query_scalar"]) == (1e6, 1e4, 256.0)
+    assert (fields["tie_embeddings"], fields["norms"], fields["norm_offset"]) == (True, "both", True)
+    new = {name: value for name, value in GEMMA_3_1B.items() if "rope" not in name and "pattern" not in name}
+    new["layer_types"] = ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(26)]
+    new["rope_parameters"] = {
+        "full_attention": {"rope_type": "default", "rope_theta": 1000000},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(new))
+    assert hf_config.read(tmp_path) == fields
+
+
+def test_layers_without_rope_are_every_fourth_where_a_config_says_nothing(tmp_path):
+    fields = FAMILIES["smollm3"] | {"no_rope_layers": None, "num_hidden_layers": 9, "pretraining_tp": 2}
+    found = hf_config.read(write_config(tmp_path, **fields))
+    assert (found["no_rope_layers"], found["layer_windows"]) == ((3, 7), ())
+    found = hf_config.read(write_config(tmp_path, **fields, use_sliding_window=True, sliding_window=8))
+    assert found["layer_windows"] == (0, 0, 0, 8, 0, 0, 0, 8, 0)  # as transformers have it
+
+
+def test_experts_are_read_under_either_name(tmp_path):
+    fields = FAMILIES["qwen3_moe"]
+    found = hf_config.read(write_config(tmp_path, **fields, intermediate_size=999))
+    assert [found[name] for name in ("num_experts", "experts_per_token", "mlp_dim")] == [EXPERTS, 2, MLP]
+    new = {name: value for name, value in fields.items() if name != "num_experts"}
+    assert hf_config.read(write_config(tmp_path, **new, num_local_experts=EXPERTS)) == found
+
+
 def test_defaults_of_absent_fields(tmp_path):
     content = {
         k: v for k, v in TINY.items() if k not in ("head_dim", "num_key_value_heads", "rope_theta", "architectures")
@@ -249,10 +360,23 @@ def test_defaults_of_absent_fields(tmp_path):
     assert (fields["head_dim"], fields["num_kv_heads"], fields["rope_theta"]) == (4, 4, 10000.0)
 
 
+GEMMA, MOE = FAMILIES["gemma3"], FAMILIES["qwen3_moe"]
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+LONGROPE = {"rope_type": "longrope", "factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0}
+SWITCHED = {"sliding_window": 64, "use_sliding_window": True}
+
+
+def test_yarn_is_read_with_transformers_defaults(tmp_path):
+    scaling = lambda **fields: hf_config.read(write_config(tmp_path, rope_scaling=YARN | fields))["rope_scaling"]
+    assert scaling() == (4.0, 512.0, 32.0, 1.0, pytest.approx(0.1 * np.log(4) + 1), 1.0)
+    assert scaling(attention_factor=0.5, truncate=False, beta_fast=8, original_max_position_embeddings=64) == (
+        (4.0, 64.0, 8.0, 1.0, 0.5, 0.0)
+    )
+    ratio = (0.2 * np.log(4) + 1) / (0.05 * np.log(4) + 1)
+    assert scaling(mscale=2.0, mscale_all_dim=0.5)[4] == pytest.approx(ratio)
 
 
 @pytest.mark.parametrize(
@@ -260,23 +384,39 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
     [
         ({}, {"max_position_embeddings": 512}),
         (MISTRAL | {"sliding_window": None}, {"max_position_embeddings": 512}),
-        (MISTRAL | {"sliding_window": 256}, {"max_position_embeddings": 512, "sliding_window": 256}),
-        (MISTRAL, {"max_position_embeddings": 512, "sliding_window": 4096}),  # what transformers assumes
-        (QWEN2 | {"sliding_window": 64}, {"max_position_embeddings": 512}),  # it counts only where it is switched on
+        (MISTRAL | {"sliding_window": 256}, {"max_position_embeddings": 512}),
         (
-            QWEN2 | {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1},
-            {"max_position_embeddings": 512, "sliding_window": 64},
-        ),
-        (
-            {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 128},
+            {
+                "layer_types": ["full_attention", "sliding_attention"],
+                "sliding_window": 128,
+            },  # which Llama does not compute
             {"max_position_embeddings": 512, "sliding_window": 128},
         ),
+        ({"rope_scaling": YARN}, {"factor times original_max_position_embeddings": 2048}),
+        ({"rope_scaling": YARN | {"original_max_position_embeddings": 128}}, {"max_position_embeddings": 512}),
     ],
 )
 def test_how_far_a_checkpoint_goes(tmp_path, fields, limits):
     write_config(tmp_path, **fields)
     assert hf_config.read(tmp_path)["num_layers"] == LAYERS
     assert hf_config.read_limits(tmp_path) == limits
+
+
+@pytest.mark.parametrize(
+    ("fields", "windows"),
+    [
+        (MISTRAL, ()),  # transformers' own is 4096, which no sequence outgrows here
+        (MISTRAL | {"max_position_embeddings": 8192}, (4096, 4096, 4096)),
+        (MISTRAL | {"sliding_window": None}, ()),
+        (MISTRAL | {"sliding_window": 256}, (256, 256, 256)),
+        (QWEN2 | {"sliding_window": 64, "max_window_layers": 1}, ()),  # it counts only where it is switched on
+        (QWEN2 | SWITCHED, ()),  # from layer 28 on
+        (QWEN2 | SWITCHED | {"max_window_layers": 1}, (0, 64, 64)),
+        (QWEN2 | SWITCHED | {"layer_types": ["sliding_attention", *["full_attention"] * 2]}, (64, 0, 0)),
+    ],
+)
+def test_which_layers_have_a_window(tmp_path, fields, windows):
+    assert hf_config.read(write_config(tmp_path, **fields))["layer_windows"] == windows
 
 
 @pytest.mark.parametrize(
@@ -302,8 +442,12 @@ def test_a_silent_config_goes_as_far_as_transformers_assumes(tmp_path, model_typ
         ({"attention_dropout": 0.1}, "attention_dropout is 0.1"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"pretraining_tp": 2}, "pretraining_tp is 2"),
-        ({"rope_scaling": YARN}, "rope of type 'yarn'; only 'default' and 'llama3'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope of type 'linear'"),
+        ({"rope_scaling": LONGROPE}, "rope of type 'longrope'; only 'default', 'linear', 'llama3' and 'yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": -2.0}}, "rope of type 'linear' has factor -2.0"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope of type 'yarn' has attention_factor None"),
+        ({"rope_scaling": YARN | {"mscale": "1"}}, "rope of type 'yarn' has attention_factor None"),
+        ({"rope_scaling": YARN | {"beta_fast": 0.5}}, "beta_slow 1, which must be below beta_fast 0.5"),
+        ({"rope_scaling": YARN | {"short_factor": [1]}}, r"rope of type 'yarn' has short_factor \[1\]"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "'llama3' has high_freq_factor None"),
         ({"rope_scaling": {"rope_type": "default", "mrope_section": [1]}}, r"'default' has mrope_section \[1\]"),
         ({"rope_parameters": {"rope_theta": 5.0}}, "rope_theta is both 10000.0 and 5.0"),
@@ -313,6 +457,37 @@ def test_a_silent_config_goes_as_far_as_transformers_assumes(tmp_path, model_typ
         ({"layer_types": 5}, "layer_types is 5; only"),
         ({**MISTRAL, "sliding_window": "256"}, "sliding_window is '256', which must be a positive whole"),
         ({**QWEN2, "use_sliding_window": "yes"}, "use_sliding_window is 'yes', which must be true or false"),
+        ({**QWEN2, **SWITCHED, "max_window_layers": None}, "max_window_layers is None, which must be a whole"),
+        (
+            {**QWEN2, "layer_types": ["sliding_attention"] * 3},
+            "layer_types has sliding_attention, but there is no sliding_w",
+        ),
+        ({**QWEN2, **SWITCHED, "layer_types": ["full_attention"]}, "layer_types has 1 entries, which must be .* = 3"),
+        (
+            {**MISTRAL, "layer_types": ["full_attention"] * 3},
+            "but a mistral model has sliding_window in all layers or none",
+        ),
+        ({**GEMMA, "attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0; only None"),
+        ({**GEMMA, "hidden_activation": "gelu"}, "hidden_activation is 'gelu'; only 'gelu_pytorch_tanh'"),
+        ({**GEMMA, "use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        (
+            {**GEMMA, "final_logit_softcapping": -1},
+            "final_logit_softcapping is -1, which must be a number above 0, or null",
+        ),
+        ({**GEMMA, "rope_parameters": {"rope_theta": 5.0}}, "must have full_attention and sliding_attention"),
+        ({**GEMMA, "sliding_window_pattern": 0}, "sliding_window_pattern is 0, which must be"),
+        (
+            {**GEMMA, "rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "rope of layers with a window is .*; only type 'default' is supported there",
+        ),
+        ({"query_pre_attn_scalar": 5}, "not known here: query_pre_attn_scalar"),
+        ({**FAMILIES["smollm3"], "no_rope_layers": [1, 2, 1]}, r"no_rope_layers is \[1, 2, 1\], which must be"),
+        ({**MOE, "num_experts_per_tok": 9}, "num_experts_per_tok is 9, more than all 3"),
+        ({**MOE, "num_local_experts": 9}, "num_experts is 3, but num_local_experts is 9"),
+        ({**MOE, "norm_topk_prob": 1}, "norm_topk_prob is 1, which must be true or false"),
+        ({**MOE, "mlp_only_layers": [0]}, r"mlp_only_layers is \[0\]; only \[\]"),
+        ({**MOE, "decoder_sparse_step": 2}, "decoder_sparse_step is 2; only 1"),
+        ({"num_experts": 3}, "not known here: num_experts"),
         ({"max_position_embeddings": None}, "max_position_embeddings is None, which must be"),
         ({"max_position_embeddings": True}, "max_position_embeddings is True, which must be"),
         ({"architectures": 5}, "names the architecture 5"),
@@ -338,8 +513,10 @@ def test_unsupported_fields_are_named(tmp_path, fields, message):
 
 
 def test_all_faults_of_a_config_at_once(tmp_path):
-    write_config(tmp_path, hidden_act="relu", embedding_multiplier=12.0, logits_scaling=8.0, rope_scaling=YARN)
-    with pytest.raises(CheckpointError, match=r"(?s)relu.*yarn.*not known here: embedding_multiplier, logits_scaling;"):
+    write_config(tmp_path, hidden_act="relu", embedding_multiplier=12.0, logits_scaling=8.0, rope_scaling=LONGROPE)
+    with pytest.raises(
+        CheckpointError, match=r"(?s)relu.*longrope.*not known here: embedding_multiplier, logits_scaling;"
+    ):
         hf_config.read(tmp_path)
 
 
@@ -398,9 +575,17 @@ def test_loads_into_shards(tmp_path, family, num_files):
     like = decoder.init(config, jax.random.key(0))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(lambda x: (x.shape, x.dtype), like)
     assert jax.tree.map(lambda x: x.sharding, params) == shardings
-    down = np.stack([tensors[f"model.layers.{i}.mlp.down_proj.weight"].T for i in range(LAYERS)])
-    np.testing.assert_array_equal(params["blocks"]["mlp"]["down"]["kernel"], down)
-    assert params["blocks"]["mlp"]["down"]["kernel"].addressable_shards[0].data.shape == (LAYERS, MLP // 2, EMBED // 2)
+    held = params["blocks"]["mlp"]
+    if config.num_experts:
+        called = {"mixtral": "block_sparse_moe.experts.{}.w2"}.get(family, "mlp.experts.{}.down_proj")
+        name = f"model.layers.{{}}.{called}.weight"
+        down = np.stack([[tensors[name.format(i, e)].T for e in range(EXPERTS)] for i in range(LAYERS)])
+        held = held["experts"]
+    else:
+        down = np.stack([tensors[f"model.layers.{i}.mlp.down_proj.weight"].T for i in range(LAYERS)])
+    np.testing.assert_array_equal(held["down"]["kernel"], down)
+    whole = (*down.shape[:-2], MLP // 2, EMBED // 2)
+    assert held["down"]["kernel"].addressable_shards[0].data.shape == whole
     np.testing.assert_array_equal(params["embedding"], tensors["model.embed_tokens.weight"])
     if "head" in params:
         np.testing.assert_array_equal(params["head"]["kernel"], tensors["lm_head.weight"].T)
@@ -600,6 +785,9 @@ def test_what_export_refuses(tmp_path):
         export(params, config, tmp_path / "out", None, "int8")
     with pytest.raises(CheckpointError, match="both qkv_bias and qk_norm"):
         export(params, dataclasses.replace(config, qkv_bias=True, qk_norm=True), tmp_path / "out", None, "float32")
+    unlike = dataclasses.replace(config, norm_offset=True, layer_windows=(4, 0, 4))
+    with pytest.raises(CheckpointError, match=r"has both norm_offset and layer_windows = \(4, 0, 4\)"):
+        export(params, unlike, tmp_path / "out", None, "float32")
     with pytest.raises(CheckpointError, match="no adapters"):
         export_adapter(params, config, tmp_path / "out", None)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]

@@ -265,8 +265,13 @@ def test_slots_that_rows_leave_unused_are_used_again():
     assert int(cursor.cache.used) == 8 + 5, "the longest row and the last call, where four calls took 20"
 
 
-def test_turns_over_one_cache_equal_one_pass_of_the_learner():
-    """Sample, observe, sample on: the transcript's log-probs in one pass of the learner are the sampler's."""
+@pytest.mark.parametrize("windows", [(), (3, 0)], ids=["all", "window"])
+def test_turns_over_one_cache_equal_one_pass_of_the_learner(windows, monkeypatch):
+    """Sample, observe, sample on: the transcript's log-probs in one pass of the learner are the sampler's.
+
+    Slots that hold nothing lie between those of a row, and count nothing of a layer's window.
+    """
+    monkeypatch.setitem(globals(), "POLICY", dataclasses.replace(POLICY, layer_windows=windows))
     cursor, first = _generate(POLICY, PLAIN, params(), start_cursor(), jax.random.key(0))
     active = np.arange(8)[:, None] != np.array([[3, 5]])  # two rows sit the second turn out
     count = np.where(active, COUNT, 0)

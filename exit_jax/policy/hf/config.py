@@ -5,94 +5,24 @@ Both spellings are known: ``rope_theta`` + ``rope_scaling`` and ``torch_dtype`` 
 """
 
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from exit_jax.errors import UserError
-
-# What distinguishes the families; everything else about them is one decoder. ``max_positions`` is what transformers assumes
-# where config.json gives no max_position_embeddings.
-FAMILIES = {
-    "LlamaForCausalLM": {"model_type": "llama", "qkv_bias": False, "qk_norm": False, "max_positions": 2048},
-    "MistralForCausalLM": {"model_type": "mistral", "qkv_bias": False, "qk_norm": False, "max_positions": 131072},
-    "Qwen2ForCausalLM": {"model_type": "qwen2", "qkv_bias": True, "qk_norm": False, "max_positions": 32768},
-    "Qwen3ForCausalLM": {"model_type": "qwen3", "qkv_bias": False, "qk_norm": True, "max_positions": 32768},
-}
-_SUPPORTED = (
-    "LlamaForCausalLM (Llama 3.x, DeepSeek-R1-Distill-Llama), Qwen2ForCausalLM (Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen), "
-    "Qwen3ForCausalLM, MistralForCausalLM; rope of type default or llama3; runs that stay within a sliding window"
+from exit_jax.policy.hf import rope
+from exit_jax.policy.hf.families import (
+    FAMILIES,
+    FAMILY_DEFAULTS,
+    IRRELEVANT,
+    LOCAL_READ,
+    NO_ROPE_READ,
+    ONLY,
+    READ,
+    SIZES,
+    SUPPORTED,
+    Family,
 )
-_SIZES = {  # ours: theirs
-    "vocab_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "embed_dim": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "mlp_dim": "intermediate_size",
-}
-# Fields that are read somewhere below.
-_READ = {
-    *_SIZES.values(),
-    "architectures",
-    "model_type",
-    "num_key_value_heads",
-    "head_dim",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "sliding_window",
-    "use_sliding_window",
-    "layer_types",
-    "max_position_embeddings",
-}
-# Fields that would change what the model computes; where present, this value is the only one that the decoder computes.
-_ONLY = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "attention_dropout": 0.0,
-    "use_mrope": False,
-    "pretraining_tp": 1,  # above 1: matmuls in slices, which round otherwise
-    "partial_rotary_factor": 1.0,
-    "quantization_config": None,
-    "is_decoder": False,  # true stands for an encoder turned decoder
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-    "cross_attention_hidden_size": None,
-    "pruned_heads": {},
-}
-# Fields that do not change what the decoder computes, and why.
-_IRRELEVANT = {
-    "_name_or_path": "provenance",
-    "_from_model_config": "provenance",
-    "transformers_version": "provenance",
-    "unsloth_fixed": "provenance",
-    "unsloth_version": "provenance",
-    "torch_dtype": "each tensor says its own dtype",
-    "dtype": "each tensor says its own dtype",
-    "initializer_range": "training from scratch",
-    "use_cache": "speed",
-    "chunk_size_feed_forward": "memory",
-    "max_window_layers": "runs stay within the window, so that it does not matter which layers have it",
-    "bos_token_id": "prompts are made by the chat template, and padding is masked",
-    "eos_token_id": "read_eos() below",
-    "pad_token_id": "prompts are made by the chat template, and padding is masked",
-    "tokenizer_class": "the tokenizer's business",
-    "output_attentions": "what their forward pass returns",
-    "output_hidden_states": "what their forward pass returns",
-    "return_dict": "what their forward pass returns",
-    "torchscript": "what their forward pass returns",
-    "id2label": "classifiers",
-    "label2id": "classifiers",
-    "problem_type": "classifiers",
-    "finetuning_task": "provenance",
-    "tie_encoder_decoder": "encoder-decoders",
-}
-_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-_WINDOW = 4096  # what transformers assumes of Mistral and Qwen where config.json says nothing
 
 
 class CheckpointError(UserError):
@@ -132,143 +62,209 @@ def read(folder: str | pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(folder) / "config.json"
     content = read_json(path)
     family = _family(path, content)
+    only = {name: value for name, value in (ONLY | family.only).items() if name not in family.ignored}
     faults = [
         f"{name} is {content[name]!r}; only {value!r} is supported"
-        for name, value in _ONLY.items()
-        if name in content and content[name] != value
+        for name, value in only.items()
+        if content.get(name) is not None and content[name] != value
     ]
-    theta, scaling, wrong = _read_rope(content)
-    faults += wrong + _read_limits(family, content)[1]
-    shape = {ours: content.get(theirs) for ours, theirs in _SIZES.items()}
-    shape["num_kv_heads"] = content.get("num_key_value_heads")
-    if shape["num_kv_heads"] is None and family["model_type"] == "llama":
-        shape["num_kv_heads"] = shape["num_heads"]
-    shape["head_dim"] = content.get("head_dim") or _derive_head_dim(family["model_type"], shape)
-    theirs_of = {**_SIZES, "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
-    faults += [
-        f"{theirs_of[name]} is {value!r}, which must be a positive whole number"
-        for name, value in shape.items()
-        if not _is_size(value)
-    ]
+    limits, wrong = _read_limits(family, content)
+    shape, wrong_sizes = _read_sizes(family, content)
+    ropes, wrong_ropes = _read_ropes(family, content)
+    windows, wrong_windows = ((), []) if wrong else _read_windows(family, content, min(limits.values()))
+    numbers, wrong_numbers = _read_numbers(family, content)
+    straight, wrong_straight = _read_no_rope_layers(family, content)
+    faults += wrong_ropes + wrong + wrong_windows + wrong_sizes + wrong_numbers + wrong_straight
     eps: Any = content.get("rms_norm_eps")
-    tie = content.get("tie_word_embeddings", False)
-    if not _is_number(eps):
+    tie = content.get("tie_word_embeddings", family.ties)
+    if not rope.is_number(eps):
         faults.append(f"rms_norm_eps is {eps!r}, which must be a number above 0")
     if not isinstance(tie, bool):
         faults.append(f"tie_word_embeddings is {tie!r}, which must be true or false")
-    unknown = sorted(set(content) - _READ - set(_ONLY) - set(_IRRELEVANT))
+    also = {name for name, _ in (family.numbers | family.flags).values()} | {*family.sizes.values()}
+    also |= (LOCAL_READ if family.local_theta else set()) | (NO_ROPE_READ if family.rope_interval else set())
+    also |= {"num_experts"} if "num_experts" in family.sizes else set()
+    unknown = sorted({*content} - READ - {*only} - {*IRRELEVANT} - {*family.ignored} - also)
     if unknown:
         faults.append(
             f"fields that are not known here: {', '.join(unknown)}; delete from config.json what does not change the "
             "model's logits, and open an issue about what does"
         )
     if faults:
-        raise CheckpointError(list_faults(f"{path} is not supported:", faults) + f"\nsupported: {_SUPPORTED}")
-    return {
-        **shape,
-        "rope_theta": theta,
-        "rope_scaling": scaling,
-        "norm_eps": float(eps),
-        "tie_embeddings": tie,
-        "qkv_bias": family["qkv_bias"],
-        "qk_norm": family["qk_norm"],
-    }
+        raise CheckpointError(list_faults(f"{path} is not supported:", faults) + f"\nsupported: {SUPPORTED}")
+    found = shape | ropes | {"norm_eps": float(eps), "tie_embeddings": tie, "layer_windows": windows}
+    found |= {"no_rope_layers": straight}
+    return FAMILY_DEFAULTS | family.fields | found | numbers
 
 
-def _family(path: pathlib.Path, content: dict) -> dict[str, Any]:
+def _family(path: pathlib.Path, content: dict) -> Family:
     """Return the entry of FAMILIES that config.json names, by ``architectures`` or else by ``model_type``."""
     named, model_type = content.get("architectures"), content.get("model_type")
     families = [FAMILIES.get(str(name)) for name in named] if isinstance(named, list) else []
     if not named:
-        families = [family for family in FAMILIES.values() if family["model_type"] == model_type]
-    if len(families) != 1 or families[0] is None or families[0]["model_type"] != model_type:
+        families = [family for family in FAMILIES.values() if family.model_type == model_type]
+    if len(families) != 1 or families[0] is None or families[0].model_type != model_type:
         raise CheckpointError(
             f"{path} names the architecture {named!r} of model_type {model_type!r}, which is not supported\n"
-            f"supported: {_SUPPORTED}"
+            f"supported: {SUPPORTED}"
         )
     return families[0]
 
 
-def _derive_head_dim(model_type: str, shape: dict) -> int | None:
-    """Return head_dim where config.json has none: 128 for Qwen3, else hidden_size / num_attention_heads."""
-    if model_type == "qwen3":
-        return 128
-    dim, heads = shape["embed_dim"], shape["num_heads"]
+def _read_sizes(family: Family, content: dict) -> tuple[dict[str, Any], list[str]]:
+    """Return (the fields that are sizes, faults)."""
+    names = SIZES | family.sizes
+    shape: dict[str, Any] = {ours: content.get(theirs) for ours, theirs in names.items()}
+    if "num_experts" in names:  # transformers 4 and 5 have different names for it
+        one, other = content.get("num_experts"), shape["num_experts"]
+        shape["num_experts"] = one if other is None else other
+        if None not in (one, other) and one != other:
+            return shape, [f"num_experts is {one!r}, but num_local_experts is {other!r}; delete the wrong one"]
+    shape["num_kv_heads"] = content.get("num_key_value_heads")
+    if shape["num_kv_heads"] is None and family.kv_heads_default:
+        shape["num_kv_heads"] = shape["num_heads"]
+    shape["head_dim"] = content.get("head_dim") or family.head_dim or _divide(shape["embed_dim"], shape["num_heads"])
+    theirs_of = {**names, "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
+    faults = _require_sizes({theirs_of[name]: value for name, value in shape.items()})
+    if "num_experts" in names and not faults and shape["experts_per_token"] > shape["num_experts"]:
+        faults.append(
+            f"num_experts_per_tok is {shape['experts_per_token']}, more than all {shape['num_experts']} experts"
+        )
+    return shape, faults
+
+
+def _require_sizes(values: Mapping[str, Any]) -> list[str]:
+    wrong = {name: value for name, value in values.items() if not (type(value) is int and 0 < value < 1 << 31)}
+    return [f"{name} is {value!r}, which must be a positive whole number" for name, value in wrong.items()]
+
+
+def _divide(dim: Any, heads: Any) -> int | None:
     return dim // heads if type(dim) is int and type(heads) is int and heads > 0 and dim % heads == 0 else None
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+def _read_numbers(family: Family, content: dict) -> tuple[dict[str, Any], list[str]]:
+    """Return (further fields of a family that are numbers, 0 for none, or true or false; faults)."""
+    values = {ours: (theirs, content.get(theirs, default)) for ours, (theirs, default) in family.numbers.items()}
+    flags = {ours: (theirs, content.get(theirs, default)) for ours, (theirs, default) in family.flags.items()}
+    faults = [
+        f"{name} is {value!r}, which must be a number above 0, or null for none"
+        for name, value in values.values()
+        if value is not None and not rope.is_number(value)
+    ]
+    faults += [
+        f"{name} is {value!r}, which must be true or false"
+        for name, value in flags.values()
+        if not isinstance(value, bool)
+    ]
+    if faults:
+        return {}, faults
+    found: dict[str, Any] = {ours: float(value or 0.0) for ours, (_, value) in values.items()}
+    return found | {ours: value for ours, (_, value) in flags.items()}, []
 
 
-def _is_size(value) -> bool:
-    return type(value) is int and 0 < value < 1 << 31
+def _read_no_rope_layers(family: Family, content: dict) -> tuple[tuple[int, ...], list[str]]:
+    """Return (the layers without a rotary embedding, faults)."""
+    count: Any = content.get("num_hidden_layers")
+    if not family.rope_interval or _require_sizes({"": count}):
+        return (), []
+    turned, interval = content.get("no_rope_layers"), content.get("no_rope_layer_interval", family.rope_interval)
+    if turned is None:
+        faults = _require_sizes({"no_rope_layer_interval": interval})
+        return () if faults else tuple(range(interval - 1, count, interval)), faults
+    if not isinstance(turned, list) or len(turned) != count or not all(each in (0, 1) for each in turned):
+        return (), [
+            f"no_rope_layers is {turned!r}, which must be num_hidden_layers = {count} times 1, or 0 for no rope"
+        ]
+    return tuple(layer for layer, each in enumerate(turned) if not each), []
 
 
-def _read_rope(content: dict) -> tuple[float, tuple[float, ...], list[str]]:
-    """Return (rope_theta, rope_scaling as DecoderConfig has it, faults)."""
-    merged: dict[str, Any] = {}
-    faults = []
+def _read_ropes(family: Family, content: dict) -> tuple[dict[str, Any], list[str]]:
+    """Return (the fields of rotary embeddings, faults)."""
+    positions = content.get("max_position_embeddings", family.max_positions)
+    new, local = content.get("rope_parameters") or {}, {}
+    if family.local_theta:
+        if not isinstance(new, dict) or not {*new} <= {"full_attention", "sliding_attention"}:
+            return {}, [f"rope_parameters is {new!r}, which must have full_attention and sliding_attention"]
+        new, local = new.get("full_attention") or {}, new.get("sliding_attention") or {}
     old = {"rope_theta": content["rope_theta"]} if content.get("rope_theta") is not None else {}
-    for source in (old, content.get("rope_scaling") or {}, content.get("rope_parameters") or {}):
-        if not isinstance(source, dict):
-            return 0.0, (), [f"rope_scaling and rope_parameters must be objects, not {source!r}"]
-        renamed = {"rope_type" if key == "type" else key: value for key, value in source.items()}
-        if "type" in source and source.get("rope_type", source["type"]) != source["type"]:
-            faults.append(f"rope type is both {source['type']!r} and {source['rope_type']!r}")
-        clash = sorted(key for key in renamed if key in merged and merged[key] != renamed[key])
-        faults += [f"rope's {key} is both {merged[key]!r} and {renamed[key]!r}" for key in clash]
-        merged |= renamed
-    kind, theta = merged.pop("rope_type", "default"), merged.pop("rope_theta", 10000.0)
-    partial = merged.pop("partial_rotary_factor", 1.0)
-    if partial != 1.0:
-        faults.append(f"rope's partial_rotary_factor is {partial!r}; only 1.0 is supported")
-    if not _is_number(theta):
-        faults.append(f"rope_theta is {theta!r}, which must be a number above 0")
-        theta = 0.0
-    wanted = {"default": (), "llama3": _LLAMA3}.get(str(kind))
-    if wanted is None:
-        return float(theta), (), [*faults, f"rope of type {kind!r}; only 'default' and 'llama3' are supported"]
-    wrong = sorted(key for key in set(wanted) | set(merged) if key not in wanted or not _is_number(merged.get(key)))
-    faults += [f"rope of type {kind!r} has {key} {merged.get(key)!r}" for key in wrong]
-    if not wrong and wanted and merged["low_freq_factor"] >= merged["high_freq_factor"]:
-        wrong = ["low_freq_factor"]
-        faults.append(
-            f"rope of type {kind!r} has low_freq_factor {merged['low_freq_factor']!r}, which must be below high_freq_factor "
-            f"{merged['high_freq_factor']!r}"
-        )
-    return float(theta), () if wrong else tuple(float(merged[key]) for key in wanted), faults
+    merged, faults = rope.merge([old, content.get("rope_scaling") or {}, new])
+    theta, scaling, wrong = rope.parse(merged, family.theta, positions)
+    fields, faults = {"rope_theta": theta, "rope_scaling": scaling}, faults + wrong
+    if family.local_theta:
+        base = content.get("rope_local_base_freq")
+        merged, wrong = rope.merge([{} if base is None else {"rope_theta": base}, local])
+        base, stretched, more = rope.parse(merged, family.local_theta, positions)
+        faults += [f"of layers with a window: {fault}" for fault in wrong + more]
+        if stretched:
+            faults.append(f"rope of layers with a window is {merged!r}; only type 'default' is supported there")
+        fields["rope_local_theta"] = 0.0 if (base, ()) == (theta, scaling) else base
+    return fields, faults
 
 
-def _read_limits(family: Mapping[str, Any], content: dict) -> tuple[dict[str, int], list[str]]:
+def _read_limits(family: Family, content: dict) -> tuple[dict[str, int], list[str]]:
     """Return (the longest sequences that the model knows, by the field that says so; faults)."""
-    faults, kinds = [], content.get("layer_types")
-    known = {"full_attention", "sliding_attention"}
-    if kinds is not None and not (isinstance(kinds, list) and {*map(str, kinds)} <= known):
-        faults.append(f"layer_types is {kinds!r}; only full_attention and sliding_attention are supported")
-        kinds = None
+    limits = {"max_position_embeddings": content.get("max_position_embeddings", family.max_positions)}
+    if not family.windows and content.get("sliding_window") is not None:
+        limits["sliding_window"] = content["sliding_window"]  # full attention is computed, which is the same within it
+    if faults := _require_sizes(limits):
+        return limits, faults
+    ropes, _ = _read_ropes(family, content)
+    if (
+        len(scaling := ropes.get("rope_scaling", ())) == 6
+        and scaling[0] * scaling[1] > limits["max_position_embeddings"]
+    ):
+        # Qwen's way of switching yarn on leaves max_position_embeddings at the original length
+        del limits["max_position_embeddings"]
+        limits["factor times original_max_position_embeddings"] = int(scaling[0] * scaling[1])
+    return limits, []
+
+
+def _read_windows(family: Family, content: dict, longest: Any) -> tuple[tuple[int, ...], list[str]]:
+    """Return (layer_windows, faults); () if no sequence of up to ``longest`` tokens outgrows the window."""
+    kinds, count, faults = content.get("layer_types"), content.get("num_hidden_layers", 0), []
+    known = ("full_attention", "sliding_attention")
+    if kinds is not None and not (isinstance(kinds, list) and {*map(str, kinds)} <= {*known}):
+        return (), [f"layer_types is {kinds!r}; only full_attention and sliding_attention are supported"]
     switch = content.get("use_sliding_window", False)
     if not isinstance(switch, bool):
-        faults.append(f"use_sliding_window is {switch!r}, which must be true or false")
-    limits = {"max_position_embeddings": content.get("max_position_embeddings", family["max_positions"])}
-    # in Qwen, sliding_window counts only with use_sliding_window; in Llama, only where it is given
-    of_qwen, of_mistral = family["model_type"].startswith("qwen"), family["model_type"] == "mistral"
-    window = content.get("sliding_window", None if family["model_type"] == "llama" else _WINDOW)
-    if window is not None and (of_mistral or switch is True or not of_qwen or "sliding_attention" in (kinds or ())):
-        limits["sliding_window"] = window
-    faults += [
-        f"{name} is {value!r}, which must be a positive whole number"
-        for name, value in limits.items()
-        if not _is_size(value)
-    ]
-    return limits, faults
+        return (), [f"use_sliding_window is {switch!r}, which must be true or false"]
+    if not family.windows or _require_sizes({"": count}):
+        return (), []
+    off, (straight, _) = family.window_switch and not switch, _read_no_rope_layers(family, content)
+    window: Any = None if off else content.get("sliding_window", family.window)
+    if window is not None:
+        faults = _require_sizes({"sliding_window": window})
+    if kinds is None and family.pattern:
+        pattern = content.get("sliding_window_pattern", family.pattern)
+        if faults := faults + _require_sizes({"sliding_window_pattern": pattern}):
+            return (), faults
+        kinds = [known[bool(layer % pattern)] for layer in range(1, count + 1)]
+    elif kinds is None and family.rope_interval:
+        kinds = [known[window is not None and layer in straight] for layer in range(count)]
+    elif kinds is None or family.windows == "all":
+        first = content.get("max_window_layers", 28) if family.windows == "some" else 0
+        wanted = [known[window is not None and layer >= first] for layer in range(count)] if type(first) is int else []
+        if not wanted:
+            faults.append(f"max_window_layers is {first!r}, which must be a whole number")
+        if kinds is not None and kinds != wanted:
+            faults.append(
+                f"layer_types is {kinds!r}, but a {family.model_type} model has sliding_window in all layers or none"
+            )
+        kinds = wanted
+    if len(kinds) != count:
+        faults.append(f"layer_types has {len(kinds)} entries, which must be num_hidden_layers = {count}")
+    if known[1] in kinds and window is None:
+        faults.append(
+            "layer_types has sliding_attention, but there is no sliding_window; give it, and use_sliding_window"
+        )
+    if faults or known[1] not in kinds or window >= longest:
+        return (), faults
+    sizes = {known[0]: 0, known[1]: int(window or 0)}
+    return tuple(sizes[kind] for kind in kinds), []
 
 
 def read_limits(folder: str | pathlib.Path) -> dict[str, int]:
-    """Return the tokens of the longest sequences that a checkpoint knows, by the field of its config.json that says so.
-
-    Attention is full here. Within ``sliding_window`` tokens that is what the model computes, too.
-    """
+    """Return the tokens of the longest sequences that a checkpoint knows, by the field of its config.json that says so."""
     path = pathlib.Path(folder) / "config.json"
     content = read_json(path)
     limits, faults = _read_limits(_family(path, content), content)

@@ -20,9 +20,11 @@ from jax.experimental import multihost_utils
 
 from exit_jax.policy.decoder import merge
 from exit_jax.policy.hf import config as hf_config
-from exit_jax.policy.hf import generation
-from exit_jax.policy.hf.config import FAMILIES, CheckpointError, list_faults, read_json
-from exit_jax.policy.hf.names import ADAPTERS, Path, flatten, is_stacked, is_transposed, projection_name, tensor_name
+from exit_jax.policy.hf import generation, rope
+from exit_jax.policy.hf.config import CheckpointError, list_faults, read_json
+from exit_jax.policy.hf.families import FAMILIES, FAMILY_DEFAULTS
+from exit_jax.policy.hf.names import ADAPTERS, Path, flatten, is_transposed, num_stacked, projection_name
+from exit_jax.policy.hf.names import tensors as tensors_of
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.types import Params
 
@@ -40,7 +42,7 @@ class _Tensor(NamedTuple):
 
     name: str
     path: Path
-    layer: int
+    index: tuple[int, ...]  # of the layer
     shape: tuple[int, ...]
 
 
@@ -108,7 +110,7 @@ def export(
       CheckpointError: on every process, if it could not be written; ``folder`` then does not exist.
     """
     flat = flatten(params)
-    tensors = _list_tensors({path: leaf for path, leaf in flat.items() if path[-1] not in ADAPTERS})
+    tensors = _list_tensors(config, {path: leaf for path, leaf in flat.items() if path[-1] not in ADAPTERS})
     files = _cut(tensors, max_shard_bytes, _item_size(dtype))
     ids = {name: words.generation.get(name) for name in _TOKEN_IDS} if words else {}
 
@@ -153,7 +155,7 @@ def export_adapter(
         raise CheckpointError(
             "the parameters hold no adapters; train with config.policy's LoRA rank above 0, or use export"
         )
-    tensors = [item._replace(name=f"base_model.model.{item.name}") for item in _list_tensors(flat)]
+    tensors = [item._replace(name=f"base_model.model.{item.name}") for item in _list_tensors(config, flat)]
     alpha = config.lora.alpha
     local = pathlib.Path(base_name or "").expanduser()
     name, _, revision = (
@@ -188,15 +190,14 @@ def _item_size(dtype: str) -> int:
     return jnp.dtype(dtype).itemsize
 
 
-def _list_tensors(flat: dict[Path, jax.Array]) -> list[_Tensor]:
+def _list_tensors(config: DecoderConfig, flat: dict[Path, jax.Array]) -> list[_Tensor]:
     """Return the tensors of a checkpoint: what is not stacked, then layer by layer."""
     tensors = []
     for path, leaf in flat.items():
-        for layer in range(leaf.shape[0] if is_stacked(path) else 1):
-            shape = leaf.shape[1:] if is_stacked(path) else leaf.shape
-            shape = shape[::-1] if is_transposed(path) else shape
-            tensors.append(_Tensor(tensor_name(path, layer), path, layer, shape))
-    return sorted(tensors, key=lambda tensor: (is_stacked(tensor.path), tensor.layer))
+        shape = leaf.shape[num_stacked(path) :]
+        shape = shape[::-1] if is_transposed(path) else shape
+        tensors += [_Tensor(name, path, index, shape) for index, name in tensors_of(config, path, leaf.shape)]
+    return sorted(tensors, key=lambda tensor: tensor.index[:1])
 
 
 def _cut(tensors: list[_Tensor], max_bytes: int, item_size: int) -> dict[str, list[_Tensor]]:
@@ -230,15 +231,34 @@ def _make_config(config: DecoderConfig, source: str | pathlib.Path | None, dtype
     return content | {"torch_dtype" if "torch_dtype" in content else "dtype": dtype}
 
 
+def _family_of(c: DecoderConfig) -> str:
+    """Return the architecture that a policy of fresh parameters is an instance of.
+
+    Raises:
+      CheckpointError: if there is none.
+    """
+    windows = {0: "", 1: "all", 2: "some"}[bool(any(c.layer_windows)) + (len(set(c.layer_windows)) > 1)]
+    for name, family in FAMILIES.items():
+        free = {*family.numbers, *family.flags, *family.sizes, "rope_local_theta" if family.local_theta else ""}
+        free |= {"no_rope_layers"} if family.rope_interval else set()
+        wanted = {field: value for field, value in (FAMILY_DEFAULTS | family.fields).items() if field not in free}
+        same = all(getattr(c, field) == value for field, value in wanted.items())
+        same &= bool(c.num_experts) == ("num_experts" in family.sizes)
+        if same and windows in ("", family.windows, family.windows and "all"):
+            return name
+    unusual = [field for field, value in FAMILY_DEFAULTS.items() if getattr(c, field) != value]
+    unusual += [f"layer_windows = {c.layer_windows}"] * bool(windows)
+    raise CheckpointError(
+        f"no family of checkpoints has {'both ' if len(unusual) == 2 else ''}{' and '.join(unusual)}; change what is at fault"
+    )
+
+
 def _config_from_nothing(c: DecoderConfig, dtype: str) -> dict[str, Any]:
     """Return a config.json in the spelling of transformers 4, which 5 reads as well."""
-    families = {(family["qkv_bias"], family["qk_norm"]): name for name, family in reversed(FAMILIES.items())}
-    name = families.get((c.qkv_bias, c.qk_norm))
-    if name is None:
-        raise CheckpointError("no family of checkpoints has both qkv_bias and qk_norm; switch one off")
+    name = _family_of(c)
     content = {
         "architectures": [name],
-        "model_type": FAMILIES[name]["model_type"],
+        "model_type": FAMILIES[name].model_type,
         "vocab_size": c.vocab_size,
         "hidden_size": c.embed_dim,
         "intermediate_size": c.mlp_dim,
@@ -246,20 +266,34 @@ def _config_from_nothing(c: DecoderConfig, dtype: str) -> dict[str, Any]:
         "num_attention_heads": c.num_heads,
         "num_key_value_heads": c.num_kv_heads,
         "head_dim": c.head_dim,
-        "hidden_act": "silu",
+        "hidden_act": c.activation,
         "max_position_embeddings": _MAX_POSITIONS,
         "rms_norm_eps": c.norm_eps,
         "rope_theta": c.rope_theta,
-        "rope_scaling": None,
+        "rope_scaling": rope.write(c.rope_scaling) or None,
         "tie_word_embeddings": c.tie_embeddings,
         "bos_token_id": None,
         "eos_token_id": None,
         "torch_dtype": dtype,
     }
-    if c.rope_scaling:
-        factor, low, high, original = c.rope_scaling
-        scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high}
-        content["rope_scaling"] = scaling | {"original_max_position_embeddings": int(original)}
+    family = FAMILIES[name]
+    if any(c.layer_windows):
+        content["sliding_window"] = max(c.layer_windows)
+        content |= {"use_sliding_window": True} if family.window_switch else {}
+    if family.windows == "some" and (any(c.layer_windows) or family.pattern):
+        windows = c.layer_windows or (0,) * c.num_layers
+        content["layer_types"] = ["sliding_attention" if window else "full_attention" for window in windows]
+    if family.local_theta:
+        content["rope_local_base_freq"] = c.rope_local_theta or c.rope_theta
+    content |= {theirs: getattr(c, ours) or None for ours, (theirs, _) in family.numbers.items()}
+    content |= {name: c.activation for name in ("hidden_activation",) if name in family.only}
+    content |= {theirs: getattr(c, ours) for ours, (theirs, _) in family.flags.items()}
+    content |= {theirs: getattr(c, ours) for ours, theirs in family.sizes.items()}
+    if family.rope_interval:
+        content["pad_token_id"] = None  # transformers' own is beyond small vocabularies
+        content["no_rope_layers"] = [int(layer not in c.no_rope_layers) for layer in range(c.num_layers)]
+    if "query_scalar" in family.numbers:
+        content["query_pre_attn_scalar"] = int(c.query_scalar) or c.head_dim
     return content
 
 
@@ -316,12 +350,12 @@ def _appears_whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@functools.partial(jax.jit, static_argnames=("stacked", "transposed", "dtype", "lora_scale"))
-def _take(leaf, adapters, layer, stacked: bool, transposed: bool, dtype: str, lora_scale: float) -> jax.Array:
-    of_layer = lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) if stacked else x
-    array = of_layer(leaf)
+@functools.partial(jax.jit, static_argnames=("transposed", "dtype", "lora_scale"))
+def _take(leaf, adapters, index, transposed: bool, dtype: str, lora_scale: float) -> jax.Array:
+    pick = lambda x: functools.reduce(lambda x, i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), index, x)
+    array = pick(leaf)
     if adapters:
-        lora_a, lora_b = map(of_layer, adapters)
+        lora_a, lora_b = map(pick, adapters)
         array = merge(array, lora_a, lora_b, lora_scale)
     return (array.T if transposed else array).astype(dtype)
 
@@ -331,8 +365,8 @@ def _fetch(flat: dict[Path, jax.Array], tensor: _Tensor, dtype: str, lora_scale:
     path = tensor.path
     beside = [(*path[:-1], name) for name in ADAPTERS] if path[-1] == "kernel" else []
     adapters = tuple(flat[name] for name in beside if name in flat)
-    how = is_stacked(path), is_transposed(path), dtype, lora_scale
-    array = _take(flat[path], adapters, np.int32(tensor.layer), *how)
+    how = is_transposed(path), dtype, lora_scale
+    array = _take(flat[path], adapters, tuple(map(np.int32, tensor.index)), *how)
     if not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.ascontiguousarray(array)

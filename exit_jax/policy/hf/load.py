@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from exit_jax.policy import decoder
 from exit_jax.policy.hf.config import CheckpointError, list_faults, read_json
-from exit_jax.policy.hf.names import ADAPTERS, Path, by_layer, flatten, is_stacked, is_transposed, tensor_name
+from exit_jax.policy.hf.names import ADAPTERS, Path, by_layer, flatten, is_transposed, num_stacked, tensor_name, tensors
 from exit_jax.policy.shape import DecoderConfig
 from exit_jax.types import Params
 
@@ -48,9 +48,9 @@ def load(folder: str | pathlib.Path, config: DecoderConfig, shardings: Any) -> P
     stored = inspect(folder)
     shapes = flatten(jax.eval_shape(lambda: decoder.init(config, jax.random.key(0))))
     shapes = {path: leaf for path, leaf in shapes.items() if path[-1] not in ADAPTERS}
-    check_tensors(folder, stored, shapes)
+    check_tensors(folder, config, stored, shapes)
     flat = flatten(shardings)
-    return unflatten_dict({path: _place(stored, path, leaf, flat[path]) for path, leaf in shapes.items()})
+    return unflatten_dict({path: _place(config, stored, path, leaf, flat[path]) for path, leaf in shapes.items()})
 
 
 def inspect(folder: str | pathlib.Path) -> dict[str, Stored]:
@@ -106,14 +106,17 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def check_tensors(
-    folder: str | pathlib.Path, stored: dict[str, Stored], shapes: dict[Path, jax.ShapeDtypeStruct]
+    folder: str | pathlib.Path,
+    config: DecoderConfig,
+    stored: dict[str, Stored],
+    shapes: dict[Path, jax.ShapeDtypeStruct],
 ) -> None:
     """Raise a CheckpointError that lists all missing, extra and misshapen tensors, unless there are none."""
     wanted: dict[str, tuple[int, ...]] = {}
     for path, leaf in shapes.items():
-        shape = leaf.shape[1:] if is_stacked(path) else leaf.shape
-        for layer in range(leaf.shape[0] if is_stacked(path) else 1):
-            wanted[tensor_name(path, layer)] = shape[::-1] if is_transposed(path) else shape
+        shape = leaf.shape[num_stacked(path) :]
+        for _, name in tensors(config, path, leaf.shape):
+            wanted[name] = shape[::-1] if is_transposed(path) else shape
     extra = [name for name in stored if name not in wanted and not _is_harmless(name, stored)]
     faults = [f"missing: {row}" for row in by_layer([name for name in wanted if name not in stored])]
     faults += [f"not of this architecture: {row}" for row in by_layer(extra)]
@@ -147,7 +150,11 @@ def _is_equal(name: str, one: Stored, embedding: Stored) -> bool:
 
 
 def _place(
-    stored: dict[str, Stored], path: Path, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding
+    config: DecoderConfig,
+    stored: dict[str, Stored],
+    path: Path,
+    leaf: jax.ShapeDtypeStruct,
+    sharding: jax.sharding.Sharding,
 ) -> jax.Array:
     """Return one parameter; each distinct shard is read once, put on its devices and let go before the next."""
     holders: dict[Spans, list[Any]] = collections.defaultdict(list)
@@ -156,23 +163,22 @@ def _place(
         holders[spans].append(device)
     arrays = []
     for spans, devices in holders.items():
-        shard = _read_shard(stored, path, spans, leaf.dtype)
+        shard = _read_shard(config, stored, path, spans, leaf.dtype)
         arrays += jax.block_until_ready([jax.device_put(shard, device) for device in devices])
         del shard
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
 
 
-def _read_shard(stored: dict[str, Stored], path: Path, spans: Spans, dtype: Any) -> np.ndarray:
+def _read_shard(config: DecoderConfig, stored: dict[str, Stored], path: Path, spans: Spans, dtype: Any) -> np.ndarray:
     """Read the part of a parameter within ``spans``, [in, out] and stacked, in ``dtype``."""
     shard = np.empty([stop - start for start, stop in spans], dtype)
-    layers = range(*spans[0]) if is_stacked(path) else (0,)
-    for part, layer in zip(shard if is_stacked(path) else [shard], layers):
-        inner = spans[1:] if is_stacked(path) else spans
-        name = tensor_name(path, layer)
+    outer, inner = spans[: num_stacked(path)], spans[num_stacked(path) :]
+    for place in np.ndindex(shard.shape[: len(outer)]):
+        name = tensor_name(config, path, tuple(start + i for i, (start, _) in zip(place, outer)))
         if is_transposed(path):
-            _read_tensor(stored[name].file, name, inner[::-1], part.T)
+            _read_tensor(stored[name].file, name, inner[::-1], shard[place].T)
         else:
-            _read_tensor(stored[name].file, name, inner, part)
+            _read_tensor(stored[name].file, name, inner, shard[place])
     return shard
 
 
