@@ -132,6 +132,6 @@ def mean_difficulty(domain: Domain, tasks: History, drawn: Array) -> Metrics:
 
     def mean(level: np.ndarray) -> Array:
         drawn = jnp.asarray(level)[jnp.minimum(row, tasks.task.size - 1)]
-        return jnp.mean(drawn, where=known) if domain.generate else drawn.mean()
+        return jnp.mean(drawn, where=known) if "edit" in domain.variants else drawn.mean()
 
     return {f"task/{name}": mean(level) for name, level in domain.difficulty("train").items()}
