@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from exit_jax.algorithm import attempts, curricula, distillation, grpo, schedules, start_levels
+from exit_jax.algorithm import attempts, curricula, distillation, grpo, regroup, rounds, schedules, start_levels
 from exit_jax.algorithm import baseline as baselines
 from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm import pool as pools
@@ -29,10 +29,7 @@ from exit_jax.types import (
     Instances,
     Metrics,
     Params,
-    Pool,
-    Replay,
     Rollouts,
-    StartLevel,
     State,
     TaskBuffer,
     pytree,
@@ -177,16 +174,17 @@ def learn(
     teacher = None
     if config.self_distillation and teacher_prompt:
         teacher = distillation.teacher(teacher_prompt, grades.children)
-    right_BG = grades.valid & (grades.quality >= config.right_at)
+    right_BG = rounds.at_most(grades.valid & (grades.quality >= config.right_at), config.right_kept)
     learnt, step = with_learnt_prompt(asked), state.step + 1
     replay = state.replay
     if replay is not None:
         rows = replays.recall(config.replay, replay, state.step, stream(state.key, "replay", state.step))
         more.append(grpo.More("replay", rows, replays.plain(config), config.replay_coef))
         replay = replays.remember(replay, learnt, rollouts, reward_BG, advantage_BG, state.step, grades.lost)
+    in_rounds = config.rounds.iterations > 0
     update = functools.partial(
         grpo.update,
-        config,
+        dataclasses.replace(config, num_epochs=1) if in_rounds else config,
         logprobs,
         optimizer,
         num_microbatches=num_microbatches,
@@ -195,8 +193,12 @@ def learn(
         key=stream(state.key, "clip_cov", state.step),
         more=more,
     )
-    groups = pools.Groups.of(learnt, rollouts, advantage_BG, reward_BG, right_BG)
-    (params, reference, opt_state), pool, metrics = pools.improve(config, update, state, learnt, groups)
+    groups, kept = pools.Groups.of(learnt, rollouts, advantage_BG, reward_BG, right_BG), state.regroup
+    if kept is not None:
+        kept, groups, exchanged = regroup.exchange(kept, groups, stream(state.key, "regroup", state.step))
+        changes |= exchanged
+    improve = functools.partial(rounds.improve, optimizer) if in_rounds else pools.improve
+    (params, reference, opt_state), pool, metrics = improve(config, update, state, learnt, groups)
 
     curriculum, shares = None, {}
     if units:
@@ -221,6 +223,7 @@ def learn(
         curriculum=curriculum,
         pool=pool,
         replay=replay,
+        regroup=kept,
         start_level=start_level,
         baseline=baselines.update(state.baseline, config.baseline_decay, reward_BG, asked.mode, grades.lost),
     )
@@ -368,11 +371,13 @@ def init_state(
     key: Array,
     history_width: int,
     units: Units | None = None,
-    start_level: StartLevel | None = None,
-    pool: Pool | None = None,
-    replay: Replay | None = None,
+    **held: Any,
 ) -> State:
-    """Return the state before the first iteration: an empty buffer, the reference at the initial parameters."""
+    """Return the state before the first iteration: an empty buffer, the reference at the initial parameters.
+
+    Args:
+      held: fields of ``State`` that depend on the domain: start_level, pool, replay, regroup.
+    """
     return State(
         params=params,
         reference=jax.tree.map(jnp.copy, params) if config.kl_coef else None,
@@ -389,8 +394,7 @@ def init_state(
         num_distinct=jnp.int32(0),
         starts=starting.create(history_width),
         curriculum=curricula.create(config.curriculum, units) if units else None,
-        start_level=start_level,
-        pool=pool,
-        replay=replay,
+        initial=jax.tree.map(jnp.copy, params) if config.rounds.restart == rounds.BASE else None,
         baseline=baselines.create() if config.baseline_decay else None,
+        **held,
     )

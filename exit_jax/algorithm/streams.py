@@ -16,6 +16,8 @@ STREAMS = (
     "start_levels",
     "replay",
     "second",
+    "regroup",
+    "rounds",
 )
 
 

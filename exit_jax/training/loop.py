@@ -70,7 +70,11 @@ def run_loop(
             contextlib.closing(checkpoints),  # here, so that no signal cuts the last of them off
             contextlib.closing(MetricsWriter(metrics_dir, title, step, config.run.trackers, to_dict(config))) as writer,
         ):
-            progress, watch, pace = Progress(title, step, total), Watch(title), Pace(title)
+            progress, watch, pace = (
+                Progress(title, step, total),
+                Watch(title, config.algorithm.rounds.iterations),
+                Pace(title),
+            )
             first_call, faults = step, 0
             while step < total and not stop:
                 profiled = config.run.profile and step == first_call + config.run.steps_per_call

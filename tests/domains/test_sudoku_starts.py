@@ -204,6 +204,9 @@ def test_nothing_of_other_splits_is_made(domain, history):
 
     held_out = solutions_of(domain.tasks("validation")) | solutions_of(domain.tasks("test"))
     assert len(held_out) > 40
+    gold = {split: {tuple(grid) for grid in domain.gold(split).tolist()} for split in ("train", "test")}
+    assert solutions_of(history) <= gold["train"]
+    assert not gold["train"] & (gold["test"] | held_out)
     edited, ok = start(domain, "edit", history, 1.0)
     assert ok.all()
     assert clues_of(edited) != clues_of(history)
