@@ -20,7 +20,8 @@ import jax
 import numpy as np
 
 from exit_jax import domains
-from exit_jax.algorithm.iteration import Batch, InFlight, iterate, sample
+from exit_jax.algorithm.in_flight import Batch, InFlight
+from exit_jax.algorithm.iteration import iterate, sample
 from exit_jax.config.parse import validate
 from exit_jax.evaluation.chains import run_chains
 from exit_jax.step.device import Constants

@@ -70,7 +70,11 @@ ABOUT = {
     ),
     "replay": (
         "Replay",
-        "Responses that are learnt from again (`exit_jax/algorithm/replay.py`).",
+        "Responses that are learnt from again (`exit_jax/algorithm/replay.py`), groups in the places of others "
+        "(`exit_jax/algorithm/regroup.py`), and rounds that are sampled before they are learnt from "
+        '(`exit_jax/algorithm/rounds.py`). A round\'s groups are held on each device, and `rounds.restart = "base"` keeps the '
+        "parameters before RL, one more copy of those that are trained; the optimiser's warm-up begins anew with each round. "
+        "`--mode compile` counts both.",
     ),
     "protocol": (
         "Protocols",
@@ -93,10 +97,6 @@ oracle elsewhere.
 """
 
 ABSENT = (
-    (
-        "the rounds of STaR and ReST-EM, TRL's replay of whole groups",
-        "not built yet; `rft` and `star` learn from what is right at once, `spear` from good responses of before",
-    ),
     (
         "Reflexion's memory, AutoMathCritique's critic",
         "several reflections in a prompt, or a second policy that criticises; one critique of the newest response is here as "

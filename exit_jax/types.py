@@ -161,11 +161,11 @@ class Starts:
 
 @pytree
 class Pool:
-    """Groups that were admitted and wait to be learnt from (algorithm/admission.py)."""
+    """Groups that were admitted and wait to be learnt from (algorithm/pool.py, and algorithm/rounds.py)."""
 
-    groups: Any  # Groups [2B]
+    groups: Any  # Groups [2B], or all that a round samples
     count: Array  # int32 []: how many of them there are
-    updates: Array  # int32 []: batches that were learnt from
+    updates: Array  # int32 []: batches, or rounds, that were learnt from
 
 
 @pytree
@@ -182,6 +182,14 @@ class Replay:
     head: Array  # int32 []: place of the next one
     means: Array  # float32 [W]: mean rewards of the newest groups, NaN before there are so many
     num_means: Array  # int32 []: groups so far
+
+
+@pytree
+class KeptGroups:
+    """Groups whose rewards differ, which take the places of groups whose rewards do not (algorithm/regroup.py)."""
+
+    groups: Any  # Groups [K]
+    score: Array  # float32 [K]: what they are kept and drawn by, 0 for an empty place
 
 
 @pytree
@@ -208,5 +216,7 @@ class State:
     curriculum: Any = younger()  # CurriculumState; None where base tasks come in shuffled epochs
     pool: Any = younger()  # Pool; None where every batch is learnt from at once
     replay: Any = younger()  # Replay; None without one
+    regroup: Any = younger()  # KeptGroups; None where no group takes another's place
+    initial: Any = younger()  # Params that every round learns from anew; None where it goes on from the last ones
     start_level: Any = younger()  # StartLevel; None where no task starts with some of its gold solution
     baseline: Any = younger()  # float32 [number of modes]: running baseline of the reward; None without baseline_decay

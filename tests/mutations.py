@@ -28,8 +28,8 @@ STREAMS, TOOLS, BUCKETS = (
     "test_train.py::test_buckets_change_nothing_but_widths",
 )
 SCAFFOLDS, CHOICES, GOLD = "test_scaffolds.py", "test_scaffold_choices.py", "algorithm/test_gold.py"
-ADMISSION, CURRICULA, LEVELS, REPLAY = (
-    f"algorithm/test_{name}.py" for name in ("admission", "curricula", "start_levels", "replay")
+ADMISSION, CURRICULA, LEVELS, REPLAY, REGROUP, ROUNDS = (
+    f"algorithm/test_{name}.py" for name in ("admission", "curricula", "start_levels", "replay", "regroup", "rounds")
 )
 EVALUATION = f"{STREAMS}::test_responses_batches_kinds_and_seeds_of_an_evaluation"
 
@@ -238,6 +238,43 @@ MUTATIONS = [
             "prompt=replay.prompt[row]",
             "prompt=replay.prompt[row - 5]",
             f"{REPLAY}::test_the_ring_is_a_queue_of_good_responses",
+        ),
+    ),
+    *mutations(
+        "algorithm/regroup.py",
+        (
+            "advantages alone",
+            "* groups.reward.std(1), 0.0)",
+            "* 1.0, 0.0)",
+            f"{REGROUP}::test_the_places_are_a_heap_of_the_highest_scores",
+        ),
+        (
+            "groups with an advantage are replaced",
+            "replaced = ~differ &",
+            "replaced = differ &",
+            f"{REGROUP}::test_the_places_are_a_heap_of_the_highest_scores",
+        ),
+        ("draws by chance", "jnp.log(score) +", "jnp.log(score > 0) +", f"{REGROUP}::test_draws_follow_the_scores"),
+    ),
+    *mutations(
+        "algorithm/rounds.py",
+        (
+            "rounds are not emptied",
+            "jnp.where(over, 0, pool.count)",
+            "pool.count",
+            f"{ROUNDS}::test_a_round_is_learnt_from_as_a_whole",
+        ),
+        (
+            "no restart",
+            "optimizer.init(state.initial)\n",
+            "policy[2]\n",
+            f"{ROUNDS}::test_a_round_is_learnt_from_as_a_whole",
+        ),
+        (
+            "one order",
+            "jax.random.fold_in(key, epoch)",
+            "key",
+            f"{ROUNDS}::test_a_round_is_learnt_from_as_a_whole",
         ),
     ),
     *mutations(
@@ -715,7 +752,7 @@ MUTATIONS = [
             "puzzles of held-out solutions",
             "if puzzles.split_of(grid.tolist()) == split",
             "if split",
-            "domains/test_sudoku_starts.py::test_nothing_of_other_splits_is_generated_or_edited",
+            "domains/test_sudoku_starts.py::test_nothing_of_other_splits_is_made",
         ),
     ),
     *mutations(

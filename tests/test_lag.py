@@ -8,7 +8,8 @@ import pytest
 from test_train import assert_same, rows, smoke
 
 from exit_jax import domains
-from exit_jax.algorithm.iteration import sample, state_of
+from exit_jax.algorithm.in_flight import state_of
+from exit_jax.algorithm.iteration import sample
 from exit_jax.step import hosted
 from exit_jax.step.device import Constants
 from exit_jax.step.hosted import HostedSteps

@@ -66,6 +66,7 @@ NO_RL = {"run.num_iterations": 0}
         ({"algorithm.temperature": 1e-6}, "is greedy"),
         ({"sampling.top_k": 1}, "only the likeliest token"),
         ({"sampling.min_p": 1.0}, "only the likeliest token"),
+        ({"algorithm.rounds.iterations": 21}, "no round would end"),
         (LORA | {"policy.lora.alpha": 0.0}, "alpha = 0.0 is not above 0"),
         ({"algorithm.group_size": 1}, "below 2"),
         ({"optimizer.max_grad_norm": 0.0}, "clip every gradient to nothing"),
@@ -107,6 +108,7 @@ def test_what_was_trained_so_may_be_evaluated():
     ("changes", "words"),
     [
         ({"optimizer.warmup_steps": 40}, "not below the 20 optimiser steps, so that the rate ends at 0.000142"),
+        ({"algorithm.rounds.iterations": 6}, "the last 2 are sampled and not learnt from"),
         ({"optimizer.kind": "adafactor", "optimizer.learning_rate": 1e-6}, "a share of 2e-05 at most"),
         ({"optimizer.kind": "adafactor", "optimizer.weight_decay": 0.1}, "shrink weights to 0.14"),
         ({"optimizer.weight_decay": 500.0}, "shrink weights to 0.05"),
@@ -257,6 +259,12 @@ def test_iterations_from_which_nothing_is_learnt_are_told_of_once(caplog):
     assert not caplog.text, "four in a row are chance"
     watch.look(7, {"warm_start/params_moved": np.zeros(4)})
     assert "warm_start, steps 6 to 10" in caplog.text
+    caplog.clear()
+    watch = Watch("train", every=3)
+    watch.look(1, {"params_moved": np.zeros(14)})
+    assert not caplog.text, "updates come every third iteration"
+    watch.look(15, {"params_moved": np.zeros(1)})
+    assert "steps 1 to 15: no update changed" in caplog.text
 
 
 # Logits that are not finite

@@ -93,6 +93,7 @@ def test_a_run_learns_by_every_method(word, tmp_path):
     content = variant_of(f"exit-{word}")
     content.run.mesh.data, content.run.num_iterations = 1, 10
     content.algorithm.admission_band = (0.001, 0.999)  # a policy this small is paid little
+    content.algorithm.right_at = 0.01
     if METHODS[word].mechanism == "curriculum" and "over" in content.algorithm.curriculum:
         content.algorithm.curriculum.over = min(content.algorithm.curriculum.over, 10)
     train.train(validate(content, jax.device_count()), tmp_path)

@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ELSEWHERE = (
     *("grade/<note>", "children_repeated", "turns", "end/<reason>"),
     *("curriculum/<unit>", "start_level", "admitted", "pool/waiting", "pool/updates"),
+    *("regroup/replaced", "regroup/kept"),
     *("<rows>/loss", "<rows>/clip_fraction", "<rows>/approx_kl_old"),
     *("importance/weight", "importance/bounded"),
     *("second/made", "second/quality", "second/better", "second/worse"),

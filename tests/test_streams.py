@@ -14,7 +14,8 @@ from small import LLAMA, random_params
 from test_episodes import LEAD, SAMPLING, B, M, S, T, make_instances, make_programs, run, toy
 
 from exit_jax import domains
-from exit_jax.algorithm.iteration import init_state, iterate, state_for_next_selection
+from exit_jax.algorithm.in_flight import state_for_next_selection
+from exit_jax.algorithm.iteration import init_state, iterate
 from exit_jax.algorithm.selection import select
 from exit_jax.config.parse import validate
 from exit_jax.domains.domain import VALID

@@ -471,9 +471,10 @@ def test_other_optimizers_train_and_resume(kind, tmp_path):
     assert_same(whole, resumed)
 
 
-@pytest.mark.parametrize("word", ["dump", "ghpo", "refill", "spear", "srpo"])
+@pytest.mark.parametrize("word", ["dump", "ghpo", "refill", "regroup", "restem", "spear", "srpo"])
 def test_a_method_resumes_exactly(word, tmp_path):
-    config = smoke(f"variant=exit-{word}", num_iterations=10)
+    rounds = {"algorithm.right_at": 0.05, "algorithm.rounds.iterations": 3, "algorithm.num_epochs": 2}
+    config = smoke(f"variant=exit-{word}", rounds if word == "restem" else {}, num_iterations=10)
     whole, _ = train.train(config, tmp_path / "whole")
     train.train(dataclasses.replace(config, run=dataclasses.replace(config.run, num_iterations=5)), tmp_path / "parts")
     resumed, _ = train.train(config, tmp_path / "parts")
@@ -487,6 +488,12 @@ def test_a_method_resumes_exactly(word, tmp_path):
         assert 0 < int(whole.pool.updates) <= 10
     elif word == "srpo":
         assert rows(tmp_path / "whole")[-1]["second/made"] > 0.05
+    elif word == "regroup":
+        assert int((whole.regroup.score > 0).sum()) == rows(tmp_path / "whole")[-1]["regroup/kept"] > 20
+        assert any(row["regroup/replaced"] for row in rows(tmp_path / "whole"))
+    elif word == "restem":
+        assert [row["pool/updates"] for row in rows(tmp_path / "whole")] == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
+        assert [row["params_moved"] > 0.5 for row in rows(tmp_path / "whole")] == 3 * [False, False, True] + [False]
     else:
         assert int((whole.replay.born >= 0).sum()) > 20
 

@@ -29,5 +29,15 @@ def band(config: ExItConfig, reward: Array) -> Array:
     return (mean >= low) & (mean <= high)
 
 
+def right(config: ExItConfig, reward: Array) -> Array:
+    """Groups of which a response is paid ``right_at`` or more."""
+    return (reward >= config.right_at).any(axis=1)
+
+
 # (settings, reward float32 [B, G]) -> bool [B]
-ADMISSIONS: dict[str, Callable[[ExItConfig, Array], Array]] = {"all": all_groups, "spread": spread, "band": band}
+ADMISSIONS: dict[str, Callable[[ExItConfig, Array], Array]] = {
+    "all": all_groups,
+    "spread": spread,
+    "band": band,
+    "right": right,
+}

@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from exit_jax.algorithm import attempts, curricula, distillation, grpo, schedules, start_levels
+from exit_jax.algorithm import attempts, curricula, distillation, grpo, regroup, rounds, schedules, start_levels
 from exit_jax.algorithm import baseline as baselines
 from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm import pool as pools
@@ -19,6 +18,7 @@ from exit_jax.algorithm.attempts import Second
 from exit_jax.algorithm.curricula.core import Units
 from exit_jax.algorithm.diversity import diversity
 from exit_jax.algorithm.equality import fingerprint, repeats, same_content, same_entry
+from exit_jax.algorithm.in_flight import Batch, Carry, InFlight, state_of
 from exit_jax.algorithm.learnability import SCORES, Group, length_reward, reward
 from exit_jax.algorithm.measures import batch_metrics, buffer_metrics, first, first_groups
 from exit_jax.algorithm.settings import ExItConfig
@@ -30,17 +30,10 @@ from exit_jax.types import (
     Instances,
     Metrics,
     Params,
-    Pool,
-    Replay,
     Rollouts,
-    StartLevel,
     State,
     TaskBuffer,
-    pytree,
-    younger,
 )
-
-Batch = tuple[Instances, Rollouts]
 
 
 class Steps(Protocol):
@@ -73,37 +66,6 @@ class Steps(Protocol):
         ...
 
 
-@pytree
-class InFlight:
-    """The state of a run that samples ``rollout_lag`` batches ahead; these are part of what a checkpoint holds."""
-
-    state: State
-    instances: Instances  # of the batch that is learnt from next
-    rollouts: Rollouts
-    later: Any = (
-        younger()
-    )  # the batches after it, a tuple in the order in which they were sampled; None where there is none
-
-    @classmethod
-    def of(cls, state: State, batches: Sequence[Batch]) -> "InFlight":
-        """Return a state with batches, one at least, in the order in which they were sampled."""
-        first, *later = batches
-        return cls(state, *first, tuple(later) or None)
-
-    @property
-    def batches(self) -> tuple[Batch, ...]:
-        """The batches, in the order in which they were sampled."""
-        return (self.instances, self.rollouts), *(self.later or ())
-
-    @property
-    def step(self) -> Array:
-        """Training iterations done."""
-        return self.state.step
-
-
-Carry = State | InFlight  # what goes from one iteration to the next
-
-
 def iterate(steps: Steps, carry: Carry) -> tuple[Carry, Metrics]:
     """Run one training iteration: select instances, expand them into rollouts, grade these, learn from them.
 
@@ -126,23 +88,6 @@ def sample(steps: Steps, state: State, in_flight: tuple[Instances, ...] = ()) ->
     """Select the next batch's instances, beside those in flight, and sample their rollouts."""
     instances, key = steps.select(state, in_flight)
     return instances, steps.rollout(state.params, instances, key)
-
-
-def state_of(carry: Carry) -> State:
-    """Return the state without a batch that is in flight."""
-    return carry.state if isinstance(carry, InFlight) else carry
-
-
-def state_for_next_selection(state: State, in_flight: Sequence[Instances], units: Units | None = None) -> State:
-    """Return what selection sees of a state while batches are in flight: the next step, the next base tasks.
-
-    A curriculum knows which tasks are in flight, and not yet what they will tell: it is as many batches late.
-    """
-    for instances in in_flight:
-        num_drawn = (~instances.from_buffer).sum(dtype=state.cursor.dtype)
-        curriculum = curricula.count_draws(units, state.curriculum, instances) if units else None
-        state = dataclasses.replace(state, step=state.step + 1, cursor=state.cursor + num_drawn, curriculum=curriculum)
-    return state
 
 
 def learn(
@@ -192,16 +137,17 @@ def learn(
     teacher = None
     if config.self_distillation and teacher_prompt:
         teacher = distillation.teacher(teacher_prompt, grades.children)
-    right_BG = grades.valid & (grades.quality >= config.right_at)
+    right_BG = rounds.at_most(grades.valid & (grades.quality >= config.right_at), config.right_kept)
     learnt, step = with_learnt_prompt(asked), state.step + 1
     replay = state.replay
     if replay is not None:
         rows = replays.recall(config.replay, replay, state.step, stream(state.key, "replay", state.step))
         more.append(grpo.More("replay", rows, replays.plain(config), config.replay_coef))
         replay = replays.remember(replay, learnt, rollouts, reward_BG, advantage_BG, state.step, grades.lost)
+    in_rounds = config.rounds.iterations > 0
     update = functools.partial(
         grpo.update,
-        config,
+        dataclasses.replace(config, num_epochs=1) if in_rounds else config,
         logprobs,
         optimizer,
         num_microbatches=num_microbatches,
@@ -210,8 +156,12 @@ def learn(
         key=stream(state.key, "clip_cov", state.step),
         more=more,
     )
-    groups = pools.Groups.of(learnt, rollouts, advantage_BG, reward_BG, right_BG)
-    (params, reference, opt_state), pool, metrics = pools.improve(config, update, state, learnt, groups)
+    groups, kept = pools.Groups.of(learnt, rollouts, advantage_BG, reward_BG, right_BG), state.regroup
+    if kept is not None:
+        kept, groups, exchanged = regroup.exchange(kept, groups, stream(state.key, "regroup", state.step))
+        changes |= exchanged
+    improve = functools.partial(rounds.improve, optimizer) if in_rounds else pools.improve
+    (params, reference, opt_state), pool, metrics = improve(config, update, state, learnt, groups)
 
     curriculum, shares = None, {}
     if units:
@@ -236,6 +186,7 @@ def learn(
         curriculum=curriculum,
         pool=pool,
         replay=replay,
+        regroup=kept,
         start_level=start_level,
         baseline=baselines.update(state.baseline, config.baseline_decay, reward_BG, asked.mode, grades.lost),
     )
@@ -383,11 +334,13 @@ def init_state(
     key: Array,
     history_width: int,
     units: Units | None = None,
-    start_level: StartLevel | None = None,
-    pool: Pool | None = None,
-    replay: Replay | None = None,
+    **held: Any,
 ) -> State:
-    """Return the state before the first iteration: an empty buffer, the reference at the initial parameters."""
+    """Return the state before the first iteration: an empty buffer, the reference at the initial parameters.
+
+    Args:
+      held: fields of ``State`` that depend on the domain: start_level, pool, replay, regroup.
+    """
     return State(
         params=params,
         reference=jax.tree.map(jnp.copy, params) if config.kl_coef else None,
@@ -404,8 +357,7 @@ def init_state(
         num_distinct=jnp.int32(0),
         starts=starting.create(history_width),
         curriculum=curricula.create(config.curriculum, units) if units else None,
-        start_level=start_level,
-        pool=pool,
-        replay=replay,
+        initial=jax.tree.map(jnp.copy, params) if config.rounds.restart == rounds.BASE else None,
         baseline=baselines.create() if config.baseline_decay else None,
+        **held,
     )

@@ -44,23 +44,11 @@ def improve(
       update: ``grpo.update`` of this run.
       instances: whose prompts the groups have.
     """
-    admitted = ADMISSIONS[config.admission](config, groups.reward)
-    told = {} if config.admission == "all" else {"admitted": admitted.mean()}
+    admitted, told = admit(config, groups)
     policy = state.params, state.reference, state.opt_state
 
     def learn(policy: Policy, groups: Groups, number: Array, admitted: Array | None) -> tuple[Policy, Metrics]:
-        params, reference, opt_state = policy
-        params, opt_state, metrics = update(
-            params=params,
-            reference=reference,
-            opt_state=opt_state,
-            instances=dataclasses.replace(instances, prompt=groups.prompt, prompt_length=groups.prompt_length),
-            rollouts=groups.rollouts,
-            advantage=groups.advantage,
-            reward=groups.reward,
-            right=groups.right,
-            admitted=admitted,
-        )
+        (params, reference, opt_state), metrics = learn_from(update, policy, instances, groups, admitted)
         reference = mix_reference(reference, params, number, config.reference_every, config.reference_mix)
         return (params, reference, opt_state), metrics
 
@@ -76,20 +64,54 @@ def improve(
     return policy, pool, metrics | told | {"pool/waiting": pool.count, "pool/updates": pool.updates}
 
 
-def create(groups: Groups) -> Pool:
-    """Return an empty pool for groups [B] of these shapes, which must be the widest there are; it has 2B places."""
-    blank = jax.tree.map(lambda leaf: jnp.zeros((2 * leaf.shape[0], *leaf.shape[1:]), leaf.dtype), groups)
-    return Pool(blank, jnp.int32(0), jnp.int32(0))
+def admit(config: ExItConfig, groups: Groups) -> tuple[Array, Metrics]:
+    """Return which groups may be learnt from, bool [B], and their share, where it is not all of them by rule."""
+    admitted = ADMISSIONS[config.admission](config, groups.reward)
+    return admitted, {} if config.admission == "all" else {"admitted": admitted.mean()}
+
+
+def learn_from(
+    update: Callable[..., Any], policy: Policy, instances: Instances, groups: Groups, admitted: Array | None
+) -> tuple[Policy, Metrics]:
+    """Return the policy after an update by those of groups [B] that are admitted, all where that is None."""
+    params, reference, opt_state = policy
+    params, opt_state, metrics = update(
+        params=params,
+        reference=reference,
+        opt_state=opt_state,
+        instances=dataclasses.replace(instances, prompt=groups.prompt, prompt_length=groups.prompt_length),
+        rollouts=groups.rollouts,
+        advantage=groups.advantage,
+        reward=groups.reward,
+        right=groups.right,
+        admitted=admitted,
+    )
+    return (params, reference, opt_state), metrics
+
+
+def blank(groups: Groups, size: int) -> Groups:
+    """Return ``size`` groups of zeros, of the shapes of groups [B], which must be the widest there are."""
+    return jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape[1:]), leaf.dtype), groups)
+
+
+def create(groups: Groups, batches: int = 2) -> Pool:
+    """Return an empty pool with places for so many batches of groups [B], whose shapes must be the widest there are."""
+    return Pool(blank(groups, batches * groups.advantage.shape[0]), jnp.int32(0), jnp.int32(0))
+
+
+def widened(new: Array, held: Array) -> Array:
+    """Return an array [n, ...] padded with zeros to the trailing dimensions of another [m, ...]."""
+    missing = [(0, 0), *((0, wide - narrow) for wide, narrow in zip(held.shape[1:], new.shape[1:], strict=True))]
+    return jnp.pad(new, missing)
 
 
 def add(pool: Pool, groups: Groups, admitted: Array) -> Pool:
-    """Append the admitted ones of groups [B] to a pool that holds fewer than B; narrower arrays are padded with zeros."""
+    """Append the admitted ones of groups [B] to a pool with B places left; narrower arrays are padded with zeros."""
     size = pool.groups.advantage.shape[0]
     place = pool.count + jnp.cumsum(admitted, dtype=jnp.int32) - 1
 
     def put(held: Array, new: Array) -> Array:
-        missing = [(0, 0), *((0, wide - narrow) for wide, narrow in zip(held.shape[1:], new.shape[1:], strict=True))]
-        return held.at[jnp.where(admitted, place, size)].set(jnp.pad(new, missing), mode="drop")
+        return held.at[jnp.where(admitted, place, size)].set(widened(new, held), mode="drop")
 
     groups = jax.tree.map(put, pool.groups, groups)
     return dataclasses.replace(pool, groups=groups, count=pool.count + admitted.sum(dtype=jnp.int32))

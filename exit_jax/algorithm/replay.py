@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from exit_jax.algorithm.grpo import Rows
+from exit_jax.algorithm.pool import widened
 from exit_jax.algorithm.settings import ExItConfig, ReplayConfig
 from exit_jax.types import Array, Instances, Replay, Rollouts
 
@@ -52,9 +53,7 @@ def remember(
     row = jnp.where(good, place, size)
 
     def put(held: Array, new: Array) -> Array:
-        flat = new.reshape(-1, *new.shape[2:])
-        missing = [(0, 0), *((0, wide - narrow) for wide, narrow in zip(held.shape[1:], flat.shape[1:], strict=True))]
-        return held.at[row].set(jnp.pad(flat, missing), mode="drop")
+        return held.at[row].set(widened(new.reshape(-1, *new.shape[2:]), held), mode="drop")
 
     each = lambda x: jnp.broadcast_to(x[:, None], (*groups, *x.shape[1:]))
     mean = reward.mean(1) if lost is None else jnp.where(lost, jnp.nan, reward.mean(1))

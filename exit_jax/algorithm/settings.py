@@ -121,6 +121,35 @@ class ReplayConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RoundsConfig:
+    """Rounds of sampling without an update, each of which is then learnt from as a whole."""
+
+    iterations: int = setting(
+        0,
+        "iterations of a round; at its end what was admitted is learnt from, num_prompts groups an update, num_epochs times. "
+        "All its groups are held meanwhile. 0 for no rounds",
+        within="[0, inf)",
+        younger=True,
+    )
+    restart: str = setting(
+        "last",
+        'what a round learns on from: the "last" parameters, or those before RL, "base", with a fresh state of the optimiser, '
+        "whose warm-up and decay begin anew; that is one more copy of the parameters that are trained",
+        choices=("last", "base"),
+        younger=True,
+    )
+
+    def faults(self) -> list[str]:
+        """Return what contradicts."""
+        if self.restart == "last" or self.iterations:
+            return []
+        return [
+            f"algorithm.rounds.restart = {self.restart!r} with algorithm.rounds.iterations = 0: without rounds nothing begins "
+            'anew; say how many iterations a round has, or set restart to "last"'
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
 class ExItConfig:
     """Settings of ExIt's Algorithm 1; defaults are those of competition math (ExIt Table 4) unless they say otherwise."""
 
@@ -196,6 +225,19 @@ class ExItConfig:
         "sample on, without an update, until num_prompts groups are admitted (DAPO); an iteration still samples num_prompts",
         younger=True,
     )
+    rounds: RoundsConfig = group(RoundsConfig, "sampling in rounds, each learnt from as a whole")
+    right_kept: int = setting(
+        0,
+        "right responses of a group that count as right, the first ones, for objectives that tell right from wrong; 0 for all",
+        within="[0, inf)",
+        younger=True,
+    )
+    regroup: int = setting(
+        0,
+        "groups kept whose rewards differ, to take the places of a batch's groups whose rewards do not; 0 for none",
+        within="[0, inf)",
+        younger=True,
+    )
     protocol: str = setting(
         "single",
         "whether rollouts have a second attempt, by a critique or without, and what is paid",
@@ -245,7 +287,7 @@ class ExItConfig:
     kl_coef: float = setting(0.001, "weight of the KL term, β; 0 keeps no reference policy", within="[0, inf)")
     kl_estimator: str = setting("k3", "estimator of the KL term (open-instruct's)", choices=KL_ESTIMATORS)
     entropy_coef: float = setting(0.0, "weight of the entropy bonus")
-    num_epochs: int = setting(1, "updates a batch", within="[1, inf)")
+    num_epochs: int = setting(1, "updates a batch, or passes over a round", within="[1, inf)")
     reference_every: int = setting(100, "iterations between updates of the reference policy, M", within="[1, inf)")
     reference_mix: float = setting(1.0, "share of the policy in an update of the reference, α", within="[0, 1]")
     temperature: float = setting(
@@ -323,6 +365,30 @@ class ExItConfig:
             found.append(
                 f"algorithm.replay.size = {self.replay.size} is below the {max(held, self.replay.rows)} responses that an "
                 "iteration may add to it or take from it; raise it, or set it to 0 for no replay"
+            )
+        if self.right_kept and self.objective != "rft":
+            found.append(
+                f"algorithm.right_kept = {self.right_kept} with algorithm.objective = {self.objective!r}: what is right beyond "
+                'them would count as wrong; set the objective to "rft", or right_kept to 0'
+            )
+        if self.regroup and (self.recompute_logp or self.self_distillation):
+            found.append(
+                f"algorithm.regroup = {self.regroup} with recompute_logp = {self.recompute_logp}, self_distillation = "
+                f"{self.self_distillation}: a kept group is learnt from by the log-probs that it was sampled with, and has no "
+                "teacher; set both off, or regroup to 0"
+            )
+        others = {
+            "refill": self.refill,
+            "replay.size": self.replay.size,
+            "self_distillation": self.self_distillation,
+            "clip_cov_share": self.clip_cov_share,
+            "recompute_logp": self.recompute_logp,
+        } | ({"protocol": self.protocol} if self.protocol != "single" else {})
+        asked = ", ".join(f"{name} = {value!r}" for name, value in others.items() if value)
+        if self.rounds.iterations and asked:
+            found.append(
+                f"algorithm.rounds.iterations = {self.rounds.iterations} with {asked}: a round is learnt from as it was "
+                "sampled, with nothing beside it; set these off, or the rounds to 0"
             )
         if self.refill and self.self_distillation:
             found.append(

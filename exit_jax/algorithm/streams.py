@@ -17,6 +17,8 @@ STREAMS = (
     "replay",
     "second",
     "critique",
+    "regroup",
+    "rounds",
 )
 
 

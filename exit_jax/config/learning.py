@@ -64,6 +64,11 @@ def warnings_of(c: "Config") -> list[str]:
             f"algorithm.diversity_bonus scales advantages, which algorithm.objective = {a.objective!r} does not ask for: it "
             "has no effect"
         )
+    if a.rounds.iterations and (left := c.run.num_iterations % a.rounds.iterations):
+        found.append(
+            f"run.num_iterations = {c.run.num_iterations} is no multiple of algorithm.rounds.iterations = "
+            f"{a.rounds.iterations}: the last {left} are sampled and not learnt from"
+        )
     if not a.selection_prob and a.divergence_prob:
         found.append(
             f"algorithm.divergence_prob = {a.divergence_prob} with algorithm.selection_prob = 0: only what is drawn from the "
@@ -204,6 +209,11 @@ def _idle_algorithm(c: "Config") -> list[str]:
     for name in ("clip_low", "clip_high"):
         if getattr(a, name) == 0:
             faults.append(f"algorithm.{name} = 0 would clip the ratio of every token at once; the paper's is 0.2")
+    if a.rounds.iterations > c.run.num_iterations:
+        faults.append(
+            f"algorithm.rounds.iterations = {a.rounds.iterations} is above run.num_iterations = {c.run.num_iterations}: no "
+            "round would end, and nothing would be learnt; lower it, or set it to 0 for no rounds"
+        )
     if a.diversity_bonus and a.diversity_cap <= 0:
         faults.append(f"algorithm.diversity_cap = {a.diversity_cap} would multiply all advantages by 0; inf caps none")
     if a.temperature < SMALLEST_TEMPERATURE:

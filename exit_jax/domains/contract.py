@@ -56,9 +56,9 @@ def require_traits(name: str, config: Any, domain: Any) -> None:
 def checked(domain: Domain) -> Domain:
     """Return the domain with a ``grade`` that is held to the contract: shapes always, values of what is no tracer.
 
-    So are the shapes of what its ``variants`` and ``generate`` return.
+    So are the shapes of what its ``variants`` return.
     """
-    grade, generate = domain.grade, domain.generate
+    grade = domain.grade
 
     def checked_grade(instances: Instances, rollouts: Rollouts, *episodes: Any) -> Grades:
         grades = grade(instances, rollouts, *episodes)
@@ -76,17 +76,10 @@ def checked(domain: Domain) -> Domain:
 
         return start
 
-    def checked_generate(gold: Any, key: Array, parameters: Array) -> History:
-        assert generate is not None
-        made = generate(gold, key, parameters)
-        _raise(domain, _unlike("generate returns: ", _history_due(domain, parameters.shape[:1], made)))
-        return made
-
     return dataclasses.replace(
         domain,
         grade=checked_grade,
         variants={name: checked_variant(name, variant) for name, variant in domain.variants.items()},
-        generate=checked_generate if generate else None,
     )
 
 

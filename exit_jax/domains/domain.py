@@ -94,17 +94,13 @@ class Domain:
     # (key, step, K, G) -> histories [K], modes [K], tokens [K, G, T], mask [K, G, T] for the supervised warm start
     demonstrations: Callable[[Array, Array, int, int], tuple[History, Array, Array, Array]] | None = None
     demonstrations_id: str = ""  # names all that demonstrations depend on
-    # split -> what variants and ``generate`` look up: any pytree of NumPy arrays, which they are given as arrays of the device
+    # split -> what variants look up: any pytree of NumPy arrays, which they are given as arrays of the device
     gold: Callable[[str], Any] | None = None
     # other starts of base tasks by name, "hint", "prefix", "answer" or "edit" among them; traced. Gold and histories are of
     # one split, level 0 is the identity, and what is not ok stays as it was (algorithm/gold.py)
     variants: Mapping[str, Variant] = dataclasses.field(default_factory=dict)
     # prompts by mode that show what variants add, for runs with variants; empty where ``templates`` do
     start_templates: Mapping[str, Template] = dataclasses.field(default_factory=dict)
-    # (gold, key, parameters float32 [B, D] in [0, 1]) -> fresh base tasks [B] of the split that gold is of; traced. Their
-    # numbers are GENERATED and above, equal for equal tasks
-    generate: Callable[[Any, Array, Array], History] | None = None
-    parameters: tuple[str, ...] = ()  # names of what ``generate`` is told, D of them
     answers: Callable[[History], list[str]] | None = None  # the answer that each gives, "" for none; what a vote counts
     feedback: Callable[[History], list[str]] | None = None  # what each history [K] says of its solution, as a trace
     # responses (tokens, mask [..., T]) -> what an encoder sees of each: its final answer, or the script in it

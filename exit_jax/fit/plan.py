@@ -102,15 +102,17 @@ def plan(config: Config, program: Program) -> Plan:
     )
     stays = {
         "parameters": sizes.params,
-        "reference": bytes_per_chip(state.reference),
+        "reference": bytes_per_chip((state.reference, state.initial)),
         "optimiser": sizes.optimizer,
     }
+
+    held = state.pool, state.replay, state.regroup
 
     def parts(*batch, copy=0, cache=0):
         return stays | {
             "sampler": copy,
             "cache": cache,
-            "batch": bytes_per_chip((tasks, state.buffer, state.starts, batch)),
+            "batch": bytes_per_chip((tasks, state.buffer, state.starts, held, batch)),
         }
 
     if not domain.on_host:

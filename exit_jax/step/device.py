@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from exit_jax.algorithm import attempts, iteration, protocol
 from exit_jax.algorithm.attempts import Second
-from exit_jax.algorithm.iteration import state_for_next_selection
+from exit_jax.algorithm.in_flight import state_for_next_selection
 from exit_jax.algorithm.prompts import render
 from exit_jax.algorithm.selection import select
 from exit_jax.algorithm.streams import stream
@@ -107,7 +108,7 @@ class DeviceSteps:
     ) -> tuple[State, Metrics]:
         """Update policy and buffer, and say what can be said of the batch."""
         config, num_epochs = self.config, self.config.algorithm.num_epochs
-        first_step = state.step * num_epochs
+        first_step, waits = state.step * num_epochs, state.pool is not None
         learn = functools.partial(
             iteration.learn,
             config.algorithm,
@@ -120,9 +121,16 @@ class DeviceSteps:
             teacher_prompt=self.teacher_prompt,
         )
         state, metrics = learn(state, instances, rollouts, grades, second)
+        if waits:  # updates are not as many as iterations: those of the newest one
+            first_step = jnp.maximum(updates_done(state.opt_state) - num_epochs, 0)
         rates = jax.vmap(make_schedule(config.optimizer))(first_step + jnp.arange(num_epochs))
         metrics |= {"learning_rate": jnp.mean(rates), "finite_logits": sampler.finite_share(rollouts)}
         return state, metrics | mean_difficulty(self.domain, self.constants.tasks, instances.history.task)
+
+
+def updates_done(opt_state: Any) -> Array:
+    """Return how many updates an optimiser's state has seen, int32 []."""
+    return optax.tree.get_all_with_path(opt_state, "count")[0][1]
 
 
 def mean_difficulty(domain: Domain, tasks: History, drawn: Array) -> Metrics:
@@ -132,6 +140,6 @@ def mean_difficulty(domain: Domain, tasks: History, drawn: Array) -> Metrics:
 
     def mean(level: np.ndarray) -> Array:
         drawn = jnp.asarray(level)[jnp.minimum(row, tasks.task.size - 1)]
-        return jnp.mean(drawn, where=known) if domain.generate else drawn.mean()
+        return jnp.mean(drawn, where=known) if "edit" in domain.variants else drawn.mean()
 
     return {f"task/{name}": mean(level) for name, level in domain.difficulty("train").items()}

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from exit_jax import domains
-from exit_jax.algorithm import pool, replay
-from exit_jax.algorithm.iteration import Batch, Carry, InFlight, init_state, iterate, sample
+from exit_jax.algorithm import pool, regroup, replay
+from exit_jax.algorithm.in_flight import Batch, Carry, InFlight
+from exit_jax.algorithm.iteration import init_state, iterate, sample
 from exit_jax.algorithm.pool import Groups
 from exit_jax.config.schema import Config, EvalConfig, StudyConfig
 from exit_jax.domains.contract import with_values_checked
@@ -31,7 +32,7 @@ from exit_jax.step.requirements import (
 from exit_jax.step.starts import first_levels, gold_of, require_start
 from exit_jax.step.units import curriculum_units
 from exit_jax.step.warm_start import WarmState, make_warm
-from exit_jax.types import Array, Metrics, Params, Pool, Rollouts, State
+from exit_jax.types import Array, Metrics, Params, Rollouts, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +115,8 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
 
     def init(params, seed):
         algorithm, opt_state, key = config.algorithm, optimizer.init(params), key_of(seed, "train")
-        units, levels = curriculum_units(algorithm.curriculum, domain), first_levels(algorithm.starts, domain)
-        waiting = empty_pool(config, domain) if algorithm.refill else None
-        ring = (
-            replay.create(algorithm.replay, domain.prompt_width, domain.max_tokens) if algorithm.replay.size else None
-        )
-        return init_state(algorithm, params, opt_state, key, domain.history_width, units, levels, waiting, ring)
+        units, held = curriculum_units(algorithm.curriculum, domain), what_is_held(config, domain)
+        return init_state(algorithm, params, opt_state, key, domain.history_width, units, **held)
 
     params = jax.eval_shape(init_params, 0)
     trained, _ = split_params(config, params)
@@ -173,8 +170,22 @@ def _make_program(config: Config, devices: tuple[Any, ...] | None) -> Program:
     )
 
 
-def empty_pool(config: Config, domain: Domain) -> Pool:
-    """Return the pool in which admitted groups wait, wide enough for all of the domain's."""
+def what_is_held(config: Config, domain: Domain) -> dict[str, Any]:
+    """Return the fields of ``State`` that a run has by its settings and its domain: levels of starts, and empty places."""
+    algorithm = config.algorithm
+    held: dict[str, Any] = {"start_level": first_levels(algorithm.starts, domain)}
+    batches = algorithm.rounds.iterations or 2 * algorithm.refill
+    if batches:
+        held["pool"] = pool.create(blank_groups(config, domain), batches)
+    if algorithm.replay.size:
+        held["replay"] = replay.create(algorithm.replay, domain.prompt_width, domain.max_tokens)
+    if algorithm.regroup:
+        held["regroup"] = regroup.create(blank_groups(config, domain), algorithm.regroup)
+    return held
+
+
+def blank_groups(config: Config, domain: Domain) -> Groups:
+    """Return groups [B] of zeros, wide enough for all of the domain's."""
     group = config.algorithm.num_prompts, config.algorithm.group_size
     zeros = lambda dtype, *more: jnp.zeros((*group, *more), dtype)
     by_response = domain.environment is not None and domain.environment.by_response
@@ -188,7 +199,7 @@ def empty_pool(config: Config, domain: Domain) -> Pool:
         ended=zeros(bool, domain.max_tokens) if by_response else None,
     )
     prompt, length = jnp.zeros((group[0], domain.prompt_width), jnp.int32), jnp.zeros(group[:1], jnp.int32)
-    return pool.create(Groups(prompt, length, rollouts, zeros(jnp.float32), zeros(jnp.float32), zeros(bool)))
+    return Groups(prompt, length, rollouts, zeros(jnp.float32), zeros(jnp.float32), zeros(bool))
 
 
 def key_of(seed, use: str) -> Array:
@@ -225,6 +236,5 @@ def _place(mesh: jax.sharding.Mesh, tree, params: Params, optimizer: optax.Gradi
         transform_non_params=lambda leaf: put(leaf, same),
     )
     placed = dataclasses.replace(placed, params=jax.tree.map(put, tree.params, by_rule), opt_state=opt_state)
-    if getattr(tree, "reference", None) is not None:
-        placed = dataclasses.replace(placed, reference=placed.params)
-    return placed
+    copies = [name for name in ("reference", "initial") if getattr(tree, name, None) is not None]
+    return dataclasses.replace(placed, **dict.fromkeys(copies, placed.params))

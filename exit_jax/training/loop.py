@@ -74,7 +74,11 @@ def run_loop(
             _ended_by_stall(config.run.stall_secs) as alive,
             hosts.no_waiting_for_lost(),  # innermost: the others may wait, as a save does that a lost process takes part in
         ):
-            progress, watch, pace = Progress(title, step, total), Watch(title), Pace(title)
+            progress, watch, pace = (
+                Progress(title, step, total),
+                Watch(title, config.algorithm.rounds.iterations),
+                Pace(title),
+            )
             first_call, faults = step, 0
             while step < total and not stop:
                 alive()

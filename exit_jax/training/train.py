@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from exit_jax import domains
-from exit_jax.algorithm.iteration import Carry, state_of
+from exit_jax.algorithm.in_flight import Carry, state_of
 from exit_jax.config import learning
 from exit_jax.config.schema import Config
 from exit_jax.errors import ConfigError

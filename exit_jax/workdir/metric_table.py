@@ -34,10 +34,12 @@ def _made_by(maker: str, *rows: tuple[str, ...]) -> tuple[Metric, ...]:
 
 
 ON_HOST, EPISODES = "the domain is graded on the host", "tasks have several turns"
+DISTILS = "`algorithm.self_distillation` > 0"
 DURING = "`run.eval_every` divides the iteration"
 IMPORTANCE = "`algorithm.importance` is not none"
 PROTOCOL = "`algorithm.protocol` is not single"
 FURTHER = "`algorithm.replay.size` is not 0, or `algorithm.protocol` not single"
+WAITS, REGROUP = "`algorithm.refill`, or `algorithm.rounds.iterations` is not 0", "`algorithm.regroup` is not 0"
 RATES = (
     *_made_by(
         "training.loop._rates",
@@ -91,26 +93,16 @@ TRAIN = (
             "KL to the reference policy, by `algorithm.kl_estimator`",
             "`algorithm.kl_coef` > 0",
         ),
-        (
-            "clip_cov_fraction",
-            "share",
-            "tokens that Clip-Cov left out of the objective",
-            "`algorithm.clip_cov_share` > 0",
-        ),
+        ("clip_cov_fraction", "share", "tokens that Clip-Cov left out", "`algorithm.clip_cov_share` > 0"),
     ),
     *_made_by(
         "algorithm.distillation.metrics",
-        (
-            "teacher/informed",
-            "share",
-            "responses with feedback that the teacher has read",
-            "`algorithm.self_distillation` > 0",
-        ),
+        ("teacher/informed", "share", "responses with feedback that the teacher has read", DISTILS),
         (
             "teacher/advantage",
             "nats a token",
             "mean absolute difference of the teacher's log-probs and those that their tokens were sampled with",
-            "`algorithm.self_distillation` > 0",
+            DISTILS,
         ),
     ),
     *_made_by(
@@ -185,14 +177,22 @@ TRAIN = (
     ),
     *_made_by(
         "step.device.DeviceSteps.learn",
-        ("learning_rate", "", "the optimiser's, mean over the epochs of the iteration"),
+        ("learning_rate", "", "the optimiser's, mean over the epochs of the newest update"),
         ("finite_logits", "share", "sampled tokens whose logits were finite; training stops below 1"),
     ),
     *_made_by(
-        "algorithm.pool.improve",
+        "algorithm.pool.admit",
         ("admitted", "share", "groups of the batch that may be learnt from", "`algorithm.admission` is not all"),
-        ("pool/waiting", "groups", "groups that wait for an update", "`algorithm.refill`"),
-        ("pool/updates", "updates", "batches learnt from so far", "`algorithm.refill`"),
+    ),
+    *_made_by(
+        "algorithm.pool.improve",
+        ("pool/waiting", "groups", "groups that wait for an update", WAITS),
+        ("pool/updates", "updates", "batches, or rounds, learnt from so far", WAITS),
+    ),
+    *_made_by(
+        "algorithm.regroup.exchange",
+        ("regroup/replaced", "share", "groups of the batch in whose places kept ones were learnt from", REGROUP),
+        ("regroup/kept", "groups", "groups that are kept", REGROUP),
     ),
     *_made_by(
         "algorithm.iteration.learn",

@@ -166,8 +166,9 @@ class Watch:
 
     PATIENCE = 5  # iterations; of the first ones, some may be idle by chance
 
-    def __init__(self, title: str):
-        self._title = title
+    def __init__(self, title: str, every: int = 1):
+        """Watch updates that come every so many iterations."""
+        self._title, self._every = title, max(every, 1)
         # metric -> its value in an idle iteration, and what that means
         self._signs = {
             "unfinished": (
@@ -194,9 +195,10 @@ class Watch:
         for name, (idle, meaning) in list(self._signs.items()):
             for i, value in enumerate(metrics.get(name, metrics.get(f"{self._title}/{name}", ()))):
                 self._in_a_row[name] = self._in_a_row[name] + 1 if value == idle else 0
-                if self._in_a_row[name] == self.PATIENCE and self._signs.pop(name, None) and hosts.is_lead():
+                patience = self.PATIENCE * (self._every if name == "params_moved" else 1)
+                if self._in_a_row[name] == patience and self._signs.pop(name, None) and hosts.is_lead():
                     step = first_step + i
-                    log.warning("%s, steps %d to %d: %s", self._title, step - self.PATIENCE + 1, step, meaning)
+                    log.warning("%s, steps %d to %d: %s", self._title, step - patience + 1, step, meaning)
 
 
 class Pace:

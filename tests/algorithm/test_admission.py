@@ -39,6 +39,7 @@ def test_rules_by_hand():
     admit = lambda rule: ADMISSIONS[rule](ExItConfig(), reward).tolist()
     assert admit("all") == [True] * 6
     assert admit("spread") == [False, False, True, True, True, True]
+    assert admit("right") == [False, False, True, False, True, True]  # paid 1
     assert admit("band") == [False, True, True, False, True, False]  # means 0, .5, .5, .1, .7, .9 within .2 and .8
 
 

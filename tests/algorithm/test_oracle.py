@@ -11,7 +11,8 @@ import oracle
 import pytest
 from oracle import Held, Instance, Rollout
 
-from exit_jax.algorithm.iteration import init_state, learn, state_for_next_selection
+from exit_jax.algorithm.in_flight import state_for_next_selection
+from exit_jax.algorithm.iteration import init_state, learn
 from exit_jax.algorithm.selection import select
 from exit_jax.algorithm.streams import stream
 from exit_jax.config.schema import OptimizerConfig

@@ -13,7 +13,7 @@ from test_sudoku import BLANK, END, quality, settings, units
 
 from exit_jax import domains
 from exit_jax.algorithm.prompts import render_by_mode
-from exit_jax.domains.sudoku import grids, puzzles, starts
+from exit_jax.domains.sudoku import grids, starts
 from exit_jax.types import BASE, GENERATED, IMPROVE, Instances, Rollouts
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -198,60 +198,43 @@ def test_edits_change_one_clue_and_keep_the_only_solution(domain, history):
     assert history.lengths.tolist() == [[0, 32, 0, 0]] * 24
 
 
-def test_puzzles_are_generated_with_an_only_solution_and_as_many_clues_as_asked(domain):
-    parameters = jnp.linspace(0.0, 1.0, 600)[:, None]
-    made = jax.jit(domain.generate)(domain.gold("train"), jax.random.key(3), parameters)
-    found = clues_of(made)
-    counts = np.array([16 - clues.count(0) for clues in found])
-    wanted = np.minimum(4 + np.floor(np.asarray(parameters[:, 0]) * 6), 9)  # six counts, from 4 to 9
-    assert (counts >= wanted).all()
-    assert (counts == wanted)[wanted > 4].all()
-    assert (counts == wanted)[wanted == 4].mean() > 0.9  # 16 orders out of which one in three gets there
-    solutions = [solved(clues) for clues in found]
-    assert {len(found) for found in solutions} == {1}
-    assert len({tuple(clues) for clues in found}) > 550
-    assert len({int(task) for task in made.task}) == len({tuple(clues) for clues in found})
-    assert int(made.task.min()) >= GENERATED
-    given = jnp.asarray(found)
-    expected = grids.pack_grids(settings(), given, given, jnp.full(600, -1), task=made.task)
-    assert equal(made, expected)
-
-
-def test_nothing_of_other_splits_is_generated_or_edited(domain, history):
+def test_nothing_of_other_splits_is_made(domain, history):
     def solutions_of(history):
         return {tuple(grid) for clues in clues_of(history) for grid in solved(clues)}
 
     held_out = solutions_of(domain.tasks("validation")) | solutions_of(domain.tasks("test"))
     assert len(held_out) > 40
-    made = jax.jit(domain.generate)(domain.gold("train"), jax.random.key(4), jnp.zeros((400, 1)))
-    fresh = solutions_of(made)
-    assert len(fresh) > 100
-    assert not fresh & held_out
-    edited, _ = start(domain, "edit", made, 1.0)
-    assert solutions_of(edited) == fresh
-    assert {puzzles.split_of(list(grid)) for grid in fresh} == {"train"}
-    tested = jax.jit(domain.generate)(domain.gold("test"), jax.random.key(4), jnp.zeros((40, 1)))
-    assert not solutions_of(tested) & fresh
+    gold = {split: {tuple(grid) for grid in domain.gold(split).tolist()} for split in ("train", "test")}
+    assert solutions_of(history) <= gold["train"]
+    assert not gold["train"] & (gold["test"] | held_out)
+    edited, ok = start(domain, "edit", history, 1.0)
+    assert ok.all()
+    assert clues_of(edited) != clues_of(history)
+    assert solutions_of(edited) == solutions_of(history)
+    assert not solutions_of(edited) & held_out
 
 
-def test_a_fresh_puzzle_is_graded_by_its_solution():
-    domain = domains.make("sudoku", settings(clues=(6, 9), num_train=8, graded_by="solution"))
-    made = jax.jit(domain.generate)(domain.gold("train"), jax.random.key(5), jnp.zeros((16, 1)))
+def test_an_edited_puzzle_is_graded_by_its_solution():
+    domain = domains.make("sudoku", settings(clues=(6, 9), num_train=16, graded_by="solution"))
+    before = domain.tasks("train")
+    made, ok = start(domain, "edit", before, 1.0)
+    assert ok.all()
     v, blanks = grids.Vocabulary(2), [clues.index(0) for clues in clues_of(made)]
     right = [solved(clues)[0][cell] for clues, cell in zip(clues_of(made), blanks, strict=True)]
-    for digits, due in ((right, 1 / 10), ([1 + digit % 4 for digit in right], 0.0)):
+    due = [1 / clues.count(0) for clues in clues_of(made)]
+    for digits, share in ((right, 1.0), ([1 + digit % 4 for digit in right], 0.0)):
         scripts = [[v.cell + cell, v.own + digit, END] for cell, digit in zip(blanks, digits, strict=True)]
-        np.testing.assert_allclose(graded(domain, made, scripts).quality, due, atol=1e-6)
+        graded_as = graded(domain, made, scripts).quality[:, 0]
+        np.testing.assert_allclose(graded_as, [share * part for part in due], atol=1e-6)
     hinted, ok = start(domain, "hint", made, 1.0)
     assert ok.all()
     assert graded(domain, hinted, [[END]] * 16).quality.min() == 1.0
 
 
-def test_bigger_puzzles_have_hints_but_no_generator():
+def test_bigger_puzzles_have_hints_but_no_edits():
     c = settings(box=(2, 3), clues=(14, 20), num_train=6, num_eval=2)
     domain = domains.make("sudoku", c)
     assert {*domain.variants} == {"hint", "prefix"}
-    assert domain.generate is None
     history = domain.tasks("train")
     started, ok = start(domain, "hint", history, 1.0)
     assert ok.all()

@@ -35,7 +35,7 @@ OBJECTIVES = {
         "RFT, expert iteration",
         "2308.01825",
         "in kind: right responses are learnt from, on policy and one batch after the other, where theirs are collected, made "
-        "unique and learnt from in rounds",
+        "unique and learnt from in rounds (`restem` has rounds)",
         {"algorithm.objective": "rft", "algorithm.diversity_bonus": False, "algorithm.kl_coef": 0.0},
     ),
     "rwr": Method(

@@ -14,7 +14,8 @@ SCHEDULES = {
     "turns": _schedule(
         "TTI's growing turn limit",
         "2506.07976",
-        "in kind: its limits of 10, 20 and 30 as thirds of the environment's, without its filtered cloning",
+        "in kind: its limits of 10, 20 and 30 as thirds of the environment's; with its filtered cloning, the likelihood of "
+        "right episodes alone, it is `turns-rft`, as in `grpo-turns-rft`",
         lambda c: {
             "algorithm.schedules": (
                 f"turn_limit = linear({c.domain.max_turns / 3:g}, {c.domain.max_turns}, "

@@ -128,8 +128,6 @@ def make_domain(config: SudokuConfig) -> Domain:
         demonstrations_id=f"SudokuConfig({', '.join(f'{name}={value!r}' for name, value in demo_fields.items())})",
         gold=functools.cache(functools.partial(starts.gold, config)),
         variants={name: functools.partial(variant, config) for name, variant in variants.items()},
-        generate=functools.partial(starts.generate, config) if config.shape == 2 else None,
-        parameters=("clues",) if config.shape == 2 else (),
         describe=functools.partial(describe, v),
         tokens_are=v.describe(),
     )

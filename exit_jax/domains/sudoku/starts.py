@@ -1,4 +1,4 @@
-"""Other starts of sudokus: some blanks filled from the solution, one clue more or less, and fresh puzzles; all in jnp.
+"""Other starts of sudokus: some blanks filled from the solution, one clue more or less; all in jnp.
 
 Gold are the solutions of a split's puzzles, int32 [K, C], of 4x4 ones all that belong to the split. So nothing that is made
 here can be a puzzle of another split, as these are kept apart by solution.
@@ -12,11 +12,9 @@ from exit_jax.algorithm.gold import replace_where, share
 from exit_jax.algorithm.prompts import piece
 from exit_jax.domains.sudoku import puzzles
 from exit_jax.domains.sudoku.grading import known_solutions, make_puzzles, quality
-from exit_jax.domains.sudoku.grids import content_pieces, pack_grids, unpack, vocabulary_of
+from exit_jax.domains.sudoku.grids import content_pieces, unpack, vocabulary_of
 from exit_jax.domains.sudoku.settings import SudokuConfig
 from exit_jax.types import GENERATED, Array, History
-
-NUM_TRIES = 16  # orders in which clues are taken away; one in three gets down to 4 clues of 4x4
 
 
 def gold(config: SudokuConfig, split: str) -> np.ndarray:
@@ -67,40 +65,6 @@ def edit(config: SudokuConfig, solutions: Array, history: History, level: Array,
     pieces = content_pieces(config, edited, edited, jnp.zeros_like(history.step) - 1)
     ok = known & options.any(-1) & (history.step < 0)
     return replace_where(ok, level > 0, history, pieces, task=number_of(edited))
-
-
-def generate(config: SudokuConfig, solutions: Array, key: Array, parameters: Array) -> History:
-    """Make puzzles [B] with an only solution among ``solutions``, as the tables' are made; 4x4 only.
-
-    Cells are emptied in random order while the solution stays the only one, down to as many clues as the parameter says: 0 the
-    fewest, 1 the most of ``num_clues``. Of NUM_TRIES orders the first that gets there counts, or else that with fewest clues.
-
-    Args:
-      parameters: float32 [B, 1].
-    """
-    count, (fewest, most) = parameters.shape[0], config.num_clues
-    wanted = jnp.clip(fewest + jnp.floor(parameters[:, 0] * (most - fewest + 1)), fewest, most).astype(jnp.int32)
-    row_key, order_key = jax.random.split(key)
-    solution = solutions[jax.random.randint(row_key, (count,), 0, solutions.shape[0])]
-    every = jnp.asarray(known_solutions(config))
-    differs = (solution[:, None] != every[None]).astype(jnp.int32)  # [B, K, C]: cells that tell a solution from another
-    cells = solution.shape[-1]
-    order = jnp.argsort(jax.random.uniform(order_key, (count, NUM_TRIES, cells)), axis=-1)
-
-    def empty(state: tuple[Array, Array], cell: Array) -> tuple[tuple[Array, Array], None]:
-        clued, telling = state  # bool [B, N, C]; int32 [B, N, K]: clues that a solution is not of
-        without = telling - jnp.take_along_axis(differs.swapaxes(1, 2), cell[..., None], axis=1)
-        removes = ((without == 0).sum(-1) == 1) & (clued.sum(-1) > wanted[:, None])
-        here = jnp.arange(cells)[None, None] == cell[..., None]
-        return (clued & ~(here & removes[..., None]), jnp.where(removes[..., None], without, telling)), None
-
-    full = jnp.ones(order.shape, bool)
-    telling = jnp.broadcast_to(differs.sum(-1)[:, None], (*order.shape[:2], every.shape[0]))
-    (clued, _), _ = jax.lax.scan(empty, (full, telling), jnp.moveaxis(order, -1, 0))
-    best = jnp.argmin(clued.sum(-1), axis=-1)  # none has fewer than are wanted; of equal ones the first
-    clued = jnp.take_along_axis(clued, best[:, None, None], axis=1)[:, 0]
-    given = jnp.where(clued, solution, 0)
-    return pack_grids(config, given, given, jnp.full((count,), -1), task=number_of(given))
 
 
 def number_of(given: Array) -> Array:
