@@ -106,6 +106,9 @@ MUTATIONS = [
             "grades.insertable & (True if",
             f"{BUFFER}::test_unchanged_and_unfinished_answers_stay_out_and_are_counted",
         ),
+    ),
+    *mutations(
+        "algorithm/in_flight.py",
         (
             "a batch in flight is drawn again",
             "cursor=state.cursor + num_drawn",
