@@ -52,6 +52,7 @@ def test_one_step_agrees_on_all_meshes(word):
         np.testing.assert_allclose(metrics[name], other_metrics[name], rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restart", ["base", "last"])
 def test_where_a_round_begins_and_at_what_rate(restart, tmp_path):
     changes = {

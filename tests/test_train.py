@@ -296,6 +296,7 @@ def test_grading_on_the_host_changes_nothing(whole, tmp_path):
     assert int(on_host.step) == 3
 
 
+@pytest.mark.slow
 def test_second_attempts_are_the_same_with_grading_on_the_host(tmp_path):
     once = {"steps_per_call": 1, "num_iterations": 2, "checkpoint_every": 2}
     train.train(smoke("variant=exit-srpo", **once), tmp_path / "device")
@@ -471,7 +472,14 @@ def test_other_optimizers_train_and_resume(kind, tmp_path):
     assert_same(whole, resumed)
 
 
-@pytest.mark.parametrize("word", ["dump", "ghpo", "refill", "regroup", "restem", "spear", "srpo"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "dump",
+        "refill",
+        *(pytest.param(w, marks=pytest.mark.slow) for w in ("ghpo", "regroup", "restem", "spear", "srpo")),
+    ],
+)
 def test_a_method_resumes_exactly(word, tmp_path):
     rounds = {"algorithm.right_at": 0.05, "algorithm.rounds.iterations": 3, "algorithm.num_epochs": 2}
     config = smoke(f"variant=exit-{word}", rounds if word == "restem" else {}, num_iterations=10)
