@@ -85,7 +85,7 @@ def no_waiting_for_lost() -> Iterator[None]:
     except Interrupted:
         raise
     except Exception as error:
-        if jax.process_count() == 1:
+        if not jax.distributed.is_initialized() or jax.process_count() == 1:
             raise
         said = f"{type(error).__name__}: {error}".partition("\n")[0]
         is_lost = isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in SIGNS_OF_LOSS)
