@@ -18,9 +18,8 @@ class InFlight:
     state: State
     instances: Instances  # of the batch that is learnt from next
     rollouts: Rollouts
-    later: Any = (
-        younger()
-    )  # the batches after it, a tuple in the order in which they were sampled; None where there is none
+    # the batches after it, a tuple in the order in which they were sampled; None where there is none
+    later: Any = younger()
 
     @classmethod
     def of(cls, state: State, batches: Sequence[Batch]) -> "InFlight":

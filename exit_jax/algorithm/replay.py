@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from exit_jax.algorithm.grpo import Rows
+from exit_jax.algorithm.method_settings import ReplayConfig
 from exit_jax.algorithm.pool import widened
-from exit_jax.algorithm.settings import ExItConfig, ReplayConfig
+from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import Array, Instances, Replay, Rollouts
 
 EMPTY = -1

@@ -9,8 +9,9 @@ from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm import curricula, schedules, start_levels
 from exit_jax.algorithm.buffer_draws import DRAWS
 from exit_jax.algorithm.curricula.core import Units
+from exit_jax.algorithm.method_settings import StartsConfig
 from exit_jax.algorithm.prompts import Template, render_by_mode
-from exit_jax.algorithm.settings import ExItConfig, StartsConfig
+from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.algorithm.streams import stream
 from exit_jax.types import BASE, DIVERGE, GENERATED, IMPROVE, Array, History, Instances, State
 

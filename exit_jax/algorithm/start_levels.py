@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from exit_jax.algorithm.settings import StartsConfig
+from exit_jax.algorithm.method_settings import StartsConfig
 from exit_jax.types import Array, StartLevel
 
 

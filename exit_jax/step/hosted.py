@@ -48,9 +48,8 @@ class StepPrograms:
     reshard: Callable[[Constants, Params], Params]
     sample: Callable[[Constants, Params, Instances, Array], Rollouts]  # tasks of one turn
     turns: TurnPrograms | None  # tasks of several
-    follow: Callable[
-        [Constants, Rollouts, Grades, int], tuple[Instances, Array]
-    ]  # what is asked after rollouts, in a mode
+    # what is asked after rollouts, in a mode
+    follow: Callable[[Constants, Rollouts, Grades, int], tuple[Instances, Array]]
     sample_one: Callable[[Constants, Params, Instances, Array], Rollouts]  # a response to each of them
     learn: Callable[[Constants, State, Instances, Rollouts, Grades, Second | None], tuple[State, Metrics]]
     embed: Callable[[Rollouts], np.ndarray] | None  # embeddings by a foreign encoder, float32 [B, G, E]

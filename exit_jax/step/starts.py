@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from exit_jax.algorithm import start_levels
+from exit_jax.algorithm.method_settings import StartsConfig
 from exit_jax.algorithm.prompts import Template
 from exit_jax.algorithm.selection import Start
-from exit_jax.algorithm.settings import StartsConfig
 from exit_jax.domains.domain import Domain
 from exit_jax.errors import ConfigError
 from exit_jax.types import StartLevel

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from exit_jax.algorithm.curricula.core import Units, make_units
-from exit_jax.algorithm.settings import CurriculumConfig
+from exit_jax.algorithm.method_settings import CurriculumConfig
 from exit_jax.domains.domain import Domain
 from exit_jax.errors import ConfigError
 from exit_jax.step.starts import train_tasks

@@ -18,8 +18,8 @@ from exit_jax.algorithm.curricula import CURRICULA, cycle, plr
 from exit_jax.algorithm.curricula.core import Told, make_units
 from exit_jax.algorithm.grpo import advantages
 from exit_jax.algorithm.learnability import SCORES, Group
+from exit_jax.algorithm.method_settings import CurriculumConfig
 from exit_jax.algorithm.selection import draw_base
-from exit_jax.algorithm.settings import CurriculumConfig
 
 B, G, X = 6, 4, 5
 LABELS = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 4, 4])  # of 12 tasks

@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from exit_jax.algorithm import grpo, replay
-from exit_jax.algorithm.settings import ExItConfig, ReplayConfig
+from exit_jax.algorithm.method_settings import ReplayConfig
+from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import Instances, Rollouts
 
 B, G, P, T, V = 3, 4, 5, 6, 7

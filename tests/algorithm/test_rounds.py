@@ -12,7 +12,8 @@ from test_admission import make_groups
 
 from exit_jax.algorithm import pool as pools
 from exit_jax.algorithm import rounds
-from exit_jax.algorithm.settings import ExItConfig, ReplayConfig, RoundsConfig
+from exit_jax.algorithm.method_settings import ReplayConfig, RoundsConfig
+from exit_jax.algorithm.settings import ExItConfig
 from exit_jax.types import Instances
 
 B, G = 4, 3

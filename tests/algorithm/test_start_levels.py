@@ -11,8 +11,8 @@ from exit_jax.algorithm import buffer as buffers
 from exit_jax.algorithm import start_levels
 from exit_jax.algorithm.gold import replace_where
 from exit_jax.algorithm.iteration import init_state, with_learnt_prompt, without_starts
+from exit_jax.algorithm.method_settings import StartsConfig
 from exit_jax.algorithm.selection import select
-from exit_jax.algorithm.settings import StartsConfig
 from exit_jax.types import BASE, GENERATED, IMPROVE
 
 WON, LOST, MIXED = [1.0, 1.0], [0.0, 0.0], [0.0, 1.0]

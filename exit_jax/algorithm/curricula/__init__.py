@@ -29,7 +29,7 @@ from exit_jax.algorithm.curricula import (
 from exit_jax.algorithm.curricula.core import CurriculumState, Method, Told, Units, next_tasks, normal, units_of
 from exit_jax.algorithm.draws import draw_by_weight
 from exit_jax.algorithm.learnability import Group
-from exit_jax.algorithm.settings import CurriculumConfig
+from exit_jax.algorithm.method_settings import CurriculumConfig
 from exit_jax.algorithm.streams import stream
 from exit_jax.types import Array, Instances, Metrics
 

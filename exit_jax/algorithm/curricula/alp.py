@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from exit_jax.algorithm.curricula.core import Told, Units, by_unit, with_floor
-from exit_jax.algorithm.settings import CurriculumConfig
+from exit_jax.algorithm.method_settings import CurriculumConfig
 from exit_jax.types import Array, pytree
 
 READS = ("rate", "floor")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from exit_jax.algorithm.learnability import Group
-from exit_jax.algorithm.settings import CurriculumConfig
+from exit_jax.algorithm.method_settings import CurriculumConfig
 from exit_jax.algorithm.streams import stream
 from exit_jax.types import Array, Instances, pytree
 

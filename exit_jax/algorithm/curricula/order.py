@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from exit_jax.algorithm.curricula.core import Told, Units
-from exit_jax.algorithm.settings import CurriculumConfig
+from exit_jax.algorithm.method_settings import CurriculumConfig
 from exit_jax.types import Array
 
 READS = ("over", "reverse")

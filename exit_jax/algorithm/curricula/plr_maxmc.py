@@ -3,7 +3,7 @@
 from exit_jax.algorithm.curricula import plr
 from exit_jax.algorithm.curricula.core import Told, Units, by_unit
 from exit_jax.algorithm.curricula.plr import Levels, create, weights
-from exit_jax.algorithm.settings import CurriculumConfig
+from exit_jax.algorithm.method_settings import CurriculumConfig
 
 READS = ("staleness", "rank_exponent", "replay_prob")
 __all__ = ["READS", "create", "observe", "weights"]

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from exit_jax.algorithm.curricula.core import Told, Units, with_floor
-from exit_jax.algorithm.settings import CurriculumConfig
+from exit_jax.algorithm.method_settings import CurriculumConfig
 from exit_jax.types import Array
 
 READS = ("replay", "floor")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from exit_jax.algorithm.curricula.core import Told, Units
-from exit_jax.algorithm.settings import CurriculumConfig
+from exit_jax.algorithm.method_settings import CurriculumConfig
 from exit_jax.types import Array, pytree
 
 READS = ("discount", "target")

@@ -4,7 +4,7 @@ from typing import Any
 
 from exit_jax.algorithm.curricula import core
 from exit_jax.algorithm.curricula.core import Told, Units
-from exit_jax.algorithm.settings import CurriculumConfig
+from exit_jax.algorithm.method_settings import CurriculumConfig
 from exit_jax.types import Array
 
 READS = ()
